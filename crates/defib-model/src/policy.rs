@@ -1,0 +1,251 @@
+//! How to decide: thresholds, brakes, throttles. Cluster-wide, versioned, changed by a logged command.
+
+use alloc::{format, string::String};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Millis;
+
+/// When silence means something.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DetectionPolicy {
+    /// Time between two heartbeats of an agent, per path.
+    pub heartbeat_interval: Millis,
+    /// How many missed beats on all paths make an observer ask; the floor of its adaptive threshold.
+    pub ask_after_beats: u32,
+    /// Silence that makes an observer vote; the floor of its adaptive threshold.
+    pub act_after: Millis,
+    /// The ceiling of both adaptive thresholds, however bad a path has been.
+    pub act_after_max: Millis,
+    /// What an observer grants every host after its own start before it may think ill of it.
+    pub start_grace: Millis,
+    /// What a host is granted after it announced a stop for an upgrade.
+    pub upgrade_grace: Millis,
+}
+
+/// The right to run VMs. See design 4.1: the vote waits `lease × (1 + ε) + watchdog`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeasePolicy {
+    /// How long a replica's promise lasts.
+    pub lease: Millis,
+    /// How long after the loss of its lease a host's VMs may still run at most.
+    pub watchdog: Millis,
+    /// ε: how far two monotonic clocks may drift apart, in parts per million.
+    pub drift_ppm: u32,
+    /// How long a neighbour's answer counts, from when it was asked.
+    pub answer_freshness: Millis,
+}
+
+impl LeasePolicy {
+    /// What a replica waits after its last promise before it votes that a lease has run out.
+    #[must_use]
+    pub const fn expiry_wait(&self) -> Millis {
+        self.lease.with_drift(self.drift_ppm).plus(self.watchdog.with_drift(self.drift_ppm))
+    }
+
+    /// How long a majority of hosts must have held leases without a break before an expired lease
+    /// counts as proof: what an isolated host may still live on after its last good answer.
+    #[must_use]
+    pub const fn majority_wait(&self) -> Millis {
+        self.answer_freshness.plus(self.watchdog).with_drift(self.drift_ppm)
+    }
+}
+
+/// How death is read back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FencingPolicy {
+    /// How many readings of `Off` in a row prove it; at least 2.
+    pub confirm_reads: u32,
+    /// Time between two such readings.
+    pub confirm_spacing: Millis,
+    /// How long one attempt of one level may take.
+    pub attempt_timeout: Millis,
+    /// Pause before the next attempt after all levels failed.
+    pub retry_pause: Millis,
+}
+
+/// How restarts are paced.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// Starts under way on one host at once.
+    pub starts_per_host: u32,
+    /// Starts under way on one datastore at once.
+    pub starts_per_datastore: u32,
+    /// Starts under way in the cluster at once.
+    pub starts_total: u32,
+    /// What a tier waits for the readiness of the one before it at most.
+    pub tier_timeout: Millis,
+    /// What a tier waits in addition after the one before it is ready.
+    pub tier_delay: Millis,
+    /// After which a start that gave no answer is cancelled and placed anew.
+    pub start_timeout: Millis,
+    /// Starts of one VM in one recovery before it is handed to a human.
+    pub attempts: u32,
+}
+
+/// When automatic action stops. Fences with positive proof (BMC reads off, new boot id, operator) are exempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BrakePolicy {
+    /// Hosts that may be fenced without positive proof within `window`; at least this many, even if
+    /// the share says less.
+    pub hosts: u32,
+    /// The same as a share of all hosts, in percent.
+    pub percent: u32,
+    /// Hosts of one fault domain (of the narrowest level) that may be fenced without positive proof within `window`.
+    pub hosts_per_domain: u32,
+    /// The window.
+    pub window: Millis,
+    /// Returns of one host within ten windows after which it is no longer used automatically.
+    pub flap_limit: u32,
+}
+
+/// Everything that operators may tune for the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Policy {
+    /// When silence means something.
+    pub detection: DetectionPolicy,
+    /// Leases and self-fencing.
+    pub lease: LeasePolicy,
+    /// Fencing and its proof.
+    pub fencing: FencingPolicy,
+    /// Pace of restarts.
+    pub restart: RestartPolicy,
+    /// When to stop.
+    pub brakes: BrakePolicy,
+}
+
+impl Default for Policy {
+    /// 100 ms beats, ask after 3, act after 1 s, lease 5 s, watchdog 5 s.
+    fn default() -> Self {
+        Self {
+            detection: DetectionPolicy {
+                heartbeat_interval: Millis(100),
+                ask_after_beats: 3,
+                act_after: Millis(1000),
+                act_after_max: Millis(5000),
+                start_grace: Millis(5000),
+                upgrade_grace: Millis(30_000),
+            },
+            lease: LeasePolicy {
+                lease: Millis(5000),
+                watchdog: Millis(5000),
+                drift_ppm: 1000,
+                answer_freshness: Millis(2000),
+            },
+            fencing: FencingPolicy {
+                confirm_reads: 2,
+                confirm_spacing: Millis(50),
+                attempt_timeout: Millis(10_000),
+                retry_pause: Millis(2000),
+            },
+            restart: RestartPolicy {
+                starts_per_host: 8,
+                starts_per_datastore: 64,
+                starts_total: 64,
+                tier_timeout: Millis(120_000),
+                tier_delay: Millis::ZERO,
+                start_timeout: Millis(60_000),
+                attempts: 5,
+            },
+            brakes: BrakePolicy {
+                hosts: 1,
+                percent: 20,
+                hosts_per_domain: 1,
+                window: Millis(600_000),
+                flap_limit: 3,
+            },
+        }
+    }
+}
+
+impl Policy {
+    /// 20 ms beats and short thresholds, for hosts with instant BMCs and a good network.
+    #[must_use]
+    pub fn fast() -> Self {
+        let mut policy = Self::default();
+        policy.detection.heartbeat_interval = Millis(20);
+        policy.detection.ask_after_beats = 3;
+        policy.detection.act_after = Millis(700);
+        policy.fencing.confirm_spacing = Millis(20);
+        policy
+    }
+
+    /// Refuses combinations that contradict each other or the safety argument.
+    ///
+    /// # Errors
+    /// The first contradiction: its field and what to do.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        let detection = &self.detection;
+        let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats));
+        if detection.heartbeat_interval < Millis(10) || detection.heartbeat_interval > Millis(10_000) {
+            return Err(("detection.heartbeat-interval", format!("{} is not between 10ms and 10s", detection.heartbeat_interval)));
+        }
+        if detection.ask_after_beats < 2 {
+            return Err(("detection.ask-after-beats", "one late datagram would raise a question; give at least 2".into()));
+        }
+        if detection.act_after < ask.times(2) {
+            return Err(("detection.act-after", format!("{} is less than twice the silence that asks ({ask})", detection.act_after)));
+        }
+        if detection.act_after_max < detection.act_after {
+            return Err(("detection.act-after-max", "is less than act-after".into()));
+        }
+        if self.lease.lease < detection.heartbeat_interval.times(10) {
+            return Err(("lease.lease", "is less than ten heartbeats; a few lost datagrams would stop VMs".into()));
+        }
+        if self.lease.watchdog < Millis(1000) {
+            return Err(("lease.watchdog", "is less than 1s; hardware watchdogs count whole seconds".into()));
+        }
+        if self.lease.drift_ppm > 100_000 {
+            return Err(("lease.drift-ppm", "is more than 10 %; such a clock is broken".into()));
+        }
+        if self.lease.answer_freshness < Millis(200) || self.lease.answer_freshness > self.lease.watchdog {
+            return Err(("lease.answer-freshness", "is not between 200ms and the watchdog's time".into()));
+        }
+        if self.fencing.confirm_reads < 2 {
+            return Err(("fencing.confirm-reads", "one reading is no proof; give at least 2".into()));
+        }
+        if self.fencing.attempt_timeout < Millis(100) {
+            return Err(("fencing.attempt-timeout", "is less than 100ms; no BMC answers in that".into()));
+        }
+        let restart = &self.restart;
+        for (field, value) in [
+            ("restart.starts-per-host", restart.starts_per_host),
+            ("restart.starts-per-datastore", restart.starts_per_datastore),
+            ("restart.starts-total", restart.starts_total),
+            ("restart.attempts", restart.attempts),
+        ] {
+            if value == 0 {
+                return Err((field, "is 0: nothing would ever start; use pause instead".into()));
+            }
+        }
+        if self.brakes.percent > 100 {
+            return Err(("brakes.percent", format!("{} is more than 100", self.brakes.percent)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_profiles_are_valid() {
+        Policy::default().validate().unwrap();
+        Policy::fast().validate().unwrap();
+    }
+
+    #[test]
+    fn a_single_power_reading_is_never_enough() {
+        let mut policy = Policy::default();
+        policy.fencing.confirm_reads = 1;
+        assert_eq!(policy.validate().unwrap_err().0, "fencing.confirm-reads");
+    }
+
+    #[test]
+    fn the_vote_waits_longer_than_any_clock_within_the_drift_can_show() {
+        let lease = Policy::default().lease;
+        assert_eq!(lease.expiry_wait(), Millis(5005 + 5005));
+        assert_eq!(lease.majority_wait(), Millis(7007));
+    }
+}
