@@ -310,7 +310,9 @@ impl Inventory {
                     {
                         return wrong(
                             format!("hosts.{id}.fencing"),
-                            format!("{kind} {value} is recorded for host {other} too; one of the two is wrong"),
+                            format!(
+                                "{kind} {value} is recorded for host {other} too; one of the two is wrong"
+                            ),
                         );
                     }
                 }
@@ -327,7 +329,11 @@ impl Inventory {
                     return wrong(format!("vms.{id}.depends-on"), format!("there is no VM {other}"));
                 }
             }
-            if !self.hosts.values().any(|host| host.capacity.fits(&vm.resources) && host.labels.is_superset(&vm.requires)) {
+            if !self
+                .hosts
+                .values()
+                .any(|host| host.capacity.fits(&vm.resources) && host.labels.is_superset(&vm.requires))
+            {
                 return wrong(
                     format!("vms.{id}"),
                     "no host has the capacity and the labels that it asks for; it could never run".into(),
@@ -347,7 +353,10 @@ impl Inventory {
                     return wrong(format!("groups.{id}.rules"), "names a level that does not exist".into());
                 }
                 if rule.limit == 0 {
-                    return wrong(format!("groups.{id}.rules"), format!("limit per {name} is 0; give at least 1"));
+                    return wrong(
+                        format!("groups.{id}.rules"),
+                        format!("limit per {name} is 0; give at least 1"),
+                    );
                 }
                 if !rule.hard {
                     continue;
@@ -374,7 +383,8 @@ impl Inventory {
     /// The domain that holds `host` at `level`; the host itself below the last level.
     #[must_use]
     pub fn domain_of(host: &Host, level: usize) -> Vec<&str> {
-        let mut path: Vec<&str> = host.domain.0.iter().take(level.saturating_add(1)).map(String::as_str).collect();
+        let mut path: Vec<&str> =
+            host.domain.0.iter().take(level.saturating_add(1)).map(String::as_str).collect();
         if level >= host.domain.0.len() {
             path.push(host.id.as_str());
         }
@@ -383,14 +393,16 @@ impl Inventory {
 
     fn validate_dependencies(&self) -> Result<(), InventoryError> {
         // Kahn's algorithm: what can't be ordered is on a cycle, or behind one.
-        let mut waiting: BTreeMap<&VmId, usize> = self.vms.iter().map(|(id, vm)| (id, vm.depends_on.len())).collect();
+        let mut waiting: BTreeMap<&VmId, usize> =
+            self.vms.iter().map(|(id, vm)| (id, vm.depends_on.len())).collect();
         let mut dependents: BTreeMap<&VmId, Vec<&VmId>> = BTreeMap::new();
         for (id, vm) in &self.vms {
             for other in &vm.depends_on {
                 dependents.entry(other).or_default().push(id);
             }
         }
-        let mut free: Vec<&VmId> = waiting.iter().filter(|(_, count)| **count == 0).map(|(id, _)| *id).collect();
+        let mut free: Vec<&VmId> =
+            waiting.iter().filter(|(_, count)| **count == 0).map(|(id, _)| *id).collect();
         while let Some(id) = free.pop() {
             waiting.remove(id);
             for dependent in dependents.get(id).into_iter().flatten() {
@@ -405,8 +417,7 @@ impl Inventory {
         let Some((first, _)) = waiting.first_key_value() else { return Ok(()) };
         // Walk along unresolved dependencies until a VM repeats: that is a cycle to show.
         let mut path: Vec<&VmId> = alloc::vec![*first];
-        loop {
-            let Some(last) = path.last() else { break };
+        while let Some(last) = path.last() {
             let Some(next) = self
                 .vms
                 .get(*last)
@@ -474,7 +485,8 @@ mod tests {
 
     #[test]
     fn a_dependency_cycle_is_shown_as_a_path() {
-        let error = inventory(vec![vm("a", &["b"]), vm("b", &["c"]), vm("c", &["b"])]).validate().unwrap_err();
+        let error =
+            inventory(vec![vm("a", &["b"]), vm("b", &["c"]), vm("c", &["b"])]).validate().unwrap_err();
         assert_eq!(error.message, "cyclic dependency: b -> c -> b");
     }
 

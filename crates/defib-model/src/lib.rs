@@ -22,8 +22,8 @@ pub mod time;
 pub use command::{Command, Entry};
 pub use event::{Event, EventKind};
 pub use ids::{
-    BootId, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, InvalidName, LogIndex, RecoveryId, ReplicaId,
-    Subject, VmId,
+    BootId, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, InvalidName, LogIndex, RecoveryId,
+    ReplicaId, Subject, VmId,
 };
 pub use inventory::{Host, Inventory, Vm};
 pub use opinion::Opinion;

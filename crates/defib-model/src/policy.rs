@@ -178,19 +178,31 @@ impl Policy {
         let detection = &self.detection;
         let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats));
         if detection.heartbeat_interval < Millis(10) || detection.heartbeat_interval > Millis(10_000) {
-            return Err(("detection.heartbeat-interval", format!("{} is not between 10ms and 10s", detection.heartbeat_interval)));
+            return Err((
+                "detection.heartbeat-interval",
+                format!("{} is not between 10ms and 10s", detection.heartbeat_interval),
+            ));
         }
         if detection.ask_after_beats < 2 {
-            return Err(("detection.ask-after-beats", "one late datagram would raise a question; give at least 2".into()));
+            return Err((
+                "detection.ask-after-beats",
+                "one late datagram would raise a question; give at least 2".into(),
+            ));
         }
         if detection.act_after < ask.times(2) {
-            return Err(("detection.act-after", format!("{} is less than twice the silence that asks ({ask})", detection.act_after)));
+            return Err((
+                "detection.act-after",
+                format!("{} is less than twice the silence that asks ({ask})", detection.act_after),
+            ));
         }
         if detection.act_after_max < detection.act_after {
             return Err(("detection.act-after-max", "is less than act-after".into()));
         }
         if self.lease.lease < detection.heartbeat_interval.times(10) {
-            return Err(("lease.lease", "is less than ten heartbeats; a few lost datagrams would stop VMs".into()));
+            return Err((
+                "lease.lease",
+                "is less than ten heartbeats; a few lost datagrams would stop VMs".into(),
+            ));
         }
         if self.lease.watchdog < Millis(1000) {
             return Err(("lease.watchdog", "is less than 1s; hardware watchdogs count whole seconds".into()));

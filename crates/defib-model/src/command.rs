@@ -1,0 +1,342 @@
+//! What may be proposed to the replicated log. Applied by `defib-engine`'s ledger, in log order, on every
+//! replica; `apply` is total: a command that no longer makes sense becomes an event, never a panic.
+//!
+//! Evolution rule: fields and variants are only added, with a default; nothing is renamed or reused.
+
+use alloc::{collections::BTreeSet, string::String, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BootId, ClusterTime, EffectId, Epoch, HostId, Incarnation, Inventory, LogIndex, Opinion, Policy,
+    RecoveryId, ReplicaId, UnixMillis, VmId, inventory::Readiness,
+};
+
+/// A command as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Cluster time by the proposer's count; `apply` never lets it run backwards.
+    pub at: ClusterTime,
+    /// The proposer's wall clock, for people only.
+    pub wall: UnixMillis,
+    /// Who proposed it.
+    pub proposer: ReplicaId,
+    /// What is proposed.
+    pub command: Command,
+}
+
+/// One observer's change of mind about one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpinionChange {
+    /// About whom.
+    pub host: HostId,
+    /// The host's epoch as the observer knew it; an opinion of another epoch is void.
+    pub epoch: Epoch,
+    /// What it thinks now.
+    pub opinion: Opinion,
+    /// For how long the host had been silent on all paths.
+    pub silent_ms: u64,
+}
+
+/// A promise that ran out, under the conditions of the double quorum (design 4.1). Final for its epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpiryVote {
+    /// Whose lease.
+    pub host: HostId,
+    /// Of which epoch.
+    pub epoch: Epoch,
+}
+
+/// A power reading that says off, together with who says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerOffReading {
+    /// The method's place: level in the host's fencing topology.
+    pub level: usize,
+    /// The method's place within its level.
+    pub method: usize,
+    /// The identity (UUID or serial) that came with the very same answers.
+    pub identity: String,
+    /// How many readings of `Off` in a row.
+    pub reads: u32,
+}
+
+/// How an attempt to fence one level ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FenceResult {
+    /// Every method of the level was read back as off.
+    Off(Vec<PowerOffReading>),
+    /// It answered, and the host is still on.
+    StillOn {
+        /// What it answered.
+        detail: String,
+    },
+    /// Its identity is not the one recorded; no power action was sent.
+    WrongMachine {
+        /// What it answered.
+        detail: String,
+    },
+    /// No usable answer: proves nothing.
+    Unknown {
+        /// What happened.
+        detail: String,
+    },
+}
+
+/// A VM and its new place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Which VM.
+    pub vm: VmId,
+    /// The incarnation that this placement creates.
+    pub incarnation: Incarnation,
+    /// Where it is to run.
+    pub host: HostId,
+    /// That host's epoch when it was planned.
+    pub host_epoch: Epoch,
+    /// Soft rules that it breaks, in words; empty for none.
+    #[serde(default)]
+    pub broken: Vec<String>,
+}
+
+/// A VM that could not be placed, with the reasons in words: one line per kind of constraint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unplaced {
+    /// Which VM.
+    pub vm: VmId,
+    /// Which constraint excluded how many hosts.
+    pub reasons: Vec<String>,
+}
+
+/// How an order to start a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartResult {
+    /// The hypervisor runs it.
+    Running,
+    /// The agent vouches, durably, that this incarnation does not run and never will on its host.
+    NotRunning {
+        /// Why.
+        detail: String,
+    },
+}
+
+/// What an agent says of one VM on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Which VM.
+    pub vm: VmId,
+    /// Which incarnation.
+    pub incarnation: Incarnation,
+    /// Whether it runs.
+    pub running: bool,
+    /// The best readiness that it reached.
+    pub readiness: Option<Readiness>,
+}
+
+/// What an agent says of itself and its VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// Whose report.
+    pub host: HostId,
+    /// Of which boot.
+    pub boot: BootId,
+    /// The highest epoch that the agent has seen.
+    pub epoch: Epoch,
+    /// Whether a hardware watchdog is armed.
+    pub watchdog_armed: bool,
+    /// All VMs that it knows.
+    pub vms: Vec<VmReport>,
+}
+
+/// Why a host will be silent for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goodbye {
+    /// The agent restarts; VMs run on.
+    AgentRestart,
+    /// The host shuts down; all VMs have been stopped.
+    Shutdown,
+}
+
+/// A person, as their certificate names them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Operator {
+    /// Their name.
+    pub name: String,
+    /// What they said of why.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Everything that the log may hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// A replica began to observe anew. Votes of its former sessions that come later are void, and it
+    /// grants no lease before it has applied this.
+    ObserverStarted {
+        /// Which replica.
+        observer: ReplicaId,
+        /// A number that no earlier session of it had.
+        session: u64,
+    },
+    /// An observer changed its mind.
+    Opinions {
+        /// Who.
+        observer: ReplicaId,
+        /// Its session.
+        session: u64,
+        /// About whom and how.
+        changes: Vec<OpinionChange>,
+    },
+    /// An observer votes that leases have run out.
+    LeasesExpired {
+        /// Who.
+        observer: ReplicaId,
+        /// Its session.
+        session: u64,
+        /// Whose.
+        votes: Vec<ExpiryVote>,
+    },
+    /// A suspected host's BMC was asked and said off, before anybody switched anything.
+    PowerFoundOff {
+        /// Which host.
+        host: HostId,
+        /// Its epoch when asked.
+        epoch: Epoch,
+        /// What was read: all methods of one level.
+        readings: Vec<PowerOffReading>,
+    },
+    /// The leader is about to fence.
+    FenceIntended {
+        /// Which recovery.
+        recovery: RecoveryId,
+        /// The attempt that begins: 1, 2 ….
+        attempt: u32,
+        /// Which level of the host's fencing topology.
+        level: usize,
+    },
+    /// How a fence ended.
+    FenceEnded {
+        /// Which recovery.
+        recovery: RecoveryId,
+        /// Which attempt.
+        attempt: u32,
+        /// How.
+        result: FenceResult,
+    },
+    /// Where lost or new VMs are to run, and which have no place.
+    Place {
+        /// Placements, in the order of start.
+        placements: Vec<Placement>,
+        /// VMs without a place.
+        unplaced: Vec<Unplaced>,
+    },
+    /// How a start ended.
+    StartEnded {
+        /// The effect.
+        effect: EffectId,
+        /// Which VM.
+        vm: VmId,
+        /// Which incarnation.
+        incarnation: Incarnation,
+        /// Where.
+        host: HostId,
+        /// How.
+        result: StartResult,
+    },
+    /// An agent's report, proposed where it differs from what is recorded.
+    AgentReported(AgentReport),
+    /// A host comes (back) into use under a new epoch: it runs nothing that it must not run.
+    Readmit {
+        /// Which host.
+        host: HostId,
+        /// Its epoch until now.
+        epoch: Epoch,
+        /// Its present boot.
+        boot: BootId,
+        /// What its agent reported of its VMs.
+        vms: Vec<VmReport>,
+    },
+    /// An agent said that it will be silent.
+    GoodbyeSaid {
+        /// Which host.
+        host: HostId,
+        /// Of which boot.
+        boot: BootId,
+        /// Why.
+        goodbye: Goodbye,
+    },
+    /// An operator vouches that a host is dead: the gravest command there is.
+    ConfirmDead {
+        /// Which host.
+        host: HostId,
+        /// Its epoch, so that an old confirmation can't hit a host that came back.
+        epoch: Epoch,
+        /// Who.
+        operator: Operator,
+    },
+    /// An operator wants a host fenced now.
+    FenceHost {
+        /// Which host.
+        host: HostId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Who.
+        operator: Operator,
+    },
+    /// An operator stops or resumes automatic action: what is under way ends, nothing new begins.
+    Pause {
+        /// Stop or resume.
+        paused: bool,
+        /// Who.
+        operator: Operator,
+    },
+    /// A new policy.
+    SetPolicy {
+        /// The policy.
+        policy: Policy,
+        /// The version that it replaces; another one in force means refusal.
+        replaces: u64,
+        /// Who.
+        operator: Operator,
+    },
+    /// A new inventory.
+    SetInventory {
+        /// The inventory.
+        inventory: Inventory,
+        /// The version that it replaces.
+        replaces: u64,
+        /// Who.
+        operator: Operator,
+    },
+    /// The replicas that vote in the log have changed.
+    ReplicasChanged {
+        /// All voters from now on.
+        voters: BTreeSet<ReplicaId>,
+    },
+    /// A join token was used; it can't be used again.
+    JoinTokenUsed {
+        /// The token's nonce, hexadecimal.
+        nonce: String,
+        /// For whom it was.
+        identity: String,
+    },
+    /// A leader was elected and begins.
+    LeaderStarted {
+        /// Its term.
+        term: u64,
+    },
+    /// Time passes while something waits for it.
+    Tick,
+}
+
+/// A command together with where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Its position.
+    pub index: LogIndex,
+    /// What stands there.
+    pub entry: Entry,
+}

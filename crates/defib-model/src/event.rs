@@ -1,0 +1,481 @@
+//! What has happened: born where a command is applied, so every replica derives the same events with the
+//! same numbers, chained by SHA-256 so that a reader alone can tell whether one is missing or altered.
+
+use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId,
+    UnixMillis, VmId, command::Operator, inventory::Readiness,
+};
+
+/// Why death is certain.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProofKind {
+    /// The BMC read off before anybody switched anything: the host had lost its power.
+    PowerFoundOff {
+        /// The identity that was read along with it.
+        identity: String,
+        /// Readings in a row.
+        reads: u32,
+    },
+    /// The fence was read back as off.
+    PowerFenced {
+        /// The identity that was read along with it.
+        identity: String,
+        /// Readings in a row.
+        reads: u32,
+    },
+    /// The lease ran out under a watchdog (or the operator's trust), while a majority of hosts held theirs.
+    LeaseExpired {
+        /// Who voted so.
+        voters: Vec<ReplicaId>,
+    },
+    /// The host runs a new boot.
+    NewBoot {
+        /// The boot that is over.
+        former: BootId,
+        /// The boot that runs.
+        now: BootId,
+    },
+    /// The host said that it had stopped everything.
+    CleanShutdown,
+    /// A person vouches.
+    OperatorWord {
+        /// Who.
+        operator: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl ProofKind {
+    /// Whether it is positive: something said so, as opposed to silence that lasted long enough.
+    #[must_use]
+    pub const fn is_positive(&self) -> bool {
+        !matches!(self, Self::LeaseExpired { .. })
+    }
+}
+
+impl fmt::Display for ProofKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerFoundOff { identity, reads } => {
+                write!(f, "power found off ({reads} readings of {identity})")
+            }
+            Self::PowerFenced { identity, reads } => {
+                write!(f, "power off, read back ({reads} readings of {identity})")
+            }
+            Self::LeaseExpired { voters } => {
+                let voters: Vec<String> = voters.iter().map(|voter| format!("r{voter}")).collect();
+                write!(f, "lease expired (votes of {})", voters.join(", "))
+            }
+            Self::NewBoot { former, now } => write!(f, "new boot id {now} (was {former})"),
+            Self::CleanShutdown => f.write_str("clean shutdown"),
+            Self::OperatorWord { operator, reason } => write!(f, "operator {operator} vouches: {reason}"),
+        }
+    }
+}
+
+/// Where a recovery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// A quorum of observers asks.
+    Suspected,
+    /// The verdict: a quorum of observers votes dead, but a brake or a missing method holds the fence back.
+    Confirmed,
+    /// A fence is under way.
+    Fencing,
+    /// Nothing proves the death yet; waits for the lease, a BMC that comes back, or an operator.
+    Unconfirmed,
+    /// Death is proven.
+    Fenced,
+    /// Its VMs are being restarted.
+    Restarting,
+    /// Every VM of it that may run runs.
+    Recovered,
+    /// The host was alive after all, or came back before its death was proven.
+    Abandoned,
+}
+
+impl Phase {
+    /// Whether nothing more will happen to this recovery.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Recovered | Self::Abandoned)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Suspected => "suspected",
+            Self::Confirmed => "confirmed",
+            Self::Fencing => "fencing",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Fenced => "fenced",
+            Self::Restarting => "restarting",
+            Self::Recovered => "recovered",
+            Self::Abandoned => "abandoned",
+        })
+    }
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A leader began.
+    LeaderStarted {
+        /// Who.
+        leader: ReplicaId,
+        /// Its term.
+        term: u64,
+    },
+    /// A replica began to observe.
+    ObserverStarted {
+        /// Who.
+        observer: ReplicaId,
+    },
+    /// The voters of the log changed.
+    ReplicasChanged {
+        /// All voters from now on.
+        voters: BTreeSet<ReplicaId>,
+    },
+    /// An observer changed its mind about a host.
+    OpinionChanged {
+        /// Who.
+        observer: ReplicaId,
+        /// About whom.
+        host: HostId,
+        /// Until now.
+        from: Opinion,
+        /// From now on.
+        to: Opinion,
+        /// Silence on all paths, in milliseconds.
+        silent_ms: u64,
+    },
+    /// An observer voted that a lease has run out.
+    LeaseExpiryVoted {
+        /// Who.
+        observer: ReplicaId,
+        /// Whose lease.
+        host: HostId,
+        /// Of which epoch.
+        epoch: Epoch,
+    },
+    /// A quorum asks: a recovery was opened.
+    HostSuspected {
+        /// Which host.
+        host: HostId,
+    },
+    /// The verdict.
+    HostConfirmed {
+        /// Which host.
+        host: HostId,
+        /// The epoch that it condemns the host's agent to be refused in.
+        epoch: Epoch,
+        /// In words.
+        detail: String,
+    },
+    /// A recovery ended because the host is alive.
+    RecoveryAbandoned {
+        /// Which host.
+        host: HostId,
+        /// Why.
+        detail: String,
+    },
+    /// A brake holds action back.
+    BrakeEngaged {
+        /// Which host it protects.
+        host: HostId,
+        /// Which brake, with its numbers, and what releases it.
+        detail: String,
+    },
+    /// A brake let go.
+    BrakeReleased {
+        /// Which host it protected.
+        host: HostId,
+    },
+    /// A fence is about to be sent.
+    FenceIntended {
+        /// Which host.
+        host: HostId,
+        /// Attempt.
+        attempt: u32,
+        /// Level of its fencing topology.
+        level: usize,
+    },
+    /// A fence did not bring proof.
+    FenceFailed {
+        /// Which host.
+        host: HostId,
+        /// Attempt.
+        attempt: u32,
+        /// What was answered, and what happens next.
+        detail: String,
+    },
+    /// Nothing proves the death: an operator is needed, or the lease must run out.
+    HostUnconfirmed {
+        /// Which host.
+        host: HostId,
+        /// Why, and what would help.
+        detail: String,
+    },
+    /// Death is proven.
+    DeathProven {
+        /// Which host.
+        host: HostId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// By what.
+        proof: ProofKind,
+    },
+    /// A VM has a new place.
+    VmPlaced {
+        /// Which VM.
+        vm: VmId,
+        /// Where.
+        host: HostId,
+        /// Its new incarnation.
+        incarnation: Incarnation,
+        /// Where it was, if it was anywhere.
+        from: Option<HostId>,
+        /// Soft rules that the place breaks.
+        broken: Vec<String>,
+    },
+    /// A VM has no place.
+    VmUnplaced {
+        /// Which VM.
+        vm: VmId,
+        /// The constraints that exclude the hosts.
+        reasons: Vec<String>,
+    },
+    /// A VM runs.
+    VmRunning {
+        /// Which VM.
+        vm: VmId,
+        /// Where.
+        host: HostId,
+        /// Which incarnation.
+        incarnation: Incarnation,
+    },
+    /// A VM reached a readiness.
+    VmReady {
+        /// Which VM.
+        vm: VmId,
+        /// What it reached.
+        readiness: Readiness,
+    },
+    /// A VM was found not to run although it should, or its start failed: proven by its agent.
+    VmDown {
+        /// Which VM.
+        vm: VmId,
+        /// Where.
+        host: HostId,
+        /// Which incarnation.
+        incarnation: Incarnation,
+        /// Why.
+        detail: String,
+    },
+    /// A VM failed too often and waits for a human.
+    VmGivenUp {
+        /// Which VM.
+        vm: VmId,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// All that can be restarted runs.
+    HostRecovered {
+        /// Which host.
+        host: HostId,
+        /// VMs that run elsewhere.
+        restarted: usize,
+        /// VMs that still have no place.
+        left: usize,
+    },
+    /// A host is in use (again).
+    HostReadmitted {
+        /// Which host.
+        host: HostId,
+        /// Its new epoch.
+        epoch: Epoch,
+        /// Its boot.
+        boot: BootId,
+    },
+    /// A host comes and goes too often and is not used any more until an operator says so.
+    HostQuarantined {
+        /// Which host.
+        host: HostId,
+        /// Its returns within the window.
+        returns: u32,
+    },
+    /// An agent said that it will be silent.
+    GoodbyeSaid {
+        /// Which host.
+        host: HostId,
+        /// In words.
+        detail: String,
+    },
+    /// An agent's watchdog was armed or disarmed.
+    WatchdogChanged {
+        /// Which host.
+        host: HostId,
+        /// Armed or not.
+        armed: bool,
+    },
+    /// An operator did something.
+    OperatorActed {
+        /// Who, and why.
+        operator: Operator,
+        /// What.
+        action: String,
+    },
+    /// A new policy is in force.
+    PolicyChanged {
+        /// Its version.
+        version: u64,
+    },
+    /// A new inventory is in force.
+    InventoryChanged {
+        /// Its version.
+        version: u64,
+    },
+    /// A host joined by token.
+    JoinTokenUsed {
+        /// For whom it was.
+        identity: String,
+    },
+    /// A command came too late or made no sense any more; nothing changed.
+    CommandRefused {
+        /// Which kind of command.
+        command: String,
+        /// Why.
+        detail: String,
+    },
+    /// An invariant does not hold: automatic action is off until an operator resumes.
+    Disarmed {
+        /// Which invariant and how.
+        detail: String,
+    },
+}
+
+/// An event as it stands in the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// 1, 2, 3 … without a gap.
+    pub seq: EventSeq,
+    /// The log entry that it came from.
+    pub index: LogIndex,
+    /// Its place among the events of that entry, from 0.
+    pub ordinal: u32,
+    /// Cluster time.
+    pub at: ClusterTime,
+    /// Wall clock of the proposer, for people.
+    pub wall: UnixMillis,
+    /// The recovery that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryId>,
+    /// The event that led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<EventSeq>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+    /// SHA-256 over the former event's hash and this event without its hash, hexadecimal.
+    pub hash: String,
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LeaderStarted { leader, term } => write!(f, "replica r{leader} leads in term {term}"),
+            Self::ObserverStarted { observer } => write!(f, "replica r{observer} observes"),
+            Self::ReplicasChanged { voters } => {
+                let voters: Vec<String> = voters.iter().map(|voter| format!("r{voter}")).collect();
+                write!(f, "replicas are {}", voters.join(", "))
+            }
+            Self::OpinionChanged { observer, host, from, to, silent_ms } => {
+                let word = match to {
+                    Opinion::Alive => "hears it again",
+                    Opinion::Asks => "asks",
+                    Opinion::Dead if *from == Opinion::Dead => "repeats dead",
+                    Opinion::Dead => "votes dead",
+                };
+                write!(f, "host {host}: r{observer} {word} (silent {silent_ms} ms)")
+            }
+            Self::LeaseExpiryVoted { observer, host, epoch } => {
+                write!(f, "host {host}: r{observer} votes that the lease of epoch {epoch} has run out")
+            }
+            Self::HostSuspected { host } => write!(f, "host {host}: suspected by a quorum"),
+            Self::HostConfirmed { host, epoch, detail } => {
+                write!(f, "host {host}: confirmed down, epoch {epoch}: {detail}")
+            }
+            Self::RecoveryAbandoned { host, detail } => {
+                write!(f, "host {host}: recovery abandoned: {detail}")
+            }
+            Self::BrakeEngaged { host, detail } => write!(f, "host {host}: brake engaged: {detail}"),
+            Self::BrakeReleased { host } => write!(f, "host {host}: brake released"),
+            Self::FenceIntended { host, attempt, level } => {
+                write!(f, "host {host}: fence intended, attempt {attempt}, level {level}")
+            }
+            Self::FenceFailed { host, attempt, detail } => {
+                write!(f, "host {host}: fence attempt {attempt} brought no proof: {detail}")
+            }
+            Self::HostUnconfirmed { host, detail } => write!(f, "host {host}: unconfirmed: {detail}"),
+            Self::DeathProven { host, epoch, proof } => {
+                write!(f, "host {host}: death proven for epoch {epoch}: {proof}")
+            }
+            Self::VmPlaced { vm, host, incarnation, from, broken } => {
+                write!(f, "vm {vm}: placed on {host} as incarnation {incarnation}")?;
+                if let Some(from) = from {
+                    write!(f, " (was on {from})")?;
+                }
+                if !broken.is_empty() {
+                    write!(f, ", breaking {}", broken.join("; "))?;
+                }
+                Ok(())
+            }
+            Self::VmUnplaced { vm, reasons } => write!(f, "vm {vm}: no place: {}", reasons.join("; ")),
+            Self::VmRunning { vm, host, incarnation } => {
+                write!(f, "vm {vm}: running on {host} as incarnation {incarnation}")
+            }
+            Self::VmReady { vm, readiness } => write!(f, "vm {vm}: {readiness}"),
+            Self::VmDown { vm, host, incarnation, detail } => {
+                write!(f, "vm {vm}: incarnation {incarnation} does not run on {host}: {detail}")
+            }
+            Self::VmGivenUp { vm, attempts } => {
+                write!(
+                    f,
+                    "vm {vm}: given up after {attempts} attempts; start it by hand or change its definition"
+                )
+            }
+            Self::HostRecovered { host, restarted, left } => {
+                write!(f, "host {host}: recovered: {restarted} VMs run elsewhere, {left} have no place")
+            }
+            Self::HostReadmitted { host, epoch, boot } => {
+                write!(f, "host {host}: in use, epoch {epoch}, boot {boot}")
+            }
+            Self::HostQuarantined { host, returns } => {
+                write!(f, "host {host}: quarantined after {returns} returns; an operator must readmit it")
+            }
+            Self::GoodbyeSaid { host, detail } => write!(f, "host {host}: says goodbye: {detail}"),
+            Self::WatchdogChanged { host, armed } => {
+                write!(f, "host {host}: watchdog {}", if *armed { "armed" } else { "not armed" })
+            }
+            Self::OperatorActed { operator, action } => {
+                write!(f, "operator {}: {action}", operator.name)?;
+                if operator.reason.is_empty() { Ok(()) } else { write!(f, " ({})", operator.reason) }
+            }
+            Self::PolicyChanged { version } => write!(f, "policy version {version} is in force"),
+            Self::InventoryChanged { version } => write!(f, "inventory version {version} is in force"),
+            Self::JoinTokenUsed { identity } => write!(f, "{identity} joined by token"),
+            Self::CommandRefused { command, detail } => write!(f, "command {command} refused: {detail}"),
+            Self::Disarmed { detail } => write!(f, "DISARMED: {detail}"),
+        }
+    }
+}
