@@ -1,1 +1,36 @@
-//! bmc
+//! Baseboard management controllers: what the power state of a host is, how to switch it off, and
+//! whether the controller that answers belongs to that host at all.
+//!
+//! The one rule that everything here serves: **only what is read back is proof.** A status of 2xx, an
+//! accepted task, a timeout or an authentication error says nothing about the power of a host. A
+//! [`PowerReading`] exists only when the same answer that carried the power state also carried the identity
+//! (system UUID or serial number) that is recorded for the host, so `Off` in such a reading is `Off` of the
+//! right machine.
+//!
+//! What this crate refuses to do: talk to a BMC whose certificate is neither pinned nor issued by the
+//! configured authority; send any power action before the identity was read and matched in the same
+//! operation; follow redirects; wait longer than the deadline of its caller; print a password.
+//!
+//! [`Bmc`] is the surface that callers use; [`RedfishClient`] is its Redfish implementation.
+
+mod client;
+mod credentials;
+mod endpoint;
+mod error;
+mod identity;
+mod off;
+mod port;
+mod power;
+mod resources;
+mod session;
+mod transport;
+mod trust;
+
+pub use client::RedfishClient;
+pub use credentials::{CredentialError, CredentialRef, Credentials};
+pub use endpoint::{EndpointError, Limits, RedfishEndpoint};
+pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
+pub use identity::{Identity, ReportedIdentity};
+pub use port::{AlwaysAllowed, Bmc, BmcFuture, PowerOff, WriteGate};
+pub use power::{FenceOutcome, PowerReading, PowerState, ResetOutcome};
+pub use trust::{ObservedPin, Pin, PinParseError, Trust, fetch_pin};

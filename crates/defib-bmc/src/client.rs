@@ -1,0 +1,456 @@
+//! The Redfish client of one BMC: a warm connection, a session, and the system that is the host.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use rustls::ClientConfig;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::endpoint::Address;
+use crate::off::{Steps, power_off};
+use crate::resources::{Collection, Reset, ServiceRoot, System, allowed_by_action_info, error_message};
+use crate::session::{LoginAnswer, Session, judge_login, login_body};
+use crate::transport::{Answer, Authorization, Call, Connection, dial, within};
+use crate::{
+    Bmc, BmcError, BmcFuture, CredentialError, EndpointError, ErrorKind, FenceOutcome, IdentityProblem,
+    Phase, PowerOff, PowerReading, RedfishEndpoint, ReportedIdentity, ResetOutcome, WriteGate, trust,
+};
+
+/// More systems than any chassis has behind one BMC.
+const SYSTEMS_MAX: usize = 64;
+/// After the BMC refused the login we don't try the same again for this long: accounts get locked.
+const LOGIN_PAUSE: Duration = Duration::from_secs(10);
+const SERVICE_ROOT: &str = "/redfish/v1/";
+
+/// A client of one BMC over Redfish. Cheap when idle: at most one connection stays open.
+///
+/// No lock is held while the network is waited for (but for the one that keeps logins from happening twice), so a
+/// question that hangs doesn't hold up a power-off: that takes a connection of its own.
+#[derive(Debug)]
+pub struct RedfishClient {
+    endpoint: RedfishEndpoint,
+    address: Address,
+    tls: Arc<ClientConfig>,
+    /// The connection that waits for the next request.
+    idle: Mutex<Option<Connection>>,
+    session: Mutex<Option<Session>>,
+    /// Held while logging in, so that sessions, of which a BMC has few, aren't made twice. Inside: the last refusal.
+    login: tokio::sync::Mutex<Option<LoginRefusal>>,
+    /// Path of the system that had the host's identity when last looked for.
+    found: Mutex<Option<String>>,
+    /// The last action info that was read: its path and the reset types in it.
+    action_info: Mutex<Option<(String, Vec<String>)>>,
+}
+
+#[derive(Debug)]
+struct LoginRefusal {
+    until: Instant,
+    status: StatusCode,
+    message: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every value behind these locks is whole at any instant: it is replaced, never edited.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RedfishClient {
+    /// A client that has not connected yet. Fails only on a configuration that can't be used.
+    pub fn new(endpoint: RedfishEndpoint) -> Result<Self, EndpointError> {
+        endpoint.validate()?;
+        Ok(Self {
+            address: endpoint.address()?,
+            tls: trust::client_config(&endpoint)?,
+            endpoint,
+            idle: Mutex::default(),
+            session: Mutex::default(),
+            login: tokio::sync::Mutex::default(),
+            found: Mutex::default(),
+            action_info: Mutex::default(),
+        })
+    }
+
+    /// The configuration that this client was made from.
+    pub fn endpoint(&self) -> &RedfishEndpoint {
+        &self.endpoint
+    }
+
+    fn error(&self, kind: ErrorKind) -> BmcError {
+        BmcError::new(&self.endpoint.host, kind)
+    }
+
+    /// One request on the warm connection, or on a new one; once more on a new one if the warm one turned out dead.
+    async fn exchange(&self, call: &Call<'_>, deadline: Instant) -> Result<Answer, BmcError> {
+        let (host, limits) = (self.endpoint.host.as_str(), &self.endpoint.limits);
+        let warm = lock(&self.idle).take().filter(Connection::is_open);
+        if let Some(mut connection) = warm {
+            match connection.call(host, &self.address, call, limits, deadline).await {
+                Ok(answer) => return Ok(self.keep(connection, answer)),
+                // The BMC may have closed it, or restarted, since we used it last. All that we send may be sent twice.
+                Err(error) if connection.used && is_stale(&error) => {
+                    tracing::debug!(host, error = %error, "warm connection was dead, connecting again");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut connection = dial(host, &self.address, &self.tls, limits, deadline).await?;
+        let answer = connection.call(host, &self.address, call, limits, deadline).await?;
+        Ok(self.keep(connection, answer))
+    }
+
+    fn keep(&self, connection: Connection, answer: Answer) -> Answer {
+        if connection.is_open() {
+            *lock(&self.idle) = Some(connection);
+        }
+        answer
+    }
+
+    /// A request with our session; logs in first if there is none, and again, once, if it is not known any more.
+    async fn authorized(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Answer, BmcError> {
+        let mut session = self.session(deadline).await?;
+        let mut second_try = false;
+        loop {
+            let authorization = session.authorization();
+            let call = Call { method: method.clone(), path, body: body.clone(), authorization };
+            let answer = self.exchange(&call, deadline).await?;
+            if answer.status != StatusCode::UNAUTHORIZED || second_try {
+                return Ok(answer);
+            }
+            self.forget_session(&session);
+            session = self.session(deadline).await?;
+            second_try = true;
+        }
+    }
+
+    fn forget_session(&self, stale: &Session) {
+        let mut current = lock(&self.session);
+        if current.as_ref().is_some_and(|session| session.is_same_as(stale)) {
+            *current = None;
+        }
+    }
+
+    async fn session(&self, deadline: Instant) -> Result<Session, BmcError> {
+        if let Some(session) = lock(&self.session).clone() {
+            return Ok(session);
+        }
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let mut refusal =
+            within(&self.endpoint.host, Phase::Operation, wait, deadline, self.login.lock()).await?;
+        // Another task may have logged in while we waited.
+        if let Some(session) = lock(&self.session).clone() {
+            return Ok(session);
+        }
+        if let Some(last) = refusal.as_ref().filter(|last| Instant::now() < last.until) {
+            let (status, message) = (last.status, last.message.clone());
+            return Err(self.error(ErrorKind::LoginRefused { status, message }));
+        }
+        *refusal = None;
+        match self.log_in(deadline).await {
+            Ok(session) => {
+                *lock(&self.session) = Some(session.clone());
+                Ok(session)
+            }
+            Err(error) => {
+                if let ErrorKind::LoginRefused { status, message } = &*error.kind {
+                    let until = Instant::now() + LOGIN_PAUSE;
+                    *refusal = Some(LoginRefusal { until, status: *status, message: message.clone() });
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn log_in(&self, deadline: Instant) -> Result<Session, BmcError> {
+        let reference = self.endpoint.credentials.clone();
+        let place = reference.clone();
+        let credentials = tokio::task::spawn_blocking(move || reference.resolve())
+            .await
+            .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
+            .map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+        let basic = || {
+            Session::basic(&credentials).ok_or_else(|| {
+                let place = self.endpoint.credentials.clone();
+                self.error(ErrorKind::Credentials(CredentialError::Malformed {
+                    place,
+                    why: "it has control characters",
+                }))
+            })
+        };
+        let root = self.service_root(Authorization::None, deadline).await?;
+        let Some(sessions) = root.sessions else { return basic() };
+        let call = Call {
+            method: Method::POST,
+            path: &sessions,
+            body: login_body(&credentials),
+            authorization: Authorization::None,
+        };
+        match judge_login(&self.exchange(&call, deadline).await?, &credentials.password) {
+            LoginAnswer::Session(session) => Ok(session),
+            LoginAnswer::NoSessions => basic(),
+            LoginAnswer::Failed(kind) => Err(self.error(kind)),
+        }
+    }
+
+    async fn service_root(
+        &self,
+        authorization: Authorization,
+        deadline: Instant,
+    ) -> Result<ServiceRoot, BmcError> {
+        let call = Call { method: Method::GET, path: SERVICE_ROOT, body: Bytes::new(), authorization };
+        let answer = self.exchange(&call, deadline).await?;
+        Ok(ServiceRoot::parse(&self.json(SERVICE_ROOT, &answer)?))
+    }
+
+    async fn get(&self, path: &str, deadline: Instant) -> Result<Value, BmcError> {
+        let answer = self.authorized(Method::GET, path, Bytes::new(), deadline).await?;
+        self.json(path, &answer)
+    }
+
+    fn json(&self, path: &str, answer: &Answer) -> Result<Value, BmcError> {
+        let path = path.to_owned();
+        if !answer.status.is_success() {
+            let (status, message) = (answer.status, error_message(&answer.body));
+            return Err(self.error(ErrorKind::Status { method: Method::GET, path, status, message }));
+        }
+        match serde_json::from_slice::<Value>(&answer.body) {
+            Ok(value) if value.is_object() => Ok(value),
+            Ok(_) => Err(self.error(ErrorKind::Body { path, why: "it is no JSON object".to_owned() })),
+            Err(error) => Err(self.error(ErrorKind::Body { path, why: error.to_string() })),
+        }
+    }
+
+    /// Reads the system that is the host: power and identity from one answer.
+    async fn read_system(&self, deadline: Instant) -> Result<(PowerReading, Option<Reset>), BmcError> {
+        let pinned = self.endpoint.system.clone();
+        let is_pinned = pinned.is_some();
+        let known = pinned.or_else(|| lock(&self.found).clone());
+        if let Some(path) = known {
+            match self.read_one(&path, deadline).await {
+                Ok((reading, reset)) if self.endpoint.identity.matches(&reading.identity) => {
+                    return Ok((reading, reset));
+                }
+                Ok((reading, _)) if is_pinned => return Err(self.mismatch(vec![(path, reading.identity)])),
+                Err(error) if is_pinned || !is_gone(&error) => return Err(error),
+                // The systems of this BMC were renumbered or exchanged: look for ours again.
+                Ok(_) | Err(_) => *lock(&self.found) = None,
+            }
+        }
+        self.find_system(deadline).await
+    }
+
+    async fn read_one(
+        &self,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<(PowerReading, Option<Reset>), BmcError> {
+        let start = Instant::now();
+        let system = System::parse(&self.get(path, deadline).await?);
+        let took = start.elapsed();
+        let reading =
+            PowerReading { state: system.power, identity: system.identity, system: path.to_owned(), took };
+        Ok((reading, system.reset))
+    }
+
+    /// Looks at every system of the BMC and takes the one with the host's identity.
+    async fn find_system(&self, deadline: Instant) -> Result<(PowerReading, Option<Reset>), BmcError> {
+        let session = self.session(deadline).await?;
+        let root = self.service_root(session.authorization(), deadline).await?;
+        let mut page = Some(root.systems);
+        let (mut seen, mut matching, mut trouble) = (Vec::new(), Vec::new(), None);
+        while let Some(path) = page.take() {
+            let collection = Collection::parse(&self.get(&path, deadline).await?);
+            for member in collection.members {
+                if seen.len() >= SYSTEMS_MAX {
+                    break;
+                }
+                match self.read_one(&member, deadline).await {
+                    Ok(found) if self.endpoint.identity.matches(&found.0.identity) => {
+                        seen.push((member, found.0.identity.clone()));
+                        matching.push(found);
+                    }
+                    Ok((reading, _)) => seen.push((member, reading.identity)),
+                    Err(error) => {
+                        seen.push((member, ReportedIdentity::default()));
+                        trouble = Some(error);
+                    }
+                }
+            }
+            page = collection.next.filter(|next| *next != path && seen.len() < SYSTEMS_MAX);
+        }
+        match matching.pop() {
+            Some(only) if matching.is_empty() => {
+                *lock(&self.found) = Some(only.0.system.clone());
+                Ok(only)
+            }
+            Some(last) => {
+                matching.push(last);
+                let paths = matching.into_iter().map(|(reading, _)| reading.system).collect();
+                let expected = self.endpoint.identity.clone();
+                Err(self.error(ErrorKind::Identity(IdentityProblem::Ambiguous { expected, paths })))
+            }
+            None => Err(trouble.unwrap_or_else(|| self.mismatch(seen))),
+        }
+    }
+
+    fn mismatch(&self, found: Vec<(String, ReportedIdentity)>) -> BmcError {
+        let expected = self.endpoint.identity.clone();
+        let silent = found.iter().find(|(_, reported)| expected.is_unanswered_by(reported));
+        let problem = match silent {
+            Some((path, _)) => IdentityProblem::Silent { expected: expected.clone(), path: path.clone() },
+            None => IdentityProblem::NoneMatches { expected, found },
+        };
+        self.error(ErrorKind::Identity(problem))
+    }
+
+    /// Sends one reset. The identity was read and matched in the same operation by whoever brings `reset`.
+    async fn send_reset(
+        &self,
+        system: &str,
+        reset: Option<Reset>,
+        kind: &str,
+        deadline: Instant,
+    ) -> ResetOutcome {
+        let unsupported = || {
+            let what = format!("reset of type {kind}");
+            ResetOutcome::NotSent(self.error(ErrorKind::Unsupported { system: system.to_owned(), what }))
+        };
+        let Some(reset) = reset else { return unsupported() };
+        match self.allowed(&reset, deadline).await {
+            Some(allowed) if !allowed.iter().any(|value| value == kind) => return unsupported(),
+            // A service that doesn't say what it takes is asked; it will refuse what it doesn't know.
+            Some(_) | None => {}
+        }
+        let body = serde_json::json!({ "ResetType": kind }).to_string();
+        match self.authorized(Method::POST, &reset.target, body.into(), deadline).await {
+            Ok(answer) if answer.status.is_success() => ResetOutcome::Accepted { status: answer.status },
+            Ok(answer) if answer.status.is_server_error() || answer.status.is_redirection() => {
+                let (status, message) = (answer.status, error_message(&answer.body));
+                let path = reset.target;
+                ResetOutcome::Unknown(self.error(ErrorKind::Status {
+                    method: Method::POST,
+                    path,
+                    status,
+                    message,
+                }))
+            }
+            Ok(answer) => {
+                ResetOutcome::Refused { status: answer.status, message: error_message(&answer.body) }
+            }
+            Err(error) => ResetOutcome::Unknown(error),
+        }
+    }
+
+    /// The reset types that the service says it takes, if it says so anywhere.
+    async fn allowed(&self, reset: &Reset, deadline: Instant) -> Option<Vec<String>> {
+        if reset.allowed.is_some() {
+            return reset.allowed.clone();
+        }
+        let path = reset.action_info.as_deref()?;
+        if let Some((_, allowed)) = lock(&self.action_info).as_ref().filter(|(known, _)| known == path) {
+            return Some(allowed.clone());
+        }
+        let allowed = allowed_by_action_info(&self.get(path, deadline).await.ok()?)?;
+        *lock(&self.action_info) = Some((path.to_owned(), allowed.clone()));
+        Some(allowed)
+    }
+
+    async fn switch_on(&self, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+        let (reading, reset) = match self.read_system(deadline).await {
+            Ok(found) => found,
+            Err(error) => return ResetOutcome::NotSent(error),
+        };
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match within(&self.endpoint.host, Phase::Operation, wait, deadline, gate.may_write()).await {
+            Ok(true) => self.send_reset(&reading.system, reset, "On", deadline).await,
+            Ok(false) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
+            Err(error) => ResetOutcome::NotSent(error),
+        }
+    }
+
+    async fn log_out(&self, deadline: Instant) {
+        let session = lock(&self.session).take();
+        if let Some(Session::Token { token, location: Some(path) }) = session {
+            let authorization = Authorization::Token(token);
+            let call = Call { method: Method::DELETE, path: &path, body: Bytes::new(), authorization };
+            if let Err(error) = self.exchange(&call, deadline).await {
+                // It will run out by itself; until then it counts against the BMC's few sessions.
+                tracing::warn!(host = self.endpoint.host, error = %error.chain(), "session not closed");
+            }
+        }
+        *lock(&self.idle) = None;
+    }
+}
+
+fn is_stale(error: &BmcError) -> bool {
+    matches!(&*error.kind, ErrorKind::Broken { .. } | ErrorKind::Timeout { phase: Phase::Request, .. })
+}
+
+fn is_gone(error: &BmcError) -> bool {
+    matches!(&*error.kind, ErrorKind::Status { status, .. } if matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE))
+}
+
+impl Steps for RedfishClient {
+    type Ticket = (String, Option<Reset>);
+
+    async fn observe(&self, deadline: Instant) -> Result<(PowerReading, Self::Ticket), BmcError> {
+        let (reading, reset) = self.read_system(deadline).await?;
+        let system = reading.system.clone();
+        Ok((reading, (system, reset)))
+    }
+
+    async fn ask_off(&self, (system, reset): Self::Ticket, deadline: Instant) -> ResetOutcome {
+        self.send_reset(&system, reset, "ForceOff", deadline).await
+    }
+}
+
+impl Bmc for RedfishClient {
+    fn host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    fn prepare(&self, deadline: Instant) -> BmcFuture<'_, Result<(), BmcError>> {
+        Box::pin(async move {
+            let (reading, reset) = self.read_system(deadline).await?;
+            let system = reading.system;
+            let reset = reset.ok_or_else(|| {
+                self.error(ErrorKind::Unsupported { system: system.clone(), what: "reset action".to_owned() })
+            })?;
+            match self.allowed(&reset, deadline).await {
+                Some(allowed) if !allowed.iter().any(|value| value == "ForceOff") => {
+                    Err(self
+                        .error(ErrorKind::Unsupported { system, what: "reset of type ForceOff".to_owned() }))
+                }
+                Some(_) | None => Ok(()),
+            }
+        })
+    }
+
+    fn read_power(&self, deadline: Instant) -> BmcFuture<'_, Result<PowerReading, BmcError>> {
+        Box::pin(async move { Ok(self.read_system(deadline).await?.0) })
+    }
+
+    fn identity(&self, deadline: Instant) -> BmcFuture<'_, Result<ReportedIdentity, BmcError>> {
+        Box::pin(async move { Ok(self.read_system(deadline).await?.0.identity) })
+    }
+
+    fn power_off_and_confirm<'a>(&'a self, order: PowerOff<'a>) -> BmcFuture<'a, FenceOutcome> {
+        Box::pin(power_off(self, &self.endpoint.host, &self.endpoint.limits, order))
+    }
+
+    fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
+        Box::pin(self.switch_on(gate, deadline))
+    }
+
+    fn close(&self, deadline: Instant) -> BmcFuture<'_, ()> {
+        Box::pin(self.log_out(deadline))
+    }
+}
