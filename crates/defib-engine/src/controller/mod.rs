@@ -1,1 +1,419 @@
-//! To be written.
+//! One per replica: applies the log to the [`Ledger`] and, where its replica leads, derives effects from it.
+//!
+//! Two kinds of state meet here. The ledger is replicated and changes only by applying committed commands.
+//! Everything else in [`Controller`] is soft: it may be lost at any moment, and it can yield proposals and
+//! repeat effects, nothing more. Every effect on the world is *derived* from the ledger again and again
+//! until reality agrees, so that a new leader simply goes on. After each call perform the returned effects
+//! in order, then feed back what came of them.
+
+mod effects;
+mod leader;
+mod readmission;
+mod starts;
+mod view;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+
+use defib_model::{
+    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, Millis,
+    RecoveryId, ReplicaId, UnixMillis, VmId,
+    command::{AgentReport, Committed, FenceResult, Goodbye},
+};
+pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, StartOrder};
+
+use crate::{ledger::Ledger, observer::Proposal};
+
+/// What a replica is to the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// It leads in this term.
+    Leader {
+        /// The term.
+        term: u64,
+    },
+    /// It follows, or there is no leader.
+    #[default]
+    Follower,
+}
+
+/// What may happen to a controller.
+#[derive(Debug)]
+pub enum Input {
+    /// The log committed an entry.
+    Committed(Committed),
+    /// The replica's role changed.
+    Role(Role),
+    /// The replica's own observer wants to say something.
+    Observed(Proposal),
+    /// An agent reported over its session with this replica.
+    Reported(AgentReport),
+    /// An agent's session with this replica ended.
+    AgentLeft(HostId),
+    /// An agent announced a silence.
+    Goodbye {
+        /// Which host.
+        host: HostId,
+        /// Of which boot.
+        boot: BootId,
+        /// Why.
+        goodbye: Goodbye,
+    },
+    /// A power question was answered.
+    Asked {
+        /// The recovery that it belonged to.
+        recovery: RecoveryId,
+        /// What was read; only `Off` means anything.
+        result: FenceResult,
+    },
+    /// A fence ended.
+    Fenced {
+        /// The recovery that it belonged to.
+        recovery: RecoveryId,
+        /// Which attempt.
+        attempt: u32,
+        /// How.
+        result: FenceResult,
+    },
+    /// An order to an agent ended.
+    Ordered {
+        /// The order's effect.
+        effect: EffectId,
+        /// Which VM.
+        vm: VmId,
+        /// Which incarnation.
+        incarnation: Incarnation,
+        /// Whose order.
+        host: HostId,
+        /// How it ended.
+        outcome: OrderOutcome,
+    },
+    /// The shell proposes a command on somebody's behalf: an operator's, or a change of the replicas.
+    Command(Command),
+    /// Time has passed.
+    Woke,
+}
+
+/// How soon a proposal that nobody has seen in the log is made again.
+const REPROPOSE_AFTER: Millis = Millis(1000);
+/// How soon an order that could not be delivered is tried again.
+const REDELIVER_AFTER: Millis = Millis(200);
+/// How long the first placement of a VM waits for the host that it is declared for.
+const FIRST_HOST_WAIT: Millis = Millis(30_000);
+
+/// What was proposed and is not in the log yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Proposed {
+    ObserverStarted,
+    LeaderStarted,
+    PowerFoundOff(RecoveryId),
+    FenceIntended(RecoveryId, u32),
+    FenceEnded(RecoveryId, u32),
+    Place,
+    StartEnded(VmId, Incarnation),
+    Reported(HostId),
+    Readmit(HostId, Epoch),
+    Tick(ClusterTime),
+}
+
+/// A controller. See the module.
+#[derive(Debug)]
+pub struct Controller {
+    me: ReplicaId,
+    session: u64,
+    caught_up: bool,
+    ledger: Ledger,
+    role: Role,
+    /// Where the leader's count of cluster time began: its own clock, and the cluster's.
+    counting_from: (Instant, ClusterTime),
+    wall: UnixMillis,
+    proposed: BTreeMap<Proposed, Instant>,
+    asks: BTreeMap<RecoveryId, leader::Ask>,
+    fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
+    reports: BTreeMap<HostId, AgentReport>,
+    burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
+    starts: starts::Starts,
+    planned_at: Option<u64>,
+    first_seen: BTreeMap<VmId, Instant>,
+    published: EventSeq,
+    known_hosts: BTreeSet<HostId>,
+    policy_version: u64,
+    inventory_version: u64,
+}
+
+impl Controller {
+    /// A controller of replica `me` over a ledger that was recovered or is new. `session` is a number that
+    /// no earlier life of this replica used.
+    #[must_use]
+    pub fn new(me: ReplicaId, session: u64, ledger: Ledger) -> Self {
+        let published = ledger.events().head();
+        Self {
+            me,
+            session,
+            caught_up: false,
+            ledger,
+            role: Role::Follower,
+            counting_from: (Instant(0), ClusterTime(0)),
+            wall: UnixMillis(0),
+            proposed: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            burns: BTreeMap::new(),
+            starts: starts::Starts::default(),
+            planned_at: None,
+            first_seen: BTreeMap::new(),
+            published,
+            known_hosts: BTreeSet::new(),
+            policy_version: u64::MAX,
+            inventory_version: u64::MAX,
+        }
+    }
+
+    /// The replicated state.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Whether this replica leads and has said so in the log: only then it acts.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        match self.role {
+            Role::Leader { term } => self.ledger.leader() == Some(self.me) && self.ledger.term() == term,
+            Role::Follower => false,
+        }
+    }
+
+    /// The hosts whose agents have a session with this replica.
+    #[must_use]
+    pub fn reporting_hosts(&self) -> usize {
+        self.reports.len()
+    }
+
+    /// Replaces the ledger by one from a snapshot.
+    pub fn restore(&mut self, now: Instant, mut ledger: Ledger) -> Vec<Effect> {
+        ledger.rebuild();
+        self.ledger = ledger;
+        self.policy_version = u64::MAX;
+        self.inventory_version = u64::MAX;
+        self.published = self.ledger.events().head();
+        let mut effects = Vec::new();
+        self.after_apply(&mut effects);
+        self.derive(now, &mut effects);
+        effects
+    }
+
+    /// The only way in and out. `wall` is for people only.
+    #[must_use]
+    pub fn step(&mut self, now: Instant, wall: UnixMillis, input: Input) -> Vec<Effect> {
+        self.wall = wall;
+        let mut effects = Vec::new();
+        match input {
+            Input::Committed(committed) => self.committed(&committed, &mut effects),
+            Input::Role(role) => self.role_changed(now, role),
+            Input::Observed(proposal) => self.observed(now, proposal, &mut effects),
+            Input::Reported(report) => {
+                self.reports.insert(report.host.clone(), report);
+            }
+            Input::AgentLeft(host) => {
+                self.reports.remove(&host);
+            }
+            Input::Goodbye { host, boot, goodbye } => {
+                self.propose(now, Command::GoodbyeSaid { host, boot, goodbye }, &mut effects);
+            }
+            Input::Asked { recovery, result } => self.asked(now, recovery, result, &mut effects),
+            Input::Fenced { recovery, attempt, result } => self.fenced(recovery, attempt, result),
+            Input::Ordered { effect, vm, incarnation, host, outcome } => {
+                self.ordered(now, effect, vm, incarnation, host, outcome, &mut effects);
+            }
+            Input::Command(command) => self.propose(now, command, &mut effects),
+            Input::Woke => {}
+        }
+        self.derive(now, &mut effects);
+        effects
+    }
+
+    /// When to call again with [`Input::Woke`] if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut consider = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
+        for at in self.proposed.values() {
+            consider(at.plus(REPROPOSE_AFTER));
+        }
+        if !self.leads() {
+            return next;
+        }
+        for ask in self.asks.values().filter(|ask| !ask.in_flight) {
+            consider(ask.next_at);
+        }
+        for at in self.burns.values() {
+            consider(at.plus(REPROPOSE_AFTER));
+        }
+        for at in self.first_seen.values() {
+            consider(at.plus(FIRST_HOST_WAIT));
+        }
+        if let Some(at) = self.starts.next_deadline(&self.ledger, now) {
+            consider(at);
+        }
+        if let Some(wait) = self.ledger.next_wait() {
+            let (instant, cluster) = self.counting_from;
+            consider(instant.plus(wait.since(cluster)));
+        }
+        // A deadline that has passed and changed nothing must not make the shell spin.
+        next.map(|at| at.max(now.plus(Millis(1))))
+    }
+
+    /// Cluster time as this replica would stamp it now.
+    #[must_use]
+    pub fn cluster_now(&self, now: Instant) -> ClusterTime {
+        match self.role {
+            Role::Leader { .. } => {
+                let (instant, cluster) = self.counting_from;
+                cluster.plus(now.since(instant)).max(self.ledger.at())
+            }
+            Role::Follower => self.ledger.at(),
+        }
+    }
+
+    fn committed(&mut self, committed: &Committed, effects: &mut Vec<Effect>) {
+        self.ledger.apply(committed.index, &committed.entry);
+        self.settled(&committed.entry.command);
+        self.after_apply(effects);
+    }
+
+    /// What follows from a changed ledger on every replica, leader or not.
+    fn after_apply(&mut self, effects: &mut Vec<Effect>) {
+        if !self.caught_up && self.ledger.session_of(self.me) == Some(self.session) {
+            self.caught_up = true;
+            effects.push(Effect::CaughtUp);
+        }
+        if self.policy_version != self.ledger.policy_version() {
+            self.policy_version = self.ledger.policy_version();
+            effects.push(Effect::PolicyChanged);
+        }
+        let whole = self.inventory_version != self.ledger.inventory_version();
+        self.watch(whole, effects);
+        if whole {
+            self.inventory_version = self.ledger.inventory_version();
+            effects.push(Effect::InventoryChanged);
+        }
+        let head = self.ledger.events().head();
+        if head > self.published {
+            self.published = head;
+            effects.push(Effect::Published { head });
+        }
+    }
+
+    fn role_changed(&mut self, now: Instant, role: Role) {
+        if self.role == role {
+            return;
+        }
+        self.role = role;
+        self.counting_from = (now, self.ledger.at());
+        // All that is in flight belongs to the former role; effects are derived anew.
+        self.proposed.clear();
+        self.asks.clear();
+        self.fences.clear();
+        self.burns.clear();
+        self.starts = starts::Starts::default();
+        self.planned_at = None;
+        self.first_seen.clear();
+    }
+
+    fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
+        let (observer, session) = (self.me, self.session);
+        let command = match proposal {
+            Proposal::Opinions(changes) => Command::Opinions { observer, session, changes },
+            Proposal::LeasesExpired(votes) => Command::LeasesExpired { observer, session, votes },
+        };
+        self.propose(now, command, effects);
+    }
+
+    fn propose(&self, now: Instant, command: Command, effects: &mut Vec<Effect>) {
+        let entry =
+            Entry { at: self.cluster_now(now), wall: self.wall, proposer: self.me, command };
+        effects.push(Effect::Propose(entry));
+    }
+
+    /// Proposes once; again only if the log has not shown it for a while.
+    fn propose_once(&mut self, now: Instant, key: Proposed, command: impl FnOnce() -> Command, effects: &mut Vec<Effect>) {
+        if self.proposed.get(&key).is_some_and(|at| now < at.plus(REPROPOSE_AFTER)) {
+            return;
+        }
+        self.proposed.insert(key, now);
+        self.propose(now, command(), effects);
+    }
+
+    /// Forgets what was proposed once the log shows it.
+    fn settled(&mut self, command: &Command) {
+        let key = match command {
+            Command::ObserverStarted { observer, .. } if *observer == self.me => Proposed::ObserverStarted,
+            Command::LeaderStarted { .. } => Proposed::LeaderStarted,
+            Command::PowerFoundOff { host, .. } => {
+                let Some(recovery) = self.ledger.hosts().get(host).and_then(|host| host.recovery) else { return };
+                Proposed::PowerFoundOff(recovery)
+            }
+            Command::FenceIntended { recovery, attempt, .. } => Proposed::FenceIntended(*recovery, *attempt),
+            Command::FenceEnded { recovery, attempt, .. } => Proposed::FenceEnded(*recovery, *attempt),
+            Command::Place { .. } => Proposed::Place,
+            Command::StartEnded { vm, incarnation, .. } => Proposed::StartEnded(vm.clone(), *incarnation),
+            Command::AgentReported(report) => Proposed::Reported(report.host.clone()),
+            Command::Readmit { host, epoch, .. } => Proposed::Readmit(host.clone(), *epoch),
+            Command::Tick => {
+                self.proposed.retain(|key, _| !matches!(key, Proposed::Tick(_)));
+                return;
+            }
+            Command::ObserverStarted { .. }
+            | Command::Opinions { .. }
+            | Command::LeasesExpired { .. }
+            | Command::GoodbyeSaid { .. }
+            | Command::ConfirmDead { .. }
+            | Command::FenceHost { .. }
+            | Command::Pause { .. }
+            | Command::SetPolicy { .. }
+            | Command::SetInventory { .. }
+            | Command::ReplicasChanged { .. }
+            | Command::JoinTokenUsed { .. } => return,
+        };
+        self.proposed.remove(&key);
+    }
+
+    fn derive(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if !self.caught_up && self.ledger.voters().contains(&self.me) {
+            let (observer, session) = (self.me, self.session);
+            let command = || Command::ObserverStarted { observer, session };
+            self.propose_once(now, Proposed::ObserverStarted, command, effects);
+        }
+        let Role::Leader { term } = self.role else { return };
+        if !self.leads() {
+            self.propose_once(now, Proposed::LeaderStarted, || Command::LeaderStarted { term }, effects);
+            return;
+        }
+        self.derive_tick(now, effects);
+        self.derive_asks(now, effects);
+        self.derive_fences(now, effects);
+        self.derive_readmissions(now, effects);
+        self.derive_plan(now, effects);
+        self.derive_starts(now, effects);
+    }
+
+    fn derive_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(wait) = self.ledger.next_wait() else { return };
+        if wait <= self.cluster_now(now) {
+            self.propose_once(now, Proposed::Tick(wait), || Command::Tick, effects);
+        }
+    }
+
+    /// In words, what an open recovery waits for: what the ledger knows and what only the leader knows.
+    #[must_use]
+    pub fn explain(&self, now: Instant, recovery: RecoveryId) -> Vec<String> {
+        let mut lines = self.ledger.waiting_on(recovery);
+        lines.extend(self.explain_starts(now, recovery));
+        lines
+    }
+}

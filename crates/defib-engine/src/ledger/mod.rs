@@ -1,1 +1,484 @@
-//! To be written.
+//! The replicated state: what every replica agrees on.
+//!
+//! It changes in [`Ledger::apply`] only, which is total: any command in any state gives a new state and events,
+//! never a panic. It holds no clock reading of any process, draws nothing at random and iterates ordered
+//! maps only, so equal logs give equal ledgers, byte for byte ([`Ledger::state_hash`]).
+
+mod apply_hosts;
+mod apply_operator;
+mod apply_vms;
+mod brakes;
+mod events;
+mod index;
+pub mod invariants;
+mod records;
+mod settle;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt::Write as _;
+
+pub use brakes::BrakeMemory;
+use defib_model::{
+    ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy, RecoveryId,
+    ReplicaId, UnixMillis, VmId, event::Phase,
+};
+pub use events::{EVENTS_RETAINED, EventLog};
+use events::Birth;
+pub use index::Index;
+pub use records::{
+    FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, VmRecord,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::proof::{DeathProof, NeverPlaced, Release, Restart, StopProof};
+
+/// The replicated state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ledger {
+    policy: Policy,
+    policy_version: u64,
+    inventory: Inventory,
+    inventory_version: u64,
+    at: ClusterTime,
+    wall: UnixMillis,
+    applied: LogIndex,
+    leader: Option<ReplicaId>,
+    term: u64,
+    led_since: LogIndex,
+    voters: BTreeSet<ReplicaId>,
+    voters_changed: ClusterTime,
+    observers: BTreeMap<ReplicaId, u64>,
+    hosts: BTreeMap<HostId, HostRecord>,
+    vms: BTreeMap<VmId, VmRecord>,
+    recoveries: BTreeMap<RecoveryId, Recovery>,
+    next_recovery: RecoveryId,
+    brakes: BrakeMemory,
+    paused: bool,
+    disarmed: Option<String>,
+    used_tokens: BTreeSet<String>,
+    events: EventLog,
+    /// Derived from the rest; rebuilt after a snapshot.
+    #[serde(skip)]
+    index: Index,
+    #[serde(skip)]
+    now: Birth0,
+}
+
+/// Where the command being applied stands; meaningless between commands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Birth0 {
+    index: LogIndex,
+    ordinal: u32,
+}
+
+/// Closed recoveries that are remembered for `recovery explain`.
+const RECOVERIES_RETAINED: usize = 256;
+
+impl Ledger {
+    /// An empty ledger whose log is voted on by `voters`.
+    #[must_use]
+    pub fn new(voters: BTreeSet<ReplicaId>) -> Self {
+        Self {
+            policy: Policy::default(),
+            policy_version: 0,
+            inventory: Inventory::default(),
+            inventory_version: 0,
+            at: ClusterTime(0),
+            wall: UnixMillis(0),
+            applied: LogIndex(0),
+            leader: None,
+            term: 0,
+            led_since: LogIndex(0),
+            voters,
+            voters_changed: ClusterTime(0),
+            observers: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            recoveries: BTreeMap::new(),
+            next_recovery: RecoveryId(1),
+            brakes: BrakeMemory::default(),
+            paused: false,
+            disarmed: None,
+            used_tokens: BTreeSet::new(),
+            events: EventLog::default(),
+            index: Index::default(),
+            now: Birth0::default(),
+        }
+    }
+
+    /// Applies the command that stands at `index`. An index that was applied before changes nothing.
+    pub fn apply(&mut self, index: LogIndex, entry: &Entry) {
+        if index <= self.applied {
+            return;
+        }
+        self.applied = index;
+        self.now = Birth0 { index, ordinal: 0 };
+        self.wall = self.wall.max(entry.wall);
+        // Only the leader counts cluster time: everybody else's count stands still.
+        if Some(entry.proposer) == self.leader || matches!(entry.command, Command::LeaderStarted { .. }) {
+            self.at = self.at.max(entry.at);
+        }
+        self.brakes.expire(self.at, &self.policy);
+        match &entry.command {
+            Command::LeaderStarted { term } => self.leader_started(entry.proposer, *term),
+            Command::ObserverStarted { observer, session } => self.observer_started(*observer, *session),
+            Command::Opinions { observer, session, changes } => self.opinions(*observer, *session, changes),
+            Command::LeasesExpired { observer, session, votes } => self.leases_expired(*observer, *session, votes),
+            Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
+            Command::FenceIntended { recovery, attempt, level } => self.fence_intended(*recovery, *attempt, *level),
+            Command::FenceEnded { recovery, attempt, result } => self.fence_ended(*recovery, *attempt, result),
+            Command::Place { placements, unplaced } => self.place(placements, unplaced),
+            Command::StartEnded { vm, incarnation, host, result, .. } => {
+                self.start_ended(vm, *incarnation, host, result);
+            }
+            Command::AgentReported(report) => self.agent_reported(report),
+            Command::Readmit { host, epoch, boot, vms } => self.readmit(host, *epoch, *boot, vms),
+            Command::GoodbyeSaid { host, boot, goodbye } => self.goodbye_said(host, *boot, *goodbye),
+            Command::ConfirmDead { host, epoch, operator } => self.confirm_dead(host, *epoch, operator),
+            Command::FenceHost { host, epoch, operator } => self.fence_host(host, *epoch, operator),
+            Command::Pause { paused, operator } => self.pause(*paused, operator),
+            Command::SetPolicy { policy, replaces, operator } => self.set_policy(policy, *replaces, operator),
+            Command::SetInventory { inventory, replaces, operator } => {
+                self.set_inventory(inventory, *replaces, operator);
+            }
+            Command::ReplicasChanged { voters } => self.replicas_changed(voters),
+            Command::JoinTokenUsed { nonce, identity } => self.join_token_used(nonce, identity),
+            Command::Tick => {}
+        }
+        self.settle();
+        self.disarm_on_violation();
+    }
+
+    /// Restores what is derived, after a snapshot was decoded.
+    pub fn rebuild(&mut self) {
+        self.index = Index::build(&self.inventory, &self.hosts, &self.vms, &self.recoveries);
+    }
+
+    /// SHA-256 of the whole state, hexadecimal: equal on all replicas at equal positions.
+    #[must_use]
+    pub fn state_hash(&self) -> String {
+        let text = serde_json::to_string(self).unwrap_or_else(|error| error.to_string());
+        let mut hash = String::with_capacity(64);
+        for byte in Sha256::digest(text.as_bytes()) {
+            let _ = write!(hash, "{byte:02x}");
+        }
+        hash
+    }
+
+    // ---- reading -------------------------------------------------------------------------------
+
+    /// The policy in force.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Its version; 0 is the built-in default.
+    #[must_use]
+    pub const fn policy_version(&self) -> u64 {
+        self.policy_version
+    }
+
+    /// The inventory in force.
+    #[must_use]
+    pub const fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// Its version; 0 is the empty one.
+    #[must_use]
+    pub const fn inventory_version(&self) -> u64 {
+        self.inventory_version
+    }
+
+    /// Cluster time of the last command.
+    #[must_use]
+    pub const fn at(&self) -> ClusterTime {
+        self.at
+    }
+
+    /// The last log position that was applied.
+    #[must_use]
+    pub const fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// Who leads, as far as the log tells.
+    #[must_use]
+    pub const fn leader(&self) -> Option<ReplicaId> {
+        self.leader
+    }
+
+    /// The log position at which the present leader began.
+    #[must_use]
+    pub const fn led_since(&self) -> LogIndex {
+        self.led_since
+    }
+
+    /// The term in which it was elected.
+    #[must_use]
+    pub const fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The replicas that vote.
+    #[must_use]
+    pub const fn voters(&self) -> &BTreeSet<ReplicaId> {
+        &self.voters
+    }
+
+    /// A replica's registered session as an observer.
+    #[must_use]
+    pub fn session_of(&self, observer: ReplicaId) -> Option<u64> {
+        self.observers.get(&observer).copied()
+    }
+
+    /// All hosts.
+    #[must_use]
+    pub const fn hosts(&self) -> &BTreeMap<HostId, HostRecord> {
+        &self.hosts
+    }
+
+    /// All VMs.
+    #[must_use]
+    pub const fn vms(&self) -> &BTreeMap<VmId, VmRecord> {
+        &self.vms
+    }
+
+    /// Recoveries, open ones and the newest closed ones.
+    #[must_use]
+    pub const fn recoveries(&self) -> &BTreeMap<RecoveryId, Recovery> {
+        &self.recoveries
+    }
+
+    /// Open recoveries.
+    pub fn open_recoveries(&self) -> impl Iterator<Item = (RecoveryId, &Recovery)> {
+        self.index.open.iter().filter_map(|id| self.recoveries.get(id).map(|recovery| (*id, recovery)))
+    }
+
+    /// What the brakes remember.
+    #[must_use]
+    pub const fn brakes(&self) -> &BrakeMemory {
+        &self.brakes
+    }
+
+    /// Whether operators stopped automatic action.
+    #[must_use]
+    pub const fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Which invariant did not hold, if one did not.
+    #[must_use]
+    pub fn disarmed(&self) -> Option<&str> {
+        self.disarmed.as_deref()
+    }
+
+    /// Whether anything new may begin.
+    #[must_use]
+    pub const fn may_act(&self) -> bool {
+        !self.paused && self.disarmed.is_none()
+    }
+
+    /// The event stream.
+    #[must_use]
+    pub const fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// What is derived: who wants a place, who is starting, who is where.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Whether a join token was used.
+    #[must_use]
+    pub fn token_used(&self, nonce: &str) -> bool {
+        self.used_tokens.contains(nonce)
+    }
+
+    /// Hosts whose record changed since the last call; the controller tells its observer about them.
+    pub fn take_touched(&mut self) -> BTreeSet<HostId> {
+        core::mem::take(&mut self.index.touched)
+    }
+
+    /// How many voters are a quorum.
+    #[must_use]
+    pub fn quorum(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+
+    /// Whether an expired lease may prove this host's death now, and if not, why not.
+    ///
+    /// # Errors
+    /// What stands against it, in words.
+    pub fn expiry_may_prove(&self, host: &HostId) -> Result<(), String> {
+        use defib_model::inventory::SelfFence;
+        let (Some(declared), Some(record)) = (self.inventory.hosts.get(host), self.hosts.get(host)) else {
+            return Err("it is not in the inventory".into());
+        };
+        match declared.self_fence {
+            SelfFence::Trusted => {}
+            SelfFence::Watchdog if record.watchdog_armed => {}
+            SelfFence::Watchdog => return Err("its agent never reported an armed watchdog".into()),
+            SelfFence::None => {
+                return Err("it has no watchdog and trust-self-fence is not set, so an expired lease proves nothing".into());
+            }
+        }
+        // A change of the replicas waits out two leases: promises of replicas that left are still valid.
+        let settled = self.voters_changed.plus(self.policy.lease.expiry_wait().times(2));
+        if self.voters_changed > ClusterTime(0) && self.at < settled {
+            return Err(format!("the replicas changed; leases count again in {}", settled.since(self.at)));
+        }
+        Ok(())
+    }
+
+    /// Mints what a start of `vm` needs, from committed state; `None` unless it is placed and not yet confirmed.
+    #[must_use]
+    pub fn restart(&self, vm: &VmId) -> Option<Restart> {
+        let record = self.vms.get(vm)?;
+        let Place::Intended { host, host_epoch, release, .. } = &record.place else { return None };
+        let release = match release {
+            ReleaseRecord::Death { host, proof } => Release::Death(DeathProof::mint(host, proof)),
+            ReleaseRecord::Stopped { host, incarnation } => {
+                Release::Stopped(StopProof { host: host.clone(), incarnation: *incarnation })
+            }
+            ReleaseRecord::NeverPlaced => Release::NeverPlaced(NeverPlaced { _private: () }),
+        };
+        let definition = self.inventory.vms.get(vm)?.definition.clone();
+        Some(Restart::new(vm.clone(), host.clone(), *host_epoch, record.incarnation, definition, release))
+    }
+
+    /// The next cluster time at which something that waits may go on.
+    #[must_use]
+    pub fn next_wait(&self) -> Option<ClusterTime> {
+        let mut next: Option<ClusterTime> = None;
+        let mut consider = |time: ClusterTime| next = Some(next.map_or(time, |held| held.min(time)));
+        for (_, recovery) in self.open_recoveries() {
+            match recovery.phase {
+                Phase::Suspected if recovery.brake.is_some() => {
+                    if let Some(release) = self.brakes.next_release(&self.policy) {
+                        consider(release);
+                    }
+                }
+                Phase::Unconfirmed | Phase::Confirmed => {
+                    consider(recovery.retry_at);
+                    if self.voters_changed > ClusterTime(0) {
+                        consider(self.voters_changed.plus(self.policy.lease.expiry_wait().times(2)));
+                    }
+                }
+                Phase::Suspected
+                | Phase::Fencing
+                | Phase::Fenced
+                | Phase::Restarting
+                | Phase::Recovered
+                | Phase::Abandoned => {}
+            }
+        }
+        for host in self.index.expected_silent.iter().filter_map(|host| self.hosts.get(host)) {
+            if let Some(until) = host.expected_silent_until {
+                consider(until);
+            }
+        }
+        next.filter(|time| *time > self.at)
+    }
+
+    // ---- writing -------------------------------------------------------------------------------
+
+    /// Records an event; returns its number.
+    fn event(&mut self, recovery: Option<RecoveryId>, kind: EventKind) -> EventSeq {
+        let cause = recovery.and_then(|id| self.recoveries.get(&id)).map(|recovery| recovery.last_event);
+        let birth =
+            Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.wall };
+        self.now.ordinal = self.now.ordinal.saturating_add(1);
+        let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);
+        if let Some(recovery) = recovery.and_then(|id| self.recoveries.get_mut(&id)) {
+            recovery.last_event = seq;
+        }
+        seq
+    }
+
+    fn refuse(&mut self, command: &str, detail: impl Into<String>) {
+        self.event(None, EventKind::CommandRefused { command: command.into(), detail: detail.into() });
+    }
+
+    fn touch(&mut self, host: &HostId) {
+        self.index.touched.insert(host.clone());
+        self.index.dirty.insert(host.clone());
+    }
+
+    fn leader_started(&mut self, leader: ReplicaId, term: u64) {
+        if term < self.term {
+            return self.refuse("leader-started", format!("term {term} is older than {}", self.term));
+        }
+        self.leader = Some(leader);
+        self.term = term;
+        self.led_since = self.now.index;
+        self.event(None, EventKind::LeaderStarted { leader, term });
+    }
+
+    fn replicas_changed(&mut self, voters: &BTreeSet<ReplicaId>) {
+        if *voters == self.voters || voters.is_empty() {
+            return;
+        }
+        self.voters.clone_from(voters);
+        // Zero stands for "never changed".
+        self.voters_changed = self.at.max(ClusterTime(1));
+        self.observers.retain(|observer, _| voters.contains(observer));
+        for host in self.hosts.values_mut() {
+            host.opinions.retain(|observer, _| voters.contains(observer));
+            host.expiry_votes.retain(|observer| voters.contains(observer));
+        }
+        let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
+        for host in &hosts {
+            self.touch(host);
+        }
+        self.event(None, EventKind::ReplicasChanged { voters: voters.clone() });
+    }
+
+    fn join_token_used(&mut self, nonce: &str, identity: &str) {
+        if self.used_tokens.insert(nonce.into()) {
+            self.event(None, EventKind::JoinTokenUsed { identity: identity.into() });
+        } else {
+            self.refuse("join-token-used", format!("the token for {identity} was used before"));
+        }
+    }
+
+    fn disarm_on_violation(&mut self) {
+        if self.disarmed.is_some() {
+            return;
+        }
+        if let Some(detail) = invariants::check_touched(self) {
+            self.disarmed = Some(detail.clone());
+            self.event(None, EventKind::Disarmed { detail });
+        }
+    }
+
+    /// Forgets the oldest closed recoveries beyond what is kept.
+    fn prune_recoveries(&mut self) {
+        let excess = self.recoveries.len().saturating_sub(RECOVERIES_RETAINED);
+        let old: Vec<RecoveryId> = self
+            .recoveries
+            .iter()
+            .filter(|(_, recovery)| recovery.phase.is_over())
+            .map(|(id, _)| *id)
+            .take(excess)
+            .collect();
+        for id in old {
+            self.recoveries.remove(&id);
+        }
+    }
+
+    /// How long the double quorum needs at most before an expired lease can prove anything.
+    #[must_use]
+    pub const fn expiry_wait(&self) -> Millis {
+        self.policy.lease.expiry_wait()
+    }
+}

@@ -1,0 +1,265 @@
+//! What only a leader derives: questions, fences and plans.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::ToString,
+    vec::Vec,
+};
+
+use defib_model::{
+    Command, Instant, Millis, Opinion, RecoveryId, VmId,
+    command::{FenceResult, Placement, Unplaced},
+    event::Phase,
+};
+
+use super::{Controller, Effect, FIRST_HOST_WAIT, FenceOrder, PowerQuestion, Proposed};
+use crate::{
+    ledger::{Place, Recovery, Standing},
+    placement::PlanOptions,
+};
+
+/// A question under way, or the time of the next one.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) in_flight: bool,
+    pub(super) next_at: Instant,
+    /// How many questions were asked; the levels are asked in turn.
+    count: usize,
+    /// A reading of off that is not in the log yet.
+    found: Option<FenceResult>,
+}
+
+/// A fence that this leader ordered.
+#[derive(Debug, Clone)]
+pub(super) struct FenceInFlight {
+    attempt: u32,
+    result: Option<FenceResult>,
+}
+
+/// Time between two questions while nothing is decided.
+const ASK_AGAIN_SUSPECTED: Millis = Millis(250);
+/// The same while nothing proves a death.
+const ASK_AGAIN_UNCONFIRMED: Millis = Millis(1000);
+
+impl Controller {
+    fn question(&self, id: RecoveryId, recovery: &Recovery, level: usize) -> Option<PowerQuestion> {
+        let declared = self.ledger.inventory().hosts.get(&recovery.host)?;
+        let fencing = &self.ledger.policy().fencing;
+        Some(PowerQuestion {
+            recovery: id,
+            host: recovery.host.clone(),
+            level,
+            methods: declared.fencing.get(level)?.clone(),
+            confirm_reads: fencing.confirm_reads,
+            confirm_spacing: fencing.confirm_spacing,
+            timeout: fencing.attempt_timeout,
+        })
+    }
+
+    /// Asking is free: as soon as a quorum asks, and again while nothing is proven.
+    pub(super) fn derive_asks(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let open: BTreeSet<RecoveryId> = self
+            .ledger
+            .open_recoveries()
+            .filter(|(_, recovery)| {
+                matches!(recovery.phase, Phase::Suspected | Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed)
+            })
+            .map(|(id, _)| id)
+            .collect();
+        self.asks.retain(|id, _| open.contains(id));
+        for id in open {
+            let Some(recovery) = self.ledger.recoveries().get(&id) else { continue };
+            let host = recovery.host.clone();
+            let (phase, levels) =
+                (recovery.phase, self.ledger.inventory().hosts.get(&host).map_or(0, |host| host.fencing.len()));
+            let ask =
+                self.asks.entry(id).or_insert(Ask { in_flight: false, next_at: now, count: 0, found: None });
+            if let Some(FenceResult::Off(readings)) = ask.found.clone() {
+                let Some(epoch) = self.ledger.hosts().get(&host).map(|host| host.epoch) else { continue };
+                let command = || Command::PowerFoundOff { host, epoch, readings };
+                self.propose_once(now, Proposed::PowerFoundOff(id), command, effects);
+                continue;
+            }
+            // While a fence is under way its own readings say all there is to say.
+            let idle = matches!(phase, Phase::Suspected | Phase::Unconfirmed);
+            if !idle || ask.in_flight || ask.next_at > now || levels == 0 {
+                continue;
+            }
+            let level = ask.count % levels;
+            ask.in_flight = true;
+            ask.count = ask.count.saturating_add(1);
+            if let Some(question) =
+                self.ledger.recoveries().get(&id).and_then(|recovery| self.question(id, recovery, level))
+            {
+                effects.push(Effect::Ask(question));
+            }
+        }
+    }
+
+    pub(super) fn asked(&mut self, now: Instant, id: RecoveryId, result: FenceResult, _effects: &mut Vec<Effect>) {
+        let suspected =
+            self.ledger.recoveries().get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected);
+        let Some(ask) = self.asks.get_mut(&id) else { return };
+        ask.in_flight = false;
+        ask.next_at = now.plus(if suspected { ASK_AGAIN_SUSPECTED } else { ASK_AGAIN_UNCONFIRMED });
+        if matches!(result, FenceResult::Off(_)) {
+            ask.found = Some(result);
+        }
+    }
+
+    /// A refused finding (the host was heard meanwhile) must be asked for again, not proposed for ever.
+    pub(super) fn forget_finding(&mut self, now: Instant, id: RecoveryId) {
+        if let Some(ask) = self.asks.get_mut(&id) {
+            ask.found = None;
+            ask.next_at = now.plus(ASK_AGAIN_SUSPECTED);
+        }
+    }
+
+    pub(super) fn derive_fences(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let mut wanted: BTreeMap<RecoveryId, u32> = BTreeMap::new();
+        let open: Vec<(RecoveryId, Recovery)> = self
+            .ledger
+            .open_recoveries()
+            .filter(|(_, recovery)| {
+                matches!(recovery.phase, Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed)
+            })
+            .map(|(id, recovery)| (id, recovery.clone()))
+            .collect();
+        for (id, recovery) in open {
+            let ours = recovery.fence.as_ref().is_some_and(|fence| fence.index > self.ledger.led_since());
+            if recovery.phase == Phase::Fencing && ours {
+                let Some(fence) = &recovery.fence else { continue };
+                wanted.insert(id, fence.attempt);
+                self.carry_on_fence(now, id, &recovery, fence.attempt, fence.level, effects);
+                continue;
+            }
+            if recovery.phase == Phase::Unconfirmed && self.cluster_now(now) < recovery.retry_at {
+                continue;
+            }
+            // A host that a quorum hears again is readmitted rather than fenced, unless an operator wants it off.
+            let missed = self.ledger.hosts().get(&recovery.host).is_some_and(|host| {
+                host.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum()
+            });
+            if (!missed && !recovery.by_operator) || !self.ledger.may_act() {
+                continue;
+            }
+            let Some(level) = self.ledger.next_fence_level(id) else { continue };
+            let attempt = recovery.fence.as_ref().map_or(0, |fence| fence.attempt).saturating_add(1);
+            let command = || Command::FenceIntended { recovery: id, attempt, level };
+            self.propose_once(now, Proposed::FenceIntended(id, attempt), command, effects);
+        }
+        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt));
+    }
+
+    fn carry_on_fence(
+        &mut self,
+        now: Instant,
+        id: RecoveryId,
+        recovery: &Recovery,
+        attempt: u32,
+        level: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        match self.fences.get(&id).filter(|fence| fence.attempt == attempt) {
+            None => {
+                self.fences.insert(id, FenceInFlight { attempt, result: None });
+                if let Some(question) = self.question(id, recovery, level) {
+                    effects.push(Effect::Fence(FenceOrder { question, attempt }));
+                }
+            }
+            Some(FenceInFlight { result: Some(result), .. }) => {
+                let result = result.clone();
+                let command = || Command::FenceEnded { recovery: id, attempt, result };
+                self.propose_once(now, Proposed::FenceEnded(id, attempt), command, effects);
+            }
+            Some(FenceInFlight { result: None, .. }) => {}
+        }
+    }
+
+    pub(super) fn fenced(&mut self, id: RecoveryId, attempt: u32, result: FenceResult) {
+        if let Some(fence) = self.fences.get_mut(&id)
+            && fence.attempt == attempt
+        {
+            fence.result = Some(result);
+        }
+    }
+
+    /// Plans all VMs that want a place, whenever one more wants one or there is more room.
+    pub(super) fn derive_plan(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let index = self.ledger.index();
+        if index.waiting.is_empty() || !self.ledger.may_act() {
+            self.first_seen.clear();
+            return;
+        }
+        let mut held = false;
+        let mut wanted: Vec<VmId> = Vec::new();
+        let mut first: Vec<VmId> = Vec::new();
+        for vm in &index.waiting {
+            if !matches!(self.ledger.vms().get(vm).map(|record| &record.place), Some(Place::Never)) {
+                wanted.push(vm.clone());
+                continue;
+            }
+            let declared = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.first_host.as_ref());
+            let unseen = declared.and_then(|host| self.ledger.hosts().get(host)).is_some_and(|host| {
+                host.standing == Standing::NeverSeen
+            });
+            let since = *self.first_seen.entry(vm.clone()).or_insert(now);
+            if unseen && now < since.plus(FIRST_HOST_WAIT) {
+                held = true;
+            } else {
+                first.push(vm.clone());
+            }
+        }
+        if !held {
+            self.first_seen.clear();
+        }
+        // The mark covers what is held, so that the end of the wait is noticed.
+        let mark = self.ledger.index().room_changes.wrapping_mul(4096).wrapping_add(first.len() as u64);
+        if self.planned_at == Some(mark) || self.proposed.contains_key(&Proposed::Place) {
+            return;
+        }
+        if wanted.is_empty() && first.is_empty() {
+            return;
+        }
+        let mut options = PlanOptions::default();
+        for vm in &wanted {
+            if let Some(record) = self.ledger.vms().get(vm)
+                && !record.failed_on.is_empty()
+            {
+                options.avoid.insert(vm.clone(), record.failed_on.clone());
+            }
+        }
+        options.first_placements = first.iter().cloned().collect();
+        wanted.extend(first);
+        let plan = self.ledger.index().placer.plan(&wanted, &options);
+        self.planned_at = Some(mark);
+        let mut placements = Vec::with_capacity(plan.placements.len());
+        for planned in plan.placements {
+            let (Some(vm), Some(host)) =
+                (self.ledger.vms().get(&planned.vm), self.ledger.hosts().get(&planned.host))
+            else {
+                continue;
+            };
+            placements.push(Placement {
+                incarnation: vm.incarnation.next(),
+                host_epoch: host.epoch,
+                broken: planned.broken.iter().map(ToString::to_string).collect(),
+                vm: planned.vm,
+                host: planned.host,
+            });
+        }
+        let unplaced: Vec<Unplaced> = plan
+            .unplaced
+            .into_iter()
+            .map(|left| Unplaced {
+                reasons: left.exclusions.iter().map(ToString::to_string).collect(),
+                vm: left.vm,
+            })
+            .filter(|left| self.ledger.vms().get(&left.vm).is_some_and(|record| record.unplaced != left.reasons))
+            .collect();
+        if placements.is_empty() && unplaced.is_empty() {
+            return;
+        }
+        self.propose_once(now, Proposed::Place, || Command::Place { placements, unplaced }, effects);
+    }
+}

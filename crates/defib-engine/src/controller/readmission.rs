@@ -1,0 +1,86 @@
+//! Agents' reports: what is news goes to the log, what must not run is stopped, who is clean is let in.
+
+use alloc::vec::Vec;
+
+use defib_model::{
+    Command, EffectId, Epoch, HostId, Incarnation, Instant, Opinion, Subject, VmId, command::AgentReport,
+    event::Phase,
+};
+
+use super::{BurnOrder, Controller, Effect, Proposed, REPROPOSE_AFTER, Role};
+use crate::ledger::{Place, Standing};
+
+impl Controller {
+    pub(super) fn derive_readmissions(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let mut burns: Vec<(HostId, Epoch, VmId, Incarnation)> = Vec::new();
+        let mut news: Vec<AgentReport> = Vec::new();
+        let mut clean: Vec<(AgentReport, Epoch)> = Vec::new();
+        for report in self.reports.values() {
+            let Some(record) = self.ledger.hosts().get(&report.host) else { continue };
+            let stale = report.vms.iter().filter(|vm| vm.running && !self.ledger.may_run(&report.host, vm));
+            let before = burns.len();
+            for vm in stale {
+                burns.push((report.host.clone(), record.epoch, vm.vm.clone(), vm.incarnation));
+            }
+            if record.standing == Standing::Active {
+                if self.ledger.is_news(report) {
+                    news.push(report.clone());
+                }
+                if report.epoch == record.epoch && record.boot == Some(report.boot) {
+                    self.unreported(report, &mut burns);
+                }
+                continue;
+            }
+            if burns.len() > before {
+                continue;
+            }
+            // A fence under way ends first; a condemned host is let in only once a quorum hears it.
+            let recovery = record.recovery.and_then(|id| self.ledger.recoveries().get(&id));
+            let fencing = recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing);
+            let wanted_off = recovery.is_some_and(|recovery| {
+                recovery.by_operator && !recovery.phase.is_over() && recovery.phase < Phase::Fenced
+            });
+            let missed = record.standing == Standing::Condemned
+                && record.boot == Some(report.boot)
+                && record.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum();
+            if !fencing && !wanted_off && !missed {
+                clean.push((report.clone(), record.epoch));
+            }
+        }
+        for report in news {
+            let key = Proposed::Reported(report.host.clone());
+            self.propose_once(now, key, || Command::AgentReported(report), effects);
+        }
+        for (report, epoch) in clean {
+            let AgentReport { host, boot, vms, .. } = report;
+            let key = Proposed::Readmit(host.clone(), epoch);
+            self.propose_once(now, key, || Command::Readmit { host, epoch, boot, vms }, effects);
+        }
+        let Role::Leader { term } = self.role else { return };
+        let applied = self.ledger.applied();
+        for (host, host_epoch, vm, incarnation) in burns {
+            let key = (host.clone(), vm.clone(), incarnation);
+            if self.burns.get(&key).is_some_and(|at| now < at.plus(REPROPOSE_AFTER)) {
+                continue;
+            }
+            self.burns.insert(key, now);
+            let effect = EffectId { cause: applied, subject: Subject::Vm(vm.clone()), attempt: 0 };
+            effects.push(Effect::Burn(BurnOrder { effect, host, host_epoch, vm, incarnation, term }));
+        }
+        // Orders that are old have either worked or are derived again from the next report.
+        self.burns.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
+    }
+
+    /// VMs that are recorded as running on a host whose agent does not know them at all (its memory was lost):
+    /// only a durable promise makes it safe to start them anew.
+    fn unreported(&self, report: &AgentReport, burns: &mut Vec<(HostId, Epoch, VmId, Incarnation)>) {
+        let Some(here) = self.ledger.index().on_host.get(&report.host) else { return };
+        for vm in here {
+            let Some(record) = self.ledger.vms().get(vm) else { continue };
+            let named = report.vms.iter().any(|one| one.vm == *vm && one.incarnation >= record.incarnation);
+            if matches!(record.place, Place::Running { .. }) && !named {
+                burns.push((report.host.clone(), report.epoch, vm.clone(), record.incarnation));
+            }
+        }
+    }
+}

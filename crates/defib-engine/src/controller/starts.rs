@@ -1,0 +1,384 @@
+//! Restart waves: which placed VM may start now.
+//!
+//! A tier waits for the readiness of every VM of the tiers before it, or for their timeouts; a VM waits for
+//! what it depends on; starts are throttled per host, per datastore and in all. Time here is the leader's
+//! own: a new leader begins to wait anew, which delays and never hurries.
+
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+
+use defib_model::{
+    Command, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, RecoveryId, Subject, VmId,
+    command::StartResult,
+    inventory::{Priority, Readiness, Vm},
+};
+
+use super::{BurnOrder, Controller, Effect, OrderOutcome, Proposed, REDELIVER_AFTER, Role, StartOrder};
+use crate::ledger::{Ledger, Place, VmRecord};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// Ordered; no answer yet.
+    Sent,
+    /// Could not be delivered, or refused for now.
+    Again { at: Instant },
+    /// No answer for too long: cancelled, so that it can be placed anew.
+    Cancelling { asked_at: Instant },
+    /// It ended; the log does not show it yet.
+    Ended(StartResult),
+}
+
+#[derive(Debug, Clone)]
+struct Start {
+    incarnation: Incarnation,
+    host_epoch: Epoch,
+    first_ordered: Instant,
+    attempt: u32,
+    state: State,
+}
+
+/// The lowest tier that nothing before it blocks, since when, and the one that was open before.
+#[derive(Debug, Clone, Copy)]
+struct Gate {
+    tier: Priority,
+    before: Priority,
+    since: Instant,
+}
+
+/// What is starting, as the leader knows it.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    running: BTreeMap<VmId, Start>,
+    /// Since when a VM that is running has not been ready.
+    unready_since: BTreeMap<VmId, Instant>,
+    gate: Option<Gate>,
+}
+
+impl Starts {
+    pub(super) fn next_deadline(&self, ledger: &Ledger, now: Instant) -> Option<Instant> {
+        let policy = &ledger.policy().restart;
+        let mut next: Option<Instant> = None;
+        let mut consider = |at: Instant| {
+            // What lies in the past and still waits, waits for something else than time.
+            if at > now {
+                next = Some(next.map_or(at, |held| held.min(at)));
+            }
+        };
+        for start in self.running.values() {
+            match &start.state {
+                State::Sent => consider(start.first_ordered.plus(policy.start_timeout)),
+                State::Again { at } => consider(*at),
+                State::Cancelling { asked_at } => consider(asked_at.plus(Millis(1000))),
+                State::Ended(_) => {}
+            }
+        }
+        for vm in &ledger.index().pending {
+            let Some(declared) = ledger.inventory().vms.get(vm) else { continue };
+            let timeout = declared.readiness_timeout.unwrap_or(policy.tier_timeout);
+            if let Some(since) = self.since(vm) {
+                consider(since.plus(timeout));
+            }
+            if !declared.depends_on.is_empty() {
+                consider(now.plus(Millis(1000)));
+            }
+        }
+        if let Some(gate) = self.gate {
+            consider(gate.since.plus(policy.tier_delay));
+        }
+        next
+    }
+
+    fn since(&self, vm: &VmId) -> Option<Instant> {
+        self.running.get(vm).map(|start| start.first_ordered).or_else(|| self.unready_since.get(vm).copied())
+    }
+}
+
+fn is_ready(declared: &Vm, record: &VmRecord) -> bool {
+    match record.place {
+        Place::Intended { .. } => declared.readiness == Readiness::Placed,
+        Place::Running { .. } => record.readiness.is_some_and(|reached| reached >= declared.readiness),
+        Place::Never | Place::Lost { .. } | Place::Down { .. } | Place::GivenUp { .. } => false,
+    }
+}
+
+impl Controller {
+    pub(super) fn derive_starts(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let Role::Leader { term } = self.role else { return };
+        self.starts.running.retain(|vm, start| {
+            self.ledger.vms().get(vm).is_some_and(|record| {
+                record.incarnation == start.incarnation && matches!(record.place, Place::Intended { .. })
+            })
+        });
+        let pending = &self.ledger.index().pending;
+        self.starts.unready_since.retain(|vm, _| pending.contains(vm));
+        for vm in pending {
+            if matches!(self.ledger.vms().get(vm).map(|record| &record.place), Some(Place::Running { .. })) {
+                self.starts.unready_since.entry(vm.clone()).or_insert(now);
+            }
+        }
+        self.carry_on_starts(now, term, effects);
+        if self.ledger.index().pending.is_empty() {
+            self.starts.gate = None;
+            return;
+        }
+        let gate = self.gate(now);
+        let mut per_host: BTreeMap<HostId, u32> = BTreeMap::new();
+        let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
+        let mut total = 0_u32;
+        for vm in self.starts.running.keys() {
+            self.count(vm, &mut per_host, &mut per_datastore, &mut total);
+        }
+        // Of one tier the earlier placed goes first: the planner's order is the order of start.
+        let mut candidates: Vec<(Priority, LogIndex, VmId)> = Vec::new();
+        for vm in &self.ledger.index().pending {
+            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            else {
+                continue;
+            };
+            if let Place::Intended { index, .. } = record.place
+                && !self.starts.running.contains_key(vm)
+            {
+                candidates.push((declared.priority, index, vm.clone()));
+            }
+        }
+        candidates.sort();
+        let policy = self.ledger.policy().restart.clone();
+        for (priority, index, vm) in candidates {
+            if priority > gate || !self.ledger.may_act() || !self.dependencies_ready(&vm) {
+                continue;
+            }
+            let Some(restart) = self.ledger.restart(&vm) else { continue };
+            let host = restart.to().clone();
+            let datastore = self.ledger.inventory().vms.get(&vm).and_then(|vm| vm.datastore.clone());
+            let full = total >= policy.starts_total
+                || per_host.get(&host).copied().unwrap_or(0) >= policy.starts_per_host
+                || datastore
+                    .as_ref()
+                    .is_some_and(|name| per_datastore.get(name).copied().unwrap_or(0) >= policy.starts_per_datastore);
+            if full {
+                continue;
+            }
+            let start = Start {
+                incarnation: restart.incarnation(),
+                host_epoch: restart.host_epoch(),
+                first_ordered: now,
+                attempt: 1,
+                state: State::Sent,
+            };
+            self.starts.running.insert(vm.clone(), start);
+            self.count(&vm, &mut per_host, &mut per_datastore, &mut total);
+            let effect = EffectId { cause: index, subject: Subject::Vm(vm), attempt: 1 };
+            effects.push(Effect::Start(StartOrder { effect, restart, term }));
+        }
+    }
+
+    fn count(
+        &self,
+        vm: &VmId,
+        per_host: &mut BTreeMap<HostId, u32>,
+        per_datastore: &mut BTreeMap<String, u32>,
+        total: &mut u32,
+    ) {
+        let Some(host) = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) else { return };
+        let add = |count: &mut u32| *count = count.saturating_add(1);
+        add(per_host.entry(host.clone()).or_default());
+        if let Some(datastore) = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.datastore.clone()) {
+            add(per_datastore.entry(datastore).or_default());
+        }
+        add(total);
+    }
+
+    /// The lowest tier that may start now.
+    fn gate(&mut self, now: Instant) -> Priority {
+        let policy = &self.ledger.policy().restart;
+        let index = self.ledger.index();
+        let lost = index.waiting.iter().filter(|vm| {
+            // Lost and not judged yet: it will be placed, or told why not, within moments.
+            self.ledger.vms().get(*vm).is_some_and(|record| {
+                record.unplaced.is_empty() && matches!(record.place, Place::Lost { .. } | Place::Down { .. })
+            })
+        });
+        let mut gate = Priority::Lowest;
+        for vm in index.pending.iter().chain(lost) {
+            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            else {
+                continue;
+            };
+            let timeout = declared.readiness_timeout.unwrap_or(policy.tier_timeout);
+            let timed_out = self.starts.since(vm).is_some_and(|since| now >= since.plus(timeout));
+            if !timed_out && !is_ready(declared, record) {
+                gate = gate.min(declared.priority);
+            }
+        }
+        // A tier that opens because the one before it is ready still waits `tier-delay`.
+        let opened = match self.starts.gate {
+            Some(opened) if opened.tier == gate => opened,
+            Some(former) if former.tier < gate => Gate { tier: gate, before: former.tier, since: now },
+            Some(_) | None => Gate { tier: gate, before: gate, since: now },
+        };
+        self.starts.gate = Some(opened);
+        if now < opened.since.plus(policy.tier_delay) { opened.before } else { gate }
+    }
+
+    fn dependencies_ready(&self, vm: &VmId) -> bool {
+        let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm)) else {
+            return false;
+        };
+        let Place::Intended { since, .. } = record.place else { return false };
+        let timeout = declared.readiness_timeout.unwrap_or(self.ledger.policy().restart.tier_timeout);
+        declared.depends_on.iter().all(|other| {
+            let (Some(other_declared), Some(other_record)) =
+                (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
+            else {
+                return true;
+            };
+            is_ready(other_declared, other_record)
+                || matches!(other_record.place, Place::GivenUp { .. })
+                || self.ledger.at().since(since) >= timeout
+        })
+    }
+
+    /// Orders under way: repeats what could not be delivered, cancels what gives no answer, proposes what ended.
+    fn carry_on_starts(&mut self, now: Instant, term: u64, effects: &mut Vec<Effect>) {
+        let timeout = self.ledger.policy().restart.start_timeout;
+        let mut ended: Vec<(VmId, Start, StartResult)> = Vec::new();
+        for (vm, start) in &mut self.starts.running {
+            let overdue = now >= start.first_ordered.plus(timeout);
+            let Some(restart) = self.ledger.restart(vm) else { continue };
+            let cause = match self.ledger.vms().get(vm).map(|record| &record.place) {
+                Some(Place::Intended { index, .. }) => *index,
+                Some(_) | None => continue,
+            };
+            let effect = |attempt| EffectId { cause, subject: Subject::Vm(vm.clone()), attempt };
+            match &start.state {
+                State::Ended(result) => ended.push((vm.clone(), start.clone(), result.clone())),
+                State::Cancelling { asked_at } if now < asked_at.plus(Millis(1000)) => {}
+                State::Sent | State::Again { .. } | State::Cancelling { .. } if overdue => {
+                    start.state = State::Cancelling { asked_at: now };
+                    effects.push(Effect::Burn(BurnOrder {
+                        effect: effect(0),
+                        host: restart.to().clone(),
+                        host_epoch: restart.host_epoch(),
+                        vm: vm.clone(),
+                        incarnation: restart.incarnation(),
+                        term,
+                    }));
+                }
+                // A new epoch of the host (it was readmitted) makes the old order void.
+                State::Again { at } if now >= *at || start.host_epoch != restart.host_epoch() => {
+                    start.attempt = start.attempt.saturating_add(1);
+                    start.host_epoch = restart.host_epoch();
+                    start.state = State::Sent;
+                    effects.push(Effect::Start(StartOrder { effect: effect(start.attempt), restart, term }));
+                }
+                State::Sent if start.host_epoch != restart.host_epoch() => {
+                    start.attempt = start.attempt.saturating_add(1);
+                    start.host_epoch = restart.host_epoch();
+                    effects.push(Effect::Start(StartOrder { effect: effect(start.attempt), restart, term }));
+                }
+                State::Sent | State::Again { .. } | State::Cancelling { .. } => {}
+            }
+        }
+        for (vm, start, result) in ended {
+            let Some(record) = self.ledger.vms().get(&vm) else { continue };
+            let Place::Intended { host, index, .. } = &record.place else { continue };
+            let (host, cause) = (host.clone(), *index);
+            let incarnation = start.incarnation;
+            let effect = EffectId { cause, subject: Subject::Vm(vm.clone()), attempt: start.attempt };
+            let key = Proposed::StartEnded(vm.clone(), incarnation);
+            let command = || Command::StartEnded { effect, vm, incarnation, host, result };
+            self.propose_once(now, key, command, effects);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the answer to an order, taken apart")]
+    pub(super) fn ordered(
+        &mut self,
+        now: Instant,
+        effect: EffectId,
+        vm: VmId,
+        incarnation: Incarnation,
+        host: HostId,
+        outcome: OrderOutcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(start) = self.starts.running.get_mut(&vm)
+            && start.incarnation == incarnation
+        {
+            let cancelling = matches!(start.state, State::Cancelling { .. });
+            match outcome {
+                OrderOutcome::Running => start.state = State::Ended(StartResult::Running),
+                OrderOutcome::NotRunning { detail } => {
+                    start.state = State::Ended(StartResult::NotRunning { detail });
+                }
+                OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } if !cancelling => {
+                    start.state = State::Again { at: now.plus(REDELIVER_AFTER) };
+                }
+                OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } => {}
+            }
+            return;
+        }
+        // The end of a VM that was recorded as running: its agent's durable word.
+        if let OrderOutcome::NotRunning { detail } = outcome
+            && self.ledger.vms().get(&vm).is_some_and(|record| {
+                record.incarnation == incarnation && record.occupied_host() == Some(&host)
+            })
+        {
+            let key = Proposed::StartEnded(vm.clone(), incarnation);
+            let result = StartResult::NotRunning { detail };
+            let command = || Command::StartEnded { effect, vm, incarnation, host, result };
+            self.propose_once(now, key, command, effects);
+        }
+    }
+
+    /// What the VMs of a recovery wait for that only the leader knows.
+    pub(super) fn explain_starts(&self, now: Instant, recovery: RecoveryId) -> Vec<String> {
+        let mut lines = Vec::new();
+        let Some(recovery) = self.ledger.recoveries().get(&recovery) else { return lines };
+        let blockers: Vec<(&VmId, &Vm)> = self
+            .ledger
+            .index()
+            .pending
+            .iter()
+            .filter_map(|vm| {
+                let declared = self.ledger.inventory().vms.get(vm)?;
+                (!is_ready(declared, self.ledger.vms().get(vm)?)).then_some((vm, declared))
+            })
+            .collect();
+        for vm in &recovery.vms {
+            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            else {
+                continue;
+            };
+            let Place::Intended { host, .. } = &record.place else { continue };
+            if let Some(start) = self.starts.running.get(vm) {
+                let age = now.since(start.first_ordered);
+                lines.push(match &start.state {
+                    State::Sent => format!("vm {vm}: host {host} to answer the order of {age} ago"),
+                    State::Again { .. } => format!("vm {vm}: host {host} could not take the order; tried again"),
+                    State::Cancelling { .. } => {
+                        format!("vm {vm}: host {host} gave no answer for {age}; to be cancelled and placed anew")
+                    }
+                    State::Ended(_) => format!("vm {vm}: its start to be committed"),
+                });
+                continue;
+            }
+            for other in &declared.depends_on {
+                if let (Some(dependency), Some(record)) =
+                    (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
+                    && !is_ready(dependency, record)
+                {
+                    lines.push(format!("vm {vm}: vm {other}, on which it depends, to be {}", dependency.readiness));
+                }
+            }
+            if let Some((other, blocker)) =
+                blockers.iter().find(|(_, blocker)| blocker.priority < declared.priority)
+            {
+                lines.push(format!(
+                    "vm {vm} ({}): vm {other} ({}) to be {}",
+                    declared.priority, blocker.priority, blocker.readiness
+                ));
+            }
+        }
+        lines
+    }
+}

@@ -1,0 +1,209 @@
+//! What operators command. Each command also has a dry run: [`Ledger::judge`] says what it would do.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+};
+
+use defib_model::{
+    Command, Epoch, EventKind, HostId, Inventory, Opinion, Policy, VmId,
+    command::Operator,
+    event::{Phase, ProofKind},
+};
+
+use super::{
+    Index, Ledger,
+    records::{HostRecord, Place, Standing, VmRecord},
+};
+
+impl Ledger {
+    /// What an operator's command would do now, in words.
+    ///
+    /// # Errors
+    /// Why it would be refused, and what to do instead.
+    pub fn judge(&self, command: &Command) -> Result<String, String> {
+        match command {
+            Command::ConfirmDead { host, epoch, .. } => {
+                let record = self.judge_epoch(host, *epoch)?;
+                if record.standing == Standing::Dead {
+                    return Err(format!("host {host} is proven dead already"));
+                }
+                let asks = record.opinions_at_least(Opinion::Asks, &self.voters);
+                if asks < self.quorum() {
+                    return Err(format!(
+                        "host {host} is heard: only {asks} of {} observers miss it; to take it out of service use: defib host fence {host}",
+                        self.voters.len()
+                    ));
+                }
+                let vms = self.index.on_host.get(host).map_or(0, alloc::collections::BTreeSet::len);
+                Ok(format!("host {host} is taken as dead on your word; {vms} VMs restart elsewhere"))
+            }
+            Command::FenceHost { host, epoch, .. } => {
+                let record = self.judge_epoch(host, *epoch)?;
+                if record.standing != Standing::Active {
+                    return Err(format!("host {host} is being fenced, or is fenced, already"));
+                }
+                if !self.may_act() {
+                    return Err("automatic action is stopped; resume it first".into());
+                }
+                let levels = self.inventory.hosts.get(host).map_or(0, |host| host.fencing.len());
+                if levels == 0 {
+                    return Err(format!("host {host} has no fencing method"));
+                }
+                let vms = self.index.on_host.get(host).map_or(0, alloc::collections::BTreeSet::len);
+                Ok(format!("host {host} is powered off; {vms} VMs restart elsewhere when that is proven"))
+            }
+            Command::SetPolicy { policy, replaces, .. } => {
+                if *replaces != self.policy_version {
+                    return Err(format!("policy version {} is in force, not {replaces}; read it again", self.policy_version));
+                }
+                policy.validate().map_err(|(field, message)| format!("{field}: {message}"))?;
+                Ok(format!("policy version {} comes into force", self.policy_version.saturating_add(1)))
+            }
+            Command::SetInventory { inventory, replaces, .. } => {
+                if *replaces != self.inventory_version {
+                    return Err(format!(
+                        "inventory version {} is in force, not {replaces}; read it again",
+                        self.inventory_version
+                    ));
+                }
+                self.judge_inventory(inventory)?;
+                Ok(format!("inventory version {} comes into force", self.inventory_version.saturating_add(1)))
+            }
+            Command::Pause { paused: true, .. } => Ok("no new verdict, fence or placement begins".into()),
+            Command::Pause { paused: false, .. } => Ok("automatic action goes on".into()),
+            Command::JoinTokenUsed { nonce, .. } if self.used_tokens.contains(nonce) => {
+                Err("this join token was used before; make a new one".into())
+            }
+            other => Ok(format!("{other:?}")),
+        }
+    }
+
+    fn judge_epoch(&self, host: &HostId, epoch: Epoch) -> Result<&HostRecord, String> {
+        let record = self.hosts.get(host).ok_or_else(|| format!("there is no host {host} in the inventory"))?;
+        if record.standing == Standing::NeverSeen {
+            return Err(format!("host {host} was never seen, so nothing of ours runs there"));
+        }
+        if record.epoch != epoch {
+            return Err(format!("host {host} is in epoch {} now, not {epoch}; look again", record.epoch));
+        }
+        Ok(record)
+    }
+
+    fn judge_inventory(&self, inventory: &Inventory) -> Result<(), String> {
+        inventory.validate().map_err(|error| error.to_string())?;
+        for (id, record) in &self.hosts {
+            if inventory.hosts.contains_key(id) {
+                continue;
+            }
+            if self.index.on_host.contains_key(id) {
+                return Err(format!("hosts.{id}: is missing, but VMs run there; move or stop them first"));
+            }
+            if record.recovery.is_some_and(|id| self.index.open.contains(&id)) {
+                return Err(format!("hosts.{id}: is missing, but its recovery is open"));
+            }
+        }
+        for (id, record) in &self.vms {
+            if inventory.vms.contains_key(id) {
+                continue;
+            }
+            if record.recovery.is_some() {
+                return Err(format!("vms.{id}: is missing, but it is being recovered"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn confirm_dead(&mut self, host: &HostId, epoch: Epoch, operator: &Operator) {
+        let command = Command::ConfirmDead { host: host.clone(), epoch, operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("confirm-dead", why);
+        }
+        let id = match self.hosts.get(host).and_then(|record| record.recovery) {
+            Some(id) => id,
+            None => self.open_recovery(host, true),
+        };
+        let action = format!("confirms that host {host} is dead");
+        self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
+        let kind =
+            ProofKind::OperatorWord { operator: operator.name.clone(), reason: operator.reason.clone() };
+        self.prove(id, kind);
+    }
+
+    pub(super) fn fence_host(&mut self, host: &HostId, epoch: Epoch, operator: &Operator) {
+        let command = Command::FenceHost { host: host.clone(), epoch, operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("fence-host", why);
+        }
+        let id = match self.hosts.get(host).and_then(|record| record.recovery) {
+            Some(id) => id,
+            None => self.open_recovery(host, true),
+        };
+        if let Some(recovery) = self.recoveries.get_mut(&id) {
+            recovery.by_operator = true;
+            recovery.brake = None;
+        }
+        let action = format!("fences host {host}");
+        self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
+        if self.recoveries.get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected) {
+            self.condemn(id, "an operator ordered it");
+        }
+    }
+
+    pub(super) fn pause(&mut self, paused: bool, operator: &Operator) {
+        self.paused = paused;
+        let action = if paused { "stops automatic action" } else { "resumes automatic action" };
+        if !paused {
+            self.disarmed = None;
+        }
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action: action.to_string() });
+        self.index.room_changes = self.index.room_changes.saturating_add(1);
+    }
+
+    pub(super) fn set_policy(&mut self, policy: &Policy, replaces: u64, operator: &Operator) {
+        let command =
+            Command::SetPolicy { policy: policy.clone(), replaces, operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("set-policy", why);
+        }
+        self.policy = policy.clone();
+        self.policy_version = self.policy_version.saturating_add(1);
+        let action = String::from("applies a policy");
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        self.event(None, EventKind::PolicyChanged { version: self.policy_version });
+    }
+
+    pub(super) fn set_inventory(&mut self, inventory: &Inventory, replaces: u64, operator: &Operator) {
+        let command =
+            Command::SetInventory { inventory: inventory.clone(), replaces, operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("set-inventory", why);
+        }
+        self.inventory = inventory.clone();
+        self.inventory_version = self.inventory_version.saturating_add(1);
+        self.hosts.retain(|id, _| inventory.hosts.contains_key(id));
+        for id in inventory.hosts.keys() {
+            self.hosts.entry(id.clone()).or_default();
+        }
+        self.vms.retain(|id, _| inventory.vms.contains_key(id));
+        for id in inventory.vms.keys() {
+            self.vms.entry(id.clone()).or_insert_with(VmRecord::default);
+        }
+        for recovery in self.recoveries.values_mut() {
+            recovery.vms.retain(|vm: &VmId| inventory.vms.contains_key(vm));
+        }
+        // What was given up has a new definition, perhaps a better one.
+        for record in self.vms.values_mut() {
+            if let Place::GivenUp { host } = &record.place {
+                record.place = Place::Down { host: host.clone() };
+                record.attempts = 0;
+            }
+        }
+        let room = self.index.room_changes.saturating_add(1);
+        self.index = Index::build(&self.inventory, &self.hosts, &self.vms, &self.recoveries);
+        self.index.room_changes = room;
+        let action = String::from("applies an inventory");
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        self.event(None, EventKind::InventoryChanged { version: self.inventory_version });
+    }
+}

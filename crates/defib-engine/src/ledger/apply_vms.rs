@@ -1,0 +1,218 @@
+//! Commands about VMs: places, starts, reports.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use defib_model::{
+    EventKind, HostId, Incarnation, VmId,
+    command::{AgentReport, Placement, StartResult, Unplaced, VmReport},
+    event::ProofKind,
+    inventory::Readiness,
+};
+
+use super::{
+    Ledger,
+    records::{Place, ReleaseRecord, Standing},
+};
+
+impl Ledger {
+    pub(super) fn place(&mut self, placements: &[Placement], unplaced: &[Unplaced]) {
+        if !self.may_act() {
+            return self.refuse("place", "automatic action is stopped");
+        }
+        for placement in placements {
+            if let Err(why) = self.place_one(placement) {
+                self.refuse("place", format!("vm {} on host {}: {why}", placement.vm, placement.host));
+            }
+        }
+        for one in unplaced {
+            let Some(record) = self.vms.get(&one.vm) else { continue };
+            if !record.wants_place() || record.unplaced == one.reasons {
+                continue;
+            }
+            let recovery = record.recovery;
+            self.update_vm(&one.vm, |record| record.unplaced.clone_from(&one.reasons));
+            self.event(recovery, EventKind::VmUnplaced { vm: one.vm.clone(), reasons: one.reasons.clone() });
+        }
+    }
+
+    /// The planner proposes; what it proposes is checked again where it counts.
+    fn place_one(&mut self, placement: &Placement) -> Result<(), String> {
+        let record = self.vms.get(&placement.vm).ok_or("it is not in the inventory")?;
+        if !record.wants_place() {
+            return Err("it has a place already".into());
+        }
+        if placement.incarnation != record.incarnation.next() {
+            return Err(format!("incarnation {} does not follow {}", placement.incarnation, record.incarnation));
+        }
+        let host = self.hosts.get(&placement.host).ok_or("there is no such host")?;
+        if host.standing != Standing::Active || host.epoch != placement.host_epoch {
+            return Err(format!("the host is in epoch {} now", host.epoch));
+        }
+        self.index.placer.admits(&placement.vm, &placement.host).map_err(|constraint| constraint.to_string())?;
+        let (release, from) = match &record.place {
+            Place::Never => (ReleaseRecord::NeverPlaced, None),
+            Place::Lost { from } => {
+                let proof = record.lost_by.clone().ok_or("its former host's death is not proven")?;
+                (ReleaseRecord::Death { host: from.clone(), proof }, Some(from.clone()))
+            }
+            Place::Down { host } => {
+                (ReleaseRecord::Stopped { host: host.clone(), incarnation: record.incarnation }, Some(host.clone()))
+            }
+            Place::Intended { .. } | Place::Running { .. } | Place::GivenUp { .. } => {
+                return Err("it has a place already".into());
+            }
+        };
+        let recovery = record.recovery;
+        let (index, since) = (self.now.index, self.at);
+        self.update_vm(&placement.vm, |record| {
+            record.incarnation = placement.incarnation;
+            record.place = Place::Intended {
+                host: placement.host.clone(),
+                host_epoch: placement.host_epoch,
+                index,
+                since,
+                release,
+            };
+            record.readiness = None;
+            record.changed = since;
+            record.attempts = record.attempts.saturating_add(1);
+            record.unplaced.clear();
+        });
+        self.event(
+            recovery,
+            EventKind::VmPlaced {
+                vm: placement.vm.clone(),
+                host: placement.host.clone(),
+                incarnation: placement.incarnation,
+                from,
+                broken: placement.broken.clone(),
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn start_ended(&mut self, vm: &VmId, incarnation: Incarnation, host: &HostId, result: &StartResult) {
+        let Some(record) = self.vms.get(vm) else { return };
+        if record.incarnation != incarnation || record.occupied_host() != Some(host) {
+            // An answer about a past that does not matter any more.
+            return;
+        }
+        match result {
+            StartResult::Running => self.running(vm, host, Some(Readiness::PoweredOn)),
+            StartResult::NotRunning { detail } => self.down(vm, host, detail),
+        }
+    }
+
+    fn running(&mut self, vm: &VmId, host: &HostId, readiness: Option<Readiness>) {
+        let Some(record) = self.vms.get(vm) else { return };
+        let (recovery, incarnation) = (record.recovery, record.incarnation);
+        if matches!(record.place, Place::Intended { .. }) {
+            let now = self.at;
+            self.update_vm(vm, |record| {
+                record.place = Place::Running { host: host.clone() };
+                record.changed = now;
+                record.attempts = 0;
+                record.failed_on.clear();
+                record.lost_by = None;
+            });
+            self.event(recovery, EventKind::VmRunning { vm: vm.clone(), host: host.clone(), incarnation });
+        }
+        let reached = readiness.unwrap_or(Readiness::PoweredOn).max(Readiness::PoweredOn);
+        let held = self.vms.get(vm).and_then(|record| record.readiness);
+        if held.is_none_or(|held| held < reached) {
+            let now = self.at;
+            self.update_vm(vm, |record| {
+                record.readiness = Some(reached);
+                record.changed = now;
+            });
+            if reached > Readiness::PoweredOn {
+                self.event(recovery, EventKind::VmReady { vm: vm.clone(), readiness: reached });
+            }
+        }
+    }
+
+    fn down(&mut self, vm: &VmId, host: &HostId, detail: &str) {
+        let Some(record) = self.vms.get(vm) else { return };
+        let (recovery, incarnation, attempts) = (record.recovery, record.incarnation, record.attempts);
+        let give_up = attempts >= self.policy.restart.attempts;
+        self.update_vm(vm, |record| {
+            record.readiness = None;
+            record.failed_on.insert(host.clone());
+            record.lost_by = None;
+            record.place = if give_up {
+                Place::GivenUp { host: host.clone() }
+            } else {
+                Place::Down { host: host.clone() }
+            };
+        });
+        self.event(
+            recovery,
+            EventKind::VmDown { vm: vm.clone(), host: host.clone(), incarnation, detail: detail.into() },
+        );
+        if give_up {
+            self.event(recovery, EventKind::VmGivenUp { vm: vm.clone(), attempts });
+        }
+    }
+
+    pub(super) fn agent_reported(&mut self, report: &AgentReport) {
+        let Some(record) = self.hosts.get_mut(&report.host) else {
+            return self.refuse("agent-reported", format!("host {} is not in the inventory", report.host));
+        };
+        if record.standing != Standing::Active {
+            return;
+        }
+        if record.watchdog_armed != report.watchdog_armed {
+            record.watchdog_armed = report.watchdog_armed;
+            let event = EventKind::WatchdogChanged { host: report.host.clone(), armed: report.watchdog_armed };
+            self.event(None, event);
+        }
+        let Some(record) = self.hosts.get(&report.host) else { return };
+        if let Some(former) = record.boot
+            && former != report.boot
+        {
+            // It has rebooted faster than anybody missed it: nothing of the former boot runs.
+            let id = match record.recovery {
+                Some(id) => id,
+                None => self.open_recovery(&report.host, false),
+            };
+            return self.prove(id, ProofKind::NewBoot { former, now: report.boot });
+        }
+        self.report_vms(&report.host, &report.vms);
+    }
+
+    /// An agent remembers every incarnation that it was ever ordered to start and starts none twice, so its
+    /// "does not run" about one that it names is final.
+    pub(super) fn report_vms(&mut self, host: &HostId, reports: &[VmReport]) {
+        let relevant: Vec<&VmReport> = reports.iter().filter(|report| self.may_run(host, report)).collect();
+        for report in relevant {
+            if report.running {
+                self.running(&report.vm, host, report.readiness);
+            } else {
+                self.down(&report.vm, host, "its agent reports that it does not run");
+            }
+        }
+    }
+
+    /// Whether a report says anything that the ledger does not hold yet.
+    #[must_use]
+    pub fn is_news(&self, report: &AgentReport) -> bool {
+        let Some(record) = self.hosts.get(&report.host) else { return false };
+        if record.standing != Standing::Active {
+            return false;
+        }
+        if record.watchdog_armed != report.watchdog_armed || record.boot != Some(report.boot) {
+            return true;
+        }
+        report.vms.iter().filter(|one| self.may_run(&report.host, one)).any(|one| {
+            let Some(record) = self.vms.get(&one.vm) else { return false };
+            let reached = one.readiness.unwrap_or(Readiness::PoweredOn).max(Readiness::PoweredOn);
+            !one.running
+                || matches!(record.place, Place::Intended { .. })
+                || record.readiness.is_none_or(|held| held < reached)
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! The numbered, hash-chained stream of events, born where commands are applied.
+
+use alloc::{collections::VecDeque, string::String};
+
+use defib_model::{
+    ClusterTime, Event, EventKind, EventSeq, LogIndex, RecoveryId, UnixMillis, chain,
+};
+use serde::{Deserialize, Serialize};
+
+/// How many events a replica keeps at hand for readers. Older ones are announced as an explicit gap.
+pub const EVENTS_RETAINED: usize = 8192;
+
+/// The end of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventLog {
+    head: EventSeq,
+    head_hash: String,
+    retained: VecDeque<Event>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self { head: EventSeq(0), head_hash: chain::GENESIS.into(), retained: VecDeque::new() }
+    }
+}
+
+/// Where and when events are being born.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Birth {
+    pub(crate) index: LogIndex,
+    pub(crate) ordinal: u32,
+    pub(crate) at: ClusterTime,
+    pub(crate) wall: UnixMillis,
+}
+
+impl EventLog {
+    /// Number of the newest event; 0 before the first.
+    #[must_use]
+    pub const fn head(&self) -> EventSeq {
+        self.head
+    }
+
+    /// Hash of the newest event.
+    #[must_use]
+    pub fn head_hash(&self) -> &str {
+        &self.head_hash
+    }
+
+    /// The retained events from number `from` on, oldest first.
+    pub fn since(&self, from: EventSeq) -> impl Iterator<Item = &Event> {
+        let first = self.retained.front().map_or(0, |event| event.seq.0);
+        let skip = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
+        self.retained.iter().skip(skip)
+    }
+
+    /// Number of the oldest event that is still at hand.
+    #[must_use]
+    pub fn oldest(&self) -> Option<EventSeq> {
+        self.retained.front().map(|event| event.seq)
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        birth: Birth,
+        recovery: Option<RecoveryId>,
+        cause: Option<EventSeq>,
+        kind: EventKind,
+    ) -> EventSeq {
+        let seq = self.head.next();
+        let Birth { index, ordinal, at, wall } = birth;
+        let mut event = Event { seq, index, ordinal, at, wall, recovery, cause, kind, hash: String::new() };
+        event.hash = chain::event_hash(&self.head_hash, &event);
+        self.head = seq;
+        self.head_hash.clone_from(&event.hash);
+        if self.retained.len() >= EVENTS_RETAINED {
+            self.retained.pop_front();
+        }
+        self.retained.push_back(event);
+        seq
+    }
+}

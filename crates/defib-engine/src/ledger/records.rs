@@ -1,0 +1,248 @@
+//! What the ledger remembers of each host, VM and recovery.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+
+use defib_model::{
+    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId, VmId,
+    event::Phase, inventory::Readiness,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::proof::ProofRecord;
+
+/// How a host stands with us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// Its agent has never reported.
+    NeverSeen,
+    /// In use: holds the current epoch.
+    Active,
+    /// A verdict was taken; its death is not proven yet. No lease is granted.
+    Condemned,
+    /// Its death is proven. It comes back by readmission only.
+    Dead,
+}
+
+/// One observer's recorded opinion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OpinionRecord {
+    /// What it thinks.
+    pub opinion: Opinion,
+    /// Silence on all paths when it said so, in milliseconds.
+    pub silent_ms: u64,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Its current epoch.
+    pub epoch: Epoch,
+    /// The boot that it was last seen in.
+    pub boot: Option<BootId>,
+    /// How it stands.
+    pub standing: Standing,
+    /// What the observers think; absent means alive.
+    pub opinions: BTreeMap<ReplicaId, OpinionRecord>,
+    /// Who voted that its lease of the current epoch has run out.
+    pub expiry_votes: BTreeSet<ReplicaId>,
+    /// Whether its agent reported an armed hardware watchdog.
+    pub watchdog_armed: bool,
+    /// Its open recovery, or its last one while it is dead.
+    pub recovery: Option<RecoveryId>,
+    /// The proof of its death in the current epoch.
+    pub proof: Option<ProofRecord>,
+    /// When it came back after a death, newest last; for the flap brake.
+    pub returns: Vec<ClusterTime>,
+    /// Came and went too often: not used for placements until an operator readmits it.
+    pub quarantined: bool,
+    /// Until when it is expected to be silent.
+    pub expected_silent_until: Option<ClusterTime>,
+}
+
+impl Default for HostRecord {
+    fn default() -> Self {
+        Self {
+            epoch: Epoch(0),
+            boot: None,
+            standing: Standing::NeverSeen,
+            opinions: BTreeMap::new(),
+            expiry_votes: BTreeSet::new(),
+            watchdog_armed: false,
+            recovery: None,
+            proof: None,
+            returns: Vec::new(),
+            quarantined: false,
+            expected_silent_until: None,
+        }
+    }
+}
+
+impl HostRecord {
+    /// How many of `voters` hold an opinion at least as bad as `opinion`.
+    #[must_use]
+    pub fn opinions_at_least(&self, opinion: Opinion, voters: &BTreeSet<ReplicaId>) -> usize {
+        self.opinions.iter().filter(|(observer, held)| held.opinion >= opinion && voters.contains(*observer)).count()
+    }
+}
+
+/// Where a VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// It has never been placed.
+    Never,
+    /// It has a place; its start is not confirmed.
+    Intended {
+        /// Where.
+        host: HostId,
+        /// That host's epoch.
+        host_epoch: Epoch,
+        /// The log entry that placed it.
+        index: LogIndex,
+        /// When.
+        since: ClusterTime,
+        /// Why it may start.
+        release: ReleaseRecord,
+    },
+    /// Its agent says that it runs.
+    Running {
+        /// Where.
+        host: HostId,
+    },
+    /// Its host's death is proven, and it has no new place yet.
+    Lost {
+        /// Where it was.
+        from: HostId,
+    },
+    /// Its agent vouched that it does not run.
+    Down {
+        /// Where it was.
+        host: HostId,
+    },
+    /// It failed too often; a human must act.
+    GivenUp {
+        /// Where it was last.
+        host: HostId,
+    },
+}
+
+/// The committed reason from which a start's `Release` is minted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleaseRecord {
+    /// The death of a host, as proven then.
+    Death {
+        /// Which host.
+        host: HostId,
+        /// The record of its proof.
+        proof: ProofRecord,
+    },
+    /// An agent's word about the former incarnation.
+    Stopped {
+        /// Whose.
+        host: HostId,
+        /// Which incarnation was over.
+        incarnation: Incarnation,
+    },
+    /// It had never been placed.
+    NeverPlaced,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its newest incarnation; 0 before the first placement.
+    pub incarnation: Incarnation,
+    /// Where it is.
+    pub place: Place,
+    /// The best readiness that the newest incarnation reached, and when.
+    pub readiness: Option<Readiness>,
+    /// When it last became ready, or began to run.
+    pub changed: ClusterTime,
+    /// Starts since it last ran.
+    pub attempts: u32,
+    /// Hosts where it failed since it last ran.
+    pub failed_on: BTreeSet<HostId>,
+    /// Why it has no place, as last recorded.
+    pub unplaced: Vec<String>,
+    /// The recovery that it is part of until it runs.
+    pub recovery: Option<RecoveryId>,
+    /// Why it was released, while it is lost: the proof of its former host's death.
+    pub lost_by: Option<ProofRecord>,
+}
+
+impl Default for VmRecord {
+    fn default() -> Self {
+        Self {
+            incarnation: Incarnation(0),
+            place: Place::Never,
+            readiness: None,
+            changed: ClusterTime(0),
+            attempts: 0,
+            failed_on: BTreeSet::new(),
+            unplaced: Vec::new(),
+            recovery: None,
+            lost_by: None,
+        }
+    }
+}
+
+impl VmRecord {
+    /// The host on which an instance may run now: where it runs, is intended, or is not proven gone.
+    #[must_use]
+    pub const fn occupied_host(&self) -> Option<&HostId> {
+        match &self.place {
+            Place::Intended { host, .. } | Place::Running { host } => Some(host),
+            Place::Never | Place::Lost { .. } | Place::Down { .. } | Place::GivenUp { .. } => None,
+        }
+    }
+
+    /// Whether it needs a place.
+    #[must_use]
+    pub const fn wants_place(&self) -> bool {
+        matches!(self.place, Place::Never | Place::Lost { .. } | Place::Down { .. })
+    }
+}
+
+/// A fence that was intended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceRecord {
+    /// 1, 2 ….
+    pub attempt: u32,
+    /// Level of the host's fencing topology.
+    pub level: usize,
+    /// The log entry of the intent.
+    pub index: LogIndex,
+}
+
+/// The case of one lost host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Which host.
+    pub host: HostId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// When it was opened.
+    pub opened: ClusterTime,
+    /// The event that opened it.
+    pub opened_by: EventSeq,
+    /// The newest event of it; the cause of the next.
+    pub last_event: EventSeq,
+    /// An operator asked for the fence: no votes are needed, no brake applies.
+    pub by_operator: bool,
+    /// The brake that holds the verdict back, in words.
+    pub brake: Option<String>,
+    /// The fence under way, or the last one.
+    pub fence: Option<FenceRecord>,
+    /// Not before this the next fence is tried.
+    pub retry_at: ClusterTime,
+    /// Why nothing proves the death, in words.
+    pub unproven: Option<String>,
+    /// The VMs that it lost.
+    pub vms: BTreeSet<VmId>,
+}

@@ -1,0 +1,341 @@
+//! What follows from the state without any further command: suspicion, verdict, brake, expiry, completion.
+//!
+//! Level-triggered: it looks at open recoveries and at hosts that changed, as often as anybody likes.
+
+use alloc::{
+    collections::BTreeSet,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use defib_model::{
+    EventKind, EventSeq, HostId, Opinion, RecoveryId, VmId,
+    event::{Phase, ProofKind},
+    inventory::Priority,
+};
+
+use super::{
+    Ledger,
+    records::{Place, Recovery, Standing},
+};
+use crate::proof::ProofRecord;
+
+impl Ledger {
+    pub(super) fn settle(&mut self) {
+        let over: Vec<HostId> = self
+            .index
+            .expected_silent
+            .iter()
+            .filter(|host| {
+                self.hosts.get(*host).and_then(|host| host.expected_silent_until).is_none_or(|until| until <= self.at)
+            })
+            .cloned()
+            .collect();
+        for host in over {
+            if let Some(record) = self.hosts.get_mut(&host) {
+                record.expected_silent_until = None;
+            }
+            self.host_changed(&host);
+        }
+        while let Some(host) = self.index.dirty.pop_first() {
+            self.settle_suspicion(&host);
+        }
+        let open: Vec<RecoveryId> = self.index.open.iter().copied().collect();
+        for id in open {
+            let Some(recovery) = self.recoveries.get(&id) else { continue };
+            match recovery.phase {
+                Phase::Suspected => self.settle_verdict(id),
+                Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed => self.settle_expiry(id),
+                Phase::Fenced | Phase::Restarting => self.settle_completion(id),
+                Phase::Recovered | Phase::Abandoned => {}
+            }
+        }
+        // What closed above may be suspected anew at once.
+        while let Some(host) = self.index.dirty.pop_first() {
+            self.settle_suspicion(&host);
+        }
+        self.index.dirty.clear();
+    }
+
+    /// A quorum that asks opens a recovery.
+    fn settle_suspicion(&mut self, host: &HostId) {
+        let Some(record) = self.hosts.get(host) else { return };
+        if record.standing == Standing::Active
+            && record.recovery.is_none()
+            && record.expected_silent_until.is_none()
+            && record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum()
+        {
+            self.open_recovery(host, false);
+        }
+    }
+
+    /// Opens a recovery in phase suspected.
+    pub(super) fn open_recovery(&mut self, host: &HostId, by_operator: bool) -> RecoveryId {
+        let id = self.next_recovery;
+        self.next_recovery = id.next();
+        self.recoveries.insert(
+            id,
+            Recovery {
+                host: host.clone(),
+                phase: Phase::Suspected,
+                opened: self.at,
+                opened_by: EventSeq(0),
+                last_event: EventSeq(0),
+                by_operator,
+                brake: None,
+                fence: None,
+                retry_at: self.at,
+                unproven: None,
+                vms: BTreeSet::new(),
+            },
+        );
+        self.index.open.insert(id);
+        if let Some(record) = self.hosts.get_mut(host) {
+            record.recovery = Some(id);
+        }
+        let seq = self.event(Some(id), EventKind::HostSuspected { host: host.clone() });
+        if let Some(recovery) = self.recoveries.get_mut(&id) {
+            recovery.opened_by = seq;
+        }
+        self.host_changed(host);
+        id
+    }
+
+    /// The verdict: a quorum votes dead, and no brake holds.
+    fn settle_verdict(&mut self, id: RecoveryId) {
+        let Some(recovery) = self.recoveries.get(&id) else { return };
+        let host = recovery.host.clone();
+        let Some(record) = self.hosts.get(&host) else { return };
+        let quorum = self.quorum();
+        if record.opinions_at_least(Opinion::Asks, &self.voters) < quorum {
+            return self.abandon(id, "heard again by a quorum");
+        }
+        let dead = record.opinions_at_least(Opinion::Dead, &self.voters);
+        if dead < quorum || !self.may_act() {
+            return;
+        }
+        if let Some(detail) = self.brakes.holds(&host, self.at, &self.inventory, &self.policy) {
+            if recovery.brake.is_none() {
+                if let Some(recovery) = self.recoveries.get_mut(&id) {
+                    recovery.brake = Some(detail.clone());
+                }
+                self.event(Some(id), EventKind::BrakeEngaged { host, detail });
+            }
+            return;
+        }
+        if let Some(recovery) = self.recoveries.get_mut(&id)
+            && recovery.brake.take().is_some()
+        {
+            self.event(Some(id), EventKind::BrakeReleased { host: host.clone() });
+        }
+        self.brakes.record(self.at, &host);
+        self.condemn(id, &format!("{dead} of {} observers vote dead", self.voters.len()));
+    }
+
+    /// Takes the right to run VMs from the host of a recovery: a new epoch that nobody is granted.
+    pub(super) fn condemn(&mut self, id: RecoveryId, detail: &str) {
+        let Some(recovery) = self.recoveries.get_mut(&id) else { return };
+        let host = recovery.host.clone();
+        recovery.phase = Phase::Confirmed;
+        recovery.retry_at = self.at;
+        let Some(record) = self.hosts.get_mut(&host) else { return };
+        if record.standing == Standing::Active {
+            record.epoch = record.epoch.next();
+            record.standing = Standing::Condemned;
+            record.expiry_votes.clear();
+        }
+        let epoch = record.epoch;
+        self.event(Some(id), EventKind::HostConfirmed { host: host.clone(), epoch, detail: detail.into() });
+        self.host_changed(&host);
+        let methods = self.inventory.hosts.get(&host).map_or(0, |host| host.fencing.len());
+        if methods == 0 {
+            self.unconfirmed(id, "no fencing method is configured for it");
+        }
+    }
+
+    /// Nothing proves the death for now: says so once per reason.
+    pub(super) fn unconfirmed(&mut self, id: RecoveryId, reason: &str) {
+        let Some(recovery) = self.recoveries.get(&id) else { return };
+        let host = recovery.host.clone();
+        let lease = match self.expiry_may_prove(&host) {
+            Ok(()) => format!("its lease will prove it within {} of its last heartbeat", self.expiry_wait()),
+            Err(why) => format!("its lease can't prove it: {why}"),
+        };
+        let detail = format!("{reason}; {lease}; an operator who knows better may run: defib host confirm-dead {host}");
+        let Some(recovery) = self.recoveries.get_mut(&id) else { return };
+        recovery.phase = Phase::Unconfirmed;
+        if recovery.unproven.as_deref() == Some(detail.as_str()) {
+            return;
+        }
+        recovery.unproven = Some(detail.clone());
+        self.event(Some(id), EventKind::HostUnconfirmed { host, detail });
+    }
+
+    /// An expired lease proves death where it may.
+    fn settle_expiry(&mut self, id: RecoveryId) {
+        let Some(recovery) = self.recoveries.get(&id) else { return };
+        let host = recovery.host.clone();
+        let Some(record) = self.hosts.get(&host) else { return };
+        let voters: Vec<_> =
+            record.expiry_votes.iter().filter(|voter| self.voters.contains(voter)).copied().collect();
+        if record.standing != Standing::Condemned
+            || voters.len() < self.quorum()
+            || !self.may_act()
+            || self.expiry_may_prove(&host).is_err()
+        {
+            return;
+        }
+        self.prove(id, ProofKind::LeaseExpired { voters });
+    }
+
+    /// Commits the proof: the host is dead, its VMs are lost, they want a new place.
+    pub(super) fn prove(&mut self, id: RecoveryId, kind: ProofKind) {
+        let Some(recovery) = self.recoveries.get(&id) else { return };
+        let host = recovery.host.clone();
+        let Some(record) = self.hosts.get_mut(&host) else { return };
+        if record.standing == Standing::Dead {
+            return;
+        }
+        if record.standing == Standing::Active {
+            record.epoch = record.epoch.next();
+            record.expiry_votes.clear();
+        }
+        record.standing = Standing::Dead;
+        let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
+        record.proof = Some(proof.clone());
+        let epoch = record.epoch;
+        self.event(Some(id), EventKind::DeathProven { host: host.clone(), epoch, proof: kind });
+        let lost: Vec<VmId> =
+            self.index.on_host.get(&host).into_iter().flatten().cloned().collect();
+        for vm in &lost {
+            let from = host.clone();
+            let proof = proof.clone();
+            self.update_vm(vm, |record| {
+                record.place = Place::Lost { from };
+                record.lost_by = Some(proof);
+                record.readiness = None;
+                record.recovery = Some(id);
+                record.unplaced.clear();
+            });
+        }
+        let protected: BTreeSet<VmId> = lost
+            .into_iter()
+            .filter(|vm| self.inventory.vms.get(vm).is_some_and(|vm| vm.priority != Priority::Disabled))
+            .collect();
+        if let Some(recovery) = self.recoveries.get_mut(&id) {
+            recovery.phase = Phase::Restarting;
+            recovery.brake = None;
+            recovery.unproven = None;
+            recovery.vms = protected;
+        }
+        self.host_changed(&host);
+        self.settle_completion(id);
+    }
+
+    /// Every VM of the recovery runs, belongs to a later recovery, or was handed to a human.
+    fn settle_completion(&mut self, id: RecoveryId) {
+        let Some(recovery) = self.recoveries.get(&id) else { return };
+        let mut restarted = 0_usize;
+        let mut left = 0_usize;
+        for vm in &recovery.vms {
+            let Some(record) = self.vms.get(vm) else { continue };
+            if record.recovery != Some(id) {
+                restarted = restarted.saturating_add(1);
+                continue;
+            }
+            match record.place {
+                Place::Running { .. } => restarted = restarted.saturating_add(1),
+                Place::GivenUp { .. } => left = left.saturating_add(1),
+                Place::Never | Place::Intended { .. } | Place::Lost { .. } | Place::Down { .. } => return,
+            }
+        }
+        let host = recovery.host.clone();
+        self.event(Some(id), EventKind::HostRecovered { host: host.clone(), restarted, left });
+        self.close(id, Phase::Recovered);
+    }
+
+    pub(super) fn abandon(&mut self, id: RecoveryId, detail: &str) {
+        let Some(host) = self.recoveries.get(&id).map(|recovery| recovery.host.clone()) else { return };
+        self.event(Some(id), EventKind::RecoveryAbandoned { host, detail: String::from(detail) });
+        self.close(id, Phase::Abandoned);
+    }
+
+    fn close(&mut self, id: RecoveryId, phase: Phase) {
+        let Some(recovery) = self.recoveries.get_mut(&id) else { return };
+        recovery.phase = phase;
+        let host = recovery.host.clone();
+        let vms: Vec<VmId> = recovery.vms.iter().cloned().collect();
+        for vm in vms {
+            self.update_vm(&vm, |record| {
+                if record.recovery == Some(id) {
+                    record.recovery = None;
+                }
+            });
+        }
+        self.index.open.remove(&id);
+        if let Some(record) = self.hosts.get_mut(&host)
+            && record.recovery == Some(id)
+            && record.standing == Standing::Active
+        {
+            record.recovery = None;
+        }
+        self.host_changed(&host);
+        self.prune_recoveries();
+    }
+
+    /// In words, what the ledger waits for in a recovery; empty when it is over.
+    #[must_use]
+    pub fn waiting_on(&self, id: RecoveryId) -> Vec<String> {
+        let mut lines = Vec::new();
+        let Some(recovery) = self.recoveries.get(&id) else { return lines };
+        let Some(record) = self.hosts.get(&recovery.host) else { return lines };
+        if recovery.phase.is_over() {
+            return lines;
+        }
+        if self.paused {
+            lines.push("an operator paused automatic action; resume with: defib resume".into());
+        }
+        if let Some(detail) = &self.disarmed {
+            lines.push(format!("DISARMED: {detail}"));
+        }
+        let quorum = self.quorum();
+        match recovery.phase {
+            Phase::Suspected => {
+                let dead = record.opinions_at_least(Opinion::Dead, &self.voters);
+                lines.push(format!("a reading of Off from its BMC, or {quorum} votes of dead ({dead} so far)"));
+                lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
+            }
+            Phase::Confirmed => lines.push("the leader to begin the fence".to_string()),
+            Phase::Fencing => lines.push(format!(
+                "fence attempt {} (level {}) to be read back",
+                recovery.fence.as_ref().map_or(0, |fence| fence.attempt),
+                recovery.fence.as_ref().map_or(0, |fence| fence.level)
+            )),
+            Phase::Unconfirmed => {
+                lines.extend(recovery.unproven.iter().cloned());
+                let votes = record.expiry_votes.len();
+                lines.push(format!("{quorum} votes that its lease has run out ({votes} so far)"));
+                let retry = recovery.retry_at.since(self.at);
+                lines.push(format!("the next fence attempt in {retry}"));
+            }
+            Phase::Fenced | Phase::Restarting => {
+                for vm in &recovery.vms {
+                    let Some(record) = self.vms.get(vm) else { continue };
+                    match &record.place {
+                        Place::Lost { .. } | Place::Down { .. } | Place::Never if record.unplaced.is_empty() => {
+                            lines.push(format!("vm {vm}: a place"));
+                        }
+                        Place::Lost { .. } | Place::Down { .. } | Place::Never => {
+                            lines.push(format!("vm {vm}: no place: {}", record.unplaced.join("; ")));
+                        }
+                        Place::Intended { host, .. } => lines.push(format!("vm {vm}: to run on {host}")),
+                        Place::Running { .. } | Place::GivenUp { .. } => {}
+                    }
+                }
+            }
+            Phase::Recovered | Phase::Abandoned => {}
+        }
+        lines
+    }
+}
