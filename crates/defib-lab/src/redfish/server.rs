@@ -1,0 +1,298 @@
+//! The HTTPS side: connections, authorization, faults, and the one action.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, LOCATION};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::control::{Core, System, lock};
+use super::faults::{Body, Faults, Hang, SessionFault, take};
+use super::pages::{self, ROOT, SESSIONS};
+use super::record::Open;
+
+/// A real BMC takes a handful; this is enough for a whole lab to ask at once.
+const CONNECTIONS_MAX: usize = 512;
+const TLS_WITHIN: Duration = Duration::from_secs(10);
+const BODY_BYTES_MAX: usize = 64 * 1024;
+const HUGE_BYTES: usize = 2 << 20;
+
+type Reply = Response<Full<Bytes>>;
+
+/// Why a connection ends without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("broken on purpose")]
+struct BrokenOnPurpose;
+
+pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let core = core.clone();
+                connections.spawn(async move {
+                    if let Err(error) = connection(core, stream).await {
+                        tracing::debug!(error = %format!("{error:#}"), "connection to the BMC ended");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: it passes.
+                tracing::warn!(%error, "the BMC could not accept a connection");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(core: Arc<Core>, stream: TcpStream) -> anyhow::Result<()> {
+    let mut dark = core.dark.subscribe();
+    let mut generation = core.tls_generation.subscribe();
+    if *dark.borrow_and_update() {
+        // Nobody is there: the connection is neither served nor closed until the BMC starts again.
+        dark.wait_for(|dark| !dark).await?;
+        return Ok(());
+    }
+    stream.set_nodelay(true)?;
+    let acceptor = TlsAcceptor::from(core.tls_config());
+    let served = async {
+        let tls =
+            timeout(TLS_WITHIN, acceptor.accept(stream)).await.context("no TLS handshake in time")??;
+        let service = service_fn(|request| answer(core.clone(), request));
+        let served =
+            http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(tls), service);
+        served.await.context("HTTP")
+    };
+    let mut served = pin!(served);
+    let went_dark = tokio::select! {
+        result = served.as_mut() => return result,
+        _ = generation.changed() => return Ok(()),
+        // The guard that this yields must not live on.
+        went_dark = dark.wait_for(|dark| *dark) => went_dark.is_ok(),
+    };
+    if went_dark {
+        // Held open and silent, as a machine without power is; gone when it is back.
+        dark.wait_for(|dark| !dark).await?;
+    }
+    Ok(())
+}
+
+fn reply(status: StatusCode, body: Option<&Value>) -> Reply {
+    let bytes = body.map(Value::to_string).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(bytes)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert("OData-Version", http::HeaderValue::from_static("4.0"));
+    if body.is_some() {
+        headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    }
+    response
+}
+
+fn refusal(status: StatusCode, message: &str) -> Reply {
+    reply(status, Some(&pages::error(message)))
+}
+
+async fn never() -> Infallible {
+    std::future::pending().await
+}
+
+async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, BrokenOnPurpose> {
+    let (head, body) = request.into_parts();
+    let path = match head.uri.path().trim_end_matches('/') {
+        "" => "/",
+        path => path,
+    };
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map(|body| body.to_bytes()).ok();
+    let body: Value = body.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
+    let reset = pages::reset_target(&core, path).filter(|_| head.method == Method::POST);
+    let kind = body.get("ResetType").and_then(Value::as_str).unwrap_or("none").to_owned();
+    let open = core.record.arrived(head.method.as_str(), path, reset.is_some().then(|| kind.clone()));
+    let faults = lock(&core.faults).clone();
+    if faults.latency_ms > 0 {
+        sleep(Duration::from_millis(faults.latency_ms)).await;
+    }
+    if faults.hang == Hang::All {
+        never().await;
+    }
+    let response = match (&head.method, path) {
+        (&Method::GET, "/redfish" | ROOT) => get(&core, &Faults { body: None, ..faults }, path),
+        (&Method::POST, SESSIONS) => log_in(&core, &faults, &body),
+        _ if !is_authorized(&core, &head.headers) => refusal(
+            StatusCode::UNAUTHORIZED,
+            "While accessing the resource, the service received an authorization error",
+        ),
+        (&Method::GET, _) if faults.hang == Hang::Get => match never().await {},
+        (&Method::GET, _) => {
+            let forced = take(&mut lock(&core.faults).get);
+            match forced.and_then(|status| StatusCode::from_u16(status).ok()) {
+                Some(status) => refusal(status, "injected fault"),
+                None => get(&core, &faults, path),
+            }
+        }
+        (&Method::DELETE, _) => log_out(&core, path),
+        (&Method::POST, _) => match reset {
+            Some(system) => act(&core, system, &faults, &kind, path, &open).await?,
+            None => refusal(StatusCode::NOT_FOUND, "no such action"),
+        },
+        _ => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
+    };
+    open.answered(response.status().as_u16());
+    Ok(response)
+}
+
+fn get(core: &Core, faults: &Faults, path: &str) -> Reply {
+    let Some(page) = pages::page(core, faults, path) else {
+        return refusal(StatusCode::NOT_FOUND, &format!("the resource {path} does not exist"));
+    };
+    let mut response = reply(StatusCode::OK, Some(&page));
+    let text = page.to_string();
+    let body = match faults.body {
+        None => return response,
+        Some(Body::Garbage) => "<html>\u{0}starting up".to_owned(),
+        Some(Body::CutOff) => text.chars().take(text.len() / 2).collect(),
+        Some(Body::Huge) => json!({ "Padding": "x".repeat(HUGE_BYTES) }).to_string(),
+    };
+    *response.body_mut() = Full::new(Bytes::from(body));
+    response
+}
+
+fn is_authorized(core: &Core, headers: &http::HeaderMap) -> bool {
+    if let Some(token) = headers.get("X-Auth-Token").and_then(|value| value.to_str().ok()) {
+        return lock(&core.sessions).values().any(|known| known == token);
+    }
+    let basic = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Basic "));
+    let pair = basic.and_then(|text| STANDARD.decode(text).ok());
+    pair.is_some_and(|pair| pair == format!("{}:{}", core.user, core.password).as_bytes())
+}
+
+fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
+    match faults.session {
+        Some(SessionFault::Absent) => return refusal(StatusCode::NOT_FOUND, "no session service"),
+        Some(SessionFault::Unavailable) => {
+            return refusal(StatusCode::SERVICE_UNAVAILABLE, "the service is not ready");
+        }
+        Some(SessionFault::Refused) => {
+            return refusal(StatusCode::UNAUTHORIZED, "invalid user name or password");
+        }
+        None => {}
+    }
+    let field = |name| body.get(name).and_then(Value::as_str).unwrap_or_default();
+    if field("UserName") != core.user || field("Password") != core.password {
+        return refusal(StatusCode::UNAUTHORIZED, "invalid user name or password");
+    }
+    let mut random = [0; 24];
+    if SystemRandom::new().fill(&mut random).is_err() {
+        return refusal(StatusCode::INTERNAL_SERVER_ERROR, "no randomness");
+    }
+    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (id, token) = text.split_at(8);
+    let mut sessions = lock(&core.sessions);
+    if sessions.len() >= core.session_limit {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "the session limit was exceeded");
+    }
+    let path = format!("{SESSIONS}/{id}");
+    sessions.insert(path.clone(), token.to_owned());
+    let page = json!({ "@odata.id": path, "@odata.type": "#Session.v1_3_0.Session", "Id": id, "UserName": core.user });
+    let mut response = reply(StatusCode::CREATED, Some(&page));
+    for (name, value) in [("X-Auth-Token", token), (LOCATION.as_str(), &path)] {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::from_str(value))
+        {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+fn log_out(core: &Core, path: &str) -> Reply {
+    match lock(&core.sessions).remove(path) {
+        Some(_) => reply(StatusCode::NO_CONTENT, None),
+        None => refusal(StatusCode::NOT_FOUND, "no such session"),
+    }
+}
+
+/// Carries out a reset, or does with it what the faults say.
+async fn act(
+    core: &Arc<Core>,
+    system: &System,
+    faults: &Faults,
+    kind: &str,
+    path: &str,
+    open: &Open<'_>,
+) -> Result<Reply, BrokenOnPurpose> {
+    if faults.hang == Hang::Reset {
+        never().await;
+    }
+    let forced = take(&mut lock(&core.faults).reset);
+    if let Some(status) = forced.and_then(|status| StatusCode::from_u16(status).ok()) {
+        return Ok(refusal(status, "injected fault"));
+    }
+    let is_known = pages::is_reset_type(kind) && !(faults.no_force_off && kind == "ForceOff");
+    if !is_known {
+        return Ok(refusal(StatusCode::BAD_REQUEST, &format!("the reset type {kind} is not supported")));
+    }
+    if faults.lie_accepted {
+        return Ok(reply(StatusCode::NO_CONTENT, None));
+    }
+    let wants_on = kind == "On";
+    if wants_on && !system.is_plugged() {
+        return Ok(refusal(StatusCode::CONFLICT, "the system has no power"));
+    }
+    let changes_nothing = wants_on == system.is_on();
+    if changes_nothing && faults.already_is_conflict {
+        let state = if wants_on { "on" } else { "off" };
+        return Ok(refusal(StatusCode::CONFLICT, &format!("the system is already powered {state}")));
+    }
+    // Carried out in the background, as real ones do: the answer says that the request was understood, no more.
+    let (task_core, target, kind) = (core.clone(), path.to_owned(), kind.to_owned());
+    tokio::spawn(async move {
+        let Some(system) = pages::reset_target(&task_core, &target) else { return };
+        if let Err(error) = reset(system, &kind).await {
+            tracing::error!(system = system.config.id, kind, error = %format!("{error:#}"), "reset failed");
+        }
+    });
+    if faults.hang == Hang::ResetDone {
+        never().await;
+    }
+    if faults.drop_after_reset {
+        open.answered(0);
+        return Err(BrokenOnPurpose);
+    }
+    let mut response = reply(StatusCode::NO_CONTENT, None);
+    response.headers_mut().remove(CONNECTION);
+    Ok(response)
+}
+
+async fn reset(system: &System, kind: &str) -> anyhow::Result<()> {
+    match kind {
+        "On" => system.power_on().await,
+        "ForceOff" => system.power_off().await,
+        "GracefulShutdown" | "PushPowerButton" => system.shut_down().await,
+        "ForceRestart" | "PowerCycle" if system.is_on() => {
+            system.power_off().await?;
+            system.power_on().await
+        }
+        _ => Ok(()),
+    }
+}
