@@ -1,0 +1,150 @@
+//! Reading the log on start: what is whole, what was torn, what is damaged.
+
+use super::frame::{FrameKind, decode};
+use super::segment::{SPARE, SegmentHeader, SegmentInfo, segment_number};
+use super::{Log, SEGMENT_HEADER};
+use crate::ConsensusError;
+use crate::disk::Disk;
+
+/// Frames start at multiples of this.
+const ALIGNMENT: usize = 8;
+
+impl<D: Disk> Log<D> {
+    pub(super) fn recover(&mut self) -> Result<(), ConsensusError> {
+        let mut segments = Vec::new();
+        for file in self.disk.list()? {
+            if file.name == SPARE {
+                self.disk.remove(SPARE)?;
+            } else if let Some(number) = segment_number(&file.name) {
+                segments.push((number, file.name));
+            }
+        }
+        segments.sort();
+        let count = segments.len();
+        for (position, (number, name)) in segments.into_iter().enumerate() {
+            self.recover_segment(number, name, position + 1 == count)?;
+        }
+        Ok(())
+    }
+
+    fn recover_segment(&mut self, number: u64, name: String, last: bool) -> Result<(), ConsensusError> {
+        let bytes = self.disk.read(&name)?;
+        let damaged = |log: &Self, offset: usize, what: String| ConsensusError::Corrupt {
+            file: name.clone(),
+            offset: offset as u64,
+            index: log.last_index() + 1,
+            what,
+        };
+        let header = SegmentHeader::decode(&bytes).map_err(|what| damaged(self, 0, what))?;
+        if header.owner != self.owner {
+            return Err(ConsensusError::WrongIdentity {
+                cluster: self.owner.cluster,
+                replica: self.owner.replica,
+                found_cluster: header.owner.cluster,
+                found_replica: header.owner.replica,
+            });
+        }
+        if header.number != number || header.length != bytes.len() as u64 {
+            return Err(damaged(self, 0, "the file was renamed or its length was changed".to_owned()));
+        }
+        match self.segments.back() {
+            None => self.sequence = header.first_sequence.saturating_sub(1),
+            Some(before) if before.number + 1 != number => {
+                return Err(damaged(self, 0, format!("segment {} before it is missing", before.number + 1)));
+            }
+            Some(before) if header.first_sequence != self.sequence + 1 => {
+                let what = format!(
+                    "{} ends at record {} but should end at record {}: records at its end are damaged",
+                    before.name,
+                    self.sequence,
+                    header.first_sequence.saturating_sub(1)
+                );
+                return Err(damaged(self, 0, what));
+            }
+            Some(_) => {}
+        }
+        let length = header.length;
+        self.segments.push_back(SegmentInfo {
+            number,
+            name: name.clone(),
+            length,
+            newest_index: 0,
+            frames: 0,
+        });
+
+        let mut offset = usize::try_from(SEGMENT_HEADER).unwrap_or(64);
+        while let Some(frame) = decode(&bytes, offset, number) {
+            if frame.sequence != self.sequence + 1 {
+                let what = format!("record {} stands where {} belongs", frame.sequence, self.sequence + 1);
+                return Err(damaged(self, offset, what));
+            }
+            if frame.kind == FrameKind::Mark {
+                break;
+            }
+            let start = frame.entries.first().map(|entry| entry.index);
+            if let Some(start) = start {
+                let empty = self.last_index() == 0 && self.segments.len() == 1 && frame.reset.is_none();
+                if empty && start > 1 {
+                    // Older segments were dropped. The term before the first entry is not known, so that entry
+                    // becomes the base, unless a snapshot tells the term later; see `adopt_snapshot`.
+                    self.base = (start - 1, 0);
+                    self.base_unknown = true;
+                }
+                let before = frame.reset.map_or(self.last_index(), |(index, _)| index);
+                if start > before + 1 || start == 0 {
+                    let what = format!("entry {start} follows entry {before}");
+                    return Err(damaged(self, offset, what));
+                }
+            }
+            if frame.reset.is_some() {
+                self.base_unknown = false;
+            }
+            self.remember(frame.hard_state, frame.entries, frame.reset);
+            self.sequence = frame.sequence;
+            self.recovery.frames += 1;
+            offset += frame.length;
+        }
+        self.tail = offset as u64;
+        if !last {
+            return Ok(());
+        }
+        self.cut_torn_tail(&name, number, &bytes, offset)
+    }
+
+    /// Nothing valid follows at `offset`. Either this is the end, or a torn write, or damage.
+    fn cut_torn_tail(
+        &mut self,
+        name: &str,
+        number: u64,
+        bytes: &[u8],
+        offset: usize,
+    ) -> Result<(), ConsensusError> {
+        let Some(end) = bytes[offset..].iter().rposition(|byte| *byte != 0).map(|last| offset + last + 1)
+        else {
+            return Ok(());
+        };
+        let later = (offset..end)
+            .step_by(ALIGNMENT)
+            .skip(1)
+            .find_map(|at| decode(bytes, at, number).map(|frame| (at, frame)));
+        if let Some((at, frame)) = later {
+            return Err(ConsensusError::Corrupt {
+                file: name.to_owned(),
+                offset: offset as u64,
+                index: self.last_index() + 1,
+                what: format!(
+                    "the record after {} is unreadable, but record {} at byte {at} is whole, so the damaged one had been safe on the disk",
+                    self.sequence, frame.sequence
+                ),
+            });
+        }
+        if decode(bytes, offset, number).is_none() {
+            self.recovery.torn_bytes = (end - offset) as u64;
+        }
+        self.unmarked = true;
+        // Zeros again, durably, before anything is written here: rests of the torn write must never look like a record.
+        self.disk.write_at(name, offset as u64, &vec![0; end - offset])?;
+        self.disk.sync(name)?;
+        Ok(())
+    }
+}

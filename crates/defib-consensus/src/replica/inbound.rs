@@ -1,0 +1,126 @@
+//! Messages of peers: decoded, checked, and only then given to Raft, which panics on what makes no sense.
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
+
+use super::Replica;
+use crate::ConsensusError;
+use crate::disk::Disk;
+
+impl<D: Disk> Replica<D> {
+    /// Takes a message from the peer `from`, which the transport has authenticated. One that makes no sense is counted and ignored.
+    ///
+    /// # Errors
+    /// If the message proves that this replica's directory lost entries that it had acknowledged. Final.
+    pub fn receive(&mut self, from: u64, bytes: &Bytes) -> Result<(), ConsensusError> {
+        self.assert_idle();
+        let message = match Message::parse_from_carllerche_bytes(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                self.reject(from, &error.to_string());
+                return Ok(());
+            }
+        };
+        if let Err(reason) = self.check(from, &message) {
+            self.reject(from, reason);
+            return Ok(());
+        }
+        self.check_not_rolled_back(&message)?;
+        let _dropped_or_from_a_stranger = self.raw.step(message);
+        self.elections.redraw(&mut self.raw);
+        Ok(())
+    }
+
+    fn reject(&mut self, from: u64, reason: &str) {
+        self.rejected_messages += 1;
+        tracing::warn!(from, reason, "ignored a message of a peer");
+    }
+
+    fn check(&self, from: u64, message: &Message) -> Result<(), &'static str> {
+        use MessageType as Type;
+        let kind = message.get_msg_type();
+        // A hand-over that a follower passes on names the replica that shall lead as its sender.
+        if message.from != from && kind != Type::MsgTransferLeader {
+            return Err("it claims to be another peer's");
+        }
+        if message.to != self.config.replica {
+            return Err("it is for another replica");
+        }
+        // Raft takes term 0 for a message from inside.
+        let forwarded = matches!(kind, Type::MsgPropose | Type::MsgReadIndex);
+        if (message.term == 0) != forwarded {
+            return Err("its term makes no sense");
+        }
+        match kind {
+            Type::MsgPropose => check_proposal(&message.entries),
+            Type::MsgReadIndex | Type::MsgReadIndexResp if message.entries.len() != 1 => {
+                Err("a read must have one entry")
+            }
+            Type::MsgAppend => check_append(message),
+            Type::MsgSnapshot if message.get_snapshot().get_metadata().index == 0 => {
+                Err("the snapshot has no index")
+            }
+            Type::MsgHup
+            | Type::MsgBeat
+            | Type::MsgUnreachable
+            | Type::MsgSnapStatus
+            | Type::MsgCheckQuorum => Err("it is of a kind that never leaves a replica"),
+            Type::MsgReadIndex
+            | Type::MsgReadIndexResp
+            | Type::MsgSnapshot
+            | Type::MsgAppendResponse
+            | Type::MsgRequestVote
+            | Type::MsgRequestVoteResponse
+            | Type::MsgHeartbeat
+            | Type::MsgHeartbeatResponse
+            | Type::MsgTransferLeader
+            | Type::MsgTimeoutNow
+            | Type::MsgRequestPreVote
+            | Type::MsgRequestPreVoteResponse => Ok(()),
+        }
+    }
+
+    /// A leader tells a follower in its heartbeat only of commits that the follower itself has acknowledged.
+    fn check_not_rolled_back(&self, message: &Message) -> Result<(), ConsensusError> {
+        let last = self.last_index();
+        let current = message.term >= self.raw.raft.term;
+        if message.get_msg_type() == MessageType::MsgHeartbeat && current && message.commit > last {
+            return Err(ConsensusError::LostEntries {
+                replica: self.config.replica,
+                leader: message.from,
+                acknowledged: message.commit,
+                last,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_proposal(entries: &[Entry]) -> Result<(), &'static str> {
+    if entries.is_empty() {
+        return Err("the proposal is empty");
+    }
+    for entry in entries {
+        let readable = match entry.get_entry_type() {
+            EntryType::EntryNormal => true,
+            EntryType::EntryConfChangeV2 => ConfChangeV2::default().merge_from_bytes(&entry.data).is_ok(),
+            EntryType::EntryConfChange => false,
+        };
+        if !readable {
+            return Err("the proposed change of the replica set can't be read");
+        }
+    }
+    Ok(())
+}
+
+fn check_append(message: &Message) -> Result<(), &'static str> {
+    let (mut index, mut term) = (message.index, message.log_term);
+    for entry in message.entries.iter() {
+        if entry.index != index + 1 || entry.term < term || entry.term > message.term {
+            return Err("its entries are out of order");
+        }
+        (index, term) = (entry.index, entry.term);
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Who the replicas are, and changes of that.
+
+use std::collections::BTreeSet;
+
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+
+/// Who the replicas are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Those who vote.
+    pub voters: BTreeSet<u64>,
+    /// Those who only receive.
+    pub learners: BTreeSet<u64>,
+    /// Not empty while a change is under way: a decision then also needs a majority of these, the voters before the change.
+    pub outgoing: BTreeSet<u64>,
+}
+
+impl Membership {
+    pub(super) fn from_raft(conf_state: &ConfState) -> Self {
+        Self {
+            voters: conf_state.voters.iter().copied().collect(),
+            learners: conf_state.learners.iter().chain(&conf_state.learners_next).copied().collect(),
+            outgoing: conf_state.voters_outgoing.iter().copied().collect(),
+        }
+    }
+
+    /// Whether `replica` has any part in it.
+    #[must_use]
+    pub fn contains(&self, replica: u64) -> bool {
+        self.voters.contains(&replica) || self.learners.contains(&replica) || self.outgoing.contains(&replica)
+    }
+}
+
+/// A change of the replica set; all of it takes effect together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MembershipChange {
+    /// Replicas that shall vote: new ones, or learners.
+    pub add_voters: BTreeSet<u64>,
+    /// Replicas that shall only receive.
+    pub add_learners: BTreeSet<u64>,
+    /// Replicas that leave.
+    pub remove: BTreeSet<u64>,
+}
+
+impl MembershipChange {
+    /// Adds one voter.
+    #[must_use]
+    pub fn add_voter(replica: u64) -> Self {
+        Self { add_voters: [replica].into(), ..Self::default() }
+    }
+
+    /// Adds one learner. A new replica that first learns, and votes once it has caught up, never holds up a commit.
+    #[must_use]
+    pub fn add_learner(replica: u64) -> Self {
+        Self { add_learners: [replica].into(), ..Self::default() }
+    }
+
+    /// Removes one replica.
+    #[must_use]
+    pub fn remove(replica: u64) -> Self {
+        Self { remove: [replica].into(), ..Self::default() }
+    }
+
+    /// Puts one replica in the place of another.
+    #[must_use]
+    pub fn replace(old: u64, new: u64) -> Self {
+        Self { add_voters: [new].into(), remove: [old].into(), ..Self::default() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.add_voters.is_empty() && self.add_learners.is_empty() && self.remove.is_empty()
+    }
+
+    pub(super) fn to_raft(&self) -> ConfChangeV2 {
+        let kinds = [
+            (ConfChangeType::AddNode, &self.add_voters),
+            (ConfChangeType::AddLearnerNode, &self.add_learners),
+            (ConfChangeType::RemoveNode, &self.remove),
+        ];
+        let mut change = ConfChangeV2::default();
+        for (kind, replicas) in kinds {
+            for replica in replicas {
+                let mut single = ConfChangeSingle::default();
+                single.set_change_type(kind);
+                single.node_id = *replica;
+                change.mut_changes().push(single);
+            }
+        }
+        change
+    }
+}
