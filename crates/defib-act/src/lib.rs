@@ -1,1 +1,211 @@
-//! act
+//! Effect to world to outcome: what the controller wants of the world outside, and what came of it.
+//!
+//! This crate decides nothing. It turns a [`PowerQuestion`] or a [`FenceOrder`] into calls of a host's
+//! BMCs and their answers into a three-valued [`FenceResult`]; what that proves, the ledger decides.
+
+mod methods;
+mod warm;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use defib_bmc::{
+    Bmc, CredentialRef, EndpointError, Identity, Pin, PinParseError, PowerOff, PowerReading, RedfishClient,
+    RedfishEndpoint, Trust, WriteGate,
+};
+use defib_engine::controller::{FenceOrder, PowerQuestion};
+use defib_model::{
+    HostId, Inventory,
+    command::FenceResult,
+    inventory::{FenceMethod, RedfishTarget},
+};
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep_until, timeout_at};
+pub use warm::BmcHealth;
+
+/// A fencing method that can't be used as declared.
+#[derive(Debug, thiserror::Error)]
+pub enum MethodError {
+    /// Its endpoint is unusable.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// Its pin is no SHA-256.
+    #[error(
+        "host {host}: the pin of its BMC is unusable ({why}); record it anew with: defib bmc pin ADDRESS"
+    )]
+    Pin {
+        /// Which host.
+        host: HostId,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It has no pin, and this replica has no authority for BMCs.
+    #[error(
+        "host {host}: its BMC has no pin and this replica has no bmc-authority; without one of them nobody knows who answers"
+    )]
+    NoTrust {
+        /// Which host.
+        host: HostId,
+    },
+    /// Its credentials are named in an unknown form.
+    #[error("host {host}: credentials {given:?} are neither file:PATH nor env:NAME")]
+    Credentials {
+        /// Which host.
+        host: HostId,
+        /// What was given.
+        given: String,
+    },
+}
+
+#[derive(Debug)]
+struct Controlled {
+    target: RedfishTarget,
+    client: Result<Arc<RedfishClient>, Arc<MethodError>>,
+}
+
+/// The BMCs of all hosts.
+#[derive(Debug)]
+pub struct Power {
+    authority: Option<Trust>,
+    bmcs: Mutex<BTreeMap<(HostId, usize, usize), Controlled>>,
+}
+
+impl Power {
+    /// No host yet. BMCs without a pin are trusted if `authority` issued their certificate.
+    #[must_use]
+    pub const fn new(authority: Option<Trust>) -> Self {
+        Self { authority, bmcs: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Follows the inventory: BMCs that did not change keep their warm connections. Answers what is unusable.
+    pub fn configure(&self, inventory: &Inventory) -> Vec<Arc<MethodError>> {
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = BTreeMap::new();
+        let mut unusable = Vec::new();
+        for (id, host) in &inventory.hosts {
+            for (level, methods) in host.fencing.iter().enumerate() {
+                for (number, method) in methods.0.iter().enumerate() {
+                    let FenceMethod::Redfish(target) = method;
+                    let key = (id.clone(), level, number);
+                    let controlled = match bmcs.remove(&key) {
+                        Some(same) if same.target == *target => same,
+                        Some(_) | None => Controlled {
+                            client: self.client(id, target).map(Arc::new).map_err(Arc::new),
+                            target: target.clone(),
+                        },
+                    };
+                    if let Err(error) = &controlled.client {
+                        unusable.push(Arc::clone(error));
+                    }
+                    kept.insert(key, controlled);
+                }
+            }
+        }
+        *bmcs = kept;
+        unusable
+    }
+
+    fn client(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
+        let trust = match (&target.pin, &self.authority) {
+            (Some(pin), _) => {
+                // A bare digest is that of the public key.
+                let named = if pin.contains(':') { pin.clone() } else { format!("spki-sha256:{pin}") };
+                let wrong =
+                    |error: PinParseError| MethodError::Pin { host: host.clone(), why: error.to_string() };
+                Trust::Pin(named.parse::<Pin>().map_err(wrong)?)
+            }
+            (None, Some(authority)) => authority.clone(),
+            (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),
+        };
+        let credentials = match target.credentials.split_once(':') {
+            Some(("file", path)) => CredentialRef::File(path.into()),
+            Some(("env", name)) => CredentialRef::Environment(name.into()),
+            Some(_) | None => {
+                return Err(MethodError::Credentials {
+                    host: host.clone(),
+                    given: target.credentials.clone(),
+                });
+            }
+        };
+        let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
+        let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
+        endpoint.system.clone_from(&target.system);
+        Ok(RedfishClient::new(endpoint)?)
+    }
+
+    fn clients(&self, question: &PowerQuestion) -> Vec<Result<Arc<RedfishClient>, String>> {
+        let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..question.methods.0.len())
+            .map(|number| {
+                let key = (question.host.clone(), question.level, number);
+                match bmcs.get(&key) {
+                    Some(Controlled { client: Ok(client), .. }) => Ok(Arc::clone(client)),
+                    Some(Controlled { client: Err(error), .. }) => Err(error.to_string()),
+                    None => Err(format!("host {}: this replica does not know its BMC yet", question.host)),
+                }
+            })
+            .collect()
+    }
+
+    /// Reads a host's power state by every method of a level, until it is certain or `now` plus the
+    /// question's timeout has passed. Writes nothing.
+    pub async fn ask(&self, question: &PowerQuestion, now: Instant) -> FenceResult {
+        let deadline = now + question.timeout.to_duration();
+        let readings = self
+            .clients(question)
+            .into_iter()
+            .enumerate()
+            .map(|(number, client)| async move { read_off(client?, question, number, deadline).await });
+        methods::combine(join_all(readings).await)
+    }
+
+    /// Powers a condemned host off by every method of a level and reads back. `gate` is asked before each write.
+    pub async fn fence(&self, order: &FenceOrder, gate: &dyn WriteGate, now: Instant) -> FenceResult {
+        let question = &order.question;
+        let deadline = now + question.timeout.to_duration();
+        let fences = self.clients(question).into_iter().enumerate().map(|(number, client)| async move {
+            let client = client?;
+            let order = PowerOff {
+                confirm_reads: question.confirm_reads,
+                spacing: question.confirm_spacing.to_duration(),
+                deadline,
+                gate,
+            };
+            let outcome = client.power_off_and_confirm(order).await;
+            Ok(methods::judge(outcome, question.level, number))
+        });
+        methods::combine(join_all(fences).await)
+    }
+}
+
+/// Reads until enough readings in a row say off; anything else ends it.
+async fn read_off(
+    client: Arc<RedfishClient>,
+    question: &PowerQuestion,
+    number: usize,
+    deadline: Instant,
+) -> Result<methods::Judged, String> {
+    let mut reads: Vec<PowerReading> = Vec::new();
+    loop {
+        let reading = match timeout_at(deadline, client.read_power(deadline)).await {
+            Ok(Ok(reading)) => reading,
+            Ok(Err(error)) => return Ok(methods::judge_error(&error)),
+            Err(_) => return Err(format!("host {}: no answer in time", question.host)),
+        };
+        if !reading.is_off() {
+            return Ok(methods::Judged::StillOn(format!("its BMC reads {:?}", reading.state)));
+        }
+        reads.push(reading);
+        if reads.len() >= usize::try_from(question.confirm_reads).unwrap_or(usize::MAX) {
+            return Ok(methods::off(&reads, question.level, number));
+        }
+        sleep_until(now_plus(question.confirm_spacing.to_duration())).await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: the pause between two readings is real time")]
+fn now_plus(pause: std::time::Duration) -> Instant {
+    Instant::now() + pause
+}

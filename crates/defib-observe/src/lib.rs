@@ -1,1 +1,7 @@
-//! observe
+//! World to observation: heartbeats from the network, inventory and policy from files.
+//!
+//! Translates and decides nothing: what a heartbeat means, [`defib_engine::observer`] says; whether an
+//! inventory may come into force, the ledger says.
+
+pub mod documents;
+pub mod heartbeats;

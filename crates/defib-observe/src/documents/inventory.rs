@@ -1,0 +1,420 @@
+//! The inventory as a document.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use defib_model::{
+    GroupId, HostId, Inventory, Resources, VmId,
+    inventory::{
+        Definition, FaultDomain, FenceMethod, FencingLevel, Group, Host, InventoryError, Priority, Readiness,
+        RedfishTarget, SelfFence, SpreadRule, Vm,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_saphyr::Spanned;
+
+use super::{
+    DocumentError, from_yaml,
+    scalar::{Cores, Memory, Span},
+};
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Document<Id> {
+    #[serde(default)]
+    fault_domain_levels: Vec<String>,
+    #[serde(default = "Vec::new")]
+    hosts: Vec<HostEntry<Id>>,
+    #[serde(default = "Vec::new")]
+    vms: Vec<VmEntry<Id>>,
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<GroupEntry<Id>>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ResourcesEntry {
+    cpu: Cores,
+    memory: Memory,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    named: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct HostEntry<Id> {
+    id: Id,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    domain: String,
+    capacity: ResourcesEntry,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    labels: BTreeSet<String>,
+    #[serde(default)]
+    self_fence: SelfFence,
+    #[serde(default, skip_serializing_if = "is_false")]
+    spare: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    neighbour: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    fencing: Vec<Vec<MethodEntry>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum MethodEntry {
+    Redfish(RedfishEntry),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RedfishEntry {
+    address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    system: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pin: Option<String>,
+    credentials: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct VmEntry<Id> {
+    id: Id,
+    #[serde(default)]
+    priority: Priority,
+    resources: ResourcesEntry,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    requires: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    depends_on: BTreeSet<VmId>,
+    #[serde(default)]
+    readiness: Readiness,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readiness_timeout: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    datastore: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first_host: Option<HostId>,
+    driver: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct GroupEntry<Id> {
+    id: Id,
+    members: BTreeSet<VmId>,
+    rules: Vec<RuleEntry>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RuleEntry {
+    level: String,
+    #[serde(default = "one")]
+    limit: u32,
+    #[serde(default, skip_serializing_if = "is_false")]
+    soft: bool,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// Where each thing stands in the file, by the path that errors use.
+type Places = BTreeMap<String, (u64, u64)>;
+
+/// Reads an inventory and checks that it makes sense.
+///
+/// # Errors
+/// Syntax, unknown fields, duplicate ids and contradictions, with file, line and field.
+pub fn inventory_from_yaml(file: &str, text: &str) -> Result<Inventory, DocumentError> {
+    let document: Document<Spanned<String>> = from_yaml(file, text)?;
+    let mut places = Places::new();
+    let inventory = convert(document, &mut places).and_then(|inventory| inventory.validate().map(|()| inventory));
+    inventory.map_err(|error| {
+        let at = places
+            .iter()
+            .filter(|(path, _)| {
+                error.field.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            })
+            .max_by_key(|(path, _)| path.len())
+            .map(|(_, at)| *at);
+        DocumentError { file: file.into(), at, message: error.to_string() }
+    })
+}
+
+fn place(places: &mut Places, kind: &str, id: &Spanned<String>) -> Result<(), InventoryError> {
+    let path = format!("{kind}.{}", id.value);
+    let at = (id.referenced.line(), id.referenced.column());
+    if let Some((line, _)) = places.insert(path.clone(), at) {
+        return Err(InventoryError { field: path, message: format!("the id is used twice; line {line} has it too") });
+    }
+    Ok(())
+}
+
+fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<Inventory, InventoryError> {
+    let levels = document.fault_domain_levels;
+    let mut inventory = Inventory { levels: levels.clone(), ..Inventory::default() };
+    let name = |field: &str, error: defib_model::InvalidName| InventoryError {
+        field: field.into(),
+        message: error.to_string(),
+    };
+    for entry in document.hosts {
+        place(places, "hosts", &entry.id)?;
+        let id = HostId::new(&entry.id.value).map_err(|error| name(&format!("hosts.{}", entry.id.value), error))?;
+        let domain = entry.domain.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let fencing = entry
+            .fencing
+            .into_iter()
+            .map(|methods| {
+                FencingLevel(
+                    methods
+                        .into_iter()
+                        .map(|MethodEntry::Redfish(entry)| {
+                            FenceMethod::Redfish(RedfishTarget {
+                                address: entry.address,
+                                uuid: entry.uuid,
+                                serial: entry.serial,
+                                system: entry.system,
+                                pin: entry.pin,
+                                credentials: entry.credentials,
+                            })
+                        })
+                        .collect(),
+                )
+            })
+            .collect();
+        let host = Host {
+            id: id.clone(),
+            domain: FaultDomain(domain),
+            capacity: resources(entry.capacity),
+            labels: entry.labels,
+            fencing,
+            self_fence: entry.self_fence,
+            spare: entry.spare,
+            neighbour_address: entry.neighbour,
+        };
+        inventory.hosts.insert(id, host);
+    }
+    for entry in document.vms {
+        place(places, "vms", &entry.id)?;
+        let id = VmId::new(&entry.id.value).map_err(|error| name(&format!("vms.{}", entry.id.value), error))?;
+        let vm = Vm {
+            id: id.clone(),
+            priority: entry.priority,
+            resources: resources(entry.resources),
+            requires: entry.requires,
+            depends_on: entry.depends_on,
+            readiness: entry.readiness,
+            readiness_timeout: entry.readiness_timeout.map(|span| span.0),
+            datastore: entry.datastore,
+            first_host: entry.first_host,
+            definition: Definition { driver: entry.driver, arguments: entry.arguments },
+        };
+        inventory.vms.insert(id, vm);
+    }
+    for entry in document.groups {
+        place(places, "groups", &entry.id)?;
+        let field = format!("groups.{}", entry.id.value);
+        let id = GroupId::new(&entry.id.value).map_err(|error| name(&field, error))?;
+        let mut rules = Vec::new();
+        for rule in entry.rules {
+            let level = match levels.iter().position(|level| *level == rule.level) {
+                Some(level) => level,
+                None if rule.level == "host" => levels.len(),
+                None => {
+                    return Err(InventoryError {
+                        field: format!("{field}.rules"),
+                        message: format!("there is no level {:?}; levels are {} and host", rule.level, levels.join(", ")),
+                    });
+                }
+            };
+            rules.push(SpreadRule { level, limit: rule.limit, hard: !rule.soft });
+        }
+        inventory.groups.insert(id.clone(), Group { id, members: entry.members, rules });
+    }
+    Ok(inventory)
+}
+
+fn resources(entry: ResourcesEntry) -> Resources {
+    Resources { cpu_millis: entry.cpu.0, memory_mib: entry.memory.0, named: entry.named }
+}
+
+fn resources_entry(resources: &Resources) -> ResourcesEntry {
+    ResourcesEntry {
+        cpu: Cores(resources.cpu_millis),
+        memory: Memory(resources.memory_mib),
+        named: resources.named.clone(),
+    }
+}
+
+/// Writes an inventory in its normal form.
+#[must_use]
+pub fn inventory_to_yaml(inventory: &Inventory) -> String {
+    let document: Document<String> = Document {
+        fault_domain_levels: inventory.levels.clone(),
+        hosts: inventory
+            .hosts
+            .values()
+            .map(|host| HostEntry {
+                id: host.id.to_string(),
+                domain: host.domain.to_string(),
+                capacity: resources_entry(&host.capacity),
+                labels: host.labels.clone(),
+                self_fence: host.self_fence,
+                spare: host.spare,
+                neighbour: host.neighbour_address.clone(),
+                fencing: host.fencing.iter().map(|level| level.0.iter().map(method_entry).collect()).collect(),
+            })
+            .collect(),
+        vms: inventory
+            .vms
+            .values()
+            .map(|vm| VmEntry {
+                id: vm.id.to_string(),
+                priority: vm.priority,
+                resources: resources_entry(&vm.resources),
+                requires: vm.requires.clone(),
+                depends_on: vm.depends_on.clone(),
+                readiness: vm.readiness,
+                readiness_timeout: vm.readiness_timeout.map(Span),
+                datastore: vm.datastore.clone(),
+                first_host: vm.first_host.clone(),
+                driver: vm.definition.driver.clone(),
+                arguments: vm.definition.arguments.clone(),
+            })
+            .collect(),
+        groups: inventory
+            .groups
+            .values()
+            .map(|group| GroupEntry {
+                id: group.id.to_string(),
+                members: group.members.clone(),
+                rules: group
+                    .rules
+                    .iter()
+                    .map(|rule| RuleEntry {
+                        level: inventory.level_name(rule.level).to_owned(),
+                        limit: rule.limit,
+                        soft: !rule.hard,
+                    })
+                    .collect(),
+            })
+            .collect(),
+    };
+    serde_saphyr::to_string(&document).unwrap_or_else(|error| format!("# can't be shown: {error}\n"))
+}
+
+fn method_entry(method: &FenceMethod) -> MethodEntry {
+    let FenceMethod::Redfish(target) = method;
+    MethodEntry::Redfish(RedfishEntry {
+        address: target.address.clone(),
+        uuid: target.uuid.clone(),
+        serial: target.serial.clone(),
+        system: target.system.clone(),
+        pin: target.pin.clone(),
+        credentials: target.credentials.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+fault-domain-levels: [rack]
+hosts:
+  - id: h1
+    domain: r1
+    capacity: { cpu: 8, memory: 16GiB, named: { gpu: 1 } }
+    labels: [avx512]
+    self-fence: trusted
+    neighbour: "127.0.0.1:7001"
+    fencing:
+      - - redfish:
+            address: "https://127.0.0.1:8443"
+            uuid: 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0
+            pin: "00"
+            credentials: "file:/etc/defib/bmc"
+  - id: h2
+    domain: r2
+    capacity: { cpu: 1.5, memory: 512MiB }
+vms:
+  - id: cp-1
+    priority: critical
+    resources: { cpu: 0.5, memory: 256MiB }
+    requires: [avx512]
+    readiness: guest-agent
+    readiness-timeout: 30s
+    first-host: h1
+    driver: process
+    arguments: [sleep, "1000"]
+  - id: w-1
+    resources: { cpu: 1, memory: 256MiB }
+    depends-on: [cp-1]
+    driver: process
+groups:
+  - id: all
+    members: [cp-1, w-1]
+    rules: [{ level: rack }, { level: host, limit: 2, soft: true }]
+"#;
+
+    fn message(text: &str) -> String {
+        inventory_from_yaml("inventory.yaml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let inventory = inventory_from_yaml("i", GOOD).unwrap();
+        assert_eq!(inventory.hosts.len(), 2);
+        assert_eq!(inventory.vms[&VmId::new("cp-1").unwrap()].resources.cpu_millis, 500);
+        let text = inventory_to_yaml(&inventory);
+        assert_eq!(inventory_from_yaml("i", &text).unwrap(), inventory, "{text}");
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_with_its_line() {
+        assert!(message(&GOOD.replace("depends-on", "depend-on")).starts_with("inventory.yaml:31:5: unknown field `depend-on`"));
+    }
+
+    #[test]
+    fn a_vm_on_an_unknown_host_is_refused_with_its_line() {
+        assert_eq!(
+            message(&GOOD.replace("first-host: h1", "first-host: h9")),
+            "inventory.yaml:20:9: vms.cp-1.first-host: there is no host h9"
+        );
+    }
+
+    #[test]
+    fn a_duplicate_id_names_both_lines() {
+        assert_eq!(
+            message(&GOOD.replace("id: w-1", "id: cp-1").replace("[cp-1, w-1]", "[cp-1]").replace("[cp-1]", "[]")),
+            "inventory.yaml:29:9: vms.cp-1: the id is used twice; line 20 has it too"
+        );
+    }
+
+    #[test]
+    fn a_cycle_and_a_hopeless_group_are_refused() {
+        let cyclic = GOOD.replace("    requires: [avx512]\n", "    depends-on: [w-1]\n");
+        assert!(message(&cyclic).contains("cyclic dependency: cp-1 -> w-1 -> cp-1"));
+        let hopeless = GOOD.replace("domain: r2", "domain: r1");
+        assert!(message(&hopeless).contains("can never be satisfied"), "{}", message(&hopeless));
+    }
+
+    #[test]
+    fn sizes_and_numbers_are_explained() {
+        assert!(message(&GOOD.replace("512MiB", "512M")).contains("is no size of memory; write it like 512MiB"));
+        assert!(message(&GOOD.replace("cpu: 1.5", "cpu: -1")).contains("cores"));
+        assert!(message(&GOOD.replace("level: rack", "level: row")).contains("there is no level \"row\""));
+    }
+}

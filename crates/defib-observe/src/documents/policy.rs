@@ -1,0 +1,159 @@
+//! The policy as a document. What is left out keeps the value of its `profile`.
+
+use defib_model::{
+    Policy,
+    policy::{BrakePolicy, DetectionPolicy, FencingPolicy, LeasePolicy, RestartPolicy},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{DocumentError, from_yaml, scalar::Span};
+
+/// Where defaults come from.
+#[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Profile {
+    /// 100 ms beats.
+    #[default]
+    Default,
+    /// 20 ms beats.
+    Fast,
+}
+
+macro_rules! section {
+    ($name:ident for $target:ident { $($span:ident),* ; $($number:ident),* }) => {
+        #[derive(Debug, Default, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        struct $name {
+            $(#[serde(default)] $span: Option<Span>,)*
+            $(#[serde(default)] $number: Option<u32>,)*
+        }
+        impl $name {
+            fn apply(self, target: &mut $target) {
+                $(if let Some(span) = self.$span { target.$span = span.0; })*
+                $(if let Some(number) = self.$number { target.$number = number; })*
+            }
+            fn of(from: &$target) -> Self {
+                Self { $($span: Some(Span(from.$span)),)* $($number: Some(from.$number),)* }
+            }
+        }
+    };
+}
+
+section!(Detection for DetectionPolicy {
+    heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
+});
+section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
+section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause; confirm_reads });
+section!(Restart for RestartPolicy {
+    tier_timeout, tier_delay, start_timeout; starts_per_host, starts_per_datastore, starts_total, attempts
+});
+section!(Brakes for BrakePolicy { window; hosts, percent, hosts_per_domain, flap_limit });
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Document {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
+    #[serde(default)]
+    detection: Detection,
+    #[serde(default)]
+    lease: Lease,
+    #[serde(default)]
+    fencing: Fencing,
+    #[serde(default)]
+    restart: Restart,
+    #[serde(default)]
+    brakes: Brakes,
+}
+
+/// Reads a policy.
+///
+/// # Errors
+/// Syntax and unknown fields with their line; contradictions by field.
+pub fn policy_from_yaml(file: &str, text: &str) -> Result<Policy, DocumentError> {
+    // An empty file is a policy: the default one.
+    let document: Document =
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            Document::default()
+        } else {
+            from_yaml(file, text)?
+        };
+    let mut policy = match document.profile.unwrap_or_default() {
+        Profile::Default => Policy::default(),
+        Profile::Fast => Policy::fast(),
+    };
+    document.detection.apply(&mut policy.detection);
+    document.lease.apply(&mut policy.lease);
+    document.fencing.apply(&mut policy.fencing);
+    document.restart.apply(&mut policy.restart);
+    document.brakes.apply(&mut policy.brakes);
+    policy.validate().map_err(|(field, message)| DocumentError {
+        file: file.into(),
+        at: line_of_field(text, field),
+        message: format!("{field}: {message}"),
+    })?;
+    Ok(policy)
+}
+
+/// Where `section.key` is written, if it is.
+fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
+    let (section, key) = field.split_once('.')?;
+    let mut inside = false;
+    for (number, line) in text.lines().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        if indent == 0 {
+            inside = line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
+        }
+        if inside && let Some(column) = line.find(&format!("{key}:")) {
+            return Some((number as u64 + 1, column as u64 + 1));
+        }
+    }
+    None
+}
+
+/// Writes a policy with all its values, in its normal form.
+#[must_use]
+pub fn policy_to_yaml(policy: &Policy) -> String {
+    let document = Document {
+        profile: None,
+        detection: Detection::of(&policy.detection),
+        lease: Lease::of(&policy.lease),
+        fencing: Fencing::of(&policy.fencing),
+        restart: Restart::of(&policy.restart),
+        brakes: Brakes::of(&policy.brakes),
+    };
+    serde_saphyr::to_string(&document).unwrap_or_else(|error| format!("# can't be shown: {error}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use defib_model::Millis;
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        for policy in [Policy::default(), Policy::fast()] {
+            assert_eq!(policy_from_yaml("p", &policy_to_yaml(&policy)).unwrap(), policy);
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_keeps_its_default() {
+        let policy = policy_from_yaml("p", "profile: fast\nlease:\n  watchdog: 10s\n").unwrap();
+        assert_eq!(policy.lease.watchdog, Millis(10_000));
+        assert_eq!(policy.detection.heartbeat_interval, Millis(20));
+        assert_eq!(policy_from_yaml("p", "# nothing\n").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn problems_name_file_line_and_field() {
+        let message = |text: &str| policy_from_yaml("policy.yaml", text).unwrap_err().to_string();
+        assert_eq!(
+            message("lease:\n  lease: 5s\n  watchdgo: 5s\n"),
+            "policy.yaml:3:3: unknown field `watchdgo`, expected one of lease, watchdog, answer-freshness, drift-ppm"
+        );
+        assert!(message("lease:\n  lease: 5\n").starts_with("policy.yaml:2:10: \"5\" is no duration"));
+        assert!(message("fencing:\n  confirm-reads: 1\n").starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading"));
+        assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
+    }
+}
