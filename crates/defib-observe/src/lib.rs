@@ -3,5 +3,6 @@
 //! Translates and decides nothing: what a heartbeat means, [`defib_engine::observer`] says; whether an
 //! inventory may come into force, the ledger says.
 
+pub mod clock;
 pub mod documents;
 pub mod heartbeats;

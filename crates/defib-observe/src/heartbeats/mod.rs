@@ -1,1 +1,220 @@
-//! To be written.
+//! Heartbeats: from UDP sockets to the observer and back as acknowledgements.
+//!
+//! One thread owns the sockets, the sessions and the observer, so nothing is locked and nothing is allocated
+//! per datagram. It drains its sockets before it looks at any deadline: what the kernel received in
+//! time counts as in time, however late this thread was.
+
+mod batch;
+mod thread;
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+pub use batch::{BATCH, Batch};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use defib_engine::observer::{HostView, Observer, Proposal};
+use defib_model::{HostId, Opinion, Policy};
+use defib_wire::datagram::SessionSecret;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::clock::Clock;
+
+/// How many bytes of heartbeats the kernel may hold for us; it may grant less.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
+/// A socket that can't be had.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "can't listen for heartbeats on {address}: {source}; is another defibd running, or is the address not this machine's?"
+)]
+pub struct ListenError {
+    /// Where.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// A socket for heartbeats of one path.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub fn listen(address: SocketAddr) -> Result<Socket, ListenError> {
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        // The kernel's limit may be lower; then overflow is counted and votes are withheld.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    open().map_err(|source| ListenError { address, source })
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Instruction {
+    /// An agent and this replica agreed on a session.
+    Session {
+        /// Its number.
+        session: u64,
+        /// Whose.
+        host: HostId,
+        /// What both know.
+        secret: SessionSecret,
+    },
+    /// A session is over.
+    EndSession(u64),
+    /// Watch a host, or know more of it.
+    Watch {
+        /// Which.
+        host: HostId,
+        /// What is known of it.
+        view: HostView,
+    },
+    /// A host left the inventory.
+    Forget(HostId),
+    /// The observer's session is in the log.
+    CaughtUp,
+    /// A policy came into force.
+    Policy(Box<Policy>),
+    /// The leader changed: say again what the log may not hold.
+    Repeat,
+    /// End the thread.
+    Stop,
+}
+
+/// What the thread counted; read by the metrics and by status pages.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Heartbeats that counted.
+    pub accepted: AtomicU64,
+    /// Datagrams that were dropped, by reason; see [`Counters::REASONS`].
+    pub dropped: [AtomicU64; Self::REASONS.len()],
+    /// Datagrams that the kernel dropped because we were too slow.
+    pub overflowed: AtomicU64,
+    /// Acknowledgements that granted a lease.
+    pub granted: AtomicU64,
+    /// How often the thread was late.
+    pub stalls: AtomicU64,
+    /// Its greatest lateness, in nanoseconds.
+    pub stall_nanos_max: AtomicU64,
+}
+
+impl Counters {
+    /// Why datagrams are dropped, in the order of `dropped`: those of the wire, then ours.
+    pub const REASONS: [&'static str; 11] = {
+        let wire = defib_wire::datagram::DatagramError::LABELS;
+        let mut all = ["unwatched"; 11];
+        let mut at = 0;
+        while at < wire.len() {
+            all[at] = wire[at];
+            at += 1;
+        }
+        all[10] = "unordered";
+        all
+    };
+    const UNWATCHED: usize = 9;
+    const UNORDERED: usize = 10;
+
+    fn drop_one(&self, reason: usize) {
+        if let Some(counter) = self.dropped.get(reason) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What the replica's own observer thinks of a host, for status pages.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Which host.
+    pub host: HostId,
+    /// What it thinks.
+    pub opinion: Opinion,
+    /// Silence on all paths, in milliseconds; `None`: never heard.
+    pub silent_ms: Option<u64>,
+}
+
+/// The thread, from outside.
+#[derive(Debug)]
+pub struct Heartbeats {
+    instructions: Sender<Instruction>,
+    waker: Arc<EventFd>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A way to instruct the thread from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Instructor {
+    instructions: Sender<Instruction>,
+    waker: Arc<EventFd>,
+}
+
+impl Instructor {
+    /// Tells the thread something; waits if it has more to do than its queue holds.
+    pub fn tell(&self, instruction: Instruction) {
+        if self.instructions.send(instruction).is_ok() {
+            let _ = self.waker.write(1);
+        }
+    }
+}
+
+impl Heartbeats {
+    /// Starts the thread. `propose` is called from it whenever the observer has something to say.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no event descriptor.
+    pub fn start(
+        replica: u64,
+        observer: Observer,
+        clock: Clock,
+        sockets: Vec<Socket>,
+        propose: impl Fn(Proposal) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (instructions, received): (Sender<Instruction>, Receiver<Instruction>) = bounded(65_536);
+        let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let counters = Arc::new(Counters::default());
+        let sockets: Vec<OwnedFd> = sockets.into_iter().map(OwnedFd::from).collect();
+        let thread = thread::Thread::new(
+            replica,
+            observer,
+            clock,
+            sockets,
+            received,
+            Arc::clone(&waker),
+            Arc::clone(&counters),
+        );
+        let thread = std::thread::Builder::new().name("heartbeats".into()).spawn(move || thread.run(&propose))?;
+        Ok(Self { instructions, waker, counters, thread: Some(thread) })
+    }
+
+    /// A way to instruct the thread.
+    #[must_use]
+    pub fn instructor(&self) -> Instructor {
+        Instructor { instructions: self.instructions.clone(), waker: Arc::clone(&self.waker) }
+    }
+
+    /// What it counted.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.instructor().tell(Instruction::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

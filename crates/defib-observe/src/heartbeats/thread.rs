@@ -1,0 +1,236 @@
+//! The loop: drain, answer, then look at deadlines.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use crossbeam_channel::Receiver;
+use defib_engine::observer::{Beat, Observer, Proposal, Slot};
+use defib_model::{BootId, Epoch, HostId, Instant, Millis};
+use defib_wire::{
+    datagram::{Direction, OpeningSession, SealingSession, peek_session},
+    v1::HeartbeatAck,
+};
+use nix::{
+    poll::{PollFd, PollFlags},
+    sys::{eventfd::EventFd, time::TimeSpec},
+};
+
+use super::{Counters, Instruction, batch::Batch, batch::kernel_drops};
+use crate::clock::Clock;
+
+/// A thread that was not scheduled for this long beyond its deadline counts as stalled.
+const LATE: Millis = Millis(50);
+/// How many batches of one socket are taken before the next is looked at.
+const BATCHES_IN_A_ROW: usize = 64;
+/// How often the kernel's drop counters are read.
+const DROPS_EVERY: Millis = Millis(100);
+
+struct Session {
+    host: HostId,
+    slot: Option<Slot>,
+    opening: OpeningSession,
+    sealing: SealingSession,
+}
+
+pub(super) struct Thread {
+    replica: u64,
+    observer: Observer,
+    clock: Clock,
+    sockets: Vec<OwnedFd>,
+    instructions: Receiver<Instruction>,
+    waker: Arc<EventFd>,
+    counters: Arc<Counters>,
+    sessions: HashMap<u64, Session>,
+    received: Batch,
+    answers: Batch,
+    drops: Vec<u64>,
+    drops_read: Instant,
+}
+
+impl Thread {
+    pub(super) fn new(
+        replica: u64,
+        observer: Observer,
+        clock: Clock,
+        sockets: Vec<OwnedFd>,
+        instructions: Receiver<Instruction>,
+        waker: Arc<EventFd>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let drops = sockets.iter().map(|socket| kernel_drops(socket.as_fd()).unwrap_or(0)).collect();
+        Self {
+            replica,
+            observer,
+            sockets,
+            instructions,
+            waker,
+            counters,
+            sessions: HashMap::new(),
+            received: Batch::new(),
+            answers: Batch::new(),
+            drops,
+            drops_read: clock.now(),
+            clock,
+        }
+    }
+
+    pub(super) fn run(mut self, propose: &dyn Fn(Proposal)) {
+        loop {
+            let asleep_at = self.clock.now();
+            let due = self.observer.next_deadline();
+            self.wait(asleep_at, due);
+            let awake_at = self.clock.now();
+            if !self.follow_instructions() {
+                return;
+            }
+            for at in 0..self.sockets.len() {
+                self.drain(at);
+            }
+            let now = self.clock.now();
+            let late = due.map_or(Millis::ZERO, |due| awake_at.since(due.max(asleep_at)));
+            if late >= LATE {
+                self.counters.stalls.fetch_add(1, Ordering::Relaxed);
+                self.counters.stall_nanos_max.fetch_max(late.as_nanos(), Ordering::Relaxed);
+                self.observer.stalled(now, late);
+            }
+            if now.since(self.drops_read) >= DROPS_EVERY {
+                self.read_drops(now);
+            }
+            if self.observer.next_deadline().is_some_and(|due| due <= now) {
+                for proposal in self.observer.woke(now) {
+                    propose(proposal);
+                }
+            }
+        }
+    }
+
+    fn wait(&self, now: Instant, due: Option<Instant>) {
+        let timeout = due.map(|due| TimeSpec::from_duration(std::time::Duration::from_nanos(due.nanos_since(now))));
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.sockets.len() + 1);
+        fds.push(PollFd::new(self.waker.as_fd(), PollFlags::POLLIN));
+        for socket in &self.sockets {
+            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
+        // An interrupted wait is a short wait.
+        let _ = nix::poll::ppoll(&mut fds, timeout, None);
+        let _ = self.waker.read();
+    }
+
+    /// `false` when it is to end.
+    fn follow_instructions(&mut self) -> bool {
+        while let Ok(instruction) = self.instructions.try_recv() {
+            let now = self.clock.now();
+            match instruction {
+                Instruction::Session { session, host, secret } => {
+                    let opening = OpeningSession::new(&secret, session, Direction::ToReplica);
+                    let sealing = SealingSession::new(&secret, session, Direction::ToAgent);
+                    let slot = self.observer.slot(&host);
+                    self.sessions.insert(session, Session { host, slot, opening, sealing });
+                }
+                Instruction::EndSession(session) => {
+                    self.sessions.remove(&session);
+                }
+                Instruction::Watch { host, view } => {
+                    let slot = self.observer.watch(now, &host, view);
+                    for session in self.sessions.values_mut().filter(|session| session.host == host) {
+                        session.slot = Some(slot);
+                    }
+                }
+                Instruction::Forget(host) => {
+                    self.observer.forget(&host);
+                    for session in self.sessions.values_mut().filter(|session| session.host == host) {
+                        session.slot = None;
+                    }
+                }
+                Instruction::CaughtUp => self.observer.caught_up(now),
+                Instruction::Policy(policy) => self.observer.configure(now, &policy),
+                Instruction::Repeat => self.observer.repropose(now),
+                Instruction::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn drain(&mut self, at: usize) {
+        for _ in 0..BATCHES_IN_A_ROW {
+            let count = match self.received.receive(self.sockets[at].as_fd()) {
+                Ok(count) => count,
+                Err(error) => {
+                    tracing::warn!(%error, "heartbeats can't be received");
+                    0
+                }
+            };
+            if count == 0 {
+                return;
+            }
+            let now = self.clock.now();
+            for number in 0..count {
+                self.take(now, number);
+            }
+            self.answers.send(self.sockets[at].as_fd());
+            if count < super::BATCH {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, now: Instant, number: usize) {
+        let datagram = self.received.datagram(number);
+        let session = match peek_session(datagram) {
+            Ok(session) => session,
+            Err(error) => return self.counters.drop_one(error.index()),
+        };
+        let Some(session) = self.sessions.get_mut(&session) else {
+            return self
+                .counters
+                .drop_one(defib_wire::datagram::DatagramError::UnknownSession(session).index());
+        };
+        let beat = match session.opening.open(datagram).and_then(|opened| opened.heartbeat()) {
+            Ok(beat) => beat,
+            Err(error) => return self.counters.drop_one(error.index()),
+        };
+        let Some(slot) = session.slot else { return self.counters.drop_one(Counters::UNWATCHED) };
+        let heard = Beat {
+            boot: BootId(u128::from(beat.boot_hi) << 64 | u128::from(beat.boot_lo)),
+            sequence: beat.sequence,
+            epoch: Epoch(beat.epoch),
+            path: u8::try_from(beat.path).unwrap_or(u8::MAX),
+            lease_held_ms: u64::from(beat.lease_held_ms),
+            vm_digest: beat.vm_digest,
+        };
+        let Some(ack) = self.observer.heartbeat(now, slot, &heard) else {
+            return self.counters.drop_one(Counters::UNORDERED);
+        };
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        if ack.granted {
+            self.counters.granted.fetch_add(1, Ordering::Relaxed);
+        }
+        let reply = HeartbeatAck {
+            sequence: ack.sequence,
+            epoch: ack.epoch.0,
+            granted: u32::from(ack.granted),
+            lease_ms: u32::try_from(ack.lease_ms).unwrap_or(u32::MAX),
+            replica: self.replica,
+        };
+        let sealing = &mut session.sealing;
+        self.answers.answer(&self.received, number, |buffer| sealing.seal(&reply, buffer).is_ok());
+    }
+
+    fn read_drops(&mut self, now: Instant) {
+        let since = now.since(self.drops_read);
+        self.drops_read = now;
+        for (at, socket) in self.sockets.iter().enumerate() {
+            let Some(drops) = kernel_drops(socket.as_fd()) else { continue };
+            let Some(known) = self.drops.get_mut(at) else { continue };
+            if drops > *known {
+                self.counters.overflowed.fetch_add(drops - *known, Ordering::Relaxed);
+                *known = drops;
+                // Whom the lost datagrams were from, nobody knows: nobody is accused for their sake.
+                self.observer.stalled(now, since);
+            }
+        }
+    }
+}
