@@ -84,6 +84,7 @@ async fn bare_request(
         .header("authorization", &rig.basic)
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_owned())))?;
+    sender.ready().await?;
     let response = sender.send_request(request).await?;
     anyhow::ensure!(response.status().is_success(), "{method} {path}: {}", response.status());
     response.into_body().collect().await?;
@@ -170,7 +171,7 @@ async fn alternating(rounds: usize) -> anyhow::Result<()> {
     }
     let peer = "raw TLS+POST+GET";
     print("redfish_off_and_read_back_prepared", warms, peer, floors.clone(), "ratio <= 2");
-    print("redfish_off_and_read_back_cold_with_login", colds, peer, floors, "shown, not aimed at");
+    print("redfish_off_and_read_back_cold_with_login", colds, peer, floors, "ratio <= 2");
     print(
         "redfish_power_question_prepared",
         reads,

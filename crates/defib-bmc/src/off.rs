@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome};
 
+/// The first pause between a request that was followed by another state than `Off`, and the next look.
+const POLL_MIN: Duration = Duration::from_millis(10);
 /// Polling slows down to this between a request and `Off`, so that a small controller has time for its work.
 const POLL_MAX: Duration = Duration::from_millis(250);
 
@@ -54,7 +56,7 @@ pub(crate) async fn power_off<S: Steps>(
 ) -> FenceOutcome {
     let wanted = usize::try_from(order.confirm_reads.max(1)).unwrap_or(usize::MAX);
     let mut progress = Progress::default();
-    let mut poll = order.spacing;
+    let mut poll = POLL_MIN;
     while Instant::now() < order.deadline {
         let pause = match steps.observe(order.deadline).await {
             Ok((reading, _)) if reading.is_off() => {
@@ -81,11 +83,11 @@ pub(crate) async fn power_off<S: Steps>(
                         }
                         outcome => progress.asked(outcome, host, limits),
                     }
-                    poll = order.spacing;
+                    poll = POLL_MIN;
                     Duration::ZERO
                 } else {
                     let pause = poll;
-                    poll = (poll * 2).min(POLL_MAX.max(order.spacing));
+                    poll = (poll * 2).min(POLL_MAX);
                     pause
                 }
             }

@@ -1,5 +1,7 @@
 //! The emulator as a process that owns a host: whatever the host's processes do to get away, a power cut takes them all.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -17,7 +17,7 @@ mod tls;
 mod tree;
 
 pub use control::EmulatorConfig;
-pub use control::{HostCommand, Plug, RedfishEmulator, Running, SystemConfig, Truth};
+pub use control::{HostCommand, Plug, RedfishEmulator, Running, SystemConfig, SystemTruth, Truth};
 pub use faults::{Answer, Body, Faults, Hang, SessionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;

@@ -247,16 +247,27 @@ pub fn sweep(prefix: &str) -> usize {
     let wanted = format!("{MARKER}={prefix}");
     let mut killed = BTreeSet::new();
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-        for (pid, process) in processes() {
-            let is_theirs = || {
-                std::fs::read(format!("/proc/{pid}/environ"))
-                    .is_ok_and(|all| all.split(|b| *b == 0).any(|entry| entry.starts_with(wanted.as_bytes())))
-            };
-            if !process.is_dead && pid != getpid().as_raw() && is_theirs() {
-                send(Pid::from_raw(pid), signal);
-                killed.insert(pid);
+        let mut told = BTreeSet::new();
+        // Once more as long as something new turned up: it may have been forked behind our back.
+        for _ in 0..100 {
+            let before = told.len();
+            for (pid, process) in processes() {
+                let is_theirs = || {
+                    std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| {
+                        all.split(|b| *b == 0).any(|entry| entry.starts_with(wanted.as_bytes()))
+                    })
+                };
+                let is_new = !process.is_dead && pid != getpid().as_raw() && !told.contains(&pid);
+                if is_new && is_theirs() {
+                    send(Pid::from_raw(pid), signal);
+                    told.insert(pid);
+                }
+            }
+            if told.len() == before {
+                break;
             }
         }
+        killed.extend(told);
     }
     killed.len()
 }
