@@ -345,9 +345,8 @@ impl<D: Disk> Log<D> {
     }
 
     fn truncate_from(&mut self, index: u64) {
-        while self.last_index() >= index {
-            let Some(entry) = self.entries.pop_back() else { break };
-        }
+        let keep = usize::try_from(index.saturating_sub(self.first_index())).unwrap_or(usize::MAX);
+        self.entries.truncate(keep);
     }
 
     /// Brings the log in line with a snapshot that was read on start: it may be newer than the log, if the process ended between.

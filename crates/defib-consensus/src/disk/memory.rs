@@ -135,6 +135,13 @@ impl MemoryDisk {
         self.lock().down
     }
 
+    /// Whether a crash is planned that has not happened yet.
+    #[must_use]
+    pub fn crash_planned(&self) -> bool {
+        let state = self.lock();
+        state.crash_at.is_some() && !state.down
+    }
+
     /// How many operations changed something so far.
     #[must_use]
     pub fn changes(&self) -> u64 {

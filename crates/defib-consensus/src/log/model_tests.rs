@@ -1,1 +1,229 @@
+//! The log against a naive model, under crashes at any write and torn writes.
 
+use proptest::prelude::*;
+
+use super::tests::{OWNER, SEGMENT, entry, hard_state};
+use super::*;
+use crate::disk::{Crash, MemoryDisk};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Cut the model's log back by so many entries, then append these sizes.
+    Append {
+        back: u64,
+        sizes: Vec<usize>,
+    },
+    Vote,
+    Mark,
+    Spare,
+    Compact {
+        share: u64,
+    },
+    Restart,
+}
+
+/// The truth: what a log must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    hard_state: HardState,
+    entries: Vec<Entry>,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..4_u64, prop::collection::vec(prop_oneof![3 => 1..200_usize, 1 => 500..3000_usize], 1..4))
+            .prop_map(|(back, sizes)| Step::Append { back, sizes }),
+        1 => Just(Step::Vote),
+        2 => Just(Step::Mark),
+        2 => Just(Step::Spare),
+        1 => (0..100_u64).prop_map(|share| Step::Compact { share }),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+struct World {
+    disk: MemoryDisk,
+    log: Option<Log<MemoryDisk>>,
+    model: Model,
+    /// The compaction point, which a snapshot would tell.
+    base: (u64, u64),
+    term: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world =
+            Self { disk: MemoryDisk::new(), log: None, model: Model::default(), base: (0, 0), term: 1 };
+        world.reopen().unwrap();
+        world
+    }
+
+    fn reopen(&mut self) -> Result<(), ConsensusError> {
+        self.log = None;
+        let mut log = Log::open(self.disk.clone(), OWNER, SEGMENT)?;
+        log.adopt_snapshot(self.base.0, self.base.1)?;
+        self.log = Some(log);
+        Ok(())
+    }
+
+    fn log(&mut self) -> &mut Log<MemoryDisk> {
+        self.log.as_mut().unwrap()
+    }
+
+    fn found(&self) -> Model {
+        let log = self.log.as_ref().unwrap();
+        let entries = log.entries().iter().filter(|entry| entry.index > self.base.0).cloned().collect();
+        Model { hard_state: log.hard_state().clone(), entries }
+    }
+
+    /// What the model will be once this step is durable, and the step itself.
+    fn step(&mut self, step: &Step) -> (Model, Result<(), ConsensusError>) {
+        let mut after = self.model.clone();
+        let result = match step {
+            Step::Append { back, sizes } => {
+                let last = self.base.0 + after.entries.len() as u64;
+                let first =
+                    (last + 1).saturating_sub(*back).max(after.hard_state.commit + 1).max(self.base.0 + 1);
+                if first <= last {
+                    self.term += 1;
+                }
+                let indexes = first..;
+                let entries: Vec<Entry> = std::iter::zip(indexes, sizes)
+                    .map(|(index, size)| entry(index, self.term, *size))
+                    .collect();
+                after.entries.truncate(usize::try_from(first - self.base.0 - 1).unwrap());
+                after.entries.extend(entries.iter().cloned());
+                after.hard_state = hard_state(self.term, 1, (first - 1).max(after.hard_state.commit));
+                let state = after.hard_state.clone();
+                self.log().append(&Batch { hard_state: state, entries: &entries, reset: None })
+            }
+            Step::Vote => {
+                self.term += 1;
+                after.hard_state.term = self.term;
+                after.hard_state.vote = 2;
+                let state = after.hard_state.clone();
+                self.log().append(&Batch { hard_state: state, ..Batch::default() })
+            }
+            Step::Mark => {
+                let state = after.hard_state.clone();
+                self.log().mark(&state)
+            }
+            Step::Spare => self.log().prepare_spare(1500),
+            Step::Compact { share } => {
+                let index = self.base.0 + (after.hard_state.commit - self.base.0) * share / 100;
+                if let Some(term) = self.log().term(index) {
+                    // As after a snapshot at this index: that is durable before the log is cut.
+                    let cut = usize::try_from(index - self.base.0).unwrap();
+                    self.base = (index, term);
+                    self.model.entries.drain(..cut);
+                    after.entries.drain(..cut);
+                    self.log().compact(index)
+                } else {
+                    Ok(())
+                }
+            }
+            Step::Restart => self.reopen(),
+        };
+        (after, result)
+    }
+}
+
+/// Runs the steps with a crash at the `crash_at`th change; everything acknowledged must be there afterwards, and nothing else but perhaps all of
+/// the step that was under way. True if the crash happened.
+fn survives(steps: &[Step], crash_at: u64, crash: Crash) -> bool {
+    let mut world = World::new();
+    world.disk.crash_after(crash_at);
+    for step in steps {
+        let (after, result) = world.step(step);
+        if result.is_ok() && !world.disk.is_down() {
+            world.model = after;
+            assert_eq!(world.found().entries, world.model.entries);
+            continue;
+        }
+        assert!(world.disk.is_down(), "{result:?}");
+        world.log = None;
+        world.disk.crash(crash);
+        // The second crash comes while the first is being cleaned up.
+        world.disk.crash_after(crash_at % 3);
+        if world.reopen().is_err() {
+            assert!(world.disk.is_down(), "only the planned crash is an error");
+            world.disk.crash(crash);
+        } else {
+            world.disk.crash(Crash::KeepAll);
+        }
+        world.reopen().unwrap_or_else(|error| panic!("{error} after {step:?}"));
+        let found = world.found();
+        assert!(
+            found == world.model || found == after,
+            "{step:?}\nfound {found:?}\nbefore {:?}\nafter {after:?}",
+            world.model
+        );
+        // And it can be written on.
+        let last = world.log().last_index();
+        let term = world.term + 1;
+        let next = entry(last + 1, term, 100);
+        let state = hard_state(term, 0, found.hard_state.commit);
+        world.log().append(&Batch { hard_state: state, entries: &[next], reset: None }).unwrap();
+        world.disk.crash(Crash::LoseAll);
+        world.reopen().unwrap();
+        assert_eq!(world.log().last_index(), last + 1);
+        return true;
+    }
+    false
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_acknowledged_survives_any_crash(steps in steps(), crash_at in 0..150_u64, seed: u64) {
+        for crash in [Crash::LoseAll, Crash::KeepAll, Crash::Torn { seed }, Crash::Torn { seed: !seed }] {
+            survives(&steps, crash_at, crash);
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_every_single_write_loses_nothing() {
+    let append = |back, sizes: &[usize]| Step::Append { back, sizes: sizes.to_vec() };
+    let script = [
+        append(0, &[100]),
+        append(0, &[700, 20, 900]),
+        Step::Mark,
+        append(2, &[300, 2500]),
+        Step::Vote,
+        Step::Spare,
+        Step::Spare,
+        append(0, &[1200]),
+        Step::Spare,
+        Step::Mark,
+        append(0, &[2000]),
+        Step::Restart,
+        append(0, &[6000]),
+        append(1, &[100, 100]),
+        Step::Compact { share: 80 },
+        append(0, &[3000]),
+        append(0, &[10]),
+        Step::Mark,
+        Step::Compact { share: 100 },
+        append(0, &[10]),
+    ];
+    let mut points = 0;
+    for crash_at in 0.. {
+        let mut happened = false;
+        for seed in 0..12 {
+            let crash = match seed {
+                0 => Crash::LoseAll,
+                1 => Crash::KeepAll,
+                seed => Crash::Torn { seed },
+            };
+            happened |= survives(&script, crash_at, crash);
+        }
+        if !happened {
+            break;
+        }
+        points += 1;
+    }
+    assert!(points > 50, "{points} crash points");
+}
