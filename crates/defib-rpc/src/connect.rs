@@ -1,0 +1,71 @@
+//! The calling side.
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+/// Whom to call, and how patiently.
+#[derive(Debug, Clone)]
+pub struct Connecting {
+    /// `address:port`.
+    pub address: String,
+    /// The name that the other side's certificate is verified for: `defib_pki::server_name`.
+    pub server_name: String,
+    /// How long TCP and TLS may take together.
+    pub timeout: Duration,
+    /// How often a silent connection is asked for a sign of life; twice that without one ends it.
+    pub keepalive: Duration,
+}
+
+impl Connecting {
+    /// With 2 s to connect and a sign of life every second.
+    #[must_use]
+    pub fn to(address: impl Into<String>, server_name: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            server_name: server_name.into(),
+            timeout: Duration::from_secs(2),
+            keepalive: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A channel that connects when it is first used, and again when its connection is lost.
+#[must_use]
+pub fn channel(connecting: Connecting, tls: Arc<ClientConfig>) -> Channel {
+    let timeout = connecting.timeout;
+    // The URI names the authority of requests only; where to connect, the connector knows.
+    Endpoint::from_static("https://defib.internal")
+        .connect_timeout(timeout)
+        .http2_keep_alive_interval(connecting.keepalive)
+        .keep_alive_timeout(connecting.keepalive)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect_with_connector_lazy(service_fn(move |_: Uri| {
+            let (connecting, tls) = (connecting.clone(), Arc::clone(&tls));
+            async move {
+                let dial = async {
+                    let tcp = TcpStream::connect(&connecting.address).await?;
+                    tcp.set_nodelay(true)?;
+                    let name = ServerName::try_from(connecting.server_name.clone())
+                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                    TlsConnector::from(tls).connect(name, tcp).await
+                };
+                match tokio::time::timeout(timeout, dial).await {
+                    Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
+                    Ok(Err(error)) => {
+                        Err(io::Error::new(error.kind(), format!("{}: {error}", connecting.address)))
+                    }
+                    Err(_) => Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{}: no connection within {timeout:?}", connecting.address),
+                    )),
+                }
+            }
+        }))
+}

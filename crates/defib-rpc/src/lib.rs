@@ -1,0 +1,10 @@
+//! gRPC over our own mutual TLS: who calls is known before the first byte of a request is read.
+//!
+//! Both sides take ready rustls configurations (made by `defib-pki`) instead of tonic's own TLS, because
+//! peers are recognised by their certificate's URI, not by an address.
+
+mod connect;
+mod listen;
+
+pub use connect::{Connecting, channel};
+pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
