@@ -188,6 +188,12 @@ impl Controller {
         }
     }
 
+    /// Whether a host's agent has reported to this replica in its present session.
+    #[must_use]
+    pub fn reports(&self, host: &HostId) -> bool {
+        self.reports.contains_key(host)
+    }
+
     /// The hosts whose agents have a session with this replica.
     #[must_use]
     pub fn reporting_hosts(&self) -> usize {

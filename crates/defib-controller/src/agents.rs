@@ -1,0 +1,370 @@
+//! The agents' sessions with this replica: reports and outcomes in, orders and news out.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use defib_engine::{
+    controller::{Input, OrderOutcome},
+    ledger::Ledger,
+};
+use defib_model::{Epoch, HostId, Incarnation, Policy, VmId, command::AgentReport};
+use defib_observe::heartbeats::{Instruction, Instructor};
+use defib_pki::PeerIdentity;
+use defib_rpc::caller;
+use defib_wire::{
+    datagram::SessionSecret,
+    v1::{self, agent_control_server::AgentControl, agent_message, controller_message, order_outcome},
+};
+use futures_util::Stream;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    core::{Core, Message},
+    join::Joining,
+};
+
+/// Messages that may wait for one agent; more, and its session is ended so that it begins anew.
+const QUEUE: usize = 1024;
+
+type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    outgoing: Outgoing,
+    agent_version: String,
+}
+
+/// What every new session must be told.
+#[derive(Debug, Default)]
+struct News {
+    policy: v1::AgentPolicy,
+    electorate: v1::Electorate,
+    leads: bool,
+    term: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sessions: BTreeMap<HostId, Session>,
+    news: News,
+}
+
+/// All sessions of this replica.
+#[derive(Debug)]
+pub struct Agents {
+    replica: u64,
+    cluster: String,
+    udp: Vec<v1::UdpEndpoint>,
+    observer: Instructor,
+    random: SystemRandom,
+    inner: Mutex<Inner>,
+}
+
+fn message(message: controller_message::Message) -> v1::ControllerMessage {
+    v1::ControllerMessage { message: Some(message) }
+}
+
+fn agent_policy(policy: &Policy, version: u64) -> v1::AgentPolicy {
+    v1::AgentPolicy {
+        heartbeat_interval_ms: policy.detection.heartbeat_interval.0,
+        lease_ms: policy.lease.lease.0,
+        watchdog_ms: policy.lease.watchdog.0,
+        answer_freshness_ms: policy.lease.answer_freshness.0,
+        drift_ppm: policy.lease.drift_ppm,
+        version,
+    }
+}
+
+impl Agents {
+    /// No session yet. `udp` is where agents reach this replica, per path.
+    #[must_use]
+    pub fn new(replica: u64, cluster: String, udp: Vec<v1::UdpEndpoint>, observer: Instructor) -> Self {
+        Self { replica, cluster, udp, observer, random: SystemRandom::new(), inner: Mutex::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many agents have a session here.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.inner().sessions.len()
+    }
+
+    /// The release of a host's agent, if it has a session here.
+    #[must_use]
+    pub fn version_of(&self, host: &HostId) -> Option<String> {
+        self.inner().sessions.get(host).map(|session| session.agent_version.clone())
+    }
+
+    /// Hands an order to a host's session.
+    ///
+    /// # Errors
+    /// Why it can't be delivered now.
+    pub fn order(&self, host: &HostId, order: v1::Order) -> Result<(), String> {
+        self.send(host, controller_message::Message::Order(order))
+    }
+
+    /// Tells an agent its new epoch.
+    pub fn admit(&self, host: &HostId, epoch: Epoch) {
+        let changed = v1::EpochChanged { epoch: epoch.0, readmitted: true };
+        if let Err(why) = self.send(host, controller_message::Message::EpochChanged(changed)) {
+            tracing::info!(%host, why, "its new epoch will reach it by its next acknowledgement");
+        }
+    }
+
+    fn send(&self, host: &HostId, what: controller_message::Message) -> Result<(), String> {
+        let mut inner = self.inner();
+        let Some(session) = inner.sessions.get(host) else {
+            return Err(format!("the agent of host {host} has no session with this replica"));
+        };
+        if session.outgoing.try_send(Ok(message(what))).is_err() {
+            // It does not take what it is sent: end the session, it will open a new one.
+            inner.sessions.remove(host);
+            return Err(format!("the agent of host {host} does not take its messages"));
+        }
+        Ok(())
+    }
+
+    fn tell_all(&self, what: &controller_message::Message) {
+        let mut inner = self.inner();
+        inner.sessions.retain(|_, session| session.outgoing.try_send(Ok(message(what.clone()))).is_ok());
+    }
+
+    /// A new policy.
+    pub fn policy_changed(&self, policy: &Policy, version: u64) {
+        let policy = agent_policy(policy, version);
+        self.inner().news.policy = policy;
+        self.tell_all(&controller_message::Message::Policy(policy));
+    }
+
+    /// A new inventory: all agents must know who may be asked.
+    pub fn inventory_changed(&self, ledger: &Ledger) {
+        let electorate = v1::Electorate {
+            version: ledger.inventory_version(),
+            hosts: ledger
+                .inventory()
+                .hosts
+                .values()
+                .map(|host| v1::ElectorateHost {
+                    host: host.id.to_string(),
+                    neighbour_address: host.neighbour_address.clone().unwrap_or_default(),
+                    domain: host.domain.0.clone(),
+                })
+                .collect(),
+            replicas: ledger.voters().iter().map(|voter| voter.0).collect(),
+        };
+        self.inner().news.electorate = electorate.clone();
+        self.tell_all(&controller_message::Message::Electorate(electorate));
+    }
+
+    /// This replica began or ceased to lead.
+    pub fn leading(&self, leader: bool, term: u64) {
+        let mut inner = self.inner();
+        inner.news.leads = leader;
+        inner.news.term = term;
+        drop(inner);
+        self.tell_all(&controller_message::Message::LeaderChanged(v1::LeaderChanged { leader, term }));
+        if leader {
+            // What agents told the former leader, this one must hear.
+            self.tell_all(&controller_message::Message::ReportWanted(v1::ReportWanted {}));
+        }
+    }
+
+    /// Opens a session; a former one of the same host ends.
+    fn open(&self, host: &HostId, agent_version: &str, epoch: Epoch, outgoing: Outgoing) -> Result<u64, Status> {
+        let mut bytes = [0; 8];
+        let unavailable = |_| Status::unavailable("the system gives no random numbers");
+        self.random.fill(&mut bytes).map_err(unavailable)?;
+        let number = u64::from_le_bytes(bytes);
+        let secret = SessionSecret::generate(&self.random).map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut inner = self.inner();
+        let news = &inner.news;
+        let welcome = v1::Welcome {
+            replica: self.replica,
+            session_id: number,
+            session_secret: secret.expose().to_vec().into(),
+            udp: self.udp.clone(),
+            policy: Some(news.policy),
+            epoch: epoch.0,
+            leader: news.leads,
+            cluster: self.cluster.clone(),
+            term: news.term,
+        };
+        let first = [
+            controller_message::Message::Welcome(welcome),
+            controller_message::Message::Electorate(news.electorate.clone()),
+        ];
+        for what in first {
+            outgoing.try_send(Ok(message(what))).map_err(|_| Status::unavailable("the session ended at once"))?;
+        }
+        let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
+        let former = inner.sessions.insert(host.clone(), session);
+        drop(inner);
+        if let Some(former) = former {
+            self.observer.tell(Instruction::EndSession(former.number));
+        }
+        self.observer.tell(Instruction::Session { session: number, host: host.clone(), secret });
+        Ok(number)
+    }
+
+    /// Ends a session unless a newer one of the host has taken its place; whether it was the present one.
+    fn close(&self, host: &HostId, number: u64) -> bool {
+        self.observer.tell(Instruction::EndSession(number));
+        let mut inner = self.inner();
+        let present = inner.sessions.get(host).is_some_and(|session| session.number == number);
+        if present {
+            inner.sessions.remove(host);
+        }
+        present
+    }
+}
+
+/// The service that agents call.
+#[derive(Debug, Clone)]
+pub struct AgentService {
+    core: Core,
+    agents: Arc<Agents>,
+    joining: Option<Arc<Joining>>,
+}
+
+impl AgentService {
+    /// A service; without `joining` no host can join here.
+    #[must_use]
+    pub const fn new(core: Core, agents: Arc<Agents>, joining: Option<Arc<Joining>>) -> Self {
+        Self { core, agents, joining }
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+fn host_of<T>(request: &Request<T>) -> Result<HostId, Status> {
+    match caller(request)? {
+        PeerIdentity::Host(host) => Ok(host),
+        other => Err(Status::permission_denied(format!("{other} is no host; only a host's agent may call this"))),
+    }
+}
+
+#[tonic::async_trait]
+impl AgentControl for AgentService {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let Some(joining) = &self.joining else {
+            return Err(Status::unimplemented("hosts can't join at this replica; it has no join section"));
+        };
+        joining.join(&self.core, request.into_inner()).await.map(Response::new)
+    }
+
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::ControllerMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let host = host_of(&request)?;
+        let mut incoming = request.into_inner();
+        let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) = incoming.next().await
+        else {
+            return Err(Status::invalid_argument("a session begins with hello"));
+        };
+        if hello.host != host.as_str() {
+            return Err(Status::permission_denied(format!(
+                "the certificate is host {host}'s, but hello says {:?}",
+                hello.host
+            )));
+        }
+        let asked = host.clone();
+        let known = self.core.ask(move |view| view.controller.ledger().hosts().get(&asked).map(|record| record.epoch));
+        let epoch = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let Some(epoch) = epoch else {
+            return Err(Status::failed_precondition(format!(
+                "host {host} is not in the inventory (yet); add it with: defib inventory apply"
+            )));
+        };
+        let (outgoing, stream) = mpsc::channel(QUEUE);
+        let number = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        tracing::info!(%host, version = hello.agent_version, boot = hello.boot_id, "agent session opened");
+        let (core, agents) = (self.core.clone(), Arc::clone(&self.agents));
+        tokio::spawn(async move {
+            loop {
+                match incoming.next().await {
+                    Some(Ok(said)) => {
+                        if let Err(error) = hear(&core, &host, said) {
+                            tracing::warn!(%host, %error, "a message of its agent was dropped");
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::info!(%host, %error, "agent session broke");
+                        break;
+                    }
+                    None => {
+                        tracing::info!(%host, "agent session ended");
+                        break;
+                    }
+                }
+            }
+            if agents.close(&host, number) {
+                let _ = core.tell(Message::Input(Input::AgentLeft(host)));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// Turns what an agent says into an input. A host speaks only for itself.
+fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
+    let Some(said) = said.message else { anyhow::bail!("it is empty, or of a newer release") };
+    let input = match said {
+        agent_message::Message::Hello(_) => anyhow::bail!("hello came twice"),
+        agent_message::Message::Report(report) => {
+            let report = AgentReport::try_from(report)?;
+            anyhow::ensure!(report.host == *host, "it reports for host {}", report.host);
+            Input::Reported(report)
+        }
+        agent_message::Message::Outcome(outcome) => {
+            let effect = outcome.effect.ok_or_else(|| anyhow::anyhow!("an outcome without its effect"))?.try_into()?;
+            Input::Ordered {
+                effect,
+                vm: VmId::new(&outcome.vm)?,
+                incarnation: Incarnation(outcome.incarnation),
+                host: host.clone(),
+                outcome: order_outcome(outcome.outcome)?,
+            }
+        }
+        agent_message::Message::Goodbye(goodbye) => {
+            let kind = v1::GoodbyeKind::try_from(goodbye.kind)?;
+            let goodbye = defib_model::command::Goodbye::try_from(kind)?;
+            let asking = host.clone();
+            let core_again = core.clone();
+            core.tell(Message::Query(Box::new(move |view| {
+                let boot = view.controller.ledger().hosts().get(&asking).and_then(|record| record.boot);
+                if let Some(boot) = boot {
+                    let input = Input::Goodbye { host: asking, boot, goodbye };
+                    let _ = core_again.tell(Message::Input(input));
+                }
+            })))?;
+            return Ok(());
+        }
+    };
+    core.tell(Message::Input(input))?;
+    Ok(())
+}
+
+fn order_outcome(outcome: Option<order_outcome::Outcome>) -> anyhow::Result<OrderOutcome> {
+    use v1::RefusalReason as Reason;
+    Ok(match outcome {
+        Some(order_outcome::Outcome::Running(_)) => OrderOutcome::Running,
+        Some(order_outcome::Outcome::NotRunning(not)) => OrderOutcome::NotRunning { detail: not.detail },
+        Some(order_outcome::Outcome::Refused(refused)) => {
+            let reason = Reason::try_from(refused.reason).unwrap_or(Reason::Unspecified);
+            OrderOutcome::Refused { detail: format!("{}: {}", reason.as_str_name(), refused.detail) }
+        }
+        None => anyhow::bail!("an outcome of a newer release"),
+    })
+}

@@ -1,0 +1,296 @@
+//! The process's own configuration: addresses, paths, TLS. One file per replica; what must be equal on all
+//! replicas is policy, and lives in the log.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use defib_observe::documents::{DocumentError, from_yaml};
+use defib_pki::ClusterName;
+use serde::{Deserialize, Serialize};
+
+/// What the file holds.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Name of the cluster, as in its certificates.
+    pub cluster: String,
+    /// This replica's number, from 1; never used again once a replica was removed or lost its disk.
+    pub replica: u64,
+    /// Where the log and snapshots live.
+    pub data_dir: PathBuf,
+    /// This replica's certificate.
+    pub tls: TlsPaths,
+    /// Only where hosts may join by token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinConfig>,
+    /// Where to listen.
+    pub listen: Listen,
+    /// All replicas, this one included.
+    pub replicas: Vec<ReplicaAddresses>,
+    /// Start an empty directory as a new replica that waits to be added, not as a founder.
+    #[serde(default)]
+    pub rebuild: bool,
+    /// Consensus timing.
+    #[serde(default)]
+    pub raft: RaftConfig,
+    /// PEM file with the authority of BMC certificates, for BMCs without a pin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc_authority: Option<PathBuf>,
+    /// Logging.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// PEM files.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TlsPaths {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its key, readable by its owner only.
+    pub key: PathBuf,
+    /// The cluster's authority.
+    pub authority: PathBuf,
+}
+
+impl TlsPaths {
+    /// As the library wants them.
+    #[must_use]
+    pub fn files(&self) -> defib_pki::TlsFiles {
+        defib_pki::TlsFiles {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            authority: self.authority.clone(),
+        }
+    }
+}
+
+/// Joining by token.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct JoinConfig {
+    /// The directory that `defib pki init` made: this replica signs with it.
+    pub pki_dir: PathBuf,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Listen {
+    /// For the other replicas.
+    pub peers: SocketAddr,
+    /// For agents and operators.
+    pub control: SocketAddr,
+    /// For heartbeats: a UDP address per path.
+    pub heartbeat: BTreeMap<String, SocketAddr>,
+    /// For hosts that join by token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<SocketAddr>,
+    /// For Prometheus, plain HTTP: keep it on loopback or on a management network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where others reach a replica.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ReplicaAddresses {
+    /// Which replica.
+    pub id: u64,
+    /// `host:port` for the other replicas.
+    pub peers: String,
+    /// `host:port` for agents and operators.
+    pub control: String,
+    /// `address:port` per path, as agents reach it; empty: what the replica listens on.
+    #[serde(default)]
+    pub heartbeat: BTreeMap<String, String>,
+}
+
+fn ten_millis() -> String {
+    "10ms".into()
+}
+
+fn hundred_millis() -> String {
+    "100ms".into()
+}
+
+/// Consensus timing; the same on all replicas.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RaftConfig {
+    /// Time between two heartbeats of the leader.
+    #[serde(default = "ten_millis")]
+    pub tick: String,
+    /// Silence of the leader that starts an election, at least; at most twice that.
+    #[serde(default = "hundred_millis")]
+    pub election: String,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self { tick: ten_millis(), election: hundred_millis() }
+    }
+}
+
+impl RaftConfig {
+    /// The tick.
+    #[must_use]
+    pub fn tick(&self) -> Duration {
+        humantime::parse_duration(&self.tick).unwrap_or(Duration::from_millis(10))
+    }
+
+    /// The election timeout.
+    #[must_use]
+    pub fn election(&self) -> Duration {
+        humantime::parse_duration(&self.election).unwrap_or(Duration::from_millis(100))
+    }
+}
+
+/// How the log looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For collectors.
+    Json,
+}
+
+fn info() -> String {
+    "info".into()
+}
+
+/// Logging, to standard error or to a file.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogConfig {
+    /// How it looks.
+    #[serde(default)]
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,defib_consensus=debug`.
+    #[serde(default = "info")]
+    pub level: String,
+    /// Instead of standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: info(), file: None }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. Changes nothing.
+    ///
+    /// # Errors
+    /// File, line, column and field of what is wrong.
+    pub fn read(path: &Path) -> Result<Self, DocumentError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| DocumentError {
+            file: file.clone(),
+            at: None,
+            message: format!("can't be read: {error}"),
+        })?;
+        let config: Self = from_yaml(&file, &text)?;
+        config.validate().map_err(|(field, message)| {
+            let key = field.rsplit('.').next().unwrap_or(field);
+            let at = text.lines().enumerate().find_map(|(number, line)| {
+                line.find(&format!("{key}:")).map(|column| (number as u64 + 1, column as u64 + 1))
+            });
+            DocumentError { file, at, message: format!("{field}: {message}") }
+        })?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), (&'static str, String)> {
+        if let Err(error) = ClusterName::new(&self.cluster) {
+            return Err(("cluster", error.to_string()));
+        }
+        let ids: BTreeSet<u64> = self.replicas.iter().map(|replica| replica.id).collect();
+        if ids.len() != self.replicas.len() {
+            return Err(("replicas", "an id is used twice".into()));
+        }
+        if ids.contains(&0) {
+            return Err(("replicas", "ids count from 1".into()));
+        }
+        if !ids.contains(&self.replica) {
+            return Err(("replica", format!("{} is not among replicas", self.replica)));
+        }
+        if self.listen.heartbeat.is_empty() {
+            return Err(("listen.heartbeat", "names no path; give at least one, such as management".into()));
+        }
+        if self.listen.join.is_some() != self.join.is_some() {
+            return Err(("join", "listen.join and join go together".into()));
+        }
+        let (Ok(tick), Ok(election)) =
+            (humantime::parse_duration(&self.raft.tick), humantime::parse_duration(&self.raft.election))
+        else {
+            return Err(("raft.tick", "tick and election are durations such as 10ms and 100ms".into()));
+        };
+        if tick < Duration::from_millis(1) || election < tick * 5 || election > tick * 1000 {
+            return Err(("raft.election", "must be 5 to 1000 ticks, and a tick at least 1ms".into()));
+        }
+        Ok(())
+    }
+
+    /// The cluster's name; checked when the file was read.
+    ///
+    /// # Errors
+    /// When it was not checked.
+    pub fn cluster_name(&self) -> anyhow::Result<ClusterName> {
+        Ok(ClusterName::new(&self.cluster)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+cluster: demo
+replica: 1
+data-dir: /tmp/x
+tls: { certificate: a, key: b, authority: c }
+listen:
+  peers: 127.0.0.1:1
+  control: 127.0.0.1:2
+  heartbeat: { management: "127.0.0.1:3" }
+replicas:
+  - { id: 1, peers: "127.0.0.1:1", control: "127.0.0.1:2" }
+"#;
+
+    fn message(text: &str) -> String {
+        let dir = tempdir();
+        let path = dir.join("replica.yaml");
+        std::fs::write(&path, text).unwrap();
+        let message = Config::read(&path).map(|_| String::new()).unwrap_or_else(|error| error.to_string());
+        std::fs::remove_dir_all(&dir).unwrap();
+        message.replace(&dir.display().to_string(), "DIR")
+    }
+
+    fn tempdir() -> PathBuf {
+        let mut dir = std::env::temp_dir();
+        dir.push(format!("defib-config-{}-{:?}", std::process::id(), std::thread::current().id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_smallest_file_is_enough() {
+        assert_eq!(message(GOOD), "");
+    }
+
+    #[test]
+    fn problems_name_file_line_and_field() {
+        assert!(message(&GOOD.replace("data-dir", "data-dri")).starts_with("DIR/replica.yaml:4:1: unknown field `data-dri`"));
+        assert!(message(&GOOD.replace("replica: 1", "replica: 2")).starts_with("DIR/replica.yaml:3:1: replica: 2 is not among replicas"));
+        assert!(message(&GOOD.replace("127.0.0.1:2\n", "127.0.0.1:99999\n")).starts_with("DIR/replica.yaml:8:"));
+    }
+}

@@ -1,0 +1,448 @@
+//! The one loop, on a thread of its own: takes one message, asks the controller, hands its effects out.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use defib_consensus::{
+    driver::{DriverOutput, Handle},
+    replica::{CommittedEntry, Membership, RoleChange, SnapshotBytes},
+};
+use defib_engine::{
+    controller::{Controller, Effect, Input, Role},
+    ledger::Ledger,
+};
+use defib_model::{
+    Command, Entry, EventKind, EventSeq, Instant, LogIndex, ReplicaId,
+    command::Committed,
+};
+use defib_observe::{clock::Clock, heartbeats::{Instruction, Instructor}};
+use defib_wire::log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    effects::Effects,
+    metrics::Meter,
+    proposals::{Fate, Proposals},
+};
+
+/// A question that is answered on the loop's thread, between two steps.
+pub type Query = Box<dyn FnOnce(&View<'_>) + Send>;
+
+/// What the loop takes.
+pub enum Message {
+    /// From the log.
+    Driver(DriverOutput),
+    /// For the controller.
+    Input(Input),
+    /// A command, and who wants to know what became of it.
+    Propose {
+        /// What.
+        command: Command,
+        /// Whom to tell.
+        waiter: oneshot::Sender<Fate>,
+    },
+    /// A linearizable read: called when everything committed before is applied, or with `false`.
+    Confirm(oneshot::Sender<bool>),
+    /// A question.
+    Query(Query),
+    /// End.
+    Stop,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Driver(_) => "Driver",
+            Self::Input(_) => "Input",
+            Self::Propose { .. } => "Propose",
+            Self::Confirm(_) => "Confirm",
+            Self::Query(_) => "Query",
+            Self::Stop => "Stop",
+        })
+    }
+}
+
+/// What a query sees.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The controller with its ledger.
+    pub controller: &'a Controller,
+    /// Now.
+    pub now: Instant,
+    /// The replica's part in the log.
+    pub role: RoleChange,
+    /// The replicas.
+    pub membership: &'a Membership,
+}
+
+/// The loop is overloaded or has ended.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this replica has more to do than it can take, or is stopping; try again, or another replica")]
+pub struct Overloaded;
+
+/// How others reach the loop.
+#[derive(Debug, Clone)]
+pub struct Core {
+    messages: Sender<Message>,
+}
+
+impl Core {
+    /// Over the sending end of the loop's queue.
+    #[must_use]
+    pub const fn new(messages: Sender<Message>) -> Self {
+        Self { messages }
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// When the queue is full or the loop has ended.
+    pub fn tell(&self, message: Message) -> Result<(), Overloaded> {
+        self.messages.try_send(message).map_err(|error| match error {
+            TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
+        })
+    }
+
+    /// Asks a question and waits for its answer.
+    ///
+    /// # Errors
+    /// When the loop does not answer.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Overloaded> {
+        let (sender, receiver) = oneshot::channel();
+        self.tell(Message::Query(Box::new(move |view| {
+            let _ = sender.send(question(view));
+        })))?;
+        receiver.await.map_err(|_| Overloaded)
+    }
+
+    /// Proposes a command and waits for its fate.
+    ///
+    /// # Errors
+    /// When the loop does not answer.
+    pub async fn propose(&self, command: Command) -> Result<Fate, Overloaded> {
+        let (waiter, receiver) = oneshot::channel();
+        self.tell(Message::Propose { command, waiter })?;
+        receiver.await.map_err(|_| Overloaded)
+    }
+
+    /// Whether a majority confirms, now, that this replica's log is current: on a leader, that it still leads.
+    pub async fn confirm(&self) -> bool {
+        let (waiter, receiver) = oneshot::channel();
+        self.tell(Message::Confirm(waiter)).is_ok() && receiver.await.unwrap_or(false)
+    }
+}
+
+/// What the loop tells everybody, without being asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pulse {
+    /// The newest event.
+    pub head: EventSeq,
+    /// Whether this replica leads and acts.
+    pub leads: bool,
+    /// Its term.
+    pub term: u64,
+}
+
+/// The loop.
+pub struct Loop {
+    me: ReplicaId,
+    controller: Controller,
+    clock: Clock,
+    messages: Receiver<Message>,
+    driver: Handle,
+    observer: Instructor,
+    effects: Effects,
+    proposals: Proposals,
+    reads: BTreeMap<u64, oneshot::Sender<bool>>,
+    next_read: u64,
+    role: RoleChange,
+    membership: Membership,
+    pulse: watch::Sender<Pulse>,
+    meter: Arc<Meter>,
+    applied: u64,
+}
+
+impl std::fmt::Debug for Loop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loop").field("me", &self.me).field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
+
+/// The longest that the loop sleeps.
+const IDLE: Duration = Duration::from_secs(1);
+
+impl Loop {
+    /// A loop that has not begun.
+    #[expect(clippy::too_many_arguments, reason = "everything that the one owner owns")]
+    #[must_use]
+    pub fn new(
+        me: ReplicaId,
+        controller: Controller,
+        clock: Clock,
+        messages: Receiver<Message>,
+        driver: Handle,
+        observer: Instructor,
+        effects: Effects,
+        pulse: watch::Sender<Pulse>,
+        meter: Arc<Meter>,
+    ) -> Self {
+        Self {
+            me,
+            controller,
+            clock,
+            messages,
+            driver,
+            observer,
+            effects,
+            proposals: Proposals::default(),
+            reads: BTreeMap::new(),
+            next_read: 0,
+            role: RoleChange::default(),
+            membership: Membership::default(),
+            pulse,
+            meter,
+            applied: 0,
+        }
+    }
+
+    /// Runs until it is told to stop, or until the log fails for good.
+    ///
+    /// # Errors
+    /// What made the log fail: the process must end.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            let now = self.clock.now();
+            let wait = self.controller.next_deadline(now).map_or(IDLE, |at| Duration::from_nanos(at.nanos_since(now)));
+            match self.messages.recv_timeout(wait.min(IDLE)) {
+                Ok(Message::Stop) => return Ok(()),
+                Ok(message) => self.take(message)?,
+                Err(RecvTimeoutError::Timeout) => self.step(Input::Woke),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        match message {
+            Message::Driver(output) => self.driver_says(output)?,
+            Message::Input(input) => self.step(input),
+            Message::Propose { command, waiter } => {
+                let now = self.clock.now();
+                let entry = Entry {
+                    at: self.controller.cluster_now(now),
+                    wall: self.clock.wall(),
+                    proposer: self.me,
+                    command,
+                };
+                self.propose(&entry, Some(waiter));
+            }
+            Message::Confirm(waiter) => {
+                self.next_read = self.next_read.wrapping_add(1);
+                if self.driver.read_index(self.next_read).is_ok() {
+                    self.reads.insert(self.next_read, waiter);
+                }
+            }
+            Message::Query(query) => query(&View {
+                controller: &self.controller,
+                now: self.clock.now(),
+                role: self.role,
+                membership: &self.membership,
+            }),
+            Message::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn driver_says(&mut self, output: DriverOutput) -> anyhow::Result<()> {
+        match output {
+            DriverOutput::Committed(entries) => {
+                for entry in entries {
+                    self.committed(&entry)?;
+                }
+            }
+            DriverOutput::Restore(snapshot) => self.restore(&snapshot)?,
+            DriverOutput::Membership(membership) => self.membership_changed(membership),
+            DriverOutput::Role(role) => self.role_changed(role),
+            DriverOutput::Dropped(proposals) => {
+                for id in proposals {
+                    self.proposals.end(id, Fate::Unknown);
+                }
+            }
+            DriverOutput::ReadReady { context, .. } => {
+                if let Some(waiter) = self.reads.remove(&context) {
+                    let _ = waiter.send(true);
+                }
+            }
+            DriverOutput::ReadFailed { context } => {
+                if let Some(waiter) = self.reads.remove(&context) {
+                    let _ = waiter.send(false);
+                }
+            }
+            DriverOutput::SnapshotWanted { index } => {
+                if self.applied >= index {
+                    let bytes = encode_snapshot(self.controller.ledger());
+                    match bytes {
+                        Ok(bytes) => {
+                            if self.driver.snapshot_ready(self.applied, bytes).is_err() {
+                                tracing::warn!("the log is too busy for a snapshot; it will ask again");
+                            }
+                        }
+                        Err(error) => tracing::error!(%error, "the ledger can't be written as a snapshot"),
+                    }
+                }
+            }
+            DriverOutput::Fatal(error) => {
+                return Err(anyhow::Error::new(error).context("the log failed for good"));
+            }
+            other => tracing::warn!(?other, "an output of the log that this release does not know"),
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, committed: &CommittedEntry) -> anyhow::Result<()> {
+        self.applied = committed.index;
+        if committed.data.is_empty() {
+            if let Some(id) = committed.proposal {
+                self.proposals.end(id, Fate::Committed { index: committed.index, refused: None });
+            }
+            return Ok(());
+        }
+        // What a majority has committed and we can't read must stop us: guessing would fork the state.
+        let entry = decode_entry(&committed.data).map_err(|error| {
+            anyhow::anyhow!(
+                "log entry {} can't be read ({error}); is a newer release running on another replica? Upgrade this one",
+                committed.index
+            )
+        })?;
+        let before = self.controller.ledger().events().head();
+        self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
+        self.meter.applied(self.controller.ledger(), before);
+        if let Some(id) = committed.proposal {
+            let refused = self.controller.ledger().events().since(before.next()).find_map(|event| match &event.kind {
+                EventKind::CommandRefused { detail, .. } => Some(detail.clone()),
+                _ => None,
+            });
+            self.proposals.end(id, Fate::Committed { index: committed.index, refused });
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, snapshot: &SnapshotBytes) -> anyhow::Result<()> {
+        let ledger: Ledger = decode_snapshot(&snapshot.data).map_err(|error| {
+            anyhow::anyhow!("the snapshot as of log entry {} can't be read ({error})", snapshot.index)
+        })?;
+        self.applied = snapshot.index;
+        let now = self.clock.now();
+        let effects = self.controller.restore(now, ledger);
+        self.perform(effects);
+        Ok(())
+    }
+
+    fn membership_changed(&mut self, membership: Membership) {
+        self.membership = membership;
+        self.check_voters();
+    }
+
+    /// The ledger learns of changed voters by a command, so that every replica counts alike.
+    fn check_voters(&mut self) {
+        if !self.controller.leads() || !self.membership.outgoing.is_empty() {
+            return;
+        }
+        let voters = self.membership.voters.iter().copied().map(ReplicaId).collect();
+        if *self.controller.ledger().voters() != voters {
+            self.step(Input::Command(Command::ReplicasChanged { voters }));
+        }
+    }
+
+    fn role_changed(&mut self, role: RoleChange) {
+        use defib_consensus::replica::Role as Part;
+        if role.leader != self.role.leader {
+            // Proposals that were on their way to the former leader may be lost.
+            self.observer.tell(Instruction::Repeat);
+        }
+        self.role = role;
+        let part = match role.role {
+            Part::Leader => Role::Leader { term: role.term },
+            Part::Follower | Part::Candidate => Role::Follower,
+        };
+        tracing::info!(role = ?role.role, leader = role.leader, term = role.term, "role");
+        self.step(Input::Role(part));
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.clock.now();
+        let effects = self.controller.step(now, self.clock.wall(), input);
+        self.perform(effects);
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        let mut watched = false;
+        for effect in effects {
+            match effect {
+                Effect::Propose(entry) => self.propose(&entry, None),
+                Effect::Watch { host, view } => {
+                    watched = true;
+                    self.observer.tell(Instruction::Watch { host, view });
+                }
+                Effect::Forget { host } => self.observer.tell(Instruction::Forget(host)),
+                Effect::CaughtUp => self.observer.tell(Instruction::CaughtUp),
+                Effect::PolicyChanged => {
+                    let policy = self.controller.ledger().policy();
+                    self.observer.tell(Instruction::Policy(Box::new(policy.clone())));
+                    self.effects.policy_changed(policy, self.controller.ledger().policy_version());
+                }
+                Effect::InventoryChanged => self.effects.inventory_changed(self.controller.ledger()),
+                Effect::Ask(question) => self.effects.ask(question),
+                Effect::Fence(order) => self.effects.fence(order),
+                Effect::Start(order) => self.effects.start(order),
+                Effect::Burn(order) => self.effects.burn(order),
+                Effect::Admit { host, epoch } => self.effects.admit(&host, epoch),
+                Effect::Published { .. } => {}
+            }
+        }
+        let pulse = Pulse {
+            head: self.controller.ledger().events().head(),
+            leads: self.controller.leads(),
+            term: self.role.term,
+        };
+        self.pulse.send_if_modified(|held| {
+            let led = held.leads;
+            let changed = *held != pulse;
+            *held = pulse;
+            if led != pulse.leads {
+                self.effects.leading(pulse.leads, pulse.term);
+            }
+            changed
+        });
+        if watched && pulse.leads {
+            self.check_voters_once();
+        }
+    }
+
+    /// After taking the lead: the voters may have changed under the former leader.
+    fn check_voters_once(&mut self) {
+        let voters: std::collections::BTreeSet<ReplicaId> =
+            self.membership.voters.iter().copied().map(ReplicaId).collect();
+        if !voters.is_empty() && self.membership.outgoing.is_empty() && *self.controller.ledger().voters() != voters {
+            self.check_voters();
+        }
+    }
+
+    fn propose(&mut self, entry: &Entry, waiter: Option<oneshot::Sender<Fate>>) {
+        let id = self.proposals.begin(waiter);
+        let sent = encode_entry(entry)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| self.driver.propose(id, bytes).map_err(|error| error.to_string()));
+        if let Err(error) = sent {
+            tracing::warn!(%error, "a proposal was not taken");
+            self.proposals.end(id, Fate::Unknown);
+        }
+    }
+}

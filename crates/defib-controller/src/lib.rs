@@ -1,0 +1,17 @@
+//! Wiring: what `defibd` is made of.
+//!
+//! One thread, [`core`], owns the [`defib_engine::controller::Controller`] and with it every decision. It takes
+//! one [`core::Message`] after the other: from the log, from the replica's observer, from agents, from
+//! operators, from effects that ended. Everything else translates between it and the world.
+
+pub mod agents;
+pub mod config;
+pub mod core;
+pub mod effects;
+pub mod join;
+pub mod log;
+pub mod metrics;
+pub mod operator;
+pub mod proposals;
+pub mod run;
+pub mod views;

@@ -1,0 +1,581 @@
+//! The operator API. Any replica takes any call; what only the leader can answer is forwarded to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use defib_model::{
+    Command, Epoch, EventSeq, HostId, RecoveryId, VmId,
+    command::Operator as Person,
+};
+use defib_observe::documents::{
+    diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
+};
+use defib_pki::{PeerIdentity, Role, server_name};
+use defib_rpc::{Connecting, caller, channel};
+use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Operator};
+use futures_util::Stream;
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, transport::Channel};
+
+use crate::{
+    core::{Core, Pulse, View},
+    proposals::Fate,
+    run::Members,
+    views,
+};
+
+/// How long a call waits for its proposal to be committed.
+const COMMIT_WAIT: Duration = Duration::from_secs(5);
+/// On whose behalf a replica forwards a call.
+const BEHALF: &str = "x-defib-behalf";
+
+/// The service that operators call.
+#[derive(Clone)]
+pub struct OperatorService {
+    me: u64,
+    cluster: String,
+    core: Core,
+    pulse: watch::Receiver<Pulse>,
+    members: Arc<Members>,
+    tls: Arc<ClientConfig>,
+    leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
+}
+
+impl std::fmt::Debug for OperatorService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OperatorService").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+/// Who calls, and what they may.
+#[derive(Debug, Clone)]
+struct Who {
+    name: String,
+    role: Role,
+    forwarded: bool,
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+fn who<T>(request: &Request<T>) -> Result<Who, Status> {
+    let identity = caller(request)?;
+    let behalf = request.metadata().get(BEHALF).and_then(|value| value.to_str().ok());
+    let (identity, forwarded) = match (identity, behalf) {
+        // Only a replica may speak for an operator: it has checked the certificate.
+        (PeerIdentity::Replica(_), Some(text)) => {
+            (text.parse::<PeerIdentity>().map_err(|error| Status::permission_denied(error.to_string()))?, true)
+        }
+        (identity, _) => (identity, false),
+    };
+    match identity {
+        PeerIdentity::Operator { role, name } => Ok(Who { name: name.to_string(), role, forwarded }),
+        other => Err(Status::permission_denied(format!("{other} is no operator"))),
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+fn need(who: &Who, role: Role) -> Result<(), Status> {
+    if who.role >= role {
+        return Ok(());
+    }
+    tracing::warn!(operator = who.name, has = %who.role, needs = %role, "a call was denied");
+    Err(Status::permission_denied(format!("operator {} has the role {}; this needs {role}", who.name, who.role)))
+}
+
+fn overloaded(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+fn host_id(text: &str) -> Result<HostId, Status> {
+    HostId::new(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+impl OperatorService {
+    /// A service of replica `me`.
+    #[must_use]
+    pub fn new(
+        me: u64,
+        cluster: String,
+        core: Core,
+        pulse: watch::Receiver<Pulse>,
+        members: Arc<Members>,
+        tls: Arc<ClientConfig>,
+    ) -> Self {
+        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default() }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.core.ask(question).await.map_err(overloaded)
+    }
+
+    /// The leader to forward to, unless this replica leads.
+    async fn leader(&self, who: &Who) -> Result<Option<OperatorClient<Channel>>, Status> {
+        let role = self.read(|view| view.role).await?;
+        let leader = role.leader.ok_or_else(|| Status::unavailable("there is no leader now; try again"))?;
+        if leader == self.me {
+            return Ok(None);
+        }
+        if who.forwarded {
+            return Err(Status::unavailable("the leader has just changed; try again"));
+        }
+        let address = self
+            .members
+            .control_of(leader)
+            .ok_or_else(|| Status::unavailable(format!("replica r{leader} leads, but its address is unknown here")))?;
+        let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = leaders.entry(leader).or_insert_with(|| {
+            let name = server_name(&PeerIdentity::Replica(defib_model::ReplicaId(leader)));
+            channel(Connecting::to(address, name), Arc::clone(&self.tls))
+        });
+        Ok(Some(OperatorClient::new(channel.clone())))
+    }
+
+    /// The same call for the leader, on the operator's behalf.
+    #[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+    fn forward<T>(who: &Who, message: T) -> Result<Request<T>, Status> {
+        let mut request = Request::new(message);
+        let behalf = format!("operator/{}/{}", who.role, who.name);
+        let value = behalf.parse().map_err(|_| Status::internal("the operator's name fits no header"))?;
+        request.metadata_mut().insert(BEHALF, value);
+        request.set_timeout(COMMIT_WAIT);
+        Ok(request)
+    }
+
+    /// Judges a command, and proposes it unless it is a dry run.
+    async fn act(&self, command: Command, dry_run: bool) -> Result<v1::ActionResponse, Status> {
+        let judged = command.clone();
+        let verdict = self.read(move |view| view.controller.ledger().judge(&judged)).await?;
+        let message = match verdict {
+            Ok(message) => message,
+            Err(message) => return Ok(v1::ActionResponse { accepted: false, message, log_index: 0 }),
+        };
+        if dry_run {
+            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: {message}"), log_index: 0 });
+        }
+        let fate = tokio::time::timeout(COMMIT_WAIT, self.core.propose(command)).await;
+        match fate {
+            Ok(Ok(Fate::Committed { index, refused: None })) => {
+                Ok(v1::ActionResponse { accepted: true, message, log_index: index })
+            }
+            Ok(Ok(Fate::Committed { index, refused: Some(why) })) => {
+                Ok(v1::ActionResponse { accepted: false, message: why, log_index: index })
+            }
+            Ok(Ok(Fate::Unknown)) => Err(Status::unavailable(
+                "the leader changed meanwhile, so the outcome is unknown; look at defib events before you try again",
+            )),
+            Ok(Err(error)) => Err(overloaded(error)),
+            Err(_) => Err(Status::deadline_exceeded(
+                "no commit in time, so the outcome is unknown; look at defib events before you try again",
+            )),
+        }
+    }
+
+    async fn epoch_of(&self, host: &HostId) -> Result<Epoch, Status> {
+        let asked = host.clone();
+        self.read(move |view| view.controller.ledger().hosts().get(&asked).map(|record| record.epoch))
+            .await?
+            .ok_or_else(|| Status::not_found(format!("there is no host {host} in the inventory")))
+    }
+}
+
+/// Takes the call here, or forwards it to the leader.
+macro_rules! on_leader {
+    ($self:ident, $request:ident, $role:expr, $method:ident) => {{
+        let who = who(&$request)?;
+        need(&who, $role)?;
+        if let Some(mut leader) = $self.leader(&who).await? {
+            return leader.$method(OperatorService::forward(&who, $request.into_inner())?).await;
+        }
+        (who, $request.into_inner())
+    }};
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Operator for OperatorService {
+    async fn get_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::Status> {
+        // Without a leader a status is needed most: then this replica tells what it knows.
+        let who = who(&request)?;
+        need(&who, Role::Viewer)?;
+        if let Ok(Some(mut leader)) = self.leader(&who).await
+            && let Ok(answer) = leader.get_status(Self::forward(&who, request.into_inner())?).await
+        {
+            return Ok(answer);
+        }
+        let (cluster, me) = (self.cluster.clone(), self.me);
+        let mut status = self.read(move |view| views::status(view, &cluster, me)).await?;
+        for replica in &mut status.replicas {
+            replica.address = self.members.control_of(replica.id).unwrap_or_default();
+            replica.reachable = replica.id == self.me || self.members.reachable(replica.id).await;
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn list_hosts(&self, request: Request<v1::ListHostsRequest>) -> Answer<v1::ListHostsResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, list_hosts);
+        let hosts = self
+            .read(move |view| {
+                let ids: Vec<HostId> = view.controller.ledger().hosts().keys().cloned().collect();
+                ids.iter()
+                    .filter_map(|id| views::host_detail(view, id))
+                    .filter(|host| message.state.is_empty() || host.state == message.state)
+                    .collect()
+            })
+            .await?;
+        Ok(Response::new(v1::ListHostsResponse { hosts }))
+    }
+
+    async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Answer<v1::HostDetail> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, get_host);
+        let id = host_id(&message.host)?;
+        let asked = id.clone();
+        self.read(move |view| views::host_detail(view, &asked))
+            .await?
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))
+    }
+
+    async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, list_vms);
+        let vms = self
+            .read(move |view| {
+                let ledger = view.controller.ledger();
+                ledger
+                    .vms()
+                    .iter()
+                    .map(|(id, record)| views::vm_summary(ledger, id, record))
+                    .filter(|vm| message.host.is_empty() || vm.host == message.host)
+                    .filter(|vm| message.state.is_empty() || vm.state == message.state)
+                    .collect()
+            })
+            .await?;
+        Ok(Response::new(v1::ListVmsResponse { vms }))
+    }
+
+    async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Answer<v1::VmDetail> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, get_vm);
+        let id = VmId::new(&message.vm).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let asked = id.clone();
+        self.read(move |view| views::vm_detail(view, &asked))
+            .await?
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found(format!("there is no VM {id} in the inventory")))
+    }
+
+    async fn list_recoveries(&self, request: Request<v1::ListRecoveriesRequest>) -> Answer<v1::ListRecoveriesResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, list_recoveries);
+        let limit = if message.limit == 0 { usize::MAX } else { usize::try_from(message.limit).unwrap_or(usize::MAX) };
+        let recoveries = self
+            .read(move |view| {
+                let ledger = view.controller.ledger();
+                ledger
+                    .recoveries()
+                    .iter()
+                    .rev()
+                    .filter(|(_, recovery)| message.all || !recovery.phase.is_over())
+                    .take(limit)
+                    .map(|(id, recovery)| views::recovery_summary(ledger, *id, recovery))
+                    .collect()
+            })
+            .await?;
+        Ok(Response::new(v1::ListRecoveriesResponse { recoveries }))
+    }
+
+    async fn explain_recovery(&self, request: Request<v1::ExplainRecoveryRequest>) -> Answer<v1::RecoveryDetail> {
+        use v1::explain_recovery_request::Which;
+        let (_, message) = on_leader!(self, request, Role::Viewer, explain_recovery);
+        let which = message.which.ok_or_else(|| Status::invalid_argument("name a recovery or a host"))?;
+        let shown = match &which {
+            Which::Id(id) => format!("recovery {id}"),
+            Which::Host(host) => format!("recovery of host {host}"),
+        };
+        self.read(move |view| {
+            let ledger = view.controller.ledger();
+            let id = match which {
+                Which::Id(id) => RecoveryId(id),
+                // The newest one of the host.
+                Which::Host(host) => {
+                    *ledger.recoveries().iter().rev().find(|(_, recovery)| recovery.host.as_str() == host)?.0
+                }
+            };
+            views::recovery_detail(view, id)
+        })
+        .await?
+        .map(Response::new)
+        .ok_or_else(|| Status::not_found(format!("there is no {shown}")))
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<v1::EventRecord, Status>> + Send>>;
+
+    async fn stream_events(&self, request: Request<v1::StreamEventsRequest>) -> Answer<Self::StreamEventsStream> {
+        // Every replica has the same events with the same numbers: no need to bother the leader.
+        need(&who(&request)?, Role::Viewer)?;
+        let message = request.into_inner();
+        let (sender, receiver) = mpsc::channel(256);
+        let (core, mut pulse) = (self.core.clone(), self.pulse.clone());
+        tokio::spawn(async move {
+            let mut next = EventSeq(message.from_seq.max(1));
+            let mut left = if message.limit == 0 { u64::MAX } else { message.limit };
+            loop {
+                let head = pulse.borrow_and_update().head;
+                let from = next;
+                let Ok(records) = core.ask(move |view| records_from(view, from)).await else { return };
+                let oldest = records.first().map(|record| record.seq);
+                if oldest.is_some_and(|oldest| oldest > next.0) && message.from_seq > 0 {
+                    let text = format!(
+                        "events {next} to {} are not retained here any more; the stream goes on behind that gap",
+                        oldest.unwrap_or(0).saturating_sub(1)
+                    );
+                    if sender.send(Err(Status::out_of_range(text))).await.is_err() {
+                        return;
+                    }
+                    return;
+                }
+                let empty = records.is_empty();
+                for record in records {
+                    next = EventSeq(record.seq.saturating_add(1));
+                    if sender.send(Ok(record)).await.is_err() {
+                        return;
+                    }
+                    left = left.saturating_sub(1);
+                    if left == 0 {
+                        return;
+                    }
+                }
+                if empty || next > head {
+                    if !message.follow {
+                        return;
+                    }
+                    tokio::select! {
+                        changed = pulse.changed() => if changed.is_err() { return },
+                        () = sender.closed() => return,
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn plan_fail_host(&self, request: Request<v1::PlanFailHostRequest>) -> Answer<v1::Plan> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, plan_fail_host);
+        self.read(move |view| plan(view, &message)).await?.map(Response::new)
+    }
+
+    async fn confirm_dead(&self, request: Request<v1::ConfirmDeadRequest>) -> Answer<v1::ActionResponse> {
+        let (who, message) = on_leader!(self, request, Role::Operator, confirm_dead);
+        let host = host_id(&message.host)?;
+        let epoch = match message.epoch {
+            Some(epoch) => Epoch(epoch),
+            None => self.epoch_of(&host).await?,
+        };
+        let operator = Person { name: who.name, reason: message.reason };
+        self.act(Command::ConfirmDead { host, epoch, operator }, message.dry_run).await.map(Response::new)
+    }
+
+    async fn fence_host(&self, request: Request<v1::FenceHostRequest>) -> Answer<v1::ActionResponse> {
+        let (who, message) = on_leader!(self, request, Role::Operator, fence_host);
+        let host = host_id(&message.host)?;
+        let epoch = match message.epoch {
+            Some(epoch) => Epoch(epoch),
+            None => self.epoch_of(&host).await?,
+        };
+        let operator = Person { name: who.name, reason: message.reason };
+        self.act(Command::FenceHost { host, epoch, operator }, message.dry_run).await.map(Response::new)
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Answer<v1::ActionResponse> {
+        let (who, message) = on_leader!(self, request, Role::Operator, pause);
+        let operator = Person { name: who.name, reason: message.reason };
+        self.act(Command::Pause { paused: message.paused, operator }, message.dry_run).await.map(Response::new)
+    }
+
+    async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Answer<v1::Document> {
+        let _ = on_leader!(self, request, Role::Viewer, get_policy);
+        self.read(|view| {
+            let ledger = view.controller.ledger();
+            v1::Document { version: ledger.policy_version(), yaml: policy_to_yaml(ledger.policy()) }
+        })
+        .await
+        .map(Response::new)
+    }
+
+    async fn apply_policy(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
+        let (who, message) = on_leader!(self, request, Role::Admin, apply_policy);
+        let policy = policy_from_yaml(&message.file_name, &message.yaml)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let after = policy_to_yaml(&policy);
+        let (version, before) = self
+            .read(|view| {
+                let ledger = view.controller.ledger();
+                (ledger.policy_version(), policy_to_yaml(ledger.policy()))
+            })
+            .await?;
+        let replaces = message.expected_version.unwrap_or(version);
+        let operator = Person { name: who.name, reason: message.reason };
+        let answer = self.act(Command::SetPolicy { policy, replaces, operator }, message.dry_run).await?;
+        Ok(Response::new(applied(answer, version, message.dry_run, diff(&before, &after))))
+    }
+
+    async fn diff_policy(&self, request: Request<v1::DiffRequest>) -> Answer<v1::DiffResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, diff_policy);
+        let policy = policy_from_yaml(&message.file_name, &message.yaml)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let after = policy_to_yaml(&policy);
+        self.read(move |view| {
+            let ledger = view.controller.ledger();
+            v1::DiffResponse { version: ledger.policy_version(), diff: diff(&policy_to_yaml(ledger.policy()), &after) }
+        })
+        .await
+        .map(Response::new)
+    }
+
+    async fn get_inventory(&self, request: Request<v1::GetInventoryRequest>) -> Answer<v1::Document> {
+        let _ = on_leader!(self, request, Role::Viewer, get_inventory);
+        self.read(|view| {
+            let ledger = view.controller.ledger();
+            v1::Document { version: ledger.inventory_version(), yaml: inventory_to_yaml(ledger.inventory()) }
+        })
+        .await
+        .map(Response::new)
+    }
+
+    async fn apply_inventory(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
+        let (who, message) = on_leader!(self, request, Role::Admin, apply_inventory);
+        let inventory = inventory_from_yaml(&message.file_name, &message.yaml)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let after = inventory_to_yaml(&inventory);
+        let (version, before) = self
+            .read(|view| {
+                let ledger = view.controller.ledger();
+                (ledger.inventory_version(), inventory_to_yaml(ledger.inventory()))
+            })
+            .await?;
+        let replaces = message.expected_version.unwrap_or(version);
+        let operator = Person { name: who.name, reason: message.reason };
+        let answer = self.act(Command::SetInventory { inventory, replaces, operator }, message.dry_run).await?;
+        Ok(Response::new(applied(answer, version, message.dry_run, diff(&before, &after))))
+    }
+
+    async fn diff_inventory(&self, request: Request<v1::DiffRequest>) -> Answer<v1::DiffResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, diff_inventory);
+        let inventory = inventory_from_yaml(&message.file_name, &message.yaml)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let after = inventory_to_yaml(&inventory);
+        self.read(move |view| {
+            let ledger = view.controller.ledger();
+            v1::DiffResponse {
+                version: ledger.inventory_version(),
+                diff: diff(&inventory_to_yaml(ledger.inventory()), &after),
+            }
+        })
+        .await
+        .map(Response::new)
+    }
+
+    async fn replica_change(&self, request: Request<v1::ReplicaChangeRequest>) -> Answer<v1::ActionResponse> {
+        let (_, message) = on_leader!(self, request, Role::Admin, replica_change);
+        self.members.change(&self.core, &message).await.map(Response::new)
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Answer<v1::ActionResponse> {
+        let (_, message) = on_leader!(self, request, Role::Operator, transfer_leadership);
+        self.members.transfer(&self.core, &message).await.map(Response::new)
+    }
+}
+
+fn records_from(view: &View<'_>, from: EventSeq) -> Vec<v1::EventRecord> {
+    view.controller
+        .ledger()
+        .events()
+        .since(from)
+        .take(512)
+        .map(|event| v1::EventRecord {
+            seq: event.seq.0,
+            json: serde_json::to_string(event).unwrap_or_default(),
+            hash: event.hash.clone(),
+        })
+        .collect()
+}
+
+fn applied(answer: v1::ActionResponse, version: u64, dry_run: bool, diff: Vec<String>) -> v1::ApplyResponse {
+    let version = if answer.accepted && !dry_run { version.saturating_add(1) } else { version };
+    v1::ApplyResponse { accepted: answer.accepted, message: answer.message, log_index: answer.log_index, version, diff }
+}
+
+#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
+fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, Status> {
+    let ledger = view.controller.ledger();
+    let mut lost: BTreeSet<HostId> = BTreeSet::new();
+    for name in &request.hosts {
+        let id = host_id(name)?;
+        if !ledger.hosts().contains_key(&id) {
+            return Err(Status::not_found(format!("there is no host {id} in the inventory")));
+        }
+        lost.insert(id);
+    }
+    for name in &request.domains {
+        let before = lost.len();
+        let wanted: Vec<&str> = name.split('/').collect();
+        for host in ledger.inventory().hosts.values() {
+            // A whole path from the widest level, or one name of any level.
+            let whole = host.domain.0.iter().map(String::as_str).take(wanted.len()).eq(wanted.iter().copied());
+            let single = wanted.len() == 1 && host.domain.0.contains(name);
+            if whole || single {
+                lost.insert(host.id.clone());
+            }
+        }
+        if lost.len() == before {
+            return Err(Status::not_found(format!("no host hangs on fault domain {name}")));
+        }
+    }
+    if lost.is_empty() {
+        return Err(Status::invalid_argument("name at least one host or fault domain"));
+    }
+    let clock = defib_observe::clock::Clock::start();
+    let began = clock.now();
+    let plan = ledger.index().placer.what_if_hosts(&lost);
+    let took = clock.now().nanos_since(began) / 1000;
+    let priority = |vm: &VmId| ledger.inventory().vms.get(vm).map(|vm| vm.priority.to_string()).unwrap_or_default();
+    Ok(v1::Plan {
+        hosts: lost.iter().map(ToString::to_string).collect(),
+        placements: plan
+            .placements
+            .iter()
+            .map(|planned| v1::PlannedPlacement {
+                vm: planned.vm.to_string(),
+                priority: priority(&planned.vm),
+                from: ledger
+                    .vms()
+                    .get(&planned.vm)
+                    .and_then(|record| record.occupied_host())
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                to: planned.host.to_string(),
+                broken: planned.broken.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        unplaced: plan
+            .unplaced
+            .iter()
+            .map(|left| v1::UnplacedVm {
+                vm: left.vm.to_string(),
+                priority: priority(&left.vm),
+                reasons: left.exclusions.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        took_us: took,
+    })
+}

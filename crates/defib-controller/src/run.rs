@@ -1,0 +1,464 @@
+//! Starting a replica and keeping it together.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use defib_act::Power;
+use defib_bmc::Trust;
+use defib_consensus::{
+    driver::{Driver, DriverConfig, Handle},
+    replica::{MembershipChange, ProposalId, ReplicaConfig},
+    transport::{PeerAddress, PeerTls},
+};
+use defib_engine::{controller::Controller, ledger::Ledger, observer::Observer};
+use defib_model::{Policy, ReplicaId};
+use defib_observe::{
+    clock::Clock,
+    heartbeats::{Heartbeats, listen as listen_heartbeats},
+};
+use defib_pki::{
+    ClientCertificates, ClientTls, ClusterAuthority, ClusterName, Credentials, PeerIdentity, ServerTls,
+    peer_identity_from_der, server_name,
+};
+use defib_rpc::{Incoming, bind};
+use defib_wire::v1::{
+    self, agent_control_server::AgentControlServer, operator_server::OperatorServer,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::watch;
+use tonic::{Status, transport::Server};
+
+use crate::{
+    agents::{AgentService, Agents},
+    config::Config,
+    core::{Core, Loop, Message, Overloaded, Pulse},
+    effects::Effects,
+    join::Joining,
+    metrics::{self, Meter},
+    operator::OperatorService,
+    views,
+};
+
+/// Messages that may wait for the loop.
+const QUEUE: usize = 65_536;
+/// How often BMCs are prepared by the leader, and how long that may take.
+const WARM_EVERY: Duration = Duration::from_secs(3);
+/// How long before its end an own certificate is complained about.
+const RENEW_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// The replicas, as this one reaches them.
+#[derive(Debug)]
+pub struct Members {
+    me: u64,
+    handle: Handle,
+    control: Mutex<BTreeMap<u64, String>>,
+    peers: Mutex<BTreeMap<u64, PeerAddress>>,
+}
+
+fn peer_address(id: u64, address: &str) -> PeerAddress {
+    PeerAddress { address: address.to_owned(), server_name: server_name(&PeerIdentity::Replica(ReplicaId(id))) }
+}
+
+impl Members {
+    /// Where a replica answers agents and operators.
+    #[must_use]
+    pub fn control_of(&self, id: u64) -> Option<String> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Whether a replica accepts connections now.
+    pub async fn reachable(&self, id: u64) -> bool {
+        let Some(address) = self.control_of(id) else { return false };
+        let dial = tokio::net::TcpStream::connect(address);
+        matches!(tokio::time::timeout(Duration::from_millis(300), dial).await, Ok(Ok(_)))
+    }
+
+    /// Adds, removes or replaces a replica by joint consensus.
+    ///
+    /// # Errors
+    /// When the request makes no sense.
+    pub async fn change(&self, core: &Core, request: &v1::ReplicaChangeRequest) -> Result<v1::ActionResponse, Status> {
+        let unavailable = |error: Overloaded| Status::unavailable(error.to_string());
+        let membership = core.ask(|view| view.membership.clone()).await.map_err(unavailable)?;
+        let kind = v1::ReplicaChangeKind::try_from(request.kind).unwrap_or(v1::ReplicaChangeKind::Unspecified);
+        let refuse = |message: String| Ok(v1::ActionResponse { accepted: false, message, log_index: 0 });
+        let (change, new, words) = match kind {
+            v1::ReplicaChangeKind::Add => {
+                if membership.contains(request.id) {
+                    return refuse(format!("r{} is a replica already", request.id));
+                }
+                (MembershipChange::add_voter(request.id), Some(request.id), format!("r{} votes", request.id))
+            }
+            v1::ReplicaChangeKind::Remove => {
+                if !membership.contains(request.id) {
+                    return refuse(format!("r{} is no replica", request.id));
+                }
+                if membership.voters.len() <= 1 {
+                    return refuse("the last replica can't be removed".into());
+                }
+                (MembershipChange::remove(request.id), None, format!("r{} leaves", request.id))
+            }
+            v1::ReplicaChangeKind::Replace => {
+                if !membership.contains(request.id) || membership.contains(request.new_id) || request.new_id == 0 {
+                    return refuse(format!(
+                        "r{} must be a replica and r{} must not be one yet; a replica that lost its disk comes back under a new number",
+                        request.id, request.new_id
+                    ));
+                }
+                let change = MembershipChange {
+                    add_voters: [request.new_id].into(),
+                    remove: [request.id].into(),
+                    ..MembershipChange::default()
+                };
+                (change, Some(request.new_id), format!("r{} takes the place of r{}", request.new_id, request.id))
+            }
+            v1::ReplicaChangeKind::Unspecified => return Err(Status::invalid_argument("name a kind of change")),
+        };
+        if new.is_some() && request.address.is_empty() {
+            return refuse("give the new replica's address for peers, host:port".into());
+        }
+        if request.dry_run {
+            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: {words}"), log_index: 0 });
+        }
+        if let Some(new) = new {
+            let peers = {
+                let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+                peers.insert(new, peer_address(new, &request.address));
+                peers.clone()
+            };
+            self.handle.set_peers(peers).map_err(|error| Status::unavailable(error.to_string()))?;
+        }
+        self.handle
+            .change_membership(ProposalId(u64::MAX), change)
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(v1::ActionResponse {
+            accepted: true,
+            message: format!("{words} once a majority of the old and of the new replicas has agreed; follow it with: defib replica list. Expired leases prove nothing for two leases after it"),
+            log_index: 0,
+        })
+    }
+
+    /// Asks the leader to hand over.
+    ///
+    /// # Errors
+    /// When the log takes nothing.
+    pub async fn transfer(&self, core: &Core, request: &v1::TransferLeadershipRequest) -> Result<v1::ActionResponse, Status> {
+        let to = request.to;
+        let voter = core
+            .ask(move |view| view.membership.voters.contains(&to))
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        if !voter {
+            return Ok(v1::ActionResponse { accepted: false, message: format!("r{to} does not vote"), log_index: 0 });
+        }
+        if request.dry_run || to == self.me {
+            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: r{to} would lead"), log_index: 0 });
+        }
+        self.handle.transfer_leadership(to).map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(v1::ActionResponse { accepted: true, message: format!("r{to} is asked to lead"), log_index: 0 })
+    }
+}
+
+/// A number for a cluster's name: what the log's directory is marked with.
+fn cluster_number(name: &str) -> u128 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest.as_ref()[..16]);
+    u128::from_be_bytes(bytes)
+}
+
+fn peer_tls(credentials: &Credentials, cluster: &ClusterName) -> anyhow::Result<PeerTls> {
+    let cluster = cluster.clone();
+    Ok(PeerTls {
+        server: ServerTls::build(credentials, ClientCertificates::Required, &[])?,
+        client: ClientTls::build(credentials, &[])?,
+        identify: Arc::new(move |certificate| match peer_identity_from_der(certificate, &cluster) {
+            Ok(PeerIdentity::Replica(id)) => Some(id.0),
+            Ok(PeerIdentity::Host(_) | PeerIdentity::Operator { .. }) | Err(_) => None,
+        }),
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates live in wall-clock time")]
+fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Runs a replica until `stop` resolves or it fails.
+///
+/// # Errors
+/// Why it can't start, or can't go on: the process ends, and its supervisor starts it again.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let cluster = config.cluster_name()?;
+    let credentials = Credentials::load(&config.tls.files(), wall())?;
+    let me = ReplicaId(config.replica);
+    anyhow::ensure!(
+        *credentials.cluster() == cluster,
+        "the certificate belongs to cluster {}, the configuration to {cluster}",
+        credentials.cluster()
+    );
+    anyhow::ensure!(
+        *credentials.identity() == PeerIdentity::Replica(me),
+        "the certificate is that of {}, but the configuration says replica {me}",
+        credentials.identity()
+    );
+    if credentials.info().expires_in(wall()).is_none_or(|left| left < RENEW_BEFORE) {
+        tracing::warn!(subject = ?credentials.info(), "this replica's certificate ends soon; issue a new one: defib pki issue replica {me}");
+    }
+    let clock = Clock::start();
+    let meter = Arc::new(Meter::install()?);
+    let (messages, received) = crossbeam_channel::bounded(QUEUE);
+    let core = Core::new(messages.clone());
+
+    // Listen before anything is written, so that a busy port changes nothing.
+    let peers = defib_consensus::transport::listen(config.listen.peers)?;
+    let control = bind(config.listen.control).context("listen.control")?;
+    let join = config.listen.join.map(bind).transpose().context("listen.join")?;
+    let metrics_listener = config.listen.metrics.map(metrics::listen).transpose().context("listen.metrics")?;
+    let mut sockets = Vec::new();
+    let mut udp = Vec::new();
+    let own = config.replicas.iter().find(|replica| replica.id == config.replica);
+    for (path, address) in &config.listen.heartbeat {
+        sockets.push(listen_heartbeats(*address).with_context(|| format!("listen.heartbeat.{path}"))?);
+        let reached = own.and_then(|own| own.heartbeat.get(path)).cloned().unwrap_or_else(|| address.to_string());
+        udp.push(v1::UdpEndpoint { path: path.clone(), address: reached });
+    }
+
+    let session = session_number()?;
+    let observer = Observer::new(me, session, &Policy::default(), clock.now());
+    let to_core = core.clone();
+    let heartbeats = Heartbeats::start(me.0, observer, clock, sockets, move |proposal| {
+        let _ = to_core.tell(Message::Input(defib_engine::controller::Input::Observed(proposal)));
+    })?;
+
+    let driver = start_log(&config, &cluster, &credentials, peers, messages.clone())?;
+    let handle = driver.handle().clone();
+    let voters = config.replicas.iter().map(|replica| ReplicaId(replica.id)).collect();
+    let controller = Controller::new(me, session, Ledger::new(voters));
+    let agents = Arc::new(Agents::new(me.0, config.cluster.clone(), udp, heartbeats.instructor()));
+    let authority = match &config.bmc_authority {
+        Some(path) => {
+            let pem = std::fs::read(path).with_context(|| format!("bmc-authority: {}", path.display()))?;
+            Some(Trust::ca_from_pem(&pem).map_err(|why| anyhow::anyhow!("bmc-authority: {}: {why}", path.display()))?)
+        }
+        None => None,
+    };
+    let power = Arc::new(Power::new(authority));
+    let runtime = tokio::runtime::Handle::current();
+    let effects =
+        Effects::new(runtime, core.clone(), Arc::clone(&power), Arc::clone(&agents), Arc::clone(&meter));
+    let (pulse, pulse_seen) = watch::channel(Pulse::default());
+    let (ended, core_ended) = tokio::sync::oneshot::channel();
+    let the_loop = Loop::new(
+        me,
+        controller,
+        clock,
+        received,
+        handle.clone(),
+        heartbeats.instructor(),
+        effects,
+        pulse,
+        Arc::clone(&meter),
+    );
+    let thread = std::thread::Builder::new().name("core".into()).spawn(move || {
+        let _ = ended.send(the_loop.run());
+    })?;
+
+    let members = Arc::new(Members {
+        me: me.0,
+        handle: handle.clone(),
+        control: Mutex::new(config.replicas.iter().map(|replica| (replica.id, replica.control.clone())).collect()),
+        peers: Mutex::new(peer_addresses(&config)),
+    });
+    let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
+    let operator = OperatorService::new(
+        me.0,
+        config.cluster.clone(),
+        core.clone(),
+        pulse_seen.clone(),
+        members,
+        Arc::clone(&client_tls),
+    );
+    let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
+    let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
+    tokio::spawn(serve(
+        Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(1)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+            .tcp_nodelay(true)
+            .add_service(AgentControlServer::new(agent_service))
+            .add_service(OperatorServer::new(operator).max_decoding_message_size(64 << 20)),
+        Incoming::accept(control, tls, cluster.clone()),
+    ));
+    if let (Some(listener), Some(section)) = (join, &config.join) {
+        let joining = Arc::new(Joining::new(ClusterAuthority::load(&section.pki_dir)?));
+        let service = AgentService::new(core.clone(), Arc::clone(&agents), Some(joining));
+        let tls = ServerTls::build(&credentials, ClientCertificates::Optional, &[b"h2"])?;
+        tokio::spawn(serve(
+            Server::builder().add_service(AgentControlServer::new(service)),
+            Incoming::accept(listener, tls, cluster.clone()),
+        ));
+    }
+    if let Some(listener) = metrics_listener {
+        let (core, meter_again, counters, log) =
+            (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone());
+        tokio::spawn(metrics::serve(listener, Arc::clone(&meter), move || {
+            let (core, meter, counters, log) =
+                (core.clone(), Arc::clone(&meter_again), Arc::clone(&counters), log.clone());
+            async move {
+                meter.gather_counters(&counters, &log);
+                let gathered = core.ask(move |view| {
+                    let ledger = view.controller.ledger();
+                    let (unprotected, _) = views::unprotected(ledger);
+                    meter.gather(ledger, view.controller.leads(), unprotected, view.now);
+                });
+                matches!(tokio::time::timeout(Duration::from_secs(2), gathered).await, Ok(Ok(())))
+            }
+        }));
+    }
+    tokio::spawn(keep_warm(power, pulse_seen));
+    tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
+
+    let result = tokio::select! {
+        () = stop => {
+            tracing::info!("stopping");
+            Ok(())
+        }
+        ended = core_ended => match ended {
+            Ok(result) => result,
+            Err(_) => Err(anyhow::anyhow!("the core thread ended without a word")),
+        },
+    };
+    let _ = core.tell(Message::Stop);
+    // The log's thread waits for the loop to take its outputs: it must see that nobody does any more.
+    let joined = tokio::task::spawn_blocking(move || {
+        let _ = thread.join();
+        driver.stop();
+        drop(heartbeats);
+    });
+    let _ = tokio::time::timeout(Duration::from_secs(5), joined).await;
+    result
+}
+
+async fn serve(router: tonic::transport::server::Router, incoming: Incoming) {
+    if let Err(error) = router.serve_with_incoming(incoming).await {
+        tracing::error!(%error, "a service ended");
+    }
+}
+
+fn peer_addresses(config: &Config) -> BTreeMap<u64, PeerAddress> {
+    config
+        .replicas
+        .iter()
+        .filter(|replica| replica.id != config.replica)
+        .map(|replica| (replica.id, peer_address(replica.id, &replica.peers)))
+        .collect()
+}
+
+fn start_log(
+    config: &Config,
+    cluster: &ClusterName,
+    credentials: &Credentials,
+    listener: std::net::TcpListener,
+    messages: crossbeam_channel::Sender<Message>,
+) -> anyhow::Result<Driver> {
+    let ids = config.replicas.iter().map(|replica| replica.id).collect();
+    let mut replica = ReplicaConfig::new(cluster_number(&config.cluster), config.replica, ids);
+    replica.join = config.rebuild;
+    let tick = config.raft.tick();
+    replica.election_ticks =
+        usize::try_from(config.raft.election().as_nanos() / tick.as_nanos().max(1)).unwrap_or(10).max(5);
+    let driver = DriverConfig {
+        replica,
+        data_dir: config.data_dir.clone(),
+        listener,
+        peers: peer_addresses(config),
+        tls: peer_tls(credentials, cluster)?,
+        tick,
+    };
+    // A loop that is behind slows the log down instead of losing what it says.
+    let sink = Box::new(move |output| messages.send(Message::Driver(output)).is_ok());
+    Ok(Driver::start(driver, sink)?)
+}
+
+/// A number that no earlier session of this replica had: later starts have later wall clocks; should one jump
+/// back, the log refuses the session, and the next start has another try. The low bits tell two apart.
+fn session_number() -> anyhow::Result<u64> {
+    let mut random = [0; 2];
+    SystemRandom::new().fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    let millis = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let millis = u64::try_from(millis).unwrap_or(u64::MAX >> 16);
+    Ok(millis << 16 | u64::from(u16::from_le_bytes(random)))
+}
+
+/// On the leader, keeps every BMC's connection open and says early which one would fail.
+async fn keep_warm(power: Arc<Power>, mut pulse: watch::Receiver<Pulse>) {
+    let mut known: BTreeMap<(String, usize, usize), String> = BTreeMap::new();
+    loop {
+        if !pulse.borrow_and_update().leads {
+            if pulse.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let began = now();
+        let health = power.keep_warm(began + WARM_EVERY).await;
+        let bad = health.iter().filter(|bmc| bmc.trouble.is_some()).count();
+        ::metrics::gauge!("defib_bmcs_unusable").set(bad as f64);
+        ::metrics::gauge!("defib_bmcs").set(health.len() as f64);
+        for bmc in health {
+            let key = (bmc.host.to_string(), bmc.level, bmc.method);
+            match bmc.trouble {
+                Some(trouble) => {
+                    if known.get(&key) != Some(&trouble) {
+                        tracing::warn!(host = %bmc.host, trouble, "its fencing would fail now");
+                        known.insert(key, trouble);
+                    }
+                }
+                None => {
+                    if known.remove(&key).is_some() {
+                        tracing::info!(host = %bmc.host, "its fencing would work again");
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(began + WARM_EVERY) => {}
+            changed = lost_lead(&mut pulse) => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn lost_lead(pulse: &mut watch::Receiver<Pulse>) -> Result<(), watch::error::RecvError> {
+    pulse.wait_for(|pulse| !pulse.leads).await.map(|_| ())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: its pace is real time")]
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// Checks everything that can be checked without starting: certificates, addresses, the directory.
+///
+/// # Errors
+/// What is wrong and what to do.
+pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
+    let credentials = Credentials::load(&config.tls.files(), wall())?;
+    let mut notes = vec![format!("certificate: {}", credentials.identity())];
+    if *credentials.identity() != PeerIdentity::Replica(ReplicaId(config.replica)) {
+        anyhow::bail!("tls.certificate is that of {}, not of replica {}", credentials.identity(), config.replica);
+    }
+    if let Some(join) = &config.join {
+        ClusterAuthority::load(&join.pki_dir)?;
+        notes.push(format!("join: tokens are honoured with {}", join.pki_dir.display()));
+    }
+    let listening: Vec<SocketAddr> =
+        [config.listen.peers, config.listen.control].into_iter().chain(config.listen.metrics).collect();
+    notes.push(format!("listens on {listening:?}"));
+    Ok(notes)
+}

@@ -1,0 +1,398 @@
+//! The ledger as operators see it: pure functions from the loop's view to messages.
+
+use defib_engine::ledger::{HostRecord, Ledger, Place, Recovery, Standing, VmRecord};
+use defib_model::{
+    EventKind, HostId, Opinion, RecoveryId, Resources, VmId,
+    event::Phase,
+    inventory::{FenceMethod, Priority, SelfFence, Vm},
+};
+use defib_wire::v1;
+
+use crate::core::View;
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn resources(resources: &Resources) -> v1::Resources {
+    v1::Resources {
+        cpu_millis: resources.cpu_millis,
+        memory_mib: resources.memory_mib,
+        named: resources.named.iter().map(|(name, amount)| (name.clone(), *amount)).collect(),
+    }
+}
+
+/// A host's state in one word.
+#[must_use]
+pub fn host_state(ledger: &Ledger, record: &HostRecord) -> &'static str {
+    let phase = record.recovery.and_then(|id| ledger.recoveries().get(&id)).map(|recovery| recovery.phase);
+    match (record.standing, phase) {
+        (Standing::NeverSeen, _) => "never-seen",
+        (Standing::Active, Some(Phase::Suspected)) => "suspected",
+        (Standing::Active, _) if record.quarantined => "quarantined",
+        (Standing::Active, _) => "in-use",
+        (Standing::Condemned, Some(Phase::Fencing)) => "fencing",
+        (Standing::Condemned, Some(Phase::Unconfirmed)) => "unconfirmed",
+        (Standing::Condemned, _) => "confirmed-down",
+        (Standing::Dead, _) => "fenced",
+    }
+}
+
+fn vm_state(declared: Option<&Vm>, record: &VmRecord) -> &'static str {
+    match &record.place {
+        Place::Never if declared.is_some_and(|vm| vm.priority == Priority::Disabled) => "disabled",
+        Place::Never | Place::Lost { .. } | Place::Down { .. } if !record.unplaced.is_empty() => "no-place",
+        Place::Never => "new",
+        Place::Intended { .. } => "starting",
+        Place::Running { .. } => "running",
+        Place::Lost { .. } => "lost",
+        Place::Down { .. } => "down",
+        Place::GivenUp { .. } => "given-up",
+    }
+}
+
+fn vm_host(record: &VmRecord) -> String {
+    match &record.place {
+        Place::Intended { host, .. } | Place::Running { host } => host.to_string(),
+        Place::Never | Place::Lost { .. } | Place::Down { .. } | Place::GivenUp { .. } => String::new(),
+    }
+}
+
+/// One VM in a line.
+#[must_use]
+pub fn vm_summary(ledger: &Ledger, id: &VmId, record: &VmRecord) -> v1::VmSummary {
+    let declared = ledger.inventory().vms.get(id);
+    v1::VmSummary {
+        id: id.to_string(),
+        priority: declared.map(|vm| vm.priority.to_string()).unwrap_or_default(),
+        state: vm_state(declared, record).into(),
+        host: vm_host(record),
+        incarnation: record.incarnation.0,
+        readiness: record.readiness.map(|readiness| readiness.to_string()).unwrap_or_default(),
+    }
+}
+
+/// One recovery in a line.
+#[must_use]
+pub fn recovery_summary(ledger: &Ledger, id: RecoveryId, recovery: &Recovery) -> v1::RecoverySummary {
+    let record = ledger.hosts().get(&recovery.host);
+    let mut running = 0;
+    let mut unplaced = 0;
+    for vm in &recovery.vms {
+        let Some(record) = ledger.vms().get(vm) else { continue };
+        match record.place {
+            Place::Running { .. } => running += 1,
+            Place::Intended { .. } | Place::GivenUp { .. } => {}
+            Place::Never | Place::Lost { .. } | Place::Down { .. } => {
+                if !record.unplaced.is_empty() {
+                    unplaced += 1;
+                }
+            }
+        }
+    }
+    let opened = ledger.events().since(recovery.opened_by).next();
+    let closed = recovery.phase.is_over().then(|| ledger.events().since(recovery.last_event).next()).flatten();
+    v1::RecoverySummary {
+        id: id.0,
+        host: recovery.host.to_string(),
+        phase: recovery.phase.to_string(),
+        epoch: record.map_or(0, |record| record.epoch.0),
+        opened_at_ms: recovery.opened.0,
+        opened_wall_ms: opened.map_or(0, |event| event.wall.0),
+        closed_at_ms: closed.map_or(0, |event| event.at.0),
+        vms_total: count(recovery.vms.len()),
+        vms_running: running,
+        vms_unplaced: unplaced,
+        proof: record.and_then(|record| record.proof.as_ref()).map(|proof| proof.kind().to_string()).unwrap_or_default(),
+    }
+}
+
+/// A host with all that is known of it, and why nothing is done where nothing is done.
+#[must_use]
+pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
+    let ledger = view.controller.ledger();
+    let record = ledger.hosts().get(id)?;
+    let declared = ledger.inventory().hosts.get(id)?;
+    let here = ledger.index().on_host.get(id);
+    let mut used = Resources::default();
+    let mut vms = Vec::new();
+    for vm in here.into_iter().flatten() {
+        if let Some(declared) = ledger.inventory().vms.get(vm) {
+            used.add(&declared.resources);
+        }
+        if let Some(record) = ledger.vms().get(vm) {
+            vms.push(vm_summary(ledger, vm, record));
+        }
+    }
+    let mut why_not = Vec::new();
+    if let Some(recovery) = record.recovery {
+        why_not.extend(view.controller.explain(view.now, recovery));
+    }
+    if record.standing == Standing::NeverSeen {
+        why_not.push("its agent has never reported; is defib-agent running there, with this cluster's certificate?".into());
+    }
+    if record.standing == Standing::Dead {
+        why_not.push("it comes back by itself when its agent reports from a new boot and runs nothing stale".into());
+    }
+    if let Err(why) = ledger.expiry_may_prove(id) {
+        why_not.push(format!("if its BMC is dark as well, an expired lease proves nothing: {why}"));
+    }
+    if declared.fencing.is_empty() {
+        why_not.push("it has no fencing method".into());
+    }
+    if let Some(until) = record.expected_silent_until {
+        why_not.push(format!("it announced a silence; nobody suspects it for {}", until.since(ledger.at())));
+    }
+    Some(v1::HostDetail {
+        id: id.to_string(),
+        domain: declared.domain.0.clone(),
+        state: host_state(ledger, record).into(),
+        epoch: record.epoch.0,
+        boot_id: record.boot.map(|boot| boot.to_string()).unwrap_or_default(),
+        opinions: ledger
+            .voters()
+            .iter()
+            .map(|observer| {
+                let held = record.opinions.get(observer).copied().unwrap_or_default();
+                v1::ObserverOpinion {
+                    observer: observer.0,
+                    opinion: match held.opinion {
+                        Opinion::Alive => "alive",
+                        Opinion::Asks => "asks",
+                        Opinion::Dead => "dead",
+                    }
+                    .into(),
+                    silent_ms: held.silent_ms,
+                    at_ms: 0,
+                }
+            })
+            .collect(),
+        lease_votes: record.expiry_votes.iter().map(|voter| voter.0).collect(),
+        recovery: record.recovery.map_or(0, |id| id.0),
+        vms,
+        watchdog_armed: record.watchdog_armed,
+        self_fence: match declared.self_fence {
+            SelfFence::None => "none",
+            SelfFence::Watchdog => "watchdog",
+            SelfFence::Trusted => "trusted",
+        }
+        .into(),
+        capacity: Some(resources(&declared.capacity)),
+        used: Some(resources(&used)),
+        why_not,
+        spare: declared.spare,
+        labels: declared.labels.iter().cloned().collect(),
+        connected: view.controller.reports(id),
+        agent_version: String::new(),
+        proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
+        fencing: declared
+            .fencing
+            .iter()
+            .enumerate()
+            .flat_map(|(level, methods)| methods.0.iter().map(move |method| (level, method)))
+            .map(|(level, FenceMethod::Redfish(target))| format!("level {level}: redfish {}", target.address))
+            .collect(),
+    })
+}
+
+/// A VM with all that is known of it.
+#[must_use]
+pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
+    let ledger = view.controller.ledger();
+    let record = ledger.vms().get(id)?;
+    let declared = ledger.inventory().vms.get(id)?;
+    let mut why_not: Vec<String> = record.unplaced.iter().map(|why| format!("no place: {why}")).collect();
+    match &record.place {
+        Place::GivenUp { .. } => why_not
+            .push("given up after too many failed starts; apply an inventory with a better definition to try again".into()),
+        Place::Never if declared.priority == Priority::Disabled => why_not.push("its priority is disabled".into()),
+        Place::Never | Place::Lost { .. } | Place::Down { .. } if !ledger.may_act() => {
+            why_not.push("automatic action is stopped".into());
+        }
+        Place::Intended { .. } => {
+            if let Some(recovery) = record.recovery {
+                let prefix = format!("vm {id}");
+                why_not.extend(
+                    view.controller.explain(view.now, recovery).into_iter().filter(|line| line.starts_with(&prefix)),
+                );
+            }
+        }
+        Place::Never | Place::Lost { .. } | Place::Down { .. } | Place::Running { .. } => {}
+    }
+    let (mut would_go_to, mut would_not_go_because) = (String::new(), Vec::new());
+    if let Some(host) = record.occupied_host() {
+        let plan = ledger.index().placer.what_if_hosts(&[host.clone()].into());
+        if let Some(planned) = plan.placements.iter().find(|planned| planned.vm == *id) {
+            would_go_to = planned.host.to_string();
+        } else if let Some(left) = plan.unplaced.iter().find(|left| left.vm == *id) {
+            would_not_go_because = left.exclusions.iter().map(ToString::to_string).collect();
+        }
+    }
+    Some(v1::VmDetail {
+        summary: Some(vm_summary(ledger, id, record)),
+        resources: Some(resources(&declared.resources)),
+        requires: declared.requires.iter().cloned().collect(),
+        depends_on: declared.depends_on.iter().map(ToString::to_string).collect(),
+        groups: ledger
+            .inventory()
+            .groups
+            .values()
+            .filter(|group| group.members.contains(id))
+            .map(|group| group.id.to_string())
+            .collect(),
+        readiness_wanted: declared.readiness.to_string(),
+        datastore: declared.datastore.clone().unwrap_or_default(),
+        driver: declared.definition.driver.clone(),
+        why_not,
+        attempts: record.attempts,
+        recovery: record.recovery.map_or(0, |id| id.0),
+        would_go_to,
+        would_not_go_because,
+    })
+}
+
+/// A recovery's whole story, and what it waits for.
+#[must_use]
+pub fn recovery_detail(view: &View<'_>, id: RecoveryId) -> Option<v1::RecoveryDetail> {
+    let ledger = view.controller.ledger();
+    let recovery = ledger.recoveries().get(&id)?;
+    let timeline = ledger
+        .events()
+        .since(recovery.opened_by)
+        .filter(|event| event.recovery == Some(id))
+        .map(|event| v1::TimelineStep {
+            at_ms: event.at.0,
+            wall_ms: event.wall.0,
+            since_start_ms: event.at.since(recovery.opened).0,
+            event_seq: event.seq.0,
+            kind: kind_name(&event.kind),
+            text: event.kind.to_string(),
+        })
+        .collect();
+    let vms = recovery
+        .vms
+        .iter()
+        .filter_map(|vm| {
+            let record = ledger.vms().get(vm)?;
+            Some(v1::RecoveryVm { vm: Some(vm_summary(ledger, vm, record)), reasons: record.unplaced.clone() })
+        })
+        .collect();
+    Some(v1::RecoveryDetail {
+        summary: Some(recovery_summary(ledger, id, recovery)),
+        timeline,
+        waiting_on: view.controller.explain(view.now, id),
+        vms,
+    })
+}
+
+/// The `kind` of an event as its JSON has it.
+fn kind_name(kind: &EventKind) -> String {
+    serde_json::to_value(kind)
+        .ok()
+        .and_then(|value| value.get("kind").and_then(|kind| kind.as_str().map(str::to_owned)))
+        .unwrap_or_default()
+}
+
+/// VMs that would have no place if their host failed now, and the hosts whose failure that would be.
+#[must_use]
+pub fn unprotected(ledger: &Ledger) -> (usize, Vec<String>) {
+    let protection = ledger.index().placer.protection();
+    let hosts = protection.iter().map(|(domain, _)| domain.clone()).collect();
+    (protection.iter().map(|(_, unplaced)| unplaced.len()).sum(), hosts)
+}
+
+/// The page that an operator looks at first.
+#[must_use]
+pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
+    let ledger = view.controller.ledger();
+    let mut hosts = v1::HostCounts { total: count(ledger.hosts().len()), ..v1::HostCounts::default() };
+    for record in ledger.hosts().values() {
+        let counter = match host_state(ledger, record) {
+            "in-use" => &mut hosts.in_use,
+            "suspected" => &mut hosts.suspected,
+            "fenced" => &mut hosts.fenced,
+            "unconfirmed" => &mut hosts.unconfirmed,
+            "never-seen" => &mut hosts.never_seen,
+            "quarantined" => &mut hosts.quarantined,
+            _ => &mut hosts.other,
+        };
+        *counter += 1;
+    }
+    let (unprotected, weak) = unprotected(ledger);
+    let mut vms =
+        v1::VmCounts { total: count(ledger.vms().len()), unprotected: count(unprotected), ..v1::VmCounts::default() };
+    for (id, record) in ledger.vms() {
+        let counter = match vm_state(ledger.inventory().vms.get(id), record) {
+            "running" => &mut vms.running,
+            "starting" => &mut vms.starting,
+            "disabled" => &mut vms.disabled,
+            _ => &mut vms.down,
+        };
+        *counter += 1;
+    }
+    let mut attention = Vec::new();
+    if let Some(detail) = ledger.disarmed() {
+        attention.push(format!("DISARMED: {detail}; look at defib events, then: defib resume"));
+    }
+    if ledger.paused() {
+        attention.push("automatic action is paused; resume it with: defib resume".into());
+    }
+    for (id, recovery) in ledger.open_recoveries() {
+        if recovery.phase == Phase::Unconfirmed {
+            attention.push(format!("host {}: nothing proves its death; see: defib recovery explain {id}", recovery.host));
+        }
+    }
+    if !weak.is_empty() {
+        let shown: Vec<&str> = weak.iter().take(5).map(String::as_str).collect();
+        attention.push(format!("{unprotected} VMs would have no place after a failure of: {}", shown.join(", ")));
+    }
+    if ledger.inventory_version() == 0 {
+        attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
+    }
+    let mut status = v1::Status {
+        cluster: cluster.into(),
+        leader: ledger.leader().map_or(0, |leader| leader.0),
+        term: view.role.term,
+        answered_by: me,
+        replicas: Vec::new(),
+        disarmed_reason: ledger.disarmed().unwrap_or_default().into(),
+        paused: ledger.paused(),
+        paused_by: String::new(),
+        hosts: Some(hosts),
+        vms: Some(vms),
+        brakes: ledger
+            .open_recoveries()
+            .filter_map(|(_, recovery)| {
+                let detail = recovery.brake.clone()?;
+                Some(v1::BrakeStatus { host: recovery.host.to_string(), detail })
+            })
+            .collect(),
+        event_seq: ledger.events().head().0,
+        event_hash: ledger.events().head_hash().into(),
+        policy_version: ledger.policy_version(),
+        inventory_version: ledger.inventory_version(),
+        at_ms: ledger.at().0,
+        wall_ms: 0,
+        attention,
+        recoveries: ledger
+            .open_recoveries()
+            .map(|(id, recovery)| recovery_summary(ledger, id, recovery))
+            .collect(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let members = view.membership.voters.iter().chain(&view.membership.learners);
+    for id in members {
+        let leads = view.role.leader == Some(*id);
+        status.replicas.push(v1::ReplicaStatus {
+            id: *id,
+            role: if leads { "leader" } else { "follower" }.into(),
+            session: ledger.session_of(defib_model::ReplicaId(*id)).unwrap_or(0),
+            applied: if *id == me { ledger.applied().0 } else { 0 },
+            commit: 0,
+            reachable: *id == me,
+            address: String::new(),
+            voter: view.membership.voters.contains(id),
+        });
+    }
+    status
+}
