@@ -1,1 +1,494 @@
-//! To be written.
+//! One per replica: hears all hosts, grants leases, holds opinions, votes.
+//!
+//! Like a night nurse with many patients: asks at the first doubt, alarms only when a while has passed,
+//! and accuses nobody when it is the nurse who fell asleep.
+//!
+//! Every replica runs one, leader or not, so a new leader needs no warm-up. All its state is soft: it can
+//! be lost at any time and may only yield proposals. Cost: a heartbeat updates one host's record, and touches
+//! the deadline queue only when the host's opinion changes; a deadline that fires for a host that was heard
+//! meanwhile is pushed on (so the queue holds one entry per host, and nothing is done per host per tick).
+
+mod arrivals;
+mod expiry;
+#[cfg(test)]
+mod tests;
+
+use alloc::{
+    collections::{BTreeMap, BinaryHeap},
+    vec::Vec,
+};
+use core::cmp::Reverse;
+
+use arrivals::Arrivals;
+use defib_model::{
+    BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
+    command::{ExpiryVote, OpinionChange},
+};
+
+/// Paths that one host may use.
+pub const PATHS_MAX: usize = 4;
+/// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
+const FORMER_BOOTS: usize = 4;
+/// Heartbeats that take back a bad opinion.
+const BEATS_TO_TRUST: u8 = 2;
+/// How soon something is proposed again that the ledger does not show.
+const REPROPOSE_AFTER: Millis = Millis(500);
+/// How often a vote that lacks a condition is looked at again.
+const RECHECK: Millis = Millis(100);
+
+/// The place of a watched host in the observer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// A heartbeat, authenticated and decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The sender's boot.
+    pub boot: BootId,
+    /// Grows by one with every beat of a boot; equal on all paths.
+    pub sequence: u64,
+    /// The highest epoch that the sender has seen.
+    pub epoch: Epoch,
+    /// The network that it took.
+    pub path: u8,
+    /// For how long the sender had held its lease without a break when it sent this; 0: it held none.
+    pub lease_held_ms: u64,
+    /// Digest of its VMs.
+    pub vm_digest: u64,
+    /// The newest [`Ack::stamp`] that the sender had from this observer: it sent this after that.
+    pub echo: Option<Instant>,
+}
+
+/// What a heartbeat is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Which beat.
+    pub sequence: u64,
+    /// The host's current epoch, as far as this replica knows.
+    pub epoch: Epoch,
+    /// The promise: until `lease_ms` after the receipt of that beat, by this replica's clock, this replica does
+    /// not vote that the lease has run out.
+    pub granted: bool,
+    /// Length of the promise; 0 if nothing is granted.
+    pub lease_ms: u64,
+    /// This observer's clock, to be echoed.
+    pub stamp: Instant,
+}
+
+/// What the ledger says of a host, as far as an observer must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostView {
+    /// Its current epoch.
+    pub epoch: Epoch,
+    /// It is in use or condemned: opinions of it count.
+    pub watched: bool,
+    /// It may hold a lease.
+    pub grantable: bool,
+    /// A verdict was taken, its death is not proven: votes on its lease count.
+    pub condemned: bool,
+    /// It announced a silence of this length from now on.
+    pub muted_for: Option<Millis>,
+    /// This observer's opinion as the ledger has it.
+    pub recorded: Opinion,
+    /// Whether the ledger has this observer's vote on its lease.
+    pub vote_recorded: bool,
+}
+
+/// What an observer wants in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proposal {
+    /// Changes of mind.
+    Opinions(Vec<OpinionChange>),
+    /// Leases that have run out.
+    LeasesExpired(Vec<ExpiryVote>),
+}
+
+#[derive(Debug)]
+struct Watched {
+    host: HostId,
+    view: HostView,
+    arrivals: [Arrivals; PATHS_MAX],
+    boot: Option<BootId>,
+    former_boots: [Option<BootId>; FORMER_BOOTS],
+    sequences: [u64; PATHS_MAX],
+    last_heard: Option<Instant>,
+    muted_until: Option<Instant>,
+    opinion: Opinion,
+    trust: u8,
+    proposed: Option<(Opinion, Instant)>,
+    /// Until when this replica must not vote that the lease has run out.
+    promised_until: Instant,
+    claim: expiry::Claim,
+    voted: Option<(Epoch, Instant)>,
+    /// When its entry in the queue is due; an entry with another time is void.
+    due: Option<Instant>,
+}
+
+/// An observer. See the module.
+#[derive(Debug)]
+pub struct Observer {
+    me: ReplicaId,
+    session: u64,
+    policy: Policy,
+    started: Instant,
+    caught_up: bool,
+    /// Silence before this is forgiven: it was our own.
+    forgiven: Instant,
+    slots: BTreeMap<HostId, Slot>,
+    hosts: Vec<Option<Watched>>,
+    queue: BinaryHeap<Reverse<(Instant, Slot)>>,
+    watched: usize,
+    alive: usize,
+}
+
+impl Observer {
+    /// An observer that has heard nobody yet.
+    #[must_use]
+    pub fn new(me: ReplicaId, session: u64, policy: &Policy, now: Instant) -> Self {
+        Self {
+            me,
+            session,
+            policy: policy.clone(),
+            started: now,
+            caught_up: false,
+            forgiven: now,
+            slots: BTreeMap::new(),
+            hosts: Vec::new(),
+            queue: BinaryHeap::new(),
+            watched: 0,
+            alive: 0,
+        }
+    }
+
+    /// Whose observer it is.
+    #[must_use]
+    pub const fn me(&self) -> (ReplicaId, u64) {
+        (self.me, self.session)
+    }
+
+    /// Its session is applied: what it promises from now on, the log knows of; what its former lives voted
+    /// later is void. Only now it may grant and propose.
+    pub fn caught_up(&mut self, now: Instant) {
+        if !self.caught_up {
+            self.caught_up = true;
+            // Hosts are given their grace from here: before, nobody answered them.
+            self.forgiven = self.forgiven.max(now);
+            self.requeue_all(now);
+        }
+    }
+
+    /// A policy came into force. Promises that were given keep their length.
+    pub fn configure(&mut self, now: Instant, policy: &Policy) {
+        self.policy = policy.clone();
+        self.requeue_all(now);
+    }
+
+    /// Watches a host, or learns more of it.
+    pub fn watch(&mut self, now: Instant, host: &HostId, view: HostView) -> Slot {
+        let slot = match self.slots.get(host) {
+            Some(slot) => *slot,
+            None => self.begin_watch(now, host, &view),
+        };
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return slot };
+        let counted = (watched.view.watched, watched.counts_as_alive());
+        if view.epoch != watched.view.epoch {
+            watched.voted = None;
+        }
+        watched.muted_until = view.muted_for.map(|span| now.plus(span));
+        watched.view = view;
+        let counts = (watched.view.watched, watched.counts_as_alive());
+        adjust(&mut self.watched, counted.0, counts.0);
+        adjust(&mut self.alive, counted.1, counts.1);
+        self.queue(slot, now);
+        slot
+    }
+
+    fn begin_watch(&mut self, now: Instant, host: &HostId, view: &HostView) -> Slot {
+        let free = self.hosts.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.hosts.len());
+        let slot = Slot(u32::try_from(at).unwrap_or(u32::MAX));
+        let watched = Watched {
+            host: host.clone(),
+            view: HostView { watched: false, ..view.clone() },
+            arrivals: [Arrivals::new(self.policy.detection.heartbeat_interval); PATHS_MAX],
+            boot: None,
+            former_boots: [None; FORMER_BOOTS],
+            sequences: [0; PATHS_MAX],
+            last_heard: None,
+            muted_until: None,
+            opinion: Opinion::Alive,
+            trust: 0,
+            proposed: None,
+            // A former life of this replica may have promised up to its end.
+            promised_until: self.started.max(now).plus(self.policy.lease.expiry_wait()),
+            claim: expiry::Claim::default(),
+            voted: None,
+            due: None,
+        };
+        if free.is_some() {
+            self.hosts[at] = Some(watched);
+        } else {
+            self.hosts.push(Some(watched));
+        }
+        self.slots.insert(host.clone(), slot);
+        slot
+    }
+
+    /// A host left the inventory.
+    pub fn forget(&mut self, host: &HostId) {
+        let Some(slot) = self.slots.remove(host) else { return };
+        let Some(gone) = self.hosts.get_mut(slot.0 as usize).and_then(Option::take) else { return };
+        adjust(&mut self.watched, gone.view.watched, false);
+        adjust(&mut self.alive, gone.counts_as_alive(), false);
+    }
+
+    /// The place of a host.
+    #[must_use]
+    pub fn slot(&self, host: &HostId) -> Option<Slot> {
+        self.slots.get(host).copied()
+    }
+
+    /// Takes a heartbeat. `None`: it is a repetition, or of a boot that is over, and counts for nothing.
+    pub fn heartbeat(&mut self, now: Instant, slot: Slot, beat: &Beat) -> Option<Ack> {
+        let interval = self.policy.detection.heartbeat_interval;
+        let limit = self.policy.detection.act_after_max;
+        let watched = self.hosts.get_mut(slot.0 as usize)?.as_mut()?;
+        let path = usize::from(beat.path);
+        if path >= PATHS_MAX || !watched.accepts(beat) {
+            return None;
+        }
+        watched.sequences[path] = beat.sequence;
+        watched.arrivals[path].heard(now, interval, limit);
+        let before = watched.counts_as_alive();
+        watched.last_heard = Some(now);
+        watched.claim.hear(now, beat);
+        let mut changed = false;
+        if watched.opinion != Opinion::Alive {
+            watched.trust = watched.trust.saturating_add(1);
+            if watched.trust >= BEATS_TO_TRUST {
+                watched.opinion = Opinion::Alive;
+                changed = true;
+            }
+        }
+        let granted = self.caught_up
+            && watched.view.grantable
+            && beat.epoch == watched.view.epoch
+            && watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch);
+        let lease = self.policy.lease.lease;
+        if granted {
+            watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.expiry_wait()));
+        }
+        let ack = Ack {
+            sequence: beat.sequence,
+            epoch: watched.view.epoch,
+            granted,
+            lease_ms: if granted { lease.0 } else { 0 },
+            stamp: now,
+        };
+        let after = watched.counts_as_alive();
+        adjust(&mut self.alive, before, after);
+        if changed || before != after {
+            self.queue(slot, now);
+        }
+        Some(ack)
+    }
+
+    /// The shell found that it had been late, or that datagrams were lost before it could read them: silence
+    /// so far is forgiven, so nobody is accused for our own sake.
+    pub fn stalled(&mut self, now: Instant, span: Millis) {
+        let _ = span;
+        self.forgiven = self.forgiven.max(now);
+    }
+
+    /// Says again what the log may have lost with its leader.
+    pub fn repropose(&mut self, now: Instant) {
+        for watched in self.hosts.iter_mut().flatten() {
+            watched.proposed = None;
+            if let Some((_, at)) = &mut watched.voted {
+                *at = Instant(0);
+            }
+        }
+        self.requeue_all(now);
+    }
+
+    /// When to call [`Self::woke`].
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.queue.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Deadlines have passed: what is there to say? The shell drains its sockets before it calls this.
+    pub fn woke(&mut self, now: Instant) -> Vec<Proposal> {
+        let (mut changes, mut votes) = (Vec::new(), Vec::new());
+        while let Some(Reverse((at, slot))) = self.queue.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.queue.pop();
+            let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { continue };
+            if watched.due != Some(at) {
+                continue;
+            }
+            watched.due = None;
+            self.look(now, slot, &mut changes, &mut votes);
+        }
+        let mut proposals = Vec::new();
+        if !changes.is_empty() {
+            proposals.push(Proposal::Opinions(changes));
+        }
+        if !votes.is_empty() {
+            proposals.push(Proposal::LeasesExpired(votes));
+        }
+        proposals
+    }
+
+    /// Whether this observer must think that it is itself that is cut off (I9): then it asks, and accuses nobody.
+    #[must_use]
+    pub const fn isolated(&self) -> bool {
+        self.alive == 0 || self.alive.saturating_mul(2) < self.watched
+    }
+
+    /// Silence of a host on all paths; `None` if it was never heard.
+    #[must_use]
+    pub fn silent_for(&self, slot: Slot, now: Instant) -> Option<Millis> {
+        self.hosts.get(slot.0 as usize)?.as_ref()?.last_heard.map(|heard| now.since(heard))
+    }
+
+    /// What it thinks of a host.
+    #[must_use]
+    pub fn opinion(&self, slot: Slot) -> Option<Opinion> {
+        Some(self.hosts.get(slot.0 as usize)?.as_ref()?.opinion)
+    }
+
+    /// Entries in the deadline queue; for the proof that it stays small.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn look(&mut self, now: Instant, slot: Slot, changes: &mut Vec<OpinionChange>, votes: &mut Vec<ExpiryVote>) {
+        let (isolated, caught_up) = (self.isolated(), self.caught_up);
+        let grace = self.policy.detection.start_grace;
+        let (started, forgiven) = (self.started, self.forgiven);
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
+        if !watched.view.watched || !caught_up {
+            return;
+        }
+        // Where silence counts from: never from before what is forgiven, announced, or granted at our start.
+        let from = watched
+            .last_heard
+            .map_or_else(|| started.max(forgiven).plus(grace), |heard| heard.max(forgiven))
+            .max(watched.muted_until.unwrap_or_default());
+        let (ask_after, act_after) = watched.thresholds(&self.policy);
+        let (ask_at, act_at) = (from.plus(ask_after), from.plus(act_after));
+        let before = watched.counts_as_alive();
+        let worse = if now >= act_at && !isolated {
+            Opinion::Dead
+        } else if now >= ask_at {
+            Opinion::Asks
+        } else {
+            Opinion::Alive
+        };
+        if worse > watched.opinion {
+            watched.opinion = worse;
+            watched.trust = 0;
+        }
+        let after = watched.counts_as_alive();
+        adjust(&mut self.alive, before, after);
+        let mut next = match watched.opinion {
+            Opinion::Alive => Some(ask_at),
+            Opinion::Asks => Some(if now >= act_at { now.plus(RECHECK) } else { act_at }),
+            Opinion::Dead => None,
+        };
+        let mut sooner = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
+        if watched.opinion == watched.view.recorded {
+            watched.proposed = None;
+        } else {
+            let due = match watched.proposed {
+                Some((opinion, at)) if opinion == watched.opinion => at.plus(REPROPOSE_AFTER),
+                Some(_) | None => now,
+            };
+            if due <= now {
+                let silent_ms = watched.last_heard.map_or(now.since(started), |heard| now.since(heard)).0;
+                watched.proposed = Some((watched.opinion, now));
+                let (host, epoch, opinion) = (watched.host.clone(), watched.view.epoch, watched.opinion);
+                changes.push(OpinionChange { host, epoch, opinion, silent_ms });
+                sooner(now.plus(REPROPOSE_AFTER));
+            } else {
+                sooner(due);
+            }
+        }
+        if watched.view.condemned && watched.opinion != Opinion::Alive && !watched.view.vote_recorded {
+            let at = self.consider_vote(now, slot, isolated, votes);
+            next = Some(next.map_or(at, |held| held.min(at)));
+        }
+        if let Some(next) = next {
+            // What has passed and changed nothing must not spin.
+            self.queue(slot, if next <= now { now.plus(Millis(1)) } else { next });
+        }
+    }
+
+    fn queue(&mut self, slot: Slot, at: Instant) {
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
+        if watched.due.is_some_and(|due| due <= at) {
+            return;
+        }
+        watched.due = Some(at);
+        self.queue.push(Reverse((at, slot)));
+        // Void entries are swept when they outnumber the hosts.
+        if self.queue.len() > self.hosts.len().saturating_mul(4).saturating_add(64) {
+            let hosts = &self.hosts;
+            self.queue.retain(|Reverse((at, slot))| {
+                hosts.get(slot.0 as usize).and_then(Option::as_ref).is_some_and(|watched| watched.due == Some(*at))
+            });
+        }
+    }
+
+    fn requeue_all(&mut self, now: Instant) {
+        for at in 0..self.hosts.len() {
+            self.queue(Slot(u32::try_from(at).unwrap_or(u32::MAX)), now);
+        }
+    }
+}
+
+/// Follows one member of a count.
+const fn adjust(count: &mut usize, before: bool, after: bool) {
+    match (before, after) {
+        (false, true) => *count = count.saturating_add(1),
+        (true, false) => *count = count.saturating_sub(1),
+        (true, true) | (false, false) => {}
+    }
+}
+
+impl Watched {
+    fn counts_as_alive(&self) -> bool {
+        self.view.watched && self.last_heard.is_some() && self.opinion == Opinion::Alive
+    }
+
+    /// Whether a beat is new: of the present boot or of one not seen before, and of a higher number on its path.
+    fn accepts(&mut self, beat: &Beat) -> bool {
+        match self.boot {
+            Some(boot) if boot == beat.boot => {}
+            Some(_) if self.former_boots.contains(&Some(beat.boot)) => return false,
+            Some(boot) => {
+                self.former_boots.rotate_right(1);
+                self.former_boots[0] = Some(boot);
+                self.boot = Some(beat.boot);
+                self.sequences = [0; PATHS_MAX];
+            }
+            None => self.boot = Some(beat.boot),
+        }
+        let newest = self.sequences.get(usize::from(beat.path)).copied().unwrap_or(u64::MAX);
+        beat.sequence > newest
+    }
+
+    /// After which silence to ask, and to vote: the policy's floors, widened by how unsteady the best path is.
+    fn thresholds(&self, policy: &Policy) -> (Millis, Millis) {
+        let detection = &policy.detection;
+        let best = self.arrivals.iter().filter(|path| path.last().is_some()).max_by_key(|path| path.last());
+        let extra = best.map_or(Millis::ZERO, |path| path.allowance(detection.heartbeat_interval));
+        let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats)).plus(extra);
+        let act = detection.act_after.plus(extra);
+        (ask.min(detection.act_after_max), act.min(detection.act_after_max))
+    }
+}

@@ -1,0 +1,90 @@
+//! When an observer may vote that a lease has run out: the controller's half of the double quorum.
+//!
+//! Let T₀ be when this replica's own promise to host X had expired, drift and watchdog included. X can still
+//! run VMs only if, within the watchdog's time before T₀, it had fresh answers from a majority of all hosts,
+//! none of which held a lease: answers that were given within freshness before that. So the vote is safe if
+//! at T₀ some majority of all hosts had held leases without a break for watchdog + freshness: any two
+//! majorities share a host, and that host would have answered "I hold one".
+//!
+//! What a host claims in a heartbeat is true of the moment when it *sent* it, which nobody knows. But it
+//! echoes the newest stamp that it had from this observer, so it sent the beat after that stamp. A claim of
+//! `held` in a beat received at r and echoing τ therefore covers at least [r − held, τ]. A vote needs a moment
+//! t ≥ T₀ and a majority of claims that cover [t − (watchdog + freshness), t], so it comes one round trip
+//! after T₀, and delayed datagrams can only delay it.
+
+use alloc::vec::Vec;
+
+use defib_model::{Instant, Millis, command::ExpiryVote};
+
+use super::{Beat, Observer, RECHECK, REPROPOSE_AFTER, Slot};
+
+/// The newest that a host has claimed of its lease.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Claim {
+    /// It held its lease at least from here …
+    from: Instant,
+    /// … to here; nothing is claimed if this is not later.
+    to: Instant,
+}
+
+impl Claim {
+    pub(super) fn hear(&mut self, now: Instant, beat: &Beat) {
+        *self = match beat.echo {
+            // An echo from the future is no echo of ours.
+            Some(echo) if beat.lease_held_ms > 0 && echo <= now => {
+                Self { from: now.minus(Millis(beat.lease_held_ms)), to: echo }
+            }
+            Some(_) | None => Self::default(),
+        };
+    }
+
+    fn covers(self, from: Instant, to: Instant) -> bool {
+        self.from <= from && to <= self.to
+    }
+}
+
+impl Observer {
+    /// Votes on a condemned host's lease if it may; otherwise says when to look again.
+    pub(super) fn consider_vote(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        isolated: bool,
+        votes: &mut Vec<ExpiryVote>,
+    ) -> Instant {
+        let Some(watched) = self.hosts.get(slot.0 as usize).and_then(Option::as_ref) else { return now.plus(RECHECK) };
+        let expired_at = watched.promised_until.max(self.started.plus(self.policy.lease.expiry_wait()));
+        if now < expired_at {
+            return expired_at;
+        }
+        if let Some((epoch, at)) = watched.voted
+            && epoch == watched.view.epoch
+            && now < at.plus(REPROPOSE_AFTER)
+        {
+            return at.plus(REPROPOSE_AFTER);
+        }
+        if isolated || !self.majority_held(expired_at) {
+            return now.plus(RECHECK);
+        }
+        if let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) {
+            watched.voted = Some((watched.view.epoch, now));
+            votes.push(ExpiryVote { host: watched.host.clone(), epoch: watched.view.epoch });
+        }
+        now.plus(REPROPOSE_AFTER)
+    }
+
+    /// Whether a strict majority of all hosts held leases up to some moment not before `expired_at`, for as long
+    /// as an isolated host could have lived on its last good answer. Walks all hosts; only asked when a vote is due.
+    fn majority_held(&self, expired_at: Instant) -> bool {
+        let majority = self.slots.len() / 2;
+        let mut ends: Vec<Instant> = self.hosts.iter().flatten().map(|watched| watched.claim.to).collect();
+        ends.sort_unstable_by(|one, other| other.cmp(one));
+        // The latest moment up to which a majority claims anything: after an outage of the controllers the
+        // moment of expiry itself is never covered, but this one is, in time.
+        let latest = ends.get(majority).copied().unwrap_or_default();
+        latest >= expired_at && [expired_at, latest].into_iter().any(|at| {
+            let from = at.minus(self.policy.lease.majority_wait());
+            self.hosts.iter().flatten().filter(|watched| watched.claim.covers(from, at)).count() > majority
+        })
+    }
+}

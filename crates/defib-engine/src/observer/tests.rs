@@ -1,0 +1,302 @@
+use super::*;
+
+fn host(name: &str) -> HostId {
+    HostId::new(name).unwrap()
+}
+
+fn view() -> HostView {
+    HostView {
+        epoch: Epoch(1),
+        watched: true,
+        grantable: true,
+        condemned: false,
+        muted_for: None,
+        recorded: Opinion::Alive,
+        vote_recorded: false,
+    }
+}
+
+const MS: fn(u64) -> Instant = Instant::from_millis;
+
+/// Hosts that all beat at their interval, and an observer that hears those that are up.
+struct World {
+    observer: Observer,
+    hosts: Vec<(HostId, Slot, bool)>,
+    now: u64,
+    sequence: u64,
+    stamps: Vec<Option<Instant>>,
+    held_from: u64,
+    said: Vec<(u64, Proposal)>,
+}
+
+impl World {
+    fn new(count: usize, policy: &Policy) -> Self {
+        let mut observer = Observer::new(ReplicaId(1), 1, policy, MS(0));
+        observer.caught_up(MS(0));
+        let hosts: Vec<_> = (0..count)
+            .map(|number| {
+                let host = host(&alloc::format!("h{number}"));
+                let slot = observer.watch(MS(0), &host, view());
+                (host, slot, true)
+            })
+            .collect();
+        let stamps = alloc::vec![None; count];
+        Self { observer, hosts, now: 0, sequence: 0, stamps, held_from: 0, said: Vec::new() }
+    }
+
+    fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
+        let held = self.now.saturating_sub(self.held_from);
+        let beat = Beat {
+            boot: BootId(7),
+            sequence: self.sequence,
+            epoch: Epoch(epoch),
+            path: 0,
+            lease_held_ms: held,
+            vm_digest: 0,
+            echo: self.stamps[at],
+        };
+        let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat);
+        if let Some(ack) = ack {
+            self.stamps[at] = Some(ack.stamp);
+        }
+        ack
+    }
+
+    /// Lets `millis` pass in steps of 1 ms, with beats every `interval`.
+    fn run(&mut self, millis: u64, interval: u64) {
+        for _ in 0..millis {
+            self.now += 1;
+            if self.now % interval == 0 {
+                self.sequence += 1;
+                for at in 0..self.hosts.len() {
+                    if self.hosts[at].2 {
+                        self.beat(at, 1);
+                    }
+                }
+            }
+            self.wake();
+        }
+    }
+
+    fn wake(&mut self) {
+        if self.observer.next_deadline().is_some_and(|due| due <= MS(self.now)) {
+            for proposal in self.observer.woke(MS(self.now)) {
+                self.said.push((self.now, proposal));
+            }
+        }
+    }
+
+    fn opinions_of(&self, at: usize) -> Vec<(u64, Opinion)> {
+        let mut all = Vec::new();
+        for (when, proposal) in &self.said {
+            if let Proposal::Opinions(changes) = proposal {
+                for change in changes.iter().filter(|change| change.host == self.hosts[at].0) {
+                    if all.last().is_none_or(|(_, last)| *last != change.opinion) {
+                        all.push((*when, change.opinion));
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+#[test]
+fn a_silent_host_is_asked_about_after_three_beats_and_voted_dead_after_a_second() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    world.run(1500, 100);
+    let opinions = world.opinions_of(0);
+    assert_eq!(opinions, [(1300, Opinion::Asks), (2000, Opinion::Dead)]);
+    assert!(world.opinions_of(1).is_empty());
+}
+
+#[test]
+fn an_opinion_that_the_ledger_does_not_show_is_proposed_again() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    world.run(3000, 100);
+    let times = world.said.len();
+    assert!(times >= 4, "{:?}", world.said);
+    let slot = HostView { recorded: Opinion::Dead, ..view() };
+    let id = world.hosts[0].0.clone();
+    world.observer.watch(MS(world.now), &id, slot);
+    world.run(3000, 100);
+    assert_eq!(world.said.len(), times, "recorded as it is: nothing more to say");
+}
+
+#[test]
+fn two_heartbeats_take_a_bad_opinion_back() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    world.run(400, 100);
+    let recorded = HostView { recorded: Opinion::Asks, ..view() };
+    let id = world.hosts[0].0.clone();
+    world.observer.watch(MS(world.now), &id, recorded);
+    world.hosts[0].2 = true;
+    world.run(300, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Alive);
+}
+
+#[test]
+fn an_observer_that_hears_less_than_half_asks_but_accuses_nobody() {
+    let mut world = World::new(8, &Policy::default());
+    world.run(1000, 100);
+    for at in 0..5 {
+        world.hosts[at].2 = false;
+    }
+    world.run(5000, 100);
+    for at in 0..5 {
+        assert_eq!(world.opinions_of(at).len(), 1, "h{at}");
+        assert_eq!(world.opinions_of(at)[0].1, Opinion::Asks);
+    }
+    // Two of them are heard again: now a majority is, and the votes follow.
+    world.hosts[0].2 = true;
+    world.hosts[1].2 = true;
+    world.run(1000, 100);
+    assert_eq!(world.opinions_of(4).last().unwrap().1, Opinion::Dead);
+}
+
+#[test]
+fn a_stall_of_the_observer_itself_worsens_no_opinion() {
+    let mut world = World::new(3, &Policy::fast());
+    world.run(1000, 20);
+    // 800 ms in which nothing is read; the kernel lost what came meanwhile.
+    world.now += 800;
+    world.observer.stalled(MS(world.now), Millis(800));
+    world.wake();
+    world.run(1000, 20);
+    assert!(world.said.is_empty(), "{:?}", world.said);
+}
+
+#[test]
+fn five_percent_loss_at_20_ms_beats_brings_no_vote_in_an_hour() {
+    let mut world = World::new(3, &Policy::fast());
+    let mut random = 12345_u64;
+    for _ in 0..180_000 {
+        world.now += 20;
+        world.sequence += 1;
+        for at in 0..3 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if (random >> 33) % 100 >= 5 {
+                world.beat(at, 1);
+            }
+        }
+        world.wake();
+    }
+    for at in 0..3 {
+        assert!(world.opinions_of(at).iter().all(|(_, opinion)| *opinion != Opinion::Dead));
+    }
+}
+
+#[test]
+fn a_heartbeat_is_granted_only_by_a_caught_up_observer_and_in_the_current_epoch() {
+    let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
+    let slot = observer.watch(MS(0), &host("h"), view());
+    let beat = |sequence, epoch| Beat {
+        boot: BootId(1),
+        sequence,
+        epoch: Epoch(epoch),
+        path: 0,
+        lease_held_ms: 0,
+        vm_digest: 0,
+        echo: None,
+    };
+    assert!(!observer.heartbeat(MS(1), slot, &beat(1, 1)).unwrap().granted, "not caught up");
+    observer.caught_up(MS(2));
+    assert!(observer.heartbeat(MS(3), slot, &beat(2, 1)).unwrap().granted);
+    assert!(!observer.heartbeat(MS(4), slot, &beat(3, 0)).unwrap().granted, "an older epoch");
+    assert_eq!(observer.heartbeat(MS(5), slot, &beat(3, 1)), None, "a repetition");
+    observer.watch(MS(6), &host("h"), HostView { grantable: false, epoch: Epoch(2), ..view() });
+    let ack = observer.heartbeat(MS(7), slot, &beat(4, 2)).unwrap();
+    assert!(!ack.granted && ack.epoch == Epoch(2), "condemned");
+}
+
+#[test]
+fn a_late_datagram_of_a_former_boot_counts_for_nothing() {
+    let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
+    observer.caught_up(MS(0));
+    let slot = observer.watch(MS(0), &host("h"), view());
+    let beat = |boot, sequence| Beat {
+        boot: BootId(boot),
+        sequence,
+        epoch: Epoch(1),
+        path: 0,
+        lease_held_ms: 0,
+        vm_digest: 0,
+        echo: None,
+    };
+    assert!(observer.heartbeat(MS(1), slot, &beat(1, 100)).is_some());
+    assert!(observer.heartbeat(MS(2), slot, &beat(2, 1)).is_some(), "a new boot counts from 1");
+    assert!(observer.heartbeat(MS(3), slot, &beat(1, 101)).is_none());
+}
+
+fn condemn(world: &mut World, at: usize) {
+    let id = world.hosts[at].0.clone();
+    let condemned =
+        HostView { epoch: Epoch(2), grantable: false, condemned: true, recorded: Opinion::Dead, ..view() };
+    world.observer.watch(MS(world.now), &id, condemned);
+}
+
+fn votes(world: &World) -> Vec<u64> {
+    world
+        .said
+        .iter()
+        .filter(|(_, proposal)| matches!(proposal, Proposal::LeasesExpired(_)))
+        .map(|(when, _)| *when)
+        .collect()
+}
+
+#[test]
+fn a_lease_is_voted_expired_only_after_lease_and_watchdog_with_drift() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(20_000, 100);
+    world.hosts[0].2 = false;
+    world.run(2000, 100);
+    condemn(&mut world, 0);
+    world.run(12_000, 100);
+    let first = *votes(&world).first().expect("a vote");
+    let wait = Policy::default().lease.expiry_wait().0;
+    assert!(first >= 20_000 + wait, "{first}");
+    assert!(first <= 20_000 + wait + 500, "{first}");
+}
+
+#[test]
+fn no_lease_is_voted_expired_while_the_majority_of_hosts_lost_theirs() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(20_000, 100);
+    world.hosts[0].2 = false;
+    world.run(2000, 100);
+    condemn(&mut world, 0);
+    // The others are heard, but say that they have held a lease for 3 s only.
+    world.held_from = 27_000;
+    world.run(9_000, 100);
+    assert!(votes(&world).is_empty(), "{:?}", votes(&world));
+    // Once they have held it long enough, an isolated host has no good answer left to live on.
+    world.run(10_000, 100);
+    let first = *votes(&world).first().expect("a vote");
+    let wait = Policy::default().lease.majority_wait().0;
+    assert!(first >= 27_000 + wait && first <= 27_000 + wait + 500, "{first}");
+}
+
+#[test]
+fn a_restarted_observer_waits_a_full_lease_before_it_votes() {
+    let mut world = World::new(3, &Policy::default());
+    world.hosts[0].2 = false;
+    condemn(&mut world, 0);
+    world.run(10_000, 100);
+    assert!(votes(&world).is_empty());
+}
+
+#[test]
+fn the_queue_stays_within_a_small_multiple_of_the_hosts() {
+    let mut world = World::new(50, &Policy::fast());
+    for round in 0..20 {
+        world.hosts[round % 50].2 = round % 2 == 0;
+        world.run(500, 20);
+        assert!(world.observer.queued() <= 50 * 4 + 64, "{}", world.observer.queued());
+    }
+}
