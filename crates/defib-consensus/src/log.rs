@@ -158,9 +158,9 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// After any error the log refuses all further writes: the process must end.
     pub(crate) fn append(&mut self, batch: &Batch<'_>) -> Result<(), ConsensusError> {
-        let reset = batch.reset.or(self.pending_reset.then_some(self.base));
+        let reset = batch.reset.or_else(|| self.pending_reset.then_some(self.base));
         let batch = &Batch { hard_state: batch.hard_state.clone(), entries: batch.entries, reset };
-        let last = reset.map_or(self.last_index(), |(index, _)| index);
+        let last = reset.map_or_else(|| self.last_index(), |(index, _)| index);
         if let Some(first) = batch.entries.first() {
             assert!(first.index <= last + 1, "raft appends without gaps: {} after {last}", first.index);
         }

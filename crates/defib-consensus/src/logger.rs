@@ -44,7 +44,6 @@ impl Drain for ToTracing {
 }
 
 /// A logger for [`crate::replica::Replica`] whose lines arrive in `tracing` with the target `raft`; raft's "info" is our "debug".
-#[must_use]
 pub fn tracing_logger() -> Logger {
     Logger::root(ToTracing.fuse(), slog::o!())
 }

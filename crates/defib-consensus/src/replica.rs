@@ -124,6 +124,8 @@ pub struct Replica<D: Disk> {
     bytes_since_snapshot: u64,
     snapshot_wanted: bool,
     rejected_messages: u64,
+    /// The commit index that the last append told the followers.
+    announced: u64,
 }
 
 impl<D: Disk> fmt::Debug for Replica<D> {
@@ -181,7 +183,8 @@ impl<D: Disk> Replica<D> {
             min_election_tick: config.election_ticks,
             max_election_tick: 2 * config.election_ticks,
             read_only_option: ReadOnlyOption::Safe,
-            skip_bcast_commit: false,
+            // Told with the next append, or by `announce_commit`.
+            skip_bcast_commit: true,
             batch_append: true,
             priority: 0,
             max_uncommitted_size: config.max_uncommitted_bytes.max(config.max_message_bytes),
@@ -201,6 +204,7 @@ impl<D: Disk> Replica<D> {
             bytes_since_snapshot: 0,
             snapshot_wanted: false,
             rejected_messages: 0,
+            announced: 0,
             config,
         };
         replica.elections.redraw(&mut replica.raw);
@@ -250,10 +254,8 @@ impl<D: Disk> Replica<D> {
                 size = 0;
             }
             size += data.len();
-            let mut entry = Entry::default();
-            entry.data = data;
-            entry.context = self.context(id).into();
-            entries.push(entry);
+            let context = self.context(id).into();
+            entries.push(Entry { data, context, ..Entry::default() });
             ids.push(id);
         }
         if !entries.is_empty() {
@@ -313,6 +315,19 @@ impl<D: Disk> Replica<D> {
         self.assert_idle();
         let _refused_if_pointless = self.raw.campaign();
         self.elections.redraw(&mut self.raw);
+    }
+
+    /// Whether the leader has committed something that it has not told its followers yet: they would learn it with the next append or heartbeat.
+    #[must_use]
+    pub fn has_unannounced_commit(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.commit_index() > self.announced
+    }
+
+    /// Tells the followers what is committed. Worth a message of its own only when nothing else is about to be sent.
+    pub fn announce_commit(&mut self) {
+        self.assert_idle();
+        self.announced = self.commit_index();
+        self.raw.ping();
     }
 
     /// A message to `peer` was lost.
@@ -404,7 +419,7 @@ impl<D: Disk> Replica<D> {
         Ok(true)
     }
 
-    /// The first half of [`Self::save_snapshot`] for a caller that writes the file elsewhere, with [`snapshot::write_temporary`].
+    /// The first half of [`Self::save_snapshot`] for a caller that writes the file elsewhere, with `snapshot::write_temporary`.
     pub(crate) fn snapshot_meta(&mut self, index: u64) -> Option<SnapshotMeta> {
         self.snapshot_wanted = false;
         if index > self.delivered {

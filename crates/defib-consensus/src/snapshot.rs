@@ -174,8 +174,7 @@ impl SnapshotMeta {
 
     /// As Raft sends it.
     pub(crate) fn with_data(&self, data: Bytes) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.data = data;
+        let mut snapshot = Snapshot { data, ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.index;
         metadata.term = self.term;

@@ -106,10 +106,8 @@ pub(super) fn decode(segment_bytes: &[u8], offset: usize, segment: u64) -> Optio
         return None;
     }
     let mut body = Reader(&frame[FRAME_HEADER..]);
-    let mut hard_state = HardState::default();
-    hard_state.term = body.u64()?;
-    hard_state.vote = body.u64()?;
-    hard_state.commit = body.u64()?;
+    let hard_state =
+        HardState { term: body.u64()?, vote: body.u64()?, commit: body.u64()?, ..HardState::default() };
     let flags = body.u32()?;
     let count = body.u32()?;
     let reset = if flags & FLAG_RESET != 0 { Some((body.u64()?, body.u64()?)) } else { None };

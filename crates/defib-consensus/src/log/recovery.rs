@@ -90,7 +90,7 @@ impl<D: Disk> Log<D> {
                     self.base = (start - 1, 0);
                     self.base_unknown = true;
                 }
-                let before = frame.reset.map_or(self.last_index(), |(index, _)| index);
+                let before = frame.reset.map_or_else(|| self.last_index(), |(index, _)| index);
                 if start > before + 1 || start == 0 {
                     let what = format!("entry {start} follows entry {before}");
                     return Err(damaged(self, offset, what));

@@ -5,20 +5,12 @@ pub(super) const OWNER: Owner = Owner { cluster: 7, replica: 1 };
 pub(super) const SEGMENT: u64 = 4096;
 
 pub(super) fn entry(index: u64, term: u64, size: usize) -> Entry {
-    let mut entry = Entry::default();
-    entry.index = index;
-    entry.term = term;
-    entry.data = vec![u8::try_from((index + term) % 251).unwrap() + 1; size].into();
-    entry.context = b"context".to_vec().into();
-    entry
+    let data = vec![u8::try_from((index + term) % 251).unwrap() + 1; size].into();
+    Entry { index, term, data, context: b"context".to_vec().into(), ..Entry::default() }
 }
 
 pub(super) fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
-    let mut state = HardState::default();
-    state.term = term;
-    state.vote = vote;
-    state.commit = commit;
-    state
+    HardState { term, vote, commit, ..HardState::default() }
 }
 
 pub(super) fn open(disk: &MemoryDisk) -> Result<Log<MemoryDisk>, ConsensusError> {

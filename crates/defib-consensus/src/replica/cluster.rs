@@ -195,7 +195,7 @@ impl Cluster {
             }
         }
         for entry in output.committed {
-            let known = self.truth.entry(entry.index).or_insert((entry.term, entry.data.clone()));
+            let known = self.truth.entry(entry.index).or_insert_with(|| (entry.term, entry.data.clone()));
             assert_eq!(*known, (entry.term, entry.data.clone()), "replica {id} differs at {}", entry.index);
             let last = member.applied.keys().next_back().copied().unwrap_or(FOUNDING.0);
             assert_eq!(entry.index, last + 1, "no gaps at {id}");

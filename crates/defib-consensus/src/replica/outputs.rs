@@ -116,7 +116,9 @@ pub struct RoleChange {
 }
 
 impl<D: Disk> Replica<D> {
-    pub(super) fn encode(&self, messages: Vec<Message>) -> Vec<PeerMessage> {
+    pub(super) fn encode(&mut self, messages: Vec<Message>) -> Vec<PeerMessage> {
+        let told = messages.iter().filter(|message| message.get_msg_type() == MessageType::MsgAppend);
+        self.announced = self.announced.max(told.map(|message| message.commit).max().unwrap_or(0));
         let encode = |message: Message| {
             let bytes = message.write_to_bytes().expect("a message in memory always encodes").into();
             PeerMessage {
