@@ -1,3 +1,11 @@
-//! lab
+//! Whole Defib clusters on one machine: hosts with BMCs, guests, network faults, and checkers that watch from outside.
+//! The demo, the tests and the chaos lab are built on it. Never for production.
 
+pub mod check;
+pub mod clock;
+pub mod cluster;
+pub mod demo;
+pub mod measure;
+pub mod oracle;
 pub mod redfish;
+pub mod relay;

@@ -1,0 +1,285 @@
+//! Building and starting: certificates, files, processes, policy and inventory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use defib_model::inventory::{FenceMethod, FencingLevel, RedfishTarget};
+use defib_model::{HostId, Inventory, ReplicaId};
+use defib_pki::{ClusterAuthority, ClusterName, OperatorName, PeerIdentity, Role, default_validity};
+use tokio::time::{Instant, sleep};
+
+use super::files::ReplicaPorts;
+use super::{
+    Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, binary,
+    describe, files, layout, ports,
+};
+use crate::clock::monotonic_ns;
+use crate::oracle::Oracle;
+use crate::redfish::admin::AdminClient;
+use crate::relay::{Relay, Switch};
+
+impl Cluster {
+    /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and its inventory
+    /// when this returns; [`Self::settle`] waits until everything runs.
+    ///
+    /// # Errors
+    /// When a part can't be built or started; what was started is stopped again.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let directory = std::path::absolute(&options.directory)?;
+        ensure!(!directory.exists(), "{} exists; a lab wants a directory of its own", directory.display());
+        fs::create_dir_all(&directory).with_context(|| format!("can't create {}", directory.display()))?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        let binaries = options.binaries.as_deref();
+        let defibd = binary(binaries, "defibd")?;
+        let agent = binary(binaries, "defib-agent")?;
+        let emulator = binary(binaries, "defib-bmc-emulator")?;
+        let guest = binary(binaries, "defib-lab-guest")?;
+        let oracle = Oracle::new(directory.join("oracle"));
+        fs::create_dir(oracle.directory())?;
+        let mut inventory = layout::inventory(options.size, &guest, oracle.directory())?;
+
+        let taken = ports::free(4 * REPLICAS as usize + inventory.hosts.len())?;
+        let mut free = taken.iter().copied();
+        let mut next = || free.next().context("too few ports");
+        let switch = Switch::default();
+        let mut relays = Vec::new();
+        let mut ports = Vec::new();
+        for id in 1..=REPLICAS {
+            let (peers, control, heartbeat, metrics) = (next()?, next()?, next()?, next()?);
+            let (mut control_for_agents, mut heartbeat_for_agents) = (control, heartbeat);
+            if options.relayed {
+                let (tcp, udp) = (Relay::tcp(control, &switch).await?, Relay::udp(heartbeat, &switch).await?);
+                (control_for_agents, heartbeat_for_agents) = (tcp.address, udp.address);
+                relays.extend([tcp, udp]);
+            }
+            ports.push(ReplicaPorts {
+                id,
+                peers,
+                control,
+                heartbeat,
+                metrics,
+                control_for_agents,
+                heartbeat_for_agents,
+            });
+        }
+        for host in inventory.hosts.values_mut() {
+            host.neighbour_address = Some(next()?.to_string());
+        }
+        issue(&directory, &inventory)?;
+        let operator = Operator::new(&ports, &directory.join("operator"))?;
+        fs::write(directory.join("operator.yaml"), files::operator(&ports, &directory.join("operator")))?;
+
+        // Also names the lab in the environment of everything that hosts run: the last net for cleaning up.
+        let marker = format!("{}-{}", std::process::id(), monotonic_ns());
+        let mut cluster = Self {
+            policy: options.policy,
+            inventory,
+            replicas: Vec::new(),
+            hosts: BTreeMap::new(),
+            ports,
+            taken,
+            operator,
+            oracle,
+            switch,
+            _relays: relays,
+            marker,
+            directory,
+        };
+        cluster.start_hosts(&emulator, &agent, options.bmc_latency).await?;
+        cluster.start_replicas(&defibd)?;
+        cluster.configure().await?;
+        Ok(cluster)
+    }
+
+    async fn start_hosts(&mut self, emulator: &Path, agent: &Path, latency: Duration) -> anyhow::Result<()> {
+        let names: Vec<HostId> = self.inventory.hosts.keys().cloned().collect();
+        for (number, name) in names.iter().enumerate() {
+            let directory = self.host_directory(name.as_str());
+            for sub in ["state", "run"] {
+                fs::create_dir_all(directory.join(sub))?;
+            }
+            let neighbour: SocketAddr = self.inventory.hosts[name]
+                .neighbour_address
+                .as_deref()
+                .context("a lab's host has a neighbour address")?
+                .parse()?;
+            let config = directory.join("agent.yaml");
+            fs::write(&config, files::agent(name.as_str(), neighbour, &self.ports, &directory))?;
+            let user = directory.join("bmc.user");
+            fs::write(&user, format!("defib\nlab-{}-{}\n", self.marker, name))?;
+            fs::set_permissions(&user, fs::Permissions::from_mode(0o600))?;
+            // Every power-on is a new boot of the "kernel".
+            let boot = "cat /proc/sys/kernel/random/uuid > \"$1\" && DEFIB_LAB_NAME=\"$2\" exec \"$3\" run --config \"$4\"";
+            let mut arguments = os([
+                "--uuid",
+                &uuid(number + 1),
+                "--serial",
+                &serial(number + 1),
+                "--marker",
+                &self.marker,
+                "--latency",
+                &format!("{}ms", latency.as_millis()),
+                "--power-on-at-start",
+                "--die-with-parent",
+            ]);
+            for (option, file) in
+                [("--ready-file", "bmc.ready"), ("--user-file", "bmc.user"), ("--host-log", "host.log")]
+            {
+                arguments.extend([option.into(), directory.join(file).into_os_string()]);
+            }
+            arguments.extend(os(["--", "/bin/sh", "-c", boot, "host"]));
+            arguments.extend([
+                directory.join("boot-id").into_os_string(),
+                name.as_str().into(),
+                agent.as_os_str().to_owned(),
+                config.into_os_string(),
+            ]);
+            let program = Program {
+                path: emulator.to_path_buf(),
+                arguments,
+                output: directory.join("bmc.log"),
+                watched_input: true,
+            };
+            let process = Process::start(&program)?;
+            let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+            let host =
+                LabHost { name: name.to_string(), admin: AdminClient::new(unknown), emulator: process };
+            self.hosts.insert(name.to_string(), host);
+        }
+        for (number, name) in names.iter().enumerate() {
+            let ready = self.host_directory(name.as_str()).join("bmc.ready");
+            let ready: serde_json::Value = self.ready_file(name.as_str(), &ready).await?;
+            let text = |field: &str| {
+                ready.get(field).and_then(serde_json::Value::as_str).map(str::to_owned).context("ready file")
+            };
+            let target = RedfishTarget {
+                address: text("bmc")?,
+                uuid: Some(uuid(number + 1)),
+                serial: Some(serial(number + 1)),
+                system: None,
+                pin: Some(text("pin")?.trim_start_matches("spki-sha256:").to_owned()),
+                credentials: format!(
+                    "file:{}",
+                    self.host_directory(name.as_str()).join("bmc.user").display()
+                ),
+            };
+            if let Some(host) = self.hosts.get_mut(name.as_str()) {
+                host.admin = AdminClient::new(text("admin")?.parse()?);
+            }
+            if let Some(host) = self.inventory.hosts.get_mut(name) {
+                host.fencing = vec![FencingLevel(vec![FenceMethod::Redfish(target)])];
+            }
+        }
+        Ok(())
+    }
+
+    async fn ready_file(&mut self, name: &str, path: &Path) -> anyhow::Result<serde_json::Value> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Ok(text) = fs::read_to_string(path) {
+                return Ok(serde_json::from_str(&text)?);
+            }
+            if let Some(status) = self.hosts.get_mut(name).and_then(|host| host.emulator.ended()) {
+                let log = tail(&self.host_directory(name).join("bmc.log"));
+                bail!("the BMC emulator of {name} ended with {}: {log}", describe(status));
+            }
+            ensure!(Instant::now() < deadline, "the BMC emulator of {name} was not ready within 30s");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn start_replicas(&mut self, defibd: &Path) -> anyhow::Result<()> {
+        for own in self.ports.clone() {
+            let directory = self.replica_directory(own.id);
+            fs::create_dir_all(directory.join("data"))?;
+            let config = directory.join("replica.yaml");
+            fs::write(&config, files::replica(&own, &self.ports, &directory))?;
+            let program = Program {
+                path: defibd.to_path_buf(),
+                arguments: vec!["--config".into(), config.into_os_string()],
+                output: directory.join("log"),
+                watched_input: false,
+            };
+            let process = Some(Process::start(&program)?);
+            self.replicas.push(LabReplica { id: own.id, program, process });
+        }
+        Ok(())
+    }
+
+    async fn configure(&mut self) -> anyhow::Result<()> {
+        let inventory = files::inventory(&self.inventory);
+        let policy = files::policy(&self.policy);
+        fs::write(self.directory.join("policy.yaml"), &policy)?;
+        fs::write(self.directory.join("inventory.yaml"), &inventory)?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let outcome = match self.operator.status().await {
+                Ok(status) if status.leader != 0 => match self.operator.apply_policy(&policy).await {
+                    Ok(()) => self.operator.apply_inventory(&inventory).await,
+                    Err(error) => Err(error),
+                },
+                Ok(_) => Err(anyhow::anyhow!("there is no leader")),
+                Err(error) => Err(error),
+            };
+            let Err(error) = outcome else { return Ok(()) };
+            for replica in &mut self.replicas {
+                if let Some(status) = replica.process.as_mut().and_then(Process::ended) {
+                    let log = tail(&self.directory.join(format!("replica-{}", replica.id)).join("log"));
+                    bail!("replica {} ended with {}: {log}", replica.id, describe(status));
+                }
+            }
+            if Instant::now() > deadline || error.to_string().contains("refused") {
+                return Err(error.context("the cluster took neither policy nor inventory"));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
+fn issue(directory: &Path, inventory: &Inventory) -> anyhow::Result<()> {
+    let now = std::time::SystemTime::now();
+    let authority: ClusterAuthority =
+        defib_pki::init(&directory.join("pki"), &ClusterName::new(files::CLUSTER)?, now)?;
+    let give = |identity: PeerIdentity, to: &Path| -> anyhow::Result<()> {
+        let names = if identity.is_server() { vec!["127.0.0.1".to_owned()] } else { Vec::new() };
+        authority.issue(&identity, &names, default_validity(&identity), now)?.write_new(to)?;
+        Ok(())
+    };
+    for id in 1..=REPLICAS {
+        let to = directory.join(format!("replica-{id}")).join("tls");
+        fs::create_dir_all(&to)?;
+        give(PeerIdentity::Replica(ReplicaId(id)), &to)?;
+    }
+    for host in inventory.hosts.keys() {
+        let to = directory.join("hosts").join(host.as_str()).join("tls");
+        fs::create_dir_all(&to)?;
+        give(PeerIdentity::Host(host.clone()), &to)?;
+    }
+    let operator = PeerIdentity::Operator { role: Role::Admin, name: OperatorName::new("demo")? };
+    give(operator, &directory.join("operator"))
+}
+
+fn os<const N: usize>(words: [&str; N]) -> Vec<std::ffi::OsString> {
+    words.into_iter().map(Into::into).collect()
+}
+
+fn uuid(number: usize) -> String {
+    format!("00000000-0000-4000-8000-{number:012x}")
+}
+
+fn serial(number: usize) -> String {
+    format!("LAB{number:05}")
+}
+
+/// The last lines of a log, for a message.
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(5).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+}

@@ -1,0 +1,265 @@
+//! The configuration files of a lab's cluster, as text. Every format that another part of Defib reads is written here and
+//! nowhere else.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use defib_model::inventory::{FenceMethod, SelfFence};
+use defib_model::{Inventory, Millis, Policy};
+
+/// Name of every lab's cluster.
+pub const CLUSTER: &str = "demo";
+/// The one path on which heartbeats go.
+pub const PATH: &str = "management";
+
+/// Where one replica listens, and what agents are told.
+#[derive(Debug, Clone)]
+pub struct ReplicaPorts {
+    /// Its number.
+    pub id: u64,
+    /// For the other replicas.
+    pub peers: SocketAddr,
+    /// For agents and operators.
+    pub control: SocketAddr,
+    /// For heartbeats.
+    pub heartbeat: SocketAddr,
+    /// For Prometheus.
+    pub metrics: SocketAddr,
+    /// Where agents connect: the same as `control`, or a relay to it.
+    pub control_for_agents: SocketAddr,
+    /// Where agents send heartbeats: the same as `heartbeat`, or a relay to it.
+    pub heartbeat_for_agents: SocketAddr,
+}
+
+fn quoted(text: &str) -> String {
+    // A JSON string is a YAML string.
+    serde_json::Value::from(text).to_string()
+}
+
+fn quoted_path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+fn tls(directory: &Path) -> String {
+    format!(
+        "tls:\n  certificate: {}\n  key: {}\n  authority: {}\n",
+        quoted_path(&directory.join("tls.crt")),
+        quoted_path(&directory.join("tls.key")),
+        quoted_path(&directory.join("ca.crt"))
+    )
+}
+
+/// `defibd`'s file.
+#[must_use]
+pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path) -> String {
+    let mut text = format!("cluster: {CLUSTER}\nreplica: {}\n", own.id);
+    let _ = writeln!(text, "data-dir: {}", quoted_path(&directory.join("data")));
+    text.push_str(&tls(&directory.join("tls")));
+    let _ = write!(
+        text,
+        "listen:\n  peers: \"{}\"\n  control: \"{}\"\n  heartbeat: {{ {PATH}: \"{}\" }}\n  metrics: \"{}\"\n",
+        own.peers, own.control, own.heartbeat, own.metrics
+    );
+    text.push_str("replicas:\n");
+    for one in all {
+        let _ = writeln!(
+            text,
+            "  - {{ id: {}, peers: \"{}\", control: \"{}\", heartbeat: {{ {PATH}: \"{}\" }} }}",
+            one.id, one.peers, one.control, one.heartbeat_for_agents
+        );
+    }
+    text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
+    text
+}
+
+/// `defib-agent`'s file.
+#[must_use]
+pub fn agent(host: &str, neighbour: SocketAddr, replicas: &[ReplicaPorts], directory: &Path) -> String {
+    let mut text = format!("cluster: {CLUSTER}\nhost: {host}\n");
+    let _ = writeln!(text, "state-dir: {}", quoted_path(&directory.join("state")));
+    let _ = writeln!(text, "run-dir: {}", quoted_path(&directory.join("run")));
+    let _ = writeln!(text, "boot-id-file: {}", quoted_path(&directory.join("boot-id")));
+    text.push_str(&tls(&directory.join("tls")));
+    text.push_str("replicas:\n");
+    for one in replicas {
+        let _ = writeln!(text, "  - {{ id: {}, address: \"{}\" }}", one.id, one.control_for_agents);
+    }
+    let _ = writeln!(text, "neighbour: {{ listen: \"{neighbour}\" }}");
+    text
+}
+
+/// The CLI's file.
+#[must_use]
+pub fn operator(replicas: &[ReplicaPorts], directory: &Path) -> String {
+    let mut text = format!("cluster: {CLUSTER}\nreplicas:\n");
+    for one in replicas {
+        let _ = writeln!(text, "  - \"{}\"", one.control);
+    }
+    text.push_str(&tls(directory));
+    text
+}
+
+/// The policy, with every value.
+#[must_use]
+pub fn policy(policy: &Policy) -> String {
+    let Policy { detection, lease, fencing, restart, brakes } = policy;
+    let mut text = String::new();
+    let mut section = |name: &str, spans: &[(&str, Millis)], numbers: &[(&str, u32)]| {
+        let _ = writeln!(text, "{name}:");
+        for (key, value) in spans {
+            let _ = writeln!(text, "  {key}: {value}");
+        }
+        for (key, value) in numbers {
+            let _ = writeln!(text, "  {key}: {value}");
+        }
+    };
+    section(
+        "detection",
+        &[
+            ("heartbeat-interval", detection.heartbeat_interval),
+            ("act-after", detection.act_after),
+            ("act-after-max", detection.act_after_max),
+            ("start-grace", detection.start_grace),
+            ("upgrade-grace", detection.upgrade_grace),
+        ],
+        &[("ask-after-beats", detection.ask_after_beats)],
+    );
+    section(
+        "lease",
+        &[("lease", lease.lease), ("watchdog", lease.watchdog), ("answer-freshness", lease.answer_freshness)],
+        &[("drift-ppm", lease.drift_ppm)],
+    );
+    section(
+        "fencing",
+        &[
+            ("confirm-spacing", fencing.confirm_spacing),
+            ("attempt-timeout", fencing.attempt_timeout),
+            ("retry-pause", fencing.retry_pause),
+        ],
+        &[("confirm-reads", fencing.confirm_reads)],
+    );
+    section(
+        "restart",
+        &[
+            ("tier-timeout", restart.tier_timeout),
+            ("tier-delay", restart.tier_delay),
+            ("start-timeout", restart.start_timeout),
+        ],
+        &[
+            ("starts-per-host", restart.starts_per_host),
+            ("starts-per-datastore", restart.starts_per_datastore),
+            ("starts-total", restart.starts_total),
+            ("attempts", restart.attempts),
+        ],
+    );
+    section(
+        "brakes",
+        &[("window", brakes.window)],
+        &[
+            ("hosts", brakes.hosts),
+            ("percent", brakes.percent),
+            ("hosts-per-domain", brakes.hosts_per_domain),
+            ("flap-limit", brakes.flap_limit),
+        ],
+    );
+    text
+}
+
+fn resources(resources: &defib_model::Resources) -> String {
+    let named: BTreeMap<_, _> = resources.named.iter().collect();
+    let named: Vec<String> = named.iter().map(|(name, count)| format!("{}: {count}", quoted(name))).collect();
+    let mut text =
+        format!("cpu: {}, memory: {}MiB", resources.cpu_millis as f64 / 1000.0, resources.memory_mib);
+    if !named.is_empty() {
+        let _ = write!(text, ", named: {{ {} }}", named.join(", "));
+    }
+    format!("{{ {text} }}")
+}
+
+/// The inventory as a document.
+#[must_use]
+pub fn inventory(inventory: &Inventory) -> String {
+    let mut text = format!("fault-domain-levels: [{}]\nhosts:\n", inventory.levels.join(", "));
+    for host in inventory.hosts.values() {
+        let self_fence = match host.self_fence {
+            SelfFence::None => "none",
+            SelfFence::Watchdog => "watchdog",
+            SelfFence::Trusted => "trusted",
+        };
+        let _ = writeln!(
+            text,
+            "  - id: {}\n    domain: {}\n    capacity: {}\n    self-fence: {self_fence}",
+            host.id,
+            quoted(&host.domain.to_string()),
+            resources(&host.capacity)
+        );
+        if let Some(neighbour) = &host.neighbour_address {
+            let _ = writeln!(text, "    neighbour: {}", quoted(neighbour));
+        }
+        if !host.fencing.is_empty() {
+            text.push_str("    fencing:\n");
+        }
+        for level in &host.fencing {
+            for (number, FenceMethod::Redfish(target)) in level.0.iter().enumerate() {
+                let _ = writeln!(text, "      {} - redfish:", if number == 0 { "-" } else { " " });
+                let mut field = |name: &str, value: Option<&String>| {
+                    if let Some(value) = value {
+                        let _ = writeln!(text, "            {name}: {}", quoted(value));
+                    }
+                };
+                field("address", Some(&target.address));
+                field("uuid", target.uuid.as_ref());
+                field("serial", target.serial.as_ref());
+                field("system", target.system.as_ref());
+                field("pin", target.pin.as_ref());
+                field("credentials", Some(&target.credentials));
+            }
+        }
+    }
+    text.push_str("vms:\n");
+    for vm in inventory.vms.values() {
+        let _ = writeln!(
+            text,
+            "  - id: {}\n    priority: {}\n    resources: {}\n    readiness: {}",
+            vm.id,
+            vm.priority,
+            resources(&vm.resources),
+            vm.readiness
+        );
+        if !vm.depends_on.is_empty() {
+            let names: Vec<&str> = vm.depends_on.iter().map(defib_model::VmId::as_str).collect();
+            let _ = writeln!(text, "    depends-on: [{}]", names.join(", "));
+        }
+        if let Some(timeout) = vm.readiness_timeout {
+            let _ = writeln!(text, "    readiness-timeout: {timeout}");
+        }
+        if let Some(datastore) = &vm.datastore {
+            let _ = writeln!(text, "    datastore: {}", quoted(datastore));
+        }
+        if let Some(host) = &vm.first_host {
+            let _ = writeln!(text, "    first-host: {host}");
+        }
+        let arguments: Vec<String> = vm.definition.arguments.iter().map(|text| quoted(text)).collect();
+        let _ = writeln!(
+            text,
+            "    driver: {}\n    arguments: [{}]",
+            quoted(&vm.definition.driver),
+            arguments.join(", ")
+        );
+    }
+    if !inventory.groups.is_empty() {
+        text.push_str("groups:\n");
+    }
+    for group in inventory.groups.values() {
+        let members: Vec<&str> = group.members.iter().map(defib_model::VmId::as_str).collect();
+        let _ = writeln!(text, "  - id: {}\n    members: [{}]\n    rules:", group.id, members.join(", "));
+        for rule in &group.rules {
+            let level = inventory.level_name(rule.level);
+            let _ =
+                writeln!(text, "      - {{ level: {level}, limit: {}, soft: {} }}", rule.limit, !rule.hard);
+        }
+    }
+    text
+}

@@ -1,0 +1,234 @@
+//! How long a recovery takes, step by step: told by the events as they arrive and by the guests' own records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context;
+use defib_model::{EventKind, Opinion};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::clock::millis_between;
+use crate::cluster::{Cluster, Follower, Seen};
+use crate::oracle::Life;
+
+/// Milliseconds from the fault to each step; `None`: the step did not happen or was not needed.
+///
+/// Events count when they reach us, after they were committed and applied; a VM runs at its guest's own first beat. Where
+/// several hosts were struck, a step is over when it is over for the last of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steps {
+    /// The first observer asks or votes.
+    pub suspicion: Option<f64>,
+    /// A quorum condemned the host. Not needed where its BMC reads off at the first question.
+    pub verdict: Option<f64>,
+    /// Its death is proven, and the proof is committed.
+    pub proof: Option<f64>,
+    /// The first of its VMs runs elsewhere.
+    pub first_running: Option<f64>,
+    /// The last of them does.
+    pub last_running: Option<f64>,
+}
+
+/// Watches one recovery, of one host or several at once.
+#[derive(Debug)]
+pub struct Recovery {
+    fault_at_ns: u64,
+    struck: BTreeSet<String>,
+    lost: BTreeMap<String, String>,
+    suspicion: BTreeMap<String, u64>,
+    verdict: BTreeMap<String, u64>,
+    proof: BTreeMap<String, u64>,
+    recovered: BTreeSet<String>,
+    unplaced: BTreeSet<String>,
+}
+
+impl Recovery {
+    /// Of these hosts, which carried what ran on them in `before`.
+    #[must_use]
+    pub fn new(fault_at_ns: u64, struck: &[String], before: &[Life]) -> Self {
+        let struck: BTreeSet<String> = struck.iter().cloned().collect();
+        let lost = before.iter().filter(|life| struck.contains(&life.host));
+        Self {
+            fault_at_ns,
+            lost: lost.map(|life| (life.vm.clone(), life.host.clone())).collect(),
+            struck,
+            suspicion: BTreeMap::new(),
+            verdict: BTreeMap::new(),
+            proof: BTreeMap::new(),
+            recovered: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
+        }
+    }
+
+    /// The VMs that were lost, and where they ran.
+    #[must_use]
+    pub const fn lost(&self) -> &BTreeMap<String, String> {
+        &self.lost
+    }
+
+    /// Whether every struck host's death is proven.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proof.len() == self.struck.len()
+    }
+
+    /// Takes note of an event.
+    pub fn observe(&mut self, seen: &Seen) {
+        if seen.at_ns < self.fault_at_ns {
+            return;
+        }
+        let mut first = |of: fn(&mut Self) -> &mut BTreeMap<String, u64>, host: &str| {
+            if self.struck.contains(host) {
+                of(self).entry(host.to_owned()).or_insert(seen.at_ns);
+            }
+        };
+        match &seen.event.kind {
+            EventKind::OpinionChanged { host, to: Opinion::Asks | Opinion::Dead, .. } => {
+                first(|this| &mut this.suspicion, host.as_str());
+            }
+            EventKind::HostConfirmed { host, .. } => first(|this| &mut this.verdict, host.as_str()),
+            EventKind::DeathProven { host, .. } => first(|this| &mut this.proof, host.as_str()),
+            EventKind::HostRecovered { host, .. } => {
+                self.recovered.insert(host.to_string());
+            }
+            EventKind::VmPlaced { vm, .. } => {
+                self.unplaced.remove(vm.as_str());
+            }
+            EventKind::VmUnplaced { vm, .. } => {
+                self.unplaced.insert(vm.to_string());
+            }
+            _ => {}
+        }
+    }
+
+    /// New instances of lost VMs, elsewhere.
+    pub fn restarted<'a>(&'a self, lives: &'a [Life]) -> impl Iterator<Item = &'a Life> {
+        lives.iter().filter(|life| {
+            life.started_ns > self.fault_at_ns
+                && self.lost.get(&life.vm).is_some_and(|former| *former != life.host)
+        })
+    }
+
+    /// What is still to be waited for; `None`: nothing.
+    #[must_use]
+    pub fn waits_for(&self, lives: &[Life]) -> Option<String> {
+        let restarted: BTreeSet<&str> = self.restarted(lives).map(|life| life.vm.as_str()).collect();
+        let missing: Vec<&str> = self
+            .lost
+            .keys()
+            .map(String::as_str)
+            .filter(|vm| !restarted.contains(vm) && !self.unplaced.contains(*vm))
+            .collect();
+        if !missing.is_empty() {
+            return Some(format!("{} VMs to run elsewhere: {}", missing.len(), missing.join(", ")));
+        }
+        let open = self.struck.difference(&self.recovered).next();
+        open.filter(|_| self.unplaced.is_empty()).map(|host| format!("the recovery of {host} to be closed"))
+    }
+
+    /// The steps so far.
+    #[must_use]
+    pub fn steps(&self, lives: &[Life]) -> Steps {
+        let since = |at: u64| millis_between(self.fault_at_ns, at);
+        let whole = |of: &BTreeMap<String, u64>| {
+            (of.len() == self.struck.len()).then(|| of.values().max().copied().map(since)).flatten()
+        };
+        let mut starts: BTreeMap<&str, u64> = BTreeMap::new();
+        for life in self.restarted(lives) {
+            starts.entry(life.vm.as_str()).or_insert(life.started_ns);
+        }
+        Steps {
+            suspicion: self.suspicion.values().min().copied().map(since),
+            verdict: whole(&self.verdict),
+            proof: whole(&self.proof),
+            first_running: starts.values().min().copied().map(since),
+            last_running: starts.values().max().copied().map(since),
+        }
+    }
+}
+
+/// Pulls the plug of `host` and waits until its VMs run elsewhere.
+///
+/// # Errors
+/// When they don't within `within`: what is still waited for.
+pub async fn power_cut(
+    cluster: &Cluster,
+    follower: &mut Follower,
+    host: &str,
+    within: Duration,
+) -> anyhow::Result<Steps> {
+    let before = cluster.living()?;
+    drain(follower).await;
+    let fault_at_ns = cluster.plug_out(host, false).await?;
+    watch(cluster, follower, Recovery::new(fault_at_ns, &[host.to_owned()], &before), within).await
+}
+
+/// Freezes `host` and waits until its VMs run elsewhere.
+///
+/// # Errors
+/// When they don't within `within`: what is still waited for.
+pub async fn freeze(
+    cluster: &Cluster,
+    follower: &mut Follower,
+    host: &str,
+    within: Duration,
+) -> anyhow::Result<Steps> {
+    let before = cluster.living()?;
+    drain(follower).await;
+    let fault_at_ns = cluster.freeze(host).await?;
+    watch(cluster, follower, Recovery::new(fault_at_ns, &[host.to_owned()], &before), within).await
+}
+
+/// Switches `host` on again and waits until it is in use and everything runs.
+///
+/// # Errors
+/// What is missing after `within`.
+pub async fn restore(cluster: &Cluster, host: &str, within: Duration) -> anyhow::Result<()> {
+    cluster.power_on(host).await?;
+    cluster.settle(within).await
+}
+
+/// The host that carries the most VMs now.
+///
+/// # Errors
+/// When no VM runs at all, or the records can't be read.
+pub fn fullest_host(cluster: &Cluster) -> anyhow::Result<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for life in cluster.living()? {
+        *counts.entry(life.host).or_default() += 1;
+    }
+    let fullest = counts.into_iter().max_by_key(|(_, count)| *count);
+    fullest.map(|(host, _)| host).context("no VM runs")
+}
+
+/// Takes everything that has already arrived.
+pub async fn drain(follower: &mut Follower) {
+    while follower.next(Duration::from_millis(50)).await.is_some() {}
+}
+
+async fn watch(
+    cluster: &Cluster,
+    follower: &mut Follower,
+    mut recovery: Recovery,
+    within: Duration,
+) -> anyhow::Result<Steps> {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(seen) = follower.next(Duration::from_millis(50)).await {
+            recovery.observe(&seen);
+        }
+        if recovery.is_proven() {
+            let lives = cluster.oracle().lives()?;
+            match recovery.waits_for(&lives) {
+                None => return Ok(recovery.steps(&lives)),
+                Some(missing) if Instant::now() > deadline => {
+                    anyhow::bail!("not within {within:?}: {missing}")
+                }
+                Some(_) => {}
+            }
+        } else if Instant::now() > deadline {
+            anyhow::bail!("no proof of death within {within:?}");
+        }
+    }
+}
