@@ -5,7 +5,13 @@
 //! does not know, and an enum value that it does not know, or that is `Unspecified`, is a typed error where
 //! a decision hangs on it.
 
+pub mod convert;
+pub mod datagram;
+mod error;
+pub mod log;
 mod redacted;
+
+pub use error::WireError;
 
 /// Messages, clients and servers, generated from `proto/defib/v1`.
 #[allow(

@@ -1,0 +1,205 @@
+//! Between the messages and the model: total in both directions, never a panic.
+
+use defib_model::{
+    BootId, EffectId, Epoch, HostId, Incarnation, InvalidName, LogIndex, Subject, VmId,
+    command::{AgentReport, Goodbye, VmReport},
+    inventory::{Definition, Readiness},
+};
+
+use crate::{WireError, v1};
+
+fn name<T>(field: &'static str, parsed: Result<T, InvalidName>) -> Result<T, WireError> {
+    parsed.map_err(|error| WireError::new(field, error.to_string()))
+}
+
+impl From<&EffectId> for v1::EffectId {
+    fn from(effect: &EffectId) -> Self {
+        let subject = match &effect.subject {
+            Subject::Host(host) => v1::effect_id::Subject::Host(host.to_string()),
+            Subject::Vm(vm) => v1::effect_id::Subject::Vm(vm.to_string()),
+        };
+        Self { cause: effect.cause.0, subject: Some(subject), attempt: effect.attempt }
+    }
+}
+
+impl TryFrom<v1::EffectId> for EffectId {
+    type Error = WireError;
+    fn try_from(effect: v1::EffectId) -> Result<Self, WireError> {
+        let subject = match effect.subject.ok_or_else(|| WireError::missing("effect.subject"))? {
+            v1::effect_id::Subject::Host(host) => Subject::Host(name("effect.host", HostId::new(&host))?),
+            v1::effect_id::Subject::Vm(vm) => Subject::Vm(name("effect.vm", VmId::new(&vm))?),
+        };
+        Ok(Self { cause: LogIndex(effect.cause), subject, attempt: effect.attempt })
+    }
+}
+
+impl From<&Definition> for v1::Definition {
+    fn from(definition: &Definition) -> Self {
+        Self { driver: definition.driver.clone(), arguments: definition.arguments.clone() }
+    }
+}
+
+impl From<v1::Definition> for Definition {
+    fn from(definition: v1::Definition) -> Self {
+        Self { driver: definition.driver, arguments: definition.arguments }
+    }
+}
+
+impl From<Readiness> for v1::Readiness {
+    fn from(readiness: Readiness) -> Self {
+        match readiness {
+            Readiness::Placed => Self::Placed,
+            Readiness::PoweredOn => Self::PoweredOn,
+            Readiness::GuestAgent => Self::GuestAgent,
+            Readiness::NodeReady => Self::NodeReady,
+        }
+    }
+}
+
+/// A readiness as a message has it; `Unspecified` is none.
+///
+/// # Errors
+/// When it is one that this release does not know.
+pub fn readiness(value: i32) -> Result<Option<Readiness>, WireError> {
+    match v1::Readiness::try_from(value) {
+        Ok(v1::Readiness::Unspecified) => Ok(None),
+        Ok(v1::Readiness::Placed) => Ok(Some(Readiness::Placed)),
+        Ok(v1::Readiness::PoweredOn) => Ok(Some(Readiness::PoweredOn)),
+        Ok(v1::Readiness::GuestAgent) => Ok(Some(Readiness::GuestAgent)),
+        Ok(v1::Readiness::NodeReady) => Ok(Some(Readiness::NodeReady)),
+        Err(error) => Err(WireError::new("readiness", error.to_string())),
+    }
+}
+
+impl From<&VmReport> for v1::VmReport {
+    fn from(report: &VmReport) -> Self {
+        Self {
+            vm: report.vm.to_string(),
+            incarnation: report.incarnation.0,
+            running: report.running,
+            readiness: report.readiness.map_or(v1::Readiness::Unspecified, Into::into).into(),
+        }
+    }
+}
+
+impl TryFrom<v1::VmReport> for VmReport {
+    type Error = WireError;
+    fn try_from(report: v1::VmReport) -> Result<Self, WireError> {
+        Ok(Self {
+            vm: name("vm", VmId::new(&report.vm))?,
+            incarnation: Incarnation(report.incarnation),
+            running: report.running,
+            readiness: readiness(report.readiness)?,
+        })
+    }
+}
+
+impl From<&AgentReport> for v1::AgentReport {
+    fn from(report: &AgentReport) -> Self {
+        Self {
+            host: report.host.to_string(),
+            boot_id: report.boot.to_string(),
+            epoch: report.epoch.0,
+            watchdog_armed: report.watchdog_armed,
+            vms: report.vms.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::AgentReport> for AgentReport {
+    type Error = WireError;
+    fn try_from(report: v1::AgentReport) -> Result<Self, WireError> {
+        let vms = report
+            .vms
+            .into_iter()
+            .enumerate()
+            .map(|(at, vm)| {
+                vm.try_into().map_err(|error: WireError| error.within(&format!("report.vms[{at}]")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            host: name("report.host", HostId::new(&report.host))?,
+            boot: name("report.boot_id", BootId::parse(&report.boot_id))?,
+            epoch: Epoch(report.epoch),
+            watchdog_armed: report.watchdog_armed,
+            vms,
+        })
+    }
+}
+
+impl From<Goodbye> for v1::GoodbyeKind {
+    fn from(goodbye: Goodbye) -> Self {
+        match goodbye {
+            Goodbye::AgentRestart => Self::AgentRestart,
+            Goodbye::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+impl TryFrom<v1::GoodbyeKind> for Goodbye {
+    type Error = WireError;
+    fn try_from(kind: v1::GoodbyeKind) -> Result<Self, WireError> {
+        match kind {
+            v1::GoodbyeKind::AgentRestart => Ok(Self::AgentRestart),
+            v1::GoodbyeKind::Shutdown => Ok(Self::Shutdown),
+            v1::GoodbyeKind::Unspecified => Err(WireError::missing("goodbye.kind")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn report() -> impl Strategy<Value = AgentReport> {
+        let readiness = prop_oneof![
+            Just(None),
+            Just(Some(Readiness::Placed)),
+            Just(Some(Readiness::PoweredOn)),
+            Just(Some(Readiness::GuestAgent)),
+            Just(Some(Readiness::NodeReady))
+        ];
+        let vm = ("[a-z][a-z0-9-]{0,20}", any::<u64>(), any::<bool>(), readiness).prop_map(
+            |(vm, at, running, ready)| VmReport {
+                vm: VmId::new(&vm).unwrap(),
+                incarnation: Incarnation(at),
+                running,
+                readiness: ready,
+            },
+        );
+        ("[a-z][a-z0-9-]{0,20}", any::<u128>(), any::<u64>(), any::<bool>(), prop::collection::vec(vm, 0..8))
+            .prop_map(|(host, boot, epoch, watchdog_armed, vms)| AgentReport {
+                host: HostId::new(&host).unwrap(),
+                boot: BootId(boot),
+                epoch: Epoch(epoch),
+                watchdog_armed,
+                vms,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_report_reads_back_as_it_was_written(report in report()) {
+            prop_assert_eq!(AgentReport::try_from(v1::AgentReport::from(&report)).unwrap(), report);
+        }
+
+        #[test]
+        fn any_strings_and_numbers_are_taken_or_refused_without_a_panic(
+            host in ".{0,40}", boot in ".{0,40}", vm in ".{0,40}", kind in any::<i32>()
+        ) {
+            let vms = vec![v1::VmReport { vm, incarnation: 1, running: true, readiness: kind }];
+            let report = v1::AgentReport { host, boot_id: boot, epoch: 1, watchdog_armed: false, vms };
+            let _ = AgentReport::try_from(report);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path() {
+        let vms = vec![v1::VmReport { vm: "a b".into(), ..v1::VmReport::default() }];
+        let boot_id = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".into();
+        let report = v1::AgentReport { host: "h".into(), boot_id, vms, ..v1::AgentReport::default() };
+        let error = AgentReport::try_from(report).unwrap_err();
+        assert!(error.to_string().starts_with("report.vms[0].vm: the name \"a b\""), "{error}");
+    }
+}
