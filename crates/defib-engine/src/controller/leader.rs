@@ -107,7 +107,8 @@ impl Controller {
         }
     }
 
-    /// A refused finding (the host was heard meanwhile) must be asked for again, not proposed for ever.
+    /// A finding was judged by the ledger: if it was refused (the host was heard meanwhile), it must be asked for
+    /// again, not proposed for ever.
     pub(super) fn forget_finding(&mut self, now: Instant, id: RecoveryId) {
         if let Some(ask) = self.asks.get_mut(&id) {
             ask.found = None;

@@ -219,7 +219,7 @@ impl Controller {
         self.wall = wall;
         let mut effects = Vec::new();
         match input {
-            Input::Committed(committed) => self.committed(&committed, &mut effects),
+            Input::Committed(committed) => self.committed(now, &committed, &mut effects),
             Input::Role(role) => self.role_changed(now, role),
             Input::Observed(proposal) => self.observed(now, proposal, &mut effects),
             Input::Reported(report) => {
@@ -286,9 +286,9 @@ impl Controller {
         }
     }
 
-    fn committed(&mut self, committed: &Committed, effects: &mut Vec<Effect>) {
+    fn committed(&mut self, now: Instant, committed: &Committed, effects: &mut Vec<Effect>) {
         self.ledger.apply(committed.index, &committed.entry);
-        self.settled(&committed.entry.command);
+        self.settled(now, &committed.entry.command);
         self.after_apply(effects);
     }
 
@@ -356,12 +356,13 @@ impl Controller {
     }
 
     /// Forgets what was proposed once the log shows it.
-    fn settled(&mut self, command: &Command) {
+    fn settled(&mut self, now: Instant, command: &Command) {
         let key = match command {
             Command::ObserverStarted { observer, .. } if *observer == self.me => Proposed::ObserverStarted,
             Command::LeaderStarted { .. } => Proposed::LeaderStarted,
             Command::PowerFoundOff { host, .. } => {
                 let Some(recovery) = self.ledger.hosts().get(host).and_then(|host| host.recovery) else { return };
+                self.forget_finding(now, recovery);
                 Proposed::PowerFoundOff(recovery)
             }
             Command::FenceIntended { recovery, attempt, .. } => Proposed::FenceIntended(*recovery, *attempt),

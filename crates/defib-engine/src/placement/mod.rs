@@ -1,1 +1,179 @@
-//! To be written.
+//! Where VMs go: the pure function that all of planning is.
+//!
+//! Restarting, first placement, "what if this rack failed" and "would everything restart" ask the same
+//! question of the same code. Hard rules are never broken: capacity in every dimension, labels, hard
+//! anti-affinity per fault-domain level, hosts that are not in use. Soft rules are broken last, and named.
+//!
+//! Tiers are planned strictly in order, so no lower tier takes what a higher one could use. Within a tier the
+//! constrained come first, then the big ones (first fit decreasing). It is a heuristic: when a VM finds no
+//! place, one earlier placement of this plan, of the same or a lower tier, may move to make room (one step, the
+//! [`SWAPS_TRIED`] newest); deeper rearrangements are not searched.
+
+mod index;
+mod plan;
+mod reasons;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+
+use defib_model::{HostId, Inventory, VmId, inventory::Priority};
+use index::{Domains, HostSlot, Occupancy, VmSlot};
+pub use plan::SWAPS_TRIED;
+pub use reasons::{Constraint, Exclusion, Reason, SoftBreak, Usability};
+
+/// What a plan must heed beyond the rules.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Hosts where a VM failed lately: taken only if there is no other.
+    pub avoid: BTreeMap<VmId, BTreeSet<HostId>>,
+    /// VMs that run for the first time: they prefer their declared host and leave the spares alone.
+    pub first_placements: BTreeSet<VmId>,
+}
+
+/// A VM and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Which VM.
+    pub vm: VmId,
+    /// Where.
+    pub host: HostId,
+    /// Soft rules that this breaks.
+    pub broken: Vec<SoftBreak>,
+}
+
+/// A VM without a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unplaced {
+    /// Which VM.
+    pub vm: VmId,
+    /// Why no host will do: together they count every host once.
+    pub exclusions: Vec<Exclusion>,
+}
+
+/// Places for VMs, in the order of planning, and who has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Who goes where.
+    pub placements: Vec<Planned>,
+    /// Who stays without a place.
+    pub unplaced: Vec<Unplaced>,
+}
+
+/// An inventory with dense numbers, and who is where. Follows changes one by one.
+#[derive(Debug, Clone, Default)]
+pub struct Placer {
+    hosts: Vec<HostSlot>,
+    host_numbers: BTreeMap<HostId, usize>,
+    vms: Vec<VmSlot>,
+    vm_numbers: BTreeMap<VmId, usize>,
+    level_names: Vec<String>,
+    domains: Domains,
+    resource_names: Vec<String>,
+    occupancy: Occupancy,
+}
+
+impl Placer {
+    /// Nobody placed yet, and no host usable.
+    #[must_use]
+    pub fn new(inventory: &Inventory) -> Self {
+        index::build(inventory)
+    }
+
+    /// Whether a host may receive VMs.
+    pub fn set_host(&mut self, host: &HostId, usable: Usability) {
+        if let Some(slot) = self.host_numbers.get(host).and_then(|number| self.hosts.get_mut(*number)) {
+            slot.usable = usable;
+        }
+    }
+
+    /// A VM runs or is intended on a host; it leaves where it was.
+    pub fn occupy(&mut self, vm: &VmId, host: &HostId) {
+        self.release(vm);
+        if let (Some(vm), Some(host)) = (self.vm_numbers.get(vm), self.host_numbers.get(host)) {
+            self.occupancy.add(&self.hosts, &self.vms, &self.domains, *vm, *host);
+        }
+    }
+
+    /// A VM is nowhere.
+    pub fn release(&mut self, vm: &VmId) {
+        if let Some(vm) = self.vm_numbers.get(vm) {
+            self.occupancy.remove(&self.hosts, &self.vms, &self.domains, *vm);
+        }
+    }
+
+    /// Whether a VM may be placed on a host now, by all hard rules.
+    ///
+    /// # Errors
+    /// The constraint that forbids it.
+    pub fn admits(&self, vm: &VmId, host: &HostId) -> Result<(), Constraint> {
+        let (Some(vm), Some(host)) = (self.vm_numbers.get(vm), self.host_numbers.get(host)) else {
+            return Err(Constraint::Unusable(Reason::NeverSeen));
+        };
+        self.admissible(&self.occupancy, *vm, *host, false).map_or(Ok(()), Err)
+    }
+
+    /// Places for `wanted`; changes nothing.
+    #[must_use]
+    pub fn plan(&self, wanted: &[VmId], options: &PlanOptions) -> Plan {
+        let numbers = wanted.iter().filter_map(|vm| self.vm_numbers.get(vm).copied()).collect();
+        let mut occupancy = self.occupancy.clone();
+        self.plan_on(&mut occupancy, numbers, options, &BTreeSet::new())
+    }
+
+    /// What would become of the VMs of these hosts if all of them failed now.
+    #[must_use]
+    pub fn what_if_hosts(&self, lost: &BTreeSet<HostId>) -> Plan {
+        let lost: BTreeSet<usize> = lost.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
+        self.what_if(&mut self.occupancy.clone(), &lost)
+    }
+
+    /// `occupancy` is as before when this returns.
+    fn what_if(&self, occupancy: &mut Occupancy, lost: &BTreeSet<usize>) -> Plan {
+        let victims: Vec<(usize, usize)> = lost
+            .iter()
+            .flat_map(|host| occupancy.on(*host).iter().map(|vm| (*vm, *host)).collect::<Vec<_>>())
+            .collect();
+        for (vm, _) in &victims {
+            occupancy.remove(&self.hosts, &self.vms, &self.domains, *vm);
+        }
+        let wanted =
+            victims.iter().map(|(vm, _)| *vm).filter(|vm| self.vms[*vm].priority != Priority::Disabled).collect();
+        let plan = self.plan_on(occupancy, wanted, &PlanOptions::default(), lost);
+        for (vm, host) in victims {
+            occupancy.remove(&self.hosts, &self.vms, &self.domains, vm);
+            occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
+        }
+        plan
+    }
+
+    /// Admission control: every host and every fault domain whose failure now would leave VMs without a
+    /// place, and which VMs.
+    #[must_use]
+    pub fn protection(&self) -> Vec<(String, Vec<VmId>)> {
+        let mut occupancy = self.occupancy.clone();
+        let mut weak = Vec::new();
+        for level in 0..=self.level_names.len() {
+            for (name, members) in self.domains.members(level) {
+                let lost: BTreeSet<usize> = members.iter().copied().collect();
+                let plan = self.what_if(&mut occupancy, &lost);
+                if !plan.unplaced.is_empty() {
+                    let level = self.level_names.get(level).map_or("host", String::as_str);
+                    let vms = plan.unplaced.into_iter().map(|left| left.vm).collect();
+                    weak.push((alloc::format!("{level} {name}"), vms));
+                }
+            }
+        }
+        weak
+    }
+
+    /// Checks that what is placed breaks no hard rule, and that the books are right.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        self.occupancy.check(self)
+    }
+}

@@ -200,6 +200,7 @@ impl Thread {
             path: u8::try_from(beat.path).unwrap_or(u8::MAX),
             lease_held_ms: u64::from(beat.lease_held_ms),
             vm_digest: beat.vm_digest,
+            echo: (beat.echo > 0).then_some(Instant(beat.echo)),
         };
         let Some(ack) = self.observer.heartbeat(now, slot, &heard) else {
             return self.counters.drop_one(Counters::UNORDERED);
@@ -214,6 +215,7 @@ impl Thread {
             granted: u32::from(ack.granted),
             lease_ms: u32::try_from(ack.lease_ms).unwrap_or(u32::MAX),
             replica: self.replica,
+            stamp: ack.stamp.0,
         };
         let sealing = &mut session.sealing;
         self.answers.answer(&self.received, number, |buffer| sealing.seal(&reply, buffer).is_ok());
