@@ -73,7 +73,7 @@ impl Batch {
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         for at in 0..BATCH {
             self.prepare(at, BUFFER);
-            self.headers[at].msg_hdr.msg_namelen = std::mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            self.headers[at].msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
         }
         self.filled = 0;
         // SAFETY: every header points to a buffer, a vector and an address that live as long as `self`, with
@@ -150,7 +150,7 @@ pub(super) fn kernel_drops(socket: BorrowedFd<'_>) -> Option<u64> {
     const SK_MEMINFO_DROPS: usize = 8;
     const SO_MEMINFO: libc::c_int = 55;
     let mut values = [0_u32; SK_MEMINFO_VARS];
-    let mut length = std::mem::size_of_val(&values) as libc::socklen_t;
+    let mut length = size_of_val(&values) as libc::socklen_t;
     // SAFETY: `values` is writable for `length` bytes, and the kernel writes no more than that.
     let result = unsafe {
         libc::getsockopt(
