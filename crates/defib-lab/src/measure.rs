@@ -232,3 +232,111 @@ async fn watch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use defib_model::event::ProofKind;
+    use defib_model::{
+        ClusterTime, Epoch, Event, EventSeq, HostId, Incarnation, LogIndex, ReplicaId, UnixMillis, VmId,
+    };
+
+    const MS: u64 = 1_000_000;
+
+    fn seen(at_ms: u64, kind: EventKind) -> Seen {
+        let event = Event {
+            seq: EventSeq(1),
+            index: LogIndex(1),
+            ordinal: 0,
+            at: ClusterTime(0),
+            wall: UnixMillis(0),
+            recovery: None,
+            cause: None,
+            kind,
+            hash: String::new(),
+        };
+        Seen { at_ns: at_ms * MS, event }
+    }
+
+    fn life(vm: &str, host: &str, from_ms: u64) -> Life {
+        Life {
+            vm: vm.into(),
+            host: host.into(),
+            incarnation: 1,
+            pid: 1,
+            started_ns: from_ms * MS,
+            last_ns: (from_ms + 1) * MS,
+            ready_ns: 0,
+            beats: 1,
+            longest_gap_ns: 0,
+        }
+    }
+
+    fn host(name: &str) -> HostId {
+        HostId::new(name).unwrap()
+    }
+
+    fn asks(at_ms: u64, of: &str) -> Seen {
+        let (from, to) = (Opinion::Alive, Opinion::Asks);
+        seen(
+            at_ms,
+            EventKind::OpinionChanged { observer: ReplicaId(1), host: host(of), from, to, silent_ms: 9 },
+        )
+    }
+
+    fn proven(at_ms: u64, of: &str) -> Seen {
+        let proof = ProofKind::CleanShutdown;
+        seen(at_ms, EventKind::DeathProven { host: host(of), epoch: Epoch(1), proof })
+    }
+
+    fn recovered(at_ms: u64, of: &str) -> Seen {
+        seen(at_ms, EventKind::HostRecovered { host: host(of), restarted: 1, left: 0 })
+    }
+
+    #[test]
+    fn steps_count_from_the_fault_and_wait_for_the_last_host() {
+        let before = [life("a", "h1", 5), life("b", "h2", 5), life("c", "h3", 5)];
+        let mut recovery = Recovery::new(1000 * MS, &["h1".into(), "h2".into()], &before);
+        assert_eq!(recovery.lost().len(), 2);
+        for event in
+            [asks(900, "h1"), asks(1300, "h1"), asks(1310, "h3"), proven(1400, "h1"), recovered(1500, "h1")]
+        {
+            recovery.observe(&event);
+        }
+        let mut lives = before.to_vec();
+        lives.push(life("a", "h4", 1450));
+        assert!(!recovery.is_proven());
+        assert!(recovery.waits_for(&lives).unwrap().contains("1 VMs to run elsewhere: b"));
+        let steps = recovery.steps(&lives);
+        assert_eq!((steps.suspicion, steps.verdict, steps.proof), (Some(300.0), None, None));
+        recovery.observe(&proven(1600, "h2"));
+        lives.push(life("b", "h2", 1650));
+        assert!(recovery.waits_for(&lives).unwrap().contains('b'), "on the host that died is not elsewhere");
+        lives.push(life("b", "h4", 1700));
+        assert_eq!(recovery.waits_for(&lives).unwrap(), "the recovery of h2 to be closed");
+        recovery.observe(&recovered(1710, "h2"));
+        assert_eq!(recovery.waits_for(&lives), None);
+        let steps = recovery.steps(&lives);
+        assert_eq!(
+            (steps.proof, steps.first_running, steps.last_running),
+            (Some(600.0), Some(450.0), Some(700.0))
+        );
+    }
+
+    #[test]
+    fn a_vm_without_a_place_is_not_waited_for_until_it_has_one() {
+        let mut recovery = Recovery::new(0, &["h1".into()], &[life("a", "h1", 0)]);
+        let vm = VmId::new("a").unwrap();
+        recovery.observe(&seen(1, EventKind::VmUnplaced { vm: vm.clone(), reasons: vec!["full".into()] }));
+        assert_eq!(recovery.waits_for(&[]), None);
+        let placed = EventKind::VmPlaced {
+            vm,
+            host: host("h2"),
+            incarnation: Incarnation(2),
+            from: Some(host("h1")),
+            broken: Vec::new(),
+        };
+        recovery.observe(&seen(2, placed));
+        assert!(recovery.waits_for(&[]).is_some());
+    }
+}

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::files::ReplicaPorts;
 use super::{
-    Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, binary,
+    Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, Refused, binary,
     describe, files, layout, ports,
 };
 use crate::clock::monotonic_ns;
@@ -233,7 +233,7 @@ impl Cluster {
                     bail!("replica {} ended with {}: {log}", replica.id, describe(status));
                 }
             }
-            if Instant::now() > deadline || error.to_string().contains("refused") {
+            if Instant::now() > deadline || error.is::<Refused>() {
                 return Err(error.context("the cluster took neither policy nor inventory"));
             }
             sleep(LOOK_EVERY).await;

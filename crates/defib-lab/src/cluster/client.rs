@@ -9,8 +9,8 @@ use defib_rpc::{Connecting, channel};
 use defib_wire::v1;
 use defib_wire::v1::operator_client::OperatorClient;
 use tokio::time::timeout;
-use tonic::Request;
 use tonic::transport::Channel;
+use tonic::{Code, Request};
 
 use super::files::ReplicaPorts;
 
@@ -25,7 +25,12 @@ pub struct Operator {
     replicas: Vec<(u64, OperatorClient<Channel>)>,
 }
 
-/// How a call to one replica is made.
+/// It was understood, and the answer is no: there is no use in trying again.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {0}")]
+pub struct Refused(String);
+
+/// Asks one replica after the other.
 macro_rules! ask {
     ($self:ident, $call:ident, $request:expr) => {{
         let request = $request;
@@ -34,6 +39,11 @@ macro_rules! ask {
             let mut client = client.clone();
             match timeout(ANSWER_WITHIN, client.$call(Request::new(request.clone()))).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status))
+                    if matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied) =>
+                {
+                    return Err(Refused(format!("r{id}: {}", status.message())).into());
+                }
                 Ok(Err(status)) => problems.push(format!("r{id}: {:?}: {}", status.code(), status.message())),
                 Err(_) => problems.push(format!("r{id}: no answer")),
             }
@@ -163,5 +173,5 @@ fn apply(yaml: &str, file_name: &str) -> v1::ApplyRequest {
 }
 
 fn accepted(what: &str, answer: v1::ApplyResponse) -> anyhow::Result<()> {
-    if answer.accepted { Ok(()) } else { Err(anyhow!("the {what} was refused: {}", answer.message)) }
+    if answer.accepted { Ok(()) } else { Err(Refused(format!("the {what}: {}", answer.message)).into()) }
 }

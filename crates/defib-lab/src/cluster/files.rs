@@ -263,3 +263,51 @@ pub fn inventory(inventory: &Inventory) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::layout::{Size, inventory as declared};
+    use defib_model::inventory::{FencingLevel, RedfishTarget};
+    use defib_observe::documents::{inventory_from_yaml, policy_from_yaml};
+
+    #[test]
+    fn an_inventory_is_read_back_as_it_was_written() {
+        let guest = Path::new("/opt/a b/\"guest\"");
+        let mut wanted = declared(Size::default(), guest, Path::new("/tmp/o#1")).unwrap();
+        for (number, host) in wanted.hosts.values_mut().enumerate() {
+            host.neighbour_address = Some(format!("127.0.0.1:{number}"));
+            let target = RedfishTarget {
+                address: "https://127.0.0.1:8443".into(),
+                uuid: Some(format!("u{number}")),
+                serial: Some(format!("s{number}")),
+                system: None,
+                pin: Some("ab".repeat(32)),
+                credentials: "file:/tmp/x y".into(),
+            };
+            let method = FenceMethod::Redfish(target);
+            let other = FenceMethod::Redfish(RedfishTarget {
+                address: "https://127.0.0.1:8444".into(),
+                uuid: Some(format!("v{number}")),
+                serial: None,
+                system: Some("/redfish/v1/Systems/2".into()),
+                pin: None,
+                credentials: "env:X".into(),
+            });
+            host.fencing = vec![FencingLevel(vec![method.clone(), other.clone()]), FencingLevel(vec![other])];
+        }
+        assert_eq!(inventory_from_yaml("inventory.yaml", &inventory(&wanted)).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_policy_is_read_back_as_it_was_written() {
+        let mut odd = Policy::default();
+        odd.brakes.flap_limit = 1000;
+        odd.restart.tier_delay = Millis(1);
+        odd.lease.drift_ppm = 7;
+        odd.detection.act_after_max = Millis(61_001);
+        for wanted in [Policy::default(), Policy::fast(), odd] {
+            assert_eq!(policy_from_yaml("policy.yaml", &policy(&wanted)).unwrap(), wanted);
+        }
+    }
+}

@@ -21,7 +21,7 @@ use defib_model::{Inventory, Policy};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use client::Operator;
+pub use client::{Operator, Refused};
 pub use events::{Follower, Seen, Stream};
 pub use layout::Size;
 pub use process::{Process, Program, binary, describe};
@@ -38,7 +38,7 @@ pub const REPLICAS: u64 = 3;
 /// What an emulator gets to take its host down when the lab ends.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Which of the policy's profiles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -214,10 +214,15 @@ mod tests {
     #[test]
     fn a_process_that_watches_its_input_is_asked_before_it_is_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let script = "trap '' TERM; read x; echo bye";
+        let script = "trap '' TERM; echo up; read x; echo bye";
         let mut process = Process::start(&program(dir.path(), script, true)).unwrap();
+        let output = || std::fs::read_to_string(dir.path().join("output")).unwrap();
+        let deadline = monotonic_ns() + 60_000_000_000;
+        while output() != "up\n" && monotonic_ns() < deadline {
+            pause();
+        }
         process.stop(Duration::from_secs(60));
-        assert_eq!(std::fs::read_to_string(dir.path().join("output")).unwrap(), "bye\n");
+        assert_eq!(output(), "up\nbye\n");
     }
 
     #[test]
