@@ -141,6 +141,10 @@ impl Incoming {
                     let _place = place;
                     match tokio::time::timeout(HANDSHAKE, handshake(tcp, address, acceptor, &cluster)).await {
                         Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
+                        // Who hangs up before saying who it is only looked whether somebody listens.
+                        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                            tracing::debug!(%address, "a caller hung up");
+                        }
                         Ok(Err(error)) => tracing::warn!(%address, %error, "a connection was refused"),
                         Err(_) => tracing::warn!(%address, "a TLS handshake took too long"),
                     }
