@@ -1,0 +1,101 @@
+//! The host's half of the double quorum (design 4.1): what the other agents answer to "do you hold a lease?".
+
+use alloc::{
+    collections::BTreeMap,
+    string::String,
+    vec::Vec,
+};
+
+use defib_model::{HostId, Instant, Millis};
+
+use super::words::{Answer, Electorate};
+
+/// The newest answer of each neighbour.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Neighbours {
+    answers: BTreeMap<HostId, (Instant, Answer)>,
+    asked: Option<Instant>,
+}
+
+impl Neighbours {
+    /// Takes an answer; an answer to an older question than the newest that was answered is ignored.
+    pub(super) fn answered(&mut self, host: &HostId, asked_at: Instant, answer: Answer) {
+        match self.answers.get_mut(host) {
+            Some(held) => {
+                if asked_at >= held.0 {
+                    *held = (asked_at, answer);
+                }
+            }
+            None => {
+                self.answers.insert(host.clone(), (asked_at, answer));
+            }
+        }
+    }
+
+    /// Forgets hosts that don't count any more.
+    pub(super) fn keep(&mut self, electorate: &Electorate) {
+        self.answers.retain(|host, _| electorate.hosts.contains_key(host));
+    }
+
+    /// Until when a host without a lease may let its VMs run: while a strict majority of all hosts, itself included, says
+    /// that it holds none either, and no fresh answer says otherwise.
+    ///
+    /// Only answers by the very electorate that this host knows count: majorities of different electorates need not
+    /// share a host.
+    pub(super) fn exempt_until(
+        &self,
+        now: Instant,
+        me: &HostId,
+        electorate: &Electorate,
+        freshness: Millis,
+    ) -> Option<Instant> {
+        if electorate.hosts.is_empty() {
+            return None;
+        }
+        let mut ends = Vec::new();
+        for (host, (asked_at, answer)) in &self.answers {
+            let end = asked_at.plus(freshness);
+            if now >= end || host == me || !electorate.hosts.contains_key(host) {
+                continue;
+            }
+            if answer.holds_lease {
+                return None;
+            }
+            if answer.electorate == electorate.version {
+                ends.push(end);
+            }
+        }
+        if electorate.hosts.contains_key(me) {
+            // I am without one as long as this is asked at all.
+            ends.push(now.plus(freshness));
+        }
+        ends.sort_unstable_by(|one, other| other.cmp(one));
+        ends.get(electorate.hosts.len() / 2).copied()
+    }
+
+    /// Whom to ask, if it is time for that.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        me: &HostId,
+        electorate: &Electorate,
+        freshness: Millis,
+    ) -> Option<Vec<(HostId, String)>> {
+        if self.next_ask(freshness) > now {
+            return None;
+        }
+        let hosts: Vec<_> = electorate
+            .hosts
+            .iter()
+            .filter(|(host, neighbour)| *host != me && !neighbour.address.is_empty())
+            .map(|(host, neighbour)| (host.clone(), neighbour.address.clone()))
+            .collect();
+        self.asked = Some(now);
+        (!hosts.is_empty()).then_some(hosts)
+    }
+
+    /// When to ask again: four times within the freshness of an answer, so that one lost datagram costs nothing.
+    pub(super) fn next_ask(&self, freshness: Millis) -> Instant {
+        self.asked.map_or(Instant(0), |asked| asked.plus(Millis((freshness.0 / 4).max(1))))
+    }
+}

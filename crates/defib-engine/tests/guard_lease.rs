@@ -1,0 +1,616 @@
+//! The safety of leases (design 4.1), with everything in it that can hurt: three observers and some guards, each by its own
+//! drifting clock, over links that delay, lose and cut, with frozen processes on both sides. Whatever happens: from the moment at
+//! which a majority of observers has voted that a host's lease ran out, no VM runs there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use defib_engine::{
+    guard::{
+        Answer, Config, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Timing, Verb, VmObserved,
+    },
+    observer::{Ack, Beat, HostView, Observer, Proposal, Slot},
+};
+use defib_model::{
+    BootId, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, Opinion, Policy, ReplicaId, Subject, VmId,
+    inventory::Definition,
+};
+use proptest::prelude::*;
+
+const TICK: u64 = 5;
+const REPLICAS: usize = 3;
+const DRIFT_PPM: u32 = 20_000;
+
+fn policy() -> Policy {
+    let mut policy = Policy::default();
+    policy.detection.heartbeat_interval = Millis(50);
+    policy.detection.ask_after_beats = 3;
+    policy.detection.act_after = Millis(300);
+    policy.detection.start_grace = Millis(500);
+    policy.lease.lease = Millis(1000);
+    policy.lease.watchdog = Millis(1000);
+    policy.lease.answer_freshness = Millis(400);
+    policy.lease.drift_ppm = DRIFT_PPM;
+    policy.validate().unwrap();
+    policy
+}
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+
+    fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+}
+
+/// A monotonic clock that starts anywhere and runs up to half of the drift too fast or too slow.
+struct Clock {
+    offset: u64,
+    ppm: i64,
+}
+
+impl Clock {
+    fn draw(dice: &mut Dice) -> Self {
+        let half = i64::from(DRIFT_PPM) / 2 - 200;
+        Self { offset: 10_000_000_000 + dice.below(1_000_000_000_000), ppm: dice.below(2 * half as u64) as i64 - half }
+    }
+
+    fn at(&self, real_ms: u64) -> Instant {
+        let nanos = real_ms as i64 * 1_000_000;
+        Instant(self.offset + (nanos + nanos / 1_000_000 * self.ppm) as u64)
+    }
+}
+
+enum Message {
+    Beat { host: usize, replica: usize, sent_at: Instant, beat: Beat },
+    Ack { host: usize, replica: usize, sent_at: Instant, ack: Ack },
+    Question { from: usize, to: usize, asked_at: Instant },
+    Answer { from: usize, to: usize, asked_at: Instant, answer: Answer },
+    View { replica: usize, host: usize, view: HostView },
+}
+
+struct Host {
+    id: HostId,
+    guard: Guard,
+    clock: Clock,
+    frozen_until: u64,
+    sequence: u64,
+    petted: u64,
+    running: bool,
+    /// A stop that is under way ends here.
+    stop_ends: Option<u64>,
+    reset: bool,
+    epoch: Epoch,
+    condemned: bool,
+    votes: BTreeSet<usize>,
+    proven: bool,
+}
+
+struct Replica {
+    observer: Observer,
+    clock: Clock,
+    frozen_until: u64,
+    slots: Vec<Slot>,
+}
+
+/// What a world may do to those who live in it; each one in so many.
+#[derive(Debug, Clone)]
+struct Weather {
+    seed: u64,
+    hosts: usize,
+    loss: u64,
+    delay_max: u64,
+    cuts: u64,
+    freezes: u64,
+    condemnations: u64,
+}
+
+struct World {
+    now: u64,
+    dice: Dice,
+    weather: Weather,
+    hosts: Vec<Host>,
+    replicas: Vec<Replica>,
+    /// Cut links between two parties (hosts, then replicas), and until when.
+    cuts: BTreeMap<(usize, usize), u64>,
+    messages: BTreeMap<(u64, u64), Message>,
+    sent: u64,
+    opinions: BTreeMap<(usize, usize), Opinion>,
+    stops: usize,
+    proofs: usize,
+}
+
+fn vm(host: usize) -> VmId {
+    VmId::new(&format!("vm{host}")).unwrap()
+}
+
+fn view(host: &Host) -> HostView {
+    HostView {
+        epoch: host.epoch,
+        watched: true,
+        grantable: !host.condemned,
+        condemned: host.condemned,
+        muted_for: None,
+        recorded: Opinion::Alive,
+        vote_recorded: false,
+    }
+}
+
+impl World {
+    fn new(weather: Weather) -> Self {
+        let mut dice = Dice(weather.seed);
+        let policy = policy();
+        let ids: Vec<HostId> = (0..weather.hosts).map(|at| HostId::new(&format!("h{at}")).unwrap()).collect();
+        let electorate = Electorate {
+            version: 1,
+            hosts: ids
+                .iter()
+                .map(|id| (id.clone(), Neighbour { address: format!("{id}:1"), domain: vec![] }))
+                .collect(),
+            replicas: (1..=REPLICAS as u64).map(ReplicaId).collect(),
+        };
+        let mut hosts = Vec::new();
+        for (at, id) in ids.iter().enumerate() {
+            let clock = Clock::draw(&mut dice);
+            let config = Config { host: id.clone(), timing: Timing::from(&policy.lease) };
+            let mut guard = Guard::new(config, None, None, BootId(1), clock.at(0));
+            let seen = VmObserved { vm: vm(at), incarnation: Incarnation(1), running: true, readiness: None };
+            for input in [
+                Input::Electorate(electorate.clone()),
+                Input::EpochTold { epoch: Epoch(1) },
+                Input::Hypervisor(seen),
+                Input::HypervisorListed,
+            ] {
+                guard.step(clock.at(0), input);
+            }
+            hosts.push(Host {
+                id: id.clone(),
+                guard,
+                clock,
+                frozen_until: 0,
+                sequence: 0,
+                petted: 0,
+                running: true,
+                stop_ends: None,
+                reset: false,
+                epoch: Epoch(1),
+                condemned: false,
+                votes: BTreeSet::new(),
+                proven: false,
+            });
+        }
+        let replicas = (0..REPLICAS)
+            .map(|at| {
+                let clock = Clock::draw(&mut dice);
+                let start = clock.at(0);
+                let mut observer = Observer::new(ReplicaId(at as u64 + 1), 1, &policy, start);
+                observer.caught_up(start);
+                let slots = hosts.iter().map(|host| observer.watch(start, &host.id, view(host))).collect();
+                Replica { observer, clock, frozen_until: 0, slots }
+            })
+            .collect();
+        Self {
+            now: 0,
+            dice,
+            weather,
+            hosts,
+            replicas,
+            cuts: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            sent: 0,
+            opinions: BTreeMap::new(),
+            stops: 0,
+            proofs: 0,
+        }
+    }
+
+    fn is_cut(&self, one: usize, other: usize) -> bool {
+        self.cuts.get(&(one.min(other), one.max(other))).is_some_and(|until| self.now < *until)
+    }
+
+    fn cut(&mut self, one: usize, other: usize, until: u64) {
+        self.cuts.insert((one.min(other), one.max(other)), until);
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: Message) {
+        if self.is_cut(from, to) || self.dice.one_in(self.weather.loss) {
+            return;
+        }
+        // Most are quick, some lie long in a queue.
+        let limit = if self.dice.one_in(10) { self.weather.delay_max } else { 10 };
+        let at = self.now + self.dice.below(limit + 1);
+        self.post(at, message);
+    }
+
+    fn post(&mut self, at: u64, message: Message) {
+        self.sent += 1;
+        self.messages.insert((at, self.sent), message);
+    }
+
+    fn step(&mut self, at: usize, input: Input) {
+        let host = &mut self.hosts[at];
+        let effects = host.guard.step(host.clock.at(self.now), input);
+        for effect in effects {
+            match effect {
+                Effect::StopVm { .. } => {
+                    // Stopping takes what a hard stop may take: less than 2/5 of the watchdog's time.
+                    let ends = self.now + self.dice.below(350);
+                    let ends = self.hosts[at].stop_ends.unwrap_or(ends).min(ends);
+                    self.hosts[at].stop_ends = Some(ends);
+                    self.stops += 1;
+                }
+                Effect::AskNeighbours { hosts } => {
+                    let asked_at = self.hosts[at].clock.at(self.now);
+                    for (host, _) in hosts {
+                        let to = self.hosts.iter().position(|one| one.id == host).unwrap();
+                        self.send(at, to, Message::Question { from: at, to, asked_at });
+                    }
+                }
+                Effect::Persist(_) | Effect::StartVm { .. } | Effect::Report { .. } => {}
+            }
+        }
+    }
+
+    fn deliver(&mut self, message: Message) {
+        let hosts = self.hosts.len();
+        let to_frozen = match &message {
+            Message::Beat { replica, .. } | Message::View { replica, .. } => self.replicas[*replica].frozen_until,
+            Message::Ack { host, .. } | Message::Question { to: host, .. } | Message::Answer { to: host, .. } => {
+                if self.hosts[*host].reset {
+                    return;
+                }
+                self.hosts[*host].frozen_until
+            }
+        };
+        if to_frozen > self.now {
+            return self.post(to_frozen, message);
+        }
+        match message {
+            Message::Beat { host, replica, sent_at, beat } => {
+                let one = &mut self.replicas[replica];
+                let (now, slot) = (one.clock.at(self.now), one.slots[host]);
+                if let Some(ack) = one.observer.heartbeat(now, slot, &beat) {
+                    self.send(hosts + replica, host, Message::Ack { host, replica, sent_at, ack });
+                }
+            }
+            Message::View { replica, host, view } => {
+                let one = &mut self.replicas[replica];
+                one.observer.watch(one.clock.at(self.now), &self.hosts[host].id, view);
+            }
+            Message::Ack { host, replica, sent_at, ack } => {
+                self.step(host, Input::Ack { replica: ReplicaId(replica as u64 + 1), sent_at, ack });
+            }
+            Message::Question { from, to, asked_at } => {
+                let asked = &self.hosts[to];
+                let answer = asked.guard.answer(asked.clock.at(self.now));
+                self.send(to, from, Message::Answer { from: to, to: from, asked_at, answer });
+            }
+            Message::Answer { from, to, asked_at, answer } => {
+                let host = self.hosts[from].id.clone();
+                self.step(to, Input::NeighbourAnswer { host, asked_at, answer });
+            }
+        }
+    }
+
+    /// The log reaches every replica in its own time, but in order.
+    fn tell_view(&mut self, host: usize) {
+        let view = view(&self.hosts[host]);
+        for replica in 0..REPLICAS {
+            let waiting = self.messages.iter().rev().find_map(|((at, _), message)| match message {
+                Message::View { replica: to, host: about, .. } if (*to, *about) == (replica, host) => Some(*at),
+                _ => None,
+            });
+            let at = (self.now + 1 + self.dice.below(200)).max(waiting.unwrap_or(0));
+            self.post(at, Message::View { replica, host, view: view.clone() });
+        }
+    }
+
+    fn judge(&mut self, host: usize, condemned: bool) {
+        let one = &mut self.hosts[host];
+        one.condemned = condemned;
+        one.epoch = one.epoch.next();
+        one.votes.clear();
+        self.tell_view(host);
+    }
+
+    /// Bad weather.
+    fn blow(&mut self) {
+        let (hosts, parties) = (self.hosts.len(), self.hosts.len() + REPLICAS);
+        if self.dice.one_in(self.weather.cuts) {
+            let until = self.now + 200 + self.dice.below(6000);
+            match self.dice.below(5) {
+                // One host is alone.
+                0 => {
+                    let one = self.dice.below(hosts as u64) as usize;
+                    (0..parties).filter(|other| *other != one).for_each(|other| self.cut(one, other, until));
+                }
+                // A host and all replicas don't hear each other.
+                1 => {
+                    let one = self.dice.below(hosts as u64) as usize;
+                    (hosts..parties).for_each(|other| self.cut(one, other, until));
+                }
+                // All replicas are gone for all, or for most.
+                2 | 3 => {
+                    for one in 0..hosts {
+                        if !self.dice.one_in(4) {
+                            (hosts..parties).for_each(|other| self.cut(one, other, until));
+                        }
+                    }
+                }
+                // Some link.
+                _ => {
+                    let one = self.dice.below(parties as u64) as usize;
+                    let other = self.dice.below(parties as u64) as usize;
+                    self.cut(one, other, until);
+                }
+            }
+        }
+        if self.dice.one_in(self.weather.freezes) {
+            let until = self.now + self.dice.below(2500);
+            let who = self.dice.below(parties as u64) as usize;
+            match who.checked_sub(hosts) {
+                None => self.hosts[who].frozen_until = until,
+                Some(replica) => self.replicas[replica].frozen_until = until,
+            }
+        }
+        if self.dice.one_in(self.weather.condemnations) {
+            let host = self.dice.below(hosts as u64) as usize;
+            if !self.hosts[host].condemned {
+                self.judge(host, true);
+            } else if !self.hosts[host].proven && self.dice.one_in(3) {
+                self.judge(host, false);
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), TestCaseError> {
+        self.now += TICK;
+        let hosts = self.hosts.len();
+        let watchdog = policy().lease.watchdog.0;
+        for at in 0..hosts {
+            if self.hosts[at].stop_ends.is_some_and(|ends| ends <= self.now) {
+                self.hosts[at].stop_ends = None;
+                self.hosts[at].running = false;
+                if self.hosts[at].frozen_until <= self.now && !self.hosts[at].reset {
+                    self.step(at, Input::StopFinished { vm: vm(at), incarnation: Incarnation(1), ok: true });
+                }
+            }
+        }
+        while let Some(entry) = self.messages.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            let message = entry.remove();
+            self.deliver(message);
+        }
+        for at in 0..hosts {
+            let host = &mut self.hosts[at];
+            // The hardware does what it is there for.
+            if self.now - host.petted > watchdog {
+                host.reset = true;
+                host.running = false;
+            }
+            if host.reset || host.frozen_until > self.now {
+                continue;
+            }
+            let now = host.clock.at(self.now);
+            if host.guard.next_deadline().is_some_and(|due| due <= now) {
+                self.step(at, Input::Woke);
+            }
+            let host = &mut self.hosts[at];
+            if host.guard.may_pet(now) {
+                host.petted = self.now;
+            }
+            if self.now % 50 == 0 {
+                host.sequence += 1;
+                for replica in 0..REPLICAS {
+                    let host = &self.hosts[at];
+                    let beat = host.guard.beat(now, ReplicaId(replica as u64 + 1), host.sequence, 0);
+                    self.send(at, hosts + replica, Message::Beat { host: at, replica, sent_at: now, beat });
+                }
+            }
+        }
+        for replica in 0..REPLICAS {
+            let one = &mut self.replicas[replica];
+            let now = one.clock.at(self.now);
+            if one.frozen_until > self.now || one.observer.next_deadline().is_none_or(|due| due > now) {
+                continue;
+            }
+            for proposal in one.observer.woke(now) {
+                self.propose(replica, proposal);
+            }
+        }
+        for host in &self.hosts {
+            prop_assert!(
+                !(host.proven && host.running),
+                "{} runs a VM at {} ms although its lease was proven to have run out; its guard says {:?}",
+                host.id,
+                self.now,
+                host.guard.lease(host.clock.at(self.now))
+            );
+        }
+        Ok(())
+    }
+
+    fn propose(&mut self, replica: usize, proposal: Proposal) {
+        match proposal {
+            Proposal::Opinions(changes) => {
+                for change in changes {
+                    let at = self.hosts.iter().position(|host| host.id == change.host).unwrap();
+                    self.opinions.insert((at, replica), change.opinion);
+                    let dead = (0..REPLICAS)
+                        .filter(|replica| self.opinions.get(&(at, *replica)) == Some(&Opinion::Dead))
+                        .count();
+                    if dead > REPLICAS / 2 && !self.hosts[at].condemned {
+                        self.judge(at, true);
+                    }
+                }
+            }
+            Proposal::LeasesExpired(votes) => {
+                for vote in votes {
+                    let host = self.hosts.iter_mut().find(|host| host.id == vote.host).unwrap();
+                    if host.condemned && vote.epoch == host.epoch {
+                        host.votes.insert(replica);
+                        if host.votes.len() > REPLICAS / 2 && !host.proven {
+                            host.proven = true;
+                            self.proofs += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn run(&mut self, millis: u64, fair: bool) -> Result<(), TestCaseError> {
+        let end = self.now + millis;
+        while self.now < end {
+            if !fair {
+                self.blow();
+            }
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> usize {
+        self.hosts.iter().filter(|host| host.running).count()
+    }
+
+    fn lease(&self, at: usize) -> LeaseState {
+        self.hosts[at].guard.lease(self.hosts[at].clock.at(self.now))
+    }
+}
+
+fn calm(hosts: usize) -> Weather {
+    let never = u64::MAX;
+    Weather { seed: 7, hosts, loss: never, delay_max: 10, cuts: never, freezes: never, condemnations: never }
+}
+
+fn weather() -> impl Strategy<Value = Weather> {
+    (any::<u64>(), 1_usize..=6, 3_u64..200, 1_u64..4000, 40_u64..800, 40_u64..1500, 100_u64..2000).prop_map(
+        |(seed, hosts, loss, delay_max, cuts, freezes, condemnations)| Weather {
+            seed,
+            hosts,
+            loss,
+            delay_max,
+            cuts,
+            freezes,
+            condemnations,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(160),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn where_a_majority_voted_expiry_no_vm_runs(weather in weather()) {
+        let mut world = World::new(weather);
+        world.run(3000, true)?;
+        world.run(20_000, false)?;
+        // Whatever was cut stays cut for a while: votes that are wrong come now.
+        world.run(5000, true)?;
+        if std::env::var_os("DEFIB_SHOW").is_some() {
+            eprintln!("{} proofs, {} of {} running, {} stops", world.proofs, world.running(), world.hosts.len(), world.stops);
+        }
+    }
+}
+
+#[test]
+fn an_isolated_host_stops_its_vms_and_is_proven_dead_soon_after_lease_and_watchdog() {
+    let mut world = World::new(calm(4));
+    world.run(3000, true).unwrap();
+    for other in 1..4 + REPLICAS {
+        world.cut(0, other, u64::MAX);
+    }
+    let cut_at = world.now;
+    while world.hosts[0].running {
+        world.run(TICK, true).unwrap();
+    }
+    let stopped_after = world.now - cut_at;
+    assert!((1000..2000).contains(&stopped_after), "{stopped_after} ms");
+    while world.proofs == 0 {
+        world.run(TICK, true).unwrap();
+        assert!(world.now - cut_at < 4000, "not proven");
+    }
+    let proven_after = world.now - cut_at;
+    assert!((1950..2600).contains(&proven_after), "{proven_after} ms");
+    assert_eq!(world.running(), 3);
+}
+
+#[test]
+fn a_switch_that_cuts_all_hosts_from_all_replicas_stops_no_vm_and_proves_no_death() {
+    let mut world = World::new(calm(5));
+    world.run(3000, true).unwrap();
+    for host in 0..5 {
+        for replica in 5..5 + REPLICAS {
+            world.cut(host, replica, 60_000);
+        }
+    }
+    world.run(57_000, true).unwrap();
+    assert!(matches!(world.lease(0), LeaseState::Exempt { .. }));
+    // They come back, and all is well.
+    world.run(5000, true).unwrap();
+    assert_eq!((world.running(), world.stops, world.proofs), (5, 0, 0));
+    assert!(matches!(world.lease(0), LeaseState::Held { .. }));
+}
+
+#[test]
+fn a_host_that_stays_cut_off_when_the_controllers_come_back_stops_before_its_death_is_proven() {
+    let mut world = World::new(calm(3));
+    world.run(3000, true).unwrap();
+    for host in 0..3 {
+        for replica in 3..3 + REPLICAS {
+            world.cut(host, replica, if host == 0 { u64::MAX } else { 10_000 });
+        }
+    }
+    world.run(7000, true).unwrap();
+    assert_eq!((world.running(), world.proofs), (3, 0), "nobody has a lease, so everybody runs on");
+    // From 10 s on two of three hosts hold leases; the third hears that from them and must go.
+    while world.proofs == 0 {
+        world.run(TICK, true).unwrap();
+        assert!(world.now < 15_000, "not proven");
+    }
+    assert!(world.now >= 11_400, "proven at {} ms", world.now);
+    assert_eq!(world.running(), 2);
+}
+
+#[test]
+fn an_order_to_start_is_obeyed_under_the_lease_only() {
+    let mut world = World::new(calm(3));
+    let order = |attempt| {
+        Input::Order(Order {
+            epoch: Epoch(1),
+            term: 1,
+            effect: EffectId { cause: LogIndex(9), subject: Subject::Vm(vm(9)), attempt },
+            verb: Verb::Start {
+                vm: vm(9),
+                incarnation: Incarnation(u64::from(attempt)),
+                definition: Definition::default(),
+            },
+        })
+    };
+    let starts = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::StartVm { .. }));
+    let now = world.hosts[0].clock.at(world.now);
+    let effects = world.hosts[0].guard.step(now, order(1));
+    assert!(!starts(&effects), "{effects:?}");
+    world.run(1000, true).unwrap();
+    let now = world.hosts[0].clock.at(world.now);
+    let effects = world.hosts[0].guard.step(now, order(1));
+    assert!(!starts(&effects), "the promise never to start it holds: {effects:?}");
+    let effects = world.hosts[0].guard.step(now, order(2));
+    assert!(starts(&effects), "{effects:?}");
+}
