@@ -26,6 +26,7 @@ pub use events::{Follower, Seen, Stream};
 pub use layout::Size;
 pub use process::{Process, Program, binary, describe};
 
+use crate::check::SILENT_NS;
 use crate::clock::monotonic_ns;
 use crate::oracle::{Life, Oracle};
 use crate::redfish::admin::AdminClient;
@@ -165,13 +166,16 @@ impl Cluster {
         .await
     }
 
-    /// Instances whose last beat is less than half a second old.
+    /// What runs: of each VM the newest instance, if it has beaten lately. "Lately" leaves room for a busy machine.
     ///
     /// # Errors
     /// When the records can't be read.
     pub fn living(&self) -> anyhow::Result<Vec<Life>> {
-        let recent = monotonic_ns().saturating_sub(500_000_000);
-        Ok(self.oracle.lives()?.into_iter().filter(|life| life.last_ns >= recent).collect())
+        let mut newest: BTreeMap<String, Life> = BTreeMap::new();
+        // Sorted by start, so the newest stays.
+        newest.extend(self.oracle.lives()?.into_iter().map(|life| (life.vm.clone(), life)));
+        let recent = monotonic_ns().saturating_sub(SILENT_NS);
+        Ok(newest.into_values().filter(|life| life.last_ns >= recent).collect())
     }
 
     /// `kill -9` of a replica.

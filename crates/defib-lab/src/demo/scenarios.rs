@@ -219,7 +219,7 @@ async fn all_replicas_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.fault(at, &[], Fault::Fencible, "kill -9 of all three replicas");
     let outage = outage(stage);
     stage.watch(outage, "no replica lives, every VM runs on").await;
-    stage.none_stopped()?;
+    stage.none_stopped().await;
     let text =
         format!("{} VMs run as before, after {} s without any replica", stage.before.len(), outage.as_secs());
     stage.narrator.step(monotonic_ns(), Tone::Good, "alive", &text, false);
@@ -243,7 +243,7 @@ async fn switch_cut(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.fault(at, &[], Fault::Fencible, text);
     let outage = outage(stage);
     stage.watch(outage, "all hosts are cut off, every VM runs on").await;
-    stage.none_stopped()?;
+    stage.none_stopped().await;
     let text = format!(
         "{} VMs run as before, after {} s without a word from any replica",
         stage.before.len(),
@@ -263,7 +263,7 @@ async fn quiet_and_whole(stage: &mut Stage<'_>, text: &str) -> anyhow::Result<()
     let detection = &stage.cluster.policy().detection;
     let grace = detection.start_grace.plus(detection.act_after.times(2)).to_duration();
     stage.watch(grace, "waits out the observers' grace").await;
-    stage.none_stopped()?;
+    stage.none_stopped().await;
     accused(stage);
     let cluster = &stage.cluster;
     wait_until("the cluster stays whole", PATIENCE, || async {

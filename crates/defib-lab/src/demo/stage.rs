@@ -199,35 +199,36 @@ impl<'a> Stage<'a> {
 
     /// Tells events until everything is in use and runs.
     pub(super) async fn settle(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            while self.next().await.is_some() {}
-            match self.cluster.settle(Duration::from_millis(100)).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    self.narrator.status(monotonic_ns(), &format!("waits: {}", error.root_cause()));
-                    if Instant::now() > deadline {
-                        return Err(error);
-                    }
-                }
+        let mut settled = Box::pin(self.cluster.settle(PATIENCE));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut settled => break outcome,
+                seen = self.follower.next(Duration::from_millis(100)) => match seen {
+                    Some(seen) => self.narrator.event(&seen, self.cluster.inventory()),
+                    None => self.narrator.status(monotonic_ns(), "waits until everything is in use and runs"),
+                },
             }
-        }
+        };
+        drop(settled);
+        while self.next().await.is_some() {}
+        outcome
     }
 
     /// Every VM that ran before the fault still runs, the same instance.
-    pub(super) fn none_stopped(&mut self) -> anyhow::Result<()> {
-        let living: BTreeSet<(String, i32)> =
-            self.cluster.living()?.into_iter().map(|life| (life.vm, life.pid)).collect();
-        let stopped: Vec<&str> = self
-            .before
-            .iter()
-            .filter(|life| !living.contains(&(life.vm.clone(), life.pid)))
-            .map(|life| life.vm.as_str())
-            .collect();
-        if !stopped.is_empty() {
-            self.found.push(("I11", format!("{} VMs stopped: {}", stopped.len(), stopped.join(", "))));
+    pub(super) async fn none_stopped(&mut self) {
+        let (cluster, before) = (&self.cluster, &self.before);
+        // On a machine with much else to do a guest may be late; one that was stopped never comes back.
+        let all_run = wait_until("all VMs run on", Duration::from_secs(20), || async {
+            let living: BTreeSet<(String, i32)> =
+                cluster.living()?.into_iter().map(|life| (life.vm, life.pid)).collect();
+            let is_stopped = |life: &&Life| !living.contains(&(life.vm.clone(), life.pid));
+            let stopped: Vec<&str> = before.iter().filter(is_stopped).map(|life| life.vm.as_str()).collect();
+            ensure!(stopped.is_empty(), "{} VMs stopped: {}", stopped.len(), stopped.join(", "));
+            Ok(())
+        });
+        if let Err(error) = all_run.await {
+            self.found.push(("I11", error.root_cause().to_string()));
         }
-        Ok(())
     }
 
     /// Collects what the checkers want, judges, and gives the cluster back.
