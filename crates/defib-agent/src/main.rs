@@ -1,2 +1,108 @@
-//! agent
-fn main() {}
+//! `defib-agent`: on each host.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use defib_agent::{
+    config::Config,
+    join,
+    local::{self, Wish},
+    run,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Defib's agent on a host.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "Exit codes: 0 stopped on request, 1 failed, 2 wrong usage.")]
+struct Arguments {
+    /// The agent's configuration.
+    #[arg(long, global = true, env = "DEFIB_AGENT_CONFIG", default_value = "/etc/defib/agent.yaml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<What>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Runs the agent (the default).
+    Run,
+    /// Checks the configuration, the certificate and the state, and changes nothing.
+    CheckConfig,
+    /// Prints the configuration with its defaults filled in.
+    PrintConfig,
+    /// Gets a certificate for this host by a join token.
+    Join {
+        /// The file with the token.
+        #[arg(long)]
+        token_file: PathBuf,
+        /// The directory for key, certificate and authority; made if missing.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Tells the replicas, through the running agent, that this host will be silent.
+    Goodbye {
+        /// The host shuts down: all VMs are stopped, and restart elsewhere.
+        #[arg(long, conflicts_with = "restart", required_unless_present = "restart")]
+        shutdown: bool,
+        /// Only the agent restarts: VMs run on.
+        #[arg(long)]
+        restart: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("defib-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> anyhow::Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match &arguments.command {
+        None | Some(What::Run) => {
+            let config = Config::read(&arguments.config)?;
+            run::log(&config)?;
+            let runtime = runtime()?;
+            let result = runtime.block_on(async {
+                let mut terminate = signal(SignalKind::terminate())?;
+                let mut interrupt = signal(SignalKind::interrupt())?;
+                run::run(config, async move {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                })
+                .await
+            });
+            runtime.shutdown_background();
+            result
+        }
+        Some(What::CheckConfig) => {
+            for note in run::check(&Config::read(&arguments.config)?)? {
+                println!("{note}");
+            }
+            println!("{}: good", arguments.config.display());
+            Ok(())
+        }
+        Some(What::PrintConfig) => {
+            println!("{}", serde_saphyr::to_string(&Config::read(&arguments.config)?)?);
+            Ok(())
+        }
+        Some(What::Join { token_file, out }) => {
+            println!("{}", runtime()?.block_on(join::join(token_file, out))?);
+            Ok(())
+        }
+        Some(What::Goodbye { shutdown, .. }) => {
+            let config = Config::read(&arguments.config)?;
+            let wish = if *shutdown { Wish::Shutdown } else { Wish::Restart };
+            println!("{}", local::ask(&config.run_dir, wish)?);
+            Ok(())
+        }
+    }
+}

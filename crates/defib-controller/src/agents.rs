@@ -180,12 +180,19 @@ impl Agents {
     }
 
     /// Opens a session; a former one of the same host ends.
-    fn open(&self, host: &HostId, agent_version: &str, epoch: Epoch, outgoing: Outgoing) -> Result<u64, Status> {
+    fn open(
+        &self,
+        host: &HostId,
+        agent_version: &str,
+        epoch: Epoch,
+        outgoing: Outgoing,
+    ) -> Result<u64, Status> {
         let mut bytes = [0; 8];
         let unavailable = |_| Status::unavailable("the system gives no random numbers");
         self.random.fill(&mut bytes).map_err(unavailable)?;
         let number = u64::from_le_bytes(bytes);
-        let secret = SessionSecret::generate(&self.random).map_err(|error| Status::unavailable(error.to_string()))?;
+        let secret =
+            SessionSecret::generate(&self.random).map_err(|error| Status::unavailable(error.to_string()))?;
         let mut inner = self.inner();
         let news = &inner.news;
         let welcome = v1::Welcome {
@@ -204,7 +211,9 @@ impl Agents {
             controller_message::Message::Electorate(news.electorate.clone()),
         ];
         for what in first {
-            outgoing.try_send(Ok(message(what))).map_err(|_| Status::unavailable("the session ended at once"))?;
+            outgoing
+                .try_send(Ok(message(what)))
+                .map_err(|_| Status::unavailable("the session ended at once"))?;
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
         let former = inner.sessions.insert(host.clone(), session);
@@ -248,7 +257,9 @@ impl AgentService {
 fn host_of<T>(request: &Request<T>) -> Result<HostId, Status> {
     match caller(request)? {
         PeerIdentity::Host(host) => Ok(host),
-        other => Err(Status::permission_denied(format!("{other} is no host; only a host's agent may call this"))),
+        other => {
+            Err(Status::permission_denied(format!("{other} is no host; only a host's agent may call this")))
+        }
     }
 }
 
@@ -269,7 +280,8 @@ impl AgentControl for AgentService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let host = host_of(&request)?;
         let mut incoming = request.into_inner();
-        let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) = incoming.next().await
+        let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) =
+            incoming.next().await
         else {
             return Err(Status::invalid_argument("a session begins with hello"));
         };
@@ -280,7 +292,9 @@ impl AgentControl for AgentService {
             )));
         }
         let asked = host.clone();
-        let known = self.core.ask(move |view| view.controller.ledger().hosts().get(&asked).map(|record| record.epoch));
+        let known = self
+            .core
+            .ask(move |view| view.controller.ledger().hosts().get(&asked).map(|record| record.epoch));
         let epoch = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
         let Some(epoch) = epoch else {
             return Err(Status::failed_precondition(format!(
@@ -328,7 +342,8 @@ fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()
             Input::Reported(report)
         }
         agent_message::Message::Outcome(outcome) => {
-            let effect = outcome.effect.ok_or_else(|| anyhow::anyhow!("an outcome without its effect"))?.try_into()?;
+            let effect =
+                outcome.effect.ok_or_else(|| anyhow::anyhow!("an outcome without its effect"))?.try_into()?;
             Input::Ordered {
                 effect,
                 vm: VmId::new(&outcome.vm)?,

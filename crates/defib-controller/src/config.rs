@@ -289,8 +289,16 @@ replicas:
 
     #[test]
     fn problems_name_file_line_and_field() {
-        assert!(message(&GOOD.replace("data-dir", "data-dri")).starts_with("DIR/replica.yaml:4:1: unknown field `data-dri`"));
-        assert!(message(&GOOD.replace("replica: 1", "replica: 2")).starts_with("DIR/replica.yaml:3:1: replica: 2 is not among replicas"));
-        assert!(message(&GOOD.replace("127.0.0.1:2\n", "127.0.0.1:99999\n")).starts_with("DIR/replica.yaml:8:"));
+        assert!(
+            message(&GOOD.replace("data-dir", "data-dri"))
+                .starts_with("DIR/replica.yaml:4:1: unknown field `data-dri`")
+        );
+        assert!(
+            message(&GOOD.replace("replica: 1", "replica: 2"))
+                .starts_with("DIR/replica.yaml:3:1: replica: 2 is not among replicas")
+        );
+        assert!(
+            message(&GOOD.replace("127.0.0.1:2\n", "127.0.0.1:99999\n")).starts_with("DIR/replica.yaml:8:")
+        );
     }
 }

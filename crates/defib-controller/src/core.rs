@@ -1,10 +1,6 @@
 //! The one loop, on a thread of its own: takes one message, asks the controller, hands its effects out.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use defib_consensus::{
@@ -15,11 +11,11 @@ use defib_engine::{
     controller::{Controller, Effect, Input, Role},
     ledger::Ledger,
 };
-use defib_model::{
-    Command, Entry, EventKind, EventSeq, Instant, LogIndex, ReplicaId,
-    command::Committed,
+use defib_model::{Command, Entry, EventKind, EventSeq, Instant, LogIndex, ReplicaId, command::Committed};
+use defib_observe::{
+    clock::Clock,
+    heartbeats::{Instruction, Instructor},
 };
-use defib_observe::{clock::Clock, heartbeats::{Instruction, Instructor}};
 use defib_wire::log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot};
 use tokio::sync::{oneshot, watch};
 
@@ -219,7 +215,10 @@ impl Loop {
     pub fn run(mut self) -> anyhow::Result<()> {
         loop {
             let now = self.clock.now();
-            let wait = self.controller.next_deadline(now).map_or(IDLE, |at| Duration::from_nanos(at.nanos_since(now)));
+            let wait = self
+                .controller
+                .next_deadline(now)
+                .map_or(IDLE, |at| Duration::from_nanos(at.nanos_since(now)));
             match self.messages.recv_timeout(wait.min(IDLE)) {
                 Ok(Message::Stop) => return Ok(()),
                 Ok(message) => self.take(message)?,
@@ -325,10 +324,11 @@ impl Loop {
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
         self.meter.applied(self.controller.ledger(), before);
         if let Some(id) = committed.proposal {
-            let refused = self.controller.ledger().events().since(before.next()).find_map(|event| match &event.kind {
-                EventKind::CommandRefused { detail, .. } => Some(detail.clone()),
-                _ => None,
-            });
+            let refused =
+                self.controller.ledger().events().since(before.next()).find_map(|event| match &event.kind {
+                    EventKind::CommandRefused { detail, .. } => Some(detail.clone()),
+                    _ => None,
+                });
             self.proposals.end(id, Fate::Committed { index: committed.index, refused });
         }
         Ok(())
@@ -430,7 +430,10 @@ impl Loop {
     fn check_voters_once(&mut self) {
         let voters: std::collections::BTreeSet<ReplicaId> =
             self.membership.voters.iter().copied().map(ReplicaId).collect();
-        if !voters.is_empty() && self.membership.outgoing.is_empty() && *self.controller.ledger().voters() != voters {
+        if !voters.is_empty()
+            && self.membership.outgoing.is_empty()
+            && *self.controller.ledger().voters() != voters
+        {
             self.check_voters();
         }
     }

@@ -7,10 +7,7 @@ use defib_pki::{ClusterAuthority, default_validity};
 use defib_wire::v1;
 use tonic::Status;
 
-use crate::{
-    core::Core,
-    proposals::Fate,
-};
+use crate::{core::Core, proposals::Fate};
 
 /// Signs for those who bring a good token.
 #[derive(Debug)]
@@ -56,7 +53,9 @@ impl Joining {
                 Ok(v1::JoinResponse { certificate_pem, ca_pem: self.authority.certificate_pem().to_owned() })
             }
             Ok(Fate::Committed { refused: Some(why), .. }) => Err(Status::permission_denied(why)),
-            Ok(Fate::Unknown) => Err(Status::unavailable("there is no leader now; try again, the token may still be good")),
+            Ok(Fate::Unknown) => {
+                Err(Status::unavailable("there is no leader now; try again, the token may still be good"))
+            }
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }

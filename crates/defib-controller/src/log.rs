@@ -12,8 +12,9 @@ use crate::config::{LogConfig, LogFormat};
 /// # Errors
 /// When the filter makes no sense or the file can't be written.
 pub fn start(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.level)
-        .with_context(|| format!("log.level: {:?} is no filter; write info, or info,defib_consensus=debug", config.level))?;
+    let filter = EnvFilter::try_new(&config.level).with_context(|| {
+        format!("log.level: {:?} is no filter; write info, or info,defib_consensus=debug", config.level)
+    })?;
     let builder = fmt().with_env_filter(filter).with_target(true).with_ansi(false);
     let failed = |error| anyhow::anyhow!("logging can't be started: {error}");
     match (&config.file, config.format) {

@@ -45,7 +45,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
     match arguments.command {
         None | Some(What::Run) => {
             log::start(&config.log)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(async {
                 let mut terminate = signal(SignalKind::terminate())?;
                 let mut interrupt = signal(SignalKind::interrupt())?;

@@ -89,7 +89,8 @@ impl Meter {
 
     /// Gauges that are read when asked for.
     pub fn gather(&self, ledger: &Ledger, leads: bool, unprotected: usize, now: Instant) {
-        let count = |standing: Standing| ledger.hosts().values().filter(|host| host.standing == standing).count();
+        let count =
+            |standing: Standing| ledger.hosts().values().filter(|host| host.standing == standing).count();
         for (label, standing) in [
             ("active", Standing::Active),
             ("condemned", Standing::Condemned),
@@ -121,7 +122,8 @@ impl Meter {
         gauge!("defib_observer_stall_max_seconds")
             .set(counters.stall_nanos_max.load(Ordering::Relaxed) as f64 / 1e9);
         for (reason, count) in Counters::REASONS.iter().zip(&counters.dropped) {
-            counter!("defib_heartbeats_dropped_total", "reason" => *reason).absolute(count.load(Ordering::Relaxed));
+            counter!("defib_heartbeats_dropped_total", "reason" => *reason)
+                .absolute(count.load(Ordering::Relaxed));
         }
         let status = log.status();
         gauge!("defib_raft_term").set(status.role.term as f64);
@@ -141,14 +143,20 @@ fn seconds(from: ClusterTime, to: ClusterTime) -> f64 {
 }
 
 fn describe() {
-    describe_histogram!("defib_detection_seconds", "Silence of a host when an observer changed its mind about it");
+    describe_histogram!(
+        "defib_detection_seconds",
+        "Silence of a host when an observer changed its mind about it"
+    );
     describe_histogram!("defib_fence_seconds", "From a fence's order to its outcome");
     describe_histogram!("defib_proof_seconds", "From a quorum's suspicion to the committed death proof");
     describe_histogram!("defib_restart_seconds", "From a quorum's suspicion to a VM running again");
     describe_histogram!("defib_commit_seconds", "From a proposal to its commit");
     describe_counter!("defib_heartbeats_accepted_total", "Heartbeats that counted");
     describe_counter!("defib_heartbeats_dropped_total", "Datagrams that were dropped, by reason");
-    describe_counter!("defib_heartbeats_overflowed_total", "Datagrams that the kernel dropped: we were too slow");
+    describe_counter!(
+        "defib_heartbeats_overflowed_total",
+        "Datagrams that the kernel dropped: we were too slow"
+    );
     describe_gauge!("defib_leader", "1 on the replica that leads and acts");
     describe_gauge!("defib_vms_unprotected", "VMs that would have no place if their host failed now");
     describe_gauge!("defib_brake_used", "Hosts condemned without positive proof within the window");
@@ -178,8 +186,8 @@ where
                         _ => (404, "try /metrics or /healthz\n".to_owned()),
                     };
                     let mut response = Response::new(Full::new(Bytes::from(body)));
-                    *response.status_mut() =
-                        hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+                    *response.status_mut() = hyper::StatusCode::from_u16(status)
+                        .unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
                     Ok::<_, Infallible>(response)
                 }
             });

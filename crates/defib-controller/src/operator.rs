@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use defib_model::{
-    Command, Epoch, EventSeq, HostId, RecoveryId, VmId,
-    command::Operator as Person,
-};
+use defib_model::{Command, Epoch, EventSeq, HostId, RecoveryId, VmId, command::Operator as Person};
 use defib_observe::documents::{
     diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
 };
@@ -67,9 +64,10 @@ fn who<T>(request: &Request<T>) -> Result<Who, Status> {
     let behalf = request.metadata().get(BEHALF).and_then(|value| value.to_str().ok());
     let (identity, forwarded) = match (identity, behalf) {
         // Only a replica may speak for an operator: it has checked the certificate.
-        (PeerIdentity::Replica(_), Some(text)) => {
-            (text.parse::<PeerIdentity>().map_err(|error| Status::permission_denied(error.to_string()))?, true)
-        }
+        (PeerIdentity::Replica(_), Some(text)) => (
+            text.parse::<PeerIdentity>().map_err(|error| Status::permission_denied(error.to_string()))?,
+            true,
+        ),
         (identity, _) => (identity, false),
     };
     match identity {
@@ -84,7 +82,10 @@ fn need(who: &Who, role: Role) -> Result<(), Status> {
         return Ok(());
     }
     tracing::warn!(operator = who.name, has = %who.role, needs = %role, "a call was denied");
-    Err(Status::permission_denied(format!("operator {} has the role {}; this needs {role}", who.name, who.role)))
+    Err(Status::permission_denied(format!(
+        "operator {} has the role {}; this needs {role}",
+        who.name, who.role
+    )))
 }
 
 fn overloaded(error: impl std::fmt::Display) -> Status {
@@ -127,10 +128,9 @@ impl OperatorService {
         if who.forwarded {
             return Err(Status::unavailable("the leader has just changed; try again"));
         }
-        let address = self
-            .members
-            .control_of(leader)
-            .ok_or_else(|| Status::unavailable(format!("replica r{leader} leads, but its address is unknown here")))?;
+        let address = self.members.control_of(leader).ok_or_else(|| {
+            Status::unavailable(format!("replica r{leader} leads, but its address is unknown here"))
+        })?;
         let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = leaders.entry(leader).or_insert_with(|| {
             let name = server_name(&PeerIdentity::Replica(defib_model::ReplicaId(leader)));
@@ -159,7 +159,11 @@ impl OperatorService {
             Err(message) => return Ok(v1::ActionResponse { accepted: false, message, log_index: 0 }),
         };
         if dry_run {
-            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: {message}"), log_index: 0 });
+            return Ok(v1::ActionResponse {
+                accepted: true,
+                message: format!("dry run: {message}"),
+                log_index: 0,
+            });
         }
         let fate = tokio::time::timeout(COMMIT_WAIT, self.core.propose(command)).await;
         match fate {
@@ -272,9 +276,16 @@ impl Operator for OperatorService {
             .ok_or_else(|| Status::not_found(format!("there is no VM {id} in the inventory")))
     }
 
-    async fn list_recoveries(&self, request: Request<v1::ListRecoveriesRequest>) -> Answer<v1::ListRecoveriesResponse> {
+    async fn list_recoveries(
+        &self,
+        request: Request<v1::ListRecoveriesRequest>,
+    ) -> Answer<v1::ListRecoveriesResponse> {
         let (_, message) = on_leader!(self, request, Role::Viewer, list_recoveries);
-        let limit = if message.limit == 0 { usize::MAX } else { usize::try_from(message.limit).unwrap_or(usize::MAX) };
+        let limit = if message.limit == 0 {
+            usize::MAX
+        } else {
+            usize::try_from(message.limit).unwrap_or(usize::MAX)
+        };
         let recoveries = self
             .read(move |view| {
                 let ledger = view.controller.ledger();
@@ -291,7 +302,10 @@ impl Operator for OperatorService {
         Ok(Response::new(v1::ListRecoveriesResponse { recoveries }))
     }
 
-    async fn explain_recovery(&self, request: Request<v1::ExplainRecoveryRequest>) -> Answer<v1::RecoveryDetail> {
+    async fn explain_recovery(
+        &self,
+        request: Request<v1::ExplainRecoveryRequest>,
+    ) -> Answer<v1::RecoveryDetail> {
         use v1::explain_recovery_request::Which;
         let (_, message) = on_leader!(self, request, Role::Viewer, explain_recovery);
         let which = message.which.ok_or_else(|| Status::invalid_argument("name a recovery or a host"))?;
@@ -317,7 +331,10 @@ impl Operator for OperatorService {
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<v1::EventRecord, Status>> + Send>>;
 
-    async fn stream_events(&self, request: Request<v1::StreamEventsRequest>) -> Answer<Self::StreamEventsStream> {
+    async fn stream_events(
+        &self,
+        request: Request<v1::StreamEventsRequest>,
+    ) -> Answer<Self::StreamEventsStream> {
         // Every replica has the same events with the same numbers: no need to bother the leader.
         need(&who(&request)?, Role::Viewer)?;
         let message = request.into_inner();
@@ -396,7 +413,9 @@ impl Operator for OperatorService {
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Answer<v1::ActionResponse> {
         let (who, message) = on_leader!(self, request, Role::Operator, pause);
         let operator = Person { name: who.name, reason: message.reason };
-        self.act(Command::Pause { paused: message.paused, operator }, message.dry_run).await.map(Response::new)
+        self.act(Command::Pause { paused: message.paused, operator }, message.dry_run)
+            .await
+            .map(Response::new)
     }
 
     async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Answer<v1::Document> {
@@ -433,7 +452,10 @@ impl Operator for OperatorService {
         let after = policy_to_yaml(&policy);
         self.read(move |view| {
             let ledger = view.controller.ledger();
-            v1::DiffResponse { version: ledger.policy_version(), diff: diff(&policy_to_yaml(ledger.policy()), &after) }
+            v1::DiffResponse {
+                version: ledger.policy_version(),
+                diff: diff(&policy_to_yaml(ledger.policy()), &after),
+            }
         })
         .await
         .map(Response::new)
@@ -462,7 +484,8 @@ impl Operator for OperatorService {
             .await?;
         let replaces = message.expected_version.unwrap_or(version);
         let operator = Person { name: who.name, reason: message.reason };
-        let answer = self.act(Command::SetInventory { inventory, replaces, operator }, message.dry_run).await?;
+        let answer =
+            self.act(Command::SetInventory { inventory, replaces, operator }, message.dry_run).await?;
         Ok(Response::new(applied(answer, version, message.dry_run, diff(&before, &after))))
     }
 
@@ -512,7 +535,13 @@ fn records_from(view: &View<'_>, from: EventSeq) -> Vec<v1::EventRecord> {
 
 fn applied(answer: v1::ActionResponse, version: u64, dry_run: bool, diff: Vec<String>) -> v1::ApplyResponse {
     let version = if answer.accepted && !dry_run { version.saturating_add(1) } else { version };
-    v1::ApplyResponse { accepted: answer.accepted, message: answer.message, log_index: answer.log_index, version, diff }
+    v1::ApplyResponse {
+        accepted: answer.accepted,
+        message: answer.message,
+        log_index: answer.log_index,
+        version,
+        diff,
+    }
 }
 
 #[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
@@ -531,7 +560,8 @@ fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, 
         let wanted: Vec<&str> = name.split('/').collect();
         for host in ledger.inventory().hosts.values() {
             // A whole path from the widest level, or one name of any level.
-            let whole = host.domain.0.iter().map(String::as_str).take(wanted.len()).eq(wanted.iter().copied());
+            let whole =
+                host.domain.0.iter().map(String::as_str).take(wanted.len()).eq(wanted.iter().copied());
             let single = wanted.len() == 1 && host.domain.0.contains(name);
             if whole || single {
                 lost.insert(host.id.clone());
@@ -548,7 +578,8 @@ fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, 
     let began = clock.now();
     let plan = ledger.index().placer.what_if_hosts(&lost);
     let took = clock.now().nanos_since(began) / 1000;
-    let priority = |vm: &VmId| ledger.inventory().vms.get(vm).map(|vm| vm.priority.to_string()).unwrap_or_default();
+    let priority =
+        |vm: &VmId| ledger.inventory().vms.get(vm).map(|vm| vm.priority.to_string()).unwrap_or_default();
     Ok(v1::Plan {
         hosts: lost.iter().map(ToString::to_string).collect(),
         placements: plan

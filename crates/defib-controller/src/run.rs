@@ -26,9 +26,7 @@ use defib_pki::{
     peer_identity_from_der, server_name,
 };
 use defib_rpc::{Incoming, bind};
-use defib_wire::v1::{
-    self, agent_control_server::AgentControlServer, operator_server::OperatorServer,
-};
+use defib_wire::v1::{self, agent_control_server::AgentControlServer, operator_server::OperatorServer};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::watch;
 use tonic::{Status, transport::Server};
@@ -61,7 +59,10 @@ pub struct Members {
 }
 
 fn peer_address(id: u64, address: &str) -> PeerAddress {
-    PeerAddress { address: address.to_owned(), server_name: server_name(&PeerIdentity::Replica(ReplicaId(id))) }
+    PeerAddress {
+        address: address.to_owned(),
+        server_name: server_name(&PeerIdentity::Replica(ReplicaId(id))),
+    }
 }
 
 impl Members {
@@ -82,10 +83,15 @@ impl Members {
     ///
     /// # Errors
     /// When the request makes no sense.
-    pub async fn change(&self, core: &Core, request: &v1::ReplicaChangeRequest) -> Result<v1::ActionResponse, Status> {
+    pub async fn change(
+        &self,
+        core: &Core,
+        request: &v1::ReplicaChangeRequest,
+    ) -> Result<v1::ActionResponse, Status> {
         let unavailable = |error: Overloaded| Status::unavailable(error.to_string());
         let membership = core.ask(|view| view.membership.clone()).await.map_err(unavailable)?;
-        let kind = v1::ReplicaChangeKind::try_from(request.kind).unwrap_or(v1::ReplicaChangeKind::Unspecified);
+        let kind =
+            v1::ReplicaChangeKind::try_from(request.kind).unwrap_or(v1::ReplicaChangeKind::Unspecified);
         let refuse = |message: String| Ok(v1::ActionResponse { accepted: false, message, log_index: 0 });
         let (change, new, words) = match kind {
             v1::ReplicaChangeKind::Add => {
@@ -104,7 +110,10 @@ impl Members {
                 (MembershipChange::remove(request.id), None, format!("r{} leaves", request.id))
             }
             v1::ReplicaChangeKind::Replace => {
-                if !membership.contains(request.id) || membership.contains(request.new_id) || request.new_id == 0 {
+                if !membership.contains(request.id)
+                    || membership.contains(request.new_id)
+                    || request.new_id == 0
+                {
                     return refuse(format!(
                         "r{} must be a replica and r{} must not be one yet; a replica that lost its disk comes back under a new number",
                         request.id, request.new_id
@@ -115,15 +124,25 @@ impl Members {
                     remove: [request.id].into(),
                     ..MembershipChange::default()
                 };
-                (change, Some(request.new_id), format!("r{} takes the place of r{}", request.new_id, request.id))
+                (
+                    change,
+                    Some(request.new_id),
+                    format!("r{} takes the place of r{}", request.new_id, request.id),
+                )
             }
-            v1::ReplicaChangeKind::Unspecified => return Err(Status::invalid_argument("name a kind of change")),
+            v1::ReplicaChangeKind::Unspecified => {
+                return Err(Status::invalid_argument("name a kind of change"));
+            }
         };
         if new.is_some() && request.address.is_empty() {
             return refuse("give the new replica's address for peers, host:port".into());
         }
         if request.dry_run {
-            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: {words}"), log_index: 0 });
+            return Ok(v1::ActionResponse {
+                accepted: true,
+                message: format!("dry run: {words}"),
+                log_index: 0,
+            });
         }
         if let Some(new) = new {
             let peers = {
@@ -138,7 +157,9 @@ impl Members {
             .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(v1::ActionResponse {
             accepted: true,
-            message: format!("{words} once a majority of the old and of the new replicas has agreed; follow it with: defib replica list. Expired leases prove nothing for two leases after it"),
+            message: format!(
+                "{words} once a majority of the old and of the new replicas has agreed; follow it with: defib replica list. Expired leases prove nothing for two leases after it"
+            ),
             log_index: 0,
         })
     }
@@ -147,17 +168,29 @@ impl Members {
     ///
     /// # Errors
     /// When the log takes nothing.
-    pub async fn transfer(&self, core: &Core, request: &v1::TransferLeadershipRequest) -> Result<v1::ActionResponse, Status> {
+    pub async fn transfer(
+        &self,
+        core: &Core,
+        request: &v1::TransferLeadershipRequest,
+    ) -> Result<v1::ActionResponse, Status> {
         let to = request.to;
         let voter = core
             .ask(move |view| view.membership.voters.contains(&to))
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         if !voter {
-            return Ok(v1::ActionResponse { accepted: false, message: format!("r{to} does not vote"), log_index: 0 });
+            return Ok(v1::ActionResponse {
+                accepted: false,
+                message: format!("r{to} does not vote"),
+                log_index: 0,
+            });
         }
         if request.dry_run || to == self.me {
-            return Ok(v1::ActionResponse { accepted: true, message: format!("dry run: r{to} would lead"), log_index: 0 });
+            return Ok(v1::ActionResponse {
+                accepted: true,
+                message: format!("dry run: r{to} would lead"),
+                log_index: 0,
+            });
         }
         self.handle.transfer_leadership(to).map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(v1::ActionResponse { accepted: true, message: format!("r{to} is asked to lead"), log_index: 0 })
@@ -219,13 +252,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let peers = defib_consensus::transport::listen(config.listen.peers)?;
     let control = bind(config.listen.control).context("listen.control")?;
     let join = config.listen.join.map(bind).transpose().context("listen.join")?;
-    let metrics_listener = config.listen.metrics.map(metrics::listen).transpose().context("listen.metrics")?;
+    let metrics_listener =
+        config.listen.metrics.map(metrics::listen).transpose().context("listen.metrics")?;
     let mut sockets = Vec::new();
     let mut udp = Vec::new();
     let own = config.replicas.iter().find(|replica| replica.id == config.replica);
     for (path, address) in &config.listen.heartbeat {
         sockets.push(listen_heartbeats(*address).with_context(|| format!("listen.heartbeat.{path}"))?);
-        let reached = own.and_then(|own| own.heartbeat.get(path)).cloned().unwrap_or_else(|| address.to_string());
+        let reached =
+            own.and_then(|own| own.heartbeat.get(path)).cloned().unwrap_or_else(|| address.to_string());
         udp.push(v1::UdpEndpoint { path: path.clone(), address: reached });
     }
 
@@ -244,7 +279,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let authority = match &config.bmc_authority {
         Some(path) => {
             let pem = std::fs::read(path).with_context(|| format!("bmc-authority: {}", path.display()))?;
-            Some(Trust::ca_from_pem(&pem).map_err(|why| anyhow::anyhow!("bmc-authority: {}: {why}", path.display()))?)
+            Some(
+                Trust::ca_from_pem(&pem)
+                    .map_err(|why| anyhow::anyhow!("bmc-authority: {}: {why}", path.display()))?,
+            )
         }
         None => None,
     };
@@ -272,7 +310,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let members = Arc::new(Members {
         me: me.0,
         handle: handle.clone(),
-        control: Mutex::new(config.replicas.iter().map(|replica| (replica.id, replica.control.clone())).collect()),
+        control: Mutex::new(
+            config.replicas.iter().map(|replica| (replica.id, replica.control.clone())).collect(),
+        ),
         peers: Mutex::new(peer_addresses(&config)),
     });
     let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
@@ -390,7 +430,9 @@ fn start_log(
 /// back, the log refuses the session, and the next start has another try. The low bits tell two apart.
 fn session_number() -> anyhow::Result<u64> {
     let mut random = [0; 2];
-    SystemRandom::new().fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     let millis = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     let millis = u64::try_from(millis).unwrap_or(u64::MAX >> 16);
     Ok(millis << 16 | u64::from(u16::from_le_bytes(random)))
@@ -451,7 +493,11 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     let credentials = Credentials::load(&config.tls.files(), wall())?;
     let mut notes = vec![format!("certificate: {}", credentials.identity())];
     if *credentials.identity() != PeerIdentity::Replica(ReplicaId(config.replica)) {
-        anyhow::bail!("tls.certificate is that of {}, not of replica {}", credentials.identity(), config.replica);
+        anyhow::bail!(
+            "tls.certificate is that of {}, not of replica {}",
+            credentials.identity(),
+            config.replica
+        );
     }
     if let Some(join) = &config.join {
         ClusterAuthority::load(&join.pki_dir)?;

@@ -91,7 +91,8 @@ pub fn recovery_summary(ledger: &Ledger, id: RecoveryId, recovery: &Recovery) ->
         }
     }
     let opened = ledger.events().since(recovery.opened_by).next();
-    let closed = recovery.phase.is_over().then(|| ledger.events().since(recovery.last_event).next()).flatten();
+    let closed =
+        recovery.phase.is_over().then(|| ledger.events().since(recovery.last_event).next()).flatten();
     v1::RecoverySummary {
         id: id.0,
         host: recovery.host.to_string(),
@@ -103,7 +104,10 @@ pub fn recovery_summary(ledger: &Ledger, id: RecoveryId, recovery: &Recovery) ->
         vms_total: count(recovery.vms.len()),
         vms_running: running,
         vms_unplaced: unplaced,
-        proof: record.and_then(|record| record.proof.as_ref()).map(|proof| proof.kind().to_string()).unwrap_or_default(),
+        proof: record
+            .and_then(|record| record.proof.as_ref())
+            .map(|proof| proof.kind().to_string())
+            .unwrap_or_default(),
     }
 }
 
@@ -129,10 +133,15 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         why_not.extend(view.controller.explain(view.now, recovery));
     }
     if record.standing == Standing::NeverSeen {
-        why_not.push("its agent has never reported; is defib-agent running there, with this cluster's certificate?".into());
+        why_not.push(
+            "its agent has never reported; is defib-agent running there, with this cluster's certificate?"
+                .into(),
+        );
     }
     if record.standing == Standing::Dead {
-        why_not.push("it comes back by itself when its agent reports from a new boot and runs nothing stale".into());
+        why_not.push(
+            "it comes back by itself when its agent reports from a new boot and runs nothing stale".into(),
+        );
     }
     if let Err(why) = ledger.expiry_may_prove(id) {
         why_not.push(format!("if its BMC is dark as well, an expired lease proves nothing: {why}"));
@@ -203,9 +212,13 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
     let declared = ledger.inventory().vms.get(id)?;
     let mut why_not: Vec<String> = record.unplaced.iter().map(|why| format!("no place: {why}")).collect();
     match &record.place {
-        Place::GivenUp { .. } => why_not
-            .push("given up after too many failed starts; apply an inventory with a better definition to try again".into()),
-        Place::Never if declared.priority == Priority::Disabled => why_not.push("its priority is disabled".into()),
+        Place::GivenUp { .. } => why_not.push(
+            "given up after too many failed starts; apply an inventory with a better definition to try again"
+                .into(),
+        ),
+        Place::Never if declared.priority == Priority::Disabled => {
+            why_not.push("its priority is disabled".into())
+        }
         Place::Never | Place::Lost { .. } | Place::Down { .. } if !ledger.may_act() => {
             why_not.push("automatic action is stopped".into());
         }
@@ -213,7 +226,10 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
             if let Some(recovery) = record.recovery {
                 let prefix = format!("vm {id}");
                 why_not.extend(
-                    view.controller.explain(view.now, recovery).into_iter().filter(|line| line.starts_with(&prefix)),
+                    view.controller
+                        .explain(view.now, recovery)
+                        .into_iter()
+                        .filter(|line| line.starts_with(&prefix)),
                 );
             }
         }
@@ -274,7 +290,10 @@ pub fn recovery_detail(view: &View<'_>, id: RecoveryId) -> Option<v1::RecoveryDe
         .iter()
         .filter_map(|vm| {
             let record = ledger.vms().get(vm)?;
-            Some(v1::RecoveryVm { vm: Some(vm_summary(ledger, vm, record)), reasons: record.unplaced.clone() })
+            Some(v1::RecoveryVm {
+                vm: Some(vm_summary(ledger, vm, record)),
+                reasons: record.unplaced.clone(),
+            })
         })
         .collect();
     Some(v1::RecoveryDetail {
@@ -319,8 +338,11 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
         *counter += 1;
     }
     let (unprotected, weak) = unprotected(ledger);
-    let mut vms =
-        v1::VmCounts { total: count(ledger.vms().len()), unprotected: count(unprotected), ..v1::VmCounts::default() };
+    let mut vms = v1::VmCounts {
+        total: count(ledger.vms().len()),
+        unprotected: count(unprotected),
+        ..v1::VmCounts::default()
+    };
     for (id, record) in ledger.vms() {
         let counter = match vm_state(ledger.inventory().vms.get(id), record) {
             "running" => &mut vms.running,
@@ -339,12 +361,16 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
     }
     for (id, recovery) in ledger.open_recoveries() {
         if recovery.phase == Phase::Unconfirmed {
-            attention.push(format!("host {}: nothing proves its death; see: defib recovery explain {id}", recovery.host));
+            attention.push(format!(
+                "host {}: nothing proves its death; see: defib recovery explain {id}",
+                recovery.host
+            ));
         }
     }
     if !weak.is_empty() {
         let shown: Vec<&str> = weak.iter().take(5).map(String::as_str).collect();
-        attention.push(format!("{unprotected} VMs would have no place after a failure of: {}", shown.join(", ")));
+        attention
+            .push(format!("{unprotected} VMs would have no place after a failure of: {}", shown.join(", ")));
     }
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());

@@ -3,9 +3,7 @@
 //! A [`DeathProof`] can be minted in one place only, from a record that committed state holds, and it can be
 //! spent in one place only, a [`Restart`]. It is neither `Clone` nor deserializable, its fields are private.
 
-use defib_model::{
-    Epoch, HostId, Incarnation, LogIndex, VmId, event::ProofKind, inventory::Definition,
-};
+use defib_model::{Epoch, HostId, Incarnation, LogIndex, VmId, event::ProofKind, inventory::Definition};
 use serde::{Deserialize, Serialize};
 
 /// The committed record from which proofs are minted.

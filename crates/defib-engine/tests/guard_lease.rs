@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     guard::{
-        Answer, Config, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Timing, Verb, VmObserved,
+        Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Timing,
+        Verb, VmObserved,
     },
     observer::{Ack, Beat, HostView, Observer, Proposal, Slot},
 };
 use defib_model::{
-    BootId, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, Opinion, Policy, ReplicaId, Subject, VmId,
-    inventory::Definition,
+    BootId, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, Opinion, Policy, ReplicaId,
+    Subject, VmId, inventory::Definition,
 };
 use proptest::prelude::*;
 
@@ -64,7 +65,10 @@ struct Clock {
 impl Clock {
     fn draw(dice: &mut Dice) -> Self {
         let half = i64::from(DRIFT_PPM) / 2 - 200;
-        Self { offset: 10_000_000_000 + dice.below(1_000_000_000_000), ppm: dice.below(2 * half as u64) as i64 - half }
+        Self {
+            offset: 10_000_000_000 + dice.below(1_000_000_000_000),
+            ppm: dice.below(2 * half as u64) as i64 - half,
+        }
     }
 
     fn at(&self, real_ms: u64) -> Instant {
@@ -79,6 +83,7 @@ enum Message {
     Question { from: usize, to: usize, asked_at: Instant },
     Answer { from: usize, to: usize, asked_at: Instant, answer: Answer },
     View { replica: usize, host: usize, view: HostView },
+    Order { host: usize, order: Order },
 }
 
 struct Host {
@@ -89,9 +94,16 @@ struct Host {
     sequence: u64,
     petted: u64,
     running: bool,
+    /// Of its VM: the newest that was ordered.
+    incarnation: Incarnation,
+    /// When its leader orders a start again.
+    order_at: u64,
     /// A stop that is under way ends here.
     stop_ends: Option<u64>,
-    reset: bool,
+    /// The hardware has reset it; it is up again then.
+    reset: Option<u64>,
+    boot: BootId,
+    durable: Option<Durable>,
     epoch: Epoch,
     condemned: bool,
     votes: BTreeSet<usize>,
@@ -115,6 +127,8 @@ struct Weather {
     cuts: u64,
     freezes: u64,
     condemnations: u64,
+    /// Whether stopped VMs are ordered anew and proven hosts are readmitted.
+    restarts: bool,
 }
 
 struct World {
@@ -129,7 +143,13 @@ struct World {
     sent: u64,
     opinions: BTreeMap<(usize, usize), Opinion>,
     stops: usize,
+    starts: usize,
     proofs: usize,
+}
+
+fn begin(id: &HostId, durable: Option<Durable>, boot: BootId, now: Instant) -> Guard {
+    let config = Config { host: id.clone(), timing: Timing::from(&policy().lease) };
+    Guard::new(config, durable, None, boot, now)
 }
 
 fn vm(host: usize) -> VmId {
@@ -164,9 +184,8 @@ impl World {
         let mut hosts = Vec::new();
         for (at, id) in ids.iter().enumerate() {
             let clock = Clock::draw(&mut dice);
-            let config = Config { host: id.clone(), timing: Timing::from(&policy.lease) };
-            let mut guard = Guard::new(config, None, None, BootId(1), clock.at(0));
             let seen = VmObserved { vm: vm(at), incarnation: Incarnation(1), running: true, readiness: None };
+            let mut guard = begin(id, None, BootId(1), clock.at(0));
             for input in [
                 Input::Electorate(electorate.clone()),
                 Input::EpochTold { epoch: Epoch(1) },
@@ -183,8 +202,12 @@ impl World {
                 sequence: 0,
                 petted: 0,
                 running: true,
+                incarnation: Incarnation(1),
+                order_at: 0,
                 stop_ends: None,
-                reset: false,
+                reset: None,
+                boot: BootId(1),
+                durable: None,
                 epoch: Epoch(1),
                 condemned: false,
                 votes: BTreeSet::new(),
@@ -212,6 +235,7 @@ impl World {
             sent: 0,
             opinions: BTreeMap::new(),
             stops: 0,
+            starts: 0,
             proofs: 0,
         }
     }
@@ -258,7 +282,15 @@ impl World {
                         self.send(at, to, Message::Question { from: at, to, asked_at });
                     }
                 }
-                Effect::Persist(_) | Effect::StartVm { .. } | Effect::Report { .. } => {}
+                Effect::StartVm { vm, incarnation, .. } => {
+                    let host = &mut self.hosts[at];
+                    assert!(!host.running, "a second start on {}", host.id);
+                    host.running = true;
+                    self.starts += 1;
+                    self.step(at, Input::StartFinished { vm, incarnation, result: Ok(()) });
+                }
+                Effect::Persist(durable) => self.hosts[at].durable = Some(durable),
+                Effect::Report { .. } => {}
             }
         }
     }
@@ -266,9 +298,14 @@ impl World {
     fn deliver(&mut self, message: Message) {
         let hosts = self.hosts.len();
         let to_frozen = match &message {
-            Message::Beat { replica, .. } | Message::View { replica, .. } => self.replicas[*replica].frozen_until,
-            Message::Ack { host, .. } | Message::Question { to: host, .. } | Message::Answer { to: host, .. } => {
-                if self.hosts[*host].reset {
+            Message::Beat { replica, .. } | Message::View { replica, .. } => {
+                self.replicas[*replica].frozen_until
+            }
+            Message::Ack { host, .. }
+            | Message::Question { to: host, .. }
+            | Message::Answer { to: host, .. }
+            | Message::Order { host, .. } => {
+                if self.hosts[*host].reset.is_some() {
                     return;
                 }
                 self.hosts[*host].frozen_until
@@ -301,6 +338,7 @@ impl World {
                 let host = self.hosts[from].id.clone();
                 self.step(to, Input::NeighbourAnswer { host, asked_at, answer });
             }
+            Message::Order { host, order } => self.step(host, Input::Order(order)),
         }
     }
 
@@ -309,7 +347,9 @@ impl World {
         let view = view(&self.hosts[host]);
         for replica in 0..REPLICAS {
             let waiting = self.messages.iter().rev().find_map(|((at, _), message)| match message {
-                Message::View { replica: to, host: about, .. } if (*to, *about) == (replica, host) => Some(*at),
+                Message::View { replica: to, host: about, .. } if (*to, *about) == (replica, host) => {
+                    Some(*at)
+                }
                 _ => None,
             });
             let at = (self.now + 1 + self.dice.below(200)).max(waiting.unwrap_or(0));
@@ -383,8 +423,10 @@ impl World {
             if self.hosts[at].stop_ends.is_some_and(|ends| ends <= self.now) {
                 self.hosts[at].stop_ends = None;
                 self.hosts[at].running = false;
-                if self.hosts[at].frozen_until <= self.now && !self.hosts[at].reset {
-                    self.step(at, Input::StopFinished { vm: vm(at), incarnation: Incarnation(1), ok: true });
+                if self.hosts[at].reset.is_none() {
+                    // A frozen agent's children are told to stop all the same, but it hears of it later.
+                    let incarnation = self.hosts[at].incarnation;
+                    self.step(at, Input::StopFinished { vm: vm(at), incarnation, ok: true });
                 }
             }
         }
@@ -395,11 +437,20 @@ impl World {
         for at in 0..hosts {
             let host = &mut self.hosts[at];
             // The hardware does what it is there for.
-            if self.now - host.petted > watchdog {
-                host.reset = true;
+            if self.now.saturating_sub(host.petted) > watchdog && host.reset.is_none() {
+                host.reset = Some(self.now + 1500);
                 host.running = false;
+                host.stop_ends = None;
             }
-            if host.reset || host.frozen_until > self.now {
+            if host.reset.is_some_and(|until| until <= self.now) {
+                host.reset = None;
+                host.petted = self.now + 2 * watchdog;
+                host.boot = BootId(host.boot.0 + 1);
+                host.guard = begin(&host.id, host.durable.clone(), host.boot, host.clock.at(self.now));
+                self.step(at, Input::HypervisorListed);
+            }
+            let host = &mut self.hosts[at];
+            if host.reset.is_some() || host.frozen_until > self.now {
                 continue;
             }
             let now = host.clock.at(self.now);
@@ -410,6 +461,8 @@ impl World {
             if host.guard.may_pet(now) {
                 host.petted = self.now;
             }
+            self.order(at);
+            let host = &mut self.hosts[at];
             if self.now % 50 == 0 {
                 host.sequence += 1;
                 for replica in 0..REPLICAS {
@@ -439,6 +492,37 @@ impl World {
             );
         }
         Ok(())
+    }
+
+    /// What a leader does: readmits who is clean, and orders what does not run. An order may take long.
+    fn order(&mut self, at: usize) {
+        let host = &self.hosts[at];
+        if !self.weather.restarts || self.now < host.order_at {
+            return;
+        }
+        self.hosts[at].order_at = self.now + 300 + self.dice.below(1000);
+        let abandon = self.dice.one_in(6);
+        let host = &self.hosts[at];
+        if host.proven && !host.running {
+            self.hosts[at].proven = false;
+            self.judge(at, false);
+        } else if host.condemned && !host.proven && abandon {
+            self.judge(at, false);
+        } else if !host.condemned && !host.running && host.stop_ends.is_none() {
+            let host = &mut self.hosts[at];
+            host.incarnation = host.incarnation.next();
+            let (vm, incarnation) = (vm(at), host.incarnation);
+            let effect = EffectId { cause: LogIndex(1), subject: Subject::Vm(vm.clone()), attempt: 1 };
+            let verb = Verb::Start { vm, incarnation, definition: Definition::default() };
+            let order = Order { epoch: host.epoch, term: 1, effect, verb };
+            let arrival = self.now + if self.dice.one_in(3) { self.dice.below(3000) } else { 5 };
+            self.post(arrival, Message::Order { host: at, order: order.clone() });
+            if self.dice.one_in(3) {
+                // And once more, much later.
+                let arrival = arrival + self.dice.below(6000);
+                self.post(arrival, Message::Order { host: at, order });
+            }
+        }
     }
 
     fn propose(&mut self, replica: usize, proposal: Proposal) {
@@ -492,11 +576,23 @@ impl World {
 
 fn calm(hosts: usize) -> Weather {
     let never = u64::MAX;
-    Weather { seed: 7, hosts, loss: never, delay_max: 10, cuts: never, freezes: never, condemnations: never }
+    Weather {
+        seed: 7,
+        hosts,
+        loss: never,
+        delay_max: 10,
+        cuts: never,
+        freezes: never,
+        condemnations: never,
+        restarts: false,
+    }
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
-    (any::<u64>(), 1_usize..=6, 3_u64..200, 1_u64..4000, 40_u64..800, 40_u64..1500, 100_u64..2000).prop_map(
+    // One in so many ticks, as a power of two: from a breeze to a storm.
+    let often = |from: u32, to: u32| (from..=to).prop_map(|power| 1_u64 << power);
+    let delay_max = prop_oneof![Just(10), 10_u64..400, 400_u64..4000];
+    (any::<u64>(), 1_usize..=6, often(2, 10), delay_max, often(6, 11), often(6, 13), often(6, 12)).prop_map(
         |(seed, hosts, loss, delay_max, cuts, freezes, condemnations)| Weather {
             seed,
             hosts,
@@ -505,6 +601,7 @@ fn weather() -> impl Strategy<Value = Weather> {
             cuts,
             freezes,
             condemnations,
+            restarts: true,
         },
     )
 }
@@ -524,7 +621,14 @@ proptest! {
         // Whatever was cut stays cut for a while: votes that are wrong come now.
         world.run(5000, true)?;
         if std::env::var_os("DEFIB_SHOW").is_some() {
-            eprintln!("{} proofs, {} of {} running, {} stops", world.proofs, world.running(), world.hosts.len(), world.stops);
+            eprintln!(
+                "{} proofs, {} of {} running, {} stops, {} starts",
+                world.proofs,
+                world.running(),
+                world.hosts.len(),
+                world.stops,
+                world.starts
+            );
         }
     }
 }

@@ -75,7 +75,9 @@ impl fmt::Display for ChainError {
             Self::Gap { from, to } if from == to => write!(f, "event {from} is missing"),
             Self::Gap { from, to } => write!(f, "events {from} to {to} are missing"),
             Self::OutOfOrder { seq, due } => write!(f, "event {seq} stands where event {due} is due"),
-            Self::Altered { seq } => write!(f, "event {seq} or the one before it was altered: its hash does not fit"),
+            Self::Altered { seq } => {
+                write!(f, "event {seq} or the one before it was altered: its hash does not fit")
+            }
         }
     }
 }

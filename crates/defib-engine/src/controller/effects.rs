@@ -3,8 +3,7 @@
 use alloc::string::String;
 
 use defib_model::{
-    EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Millis, RecoveryId, VmId,
-    inventory::FencingLevel,
+    EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Millis, RecoveryId, VmId, inventory::FencingLevel,
 };
 
 use crate::{observer::HostView, proof::Restart};
@@ -136,4 +135,3 @@ pub enum Effect {
         head: EventSeq,
     },
 }
-

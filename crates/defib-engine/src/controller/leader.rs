@@ -62,7 +62,10 @@ impl Controller {
             .ledger
             .open_recoveries()
             .filter(|(_, recovery)| {
-                matches!(recovery.phase, Phase::Suspected | Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed)
+                matches!(
+                    recovery.phase,
+                    Phase::Suspected | Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed
+                )
             })
             .map(|(id, _)| id)
             .collect();
@@ -70,8 +73,10 @@ impl Controller {
         for id in open {
             let Some(recovery) = self.ledger.recoveries().get(&id) else { continue };
             let host = recovery.host.clone();
-            let (phase, levels) =
-                (recovery.phase, self.ledger.inventory().hosts.get(&host).map_or(0, |host| host.fencing.len()));
+            let (phase, levels) = (
+                recovery.phase,
+                self.ledger.inventory().hosts.get(&host).map_or(0, |host| host.fencing.len()),
+            );
             let ask =
                 self.asks.entry(id).or_insert(Ask { in_flight: false, next_at: now, count: 0, found: None });
             if let Some(FenceResult::Off(readings)) = ask.found.clone() {
@@ -96,7 +101,13 @@ impl Controller {
         }
     }
 
-    pub(super) fn asked(&mut self, now: Instant, id: RecoveryId, result: FenceResult, _effects: &mut Vec<Effect>) {
+    pub(super) fn asked(
+        &mut self,
+        now: Instant,
+        id: RecoveryId,
+        result: FenceResult,
+        _effects: &mut Vec<Effect>,
+    ) {
         let suspected =
             self.ledger.recoveries().get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected);
         let Some(ask) = self.asks.get_mut(&id) else { return };
@@ -201,9 +212,9 @@ impl Controller {
                 continue;
             }
             let declared = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.first_host.as_ref());
-            let unseen = declared.and_then(|host| self.ledger.hosts().get(host)).is_some_and(|host| {
-                host.standing == Standing::NeverSeen
-            });
+            let unseen = declared
+                .and_then(|host| self.ledger.hosts().get(host))
+                .is_some_and(|host| host.standing == Standing::NeverSeen);
             let since = *self.first_seen.entry(vm.clone()).or_insert(now);
             if unseen && now < since.plus(FIRST_HOST_WAIT) {
                 held = true;
@@ -256,7 +267,9 @@ impl Controller {
                 reasons: left.exclusions.iter().map(ToString::to_string).collect(),
                 vm: left.vm,
             })
-            .filter(|left| self.ledger.vms().get(&left.vm).is_some_and(|record| record.unplaced != left.reasons))
+            .filter(|left| {
+                self.ledger.vms().get(&left.vm).is_some_and(|record| record.unplaced != left.reasons)
+            })
             .collect();
         if placements.is_empty() && unplaced.is_empty() {
             return;

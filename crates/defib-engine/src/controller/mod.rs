@@ -341,13 +341,18 @@ impl Controller {
     }
 
     fn propose(&self, now: Instant, command: Command, effects: &mut Vec<Effect>) {
-        let entry =
-            Entry { at: self.cluster_now(now), wall: self.wall, proposer: self.me, command };
+        let entry = Entry { at: self.cluster_now(now), wall: self.wall, proposer: self.me, command };
         effects.push(Effect::Propose(entry));
     }
 
     /// Proposes once; again only if the log has not shown it for a while.
-    fn propose_once(&mut self, now: Instant, key: Proposed, command: impl FnOnce() -> Command, effects: &mut Vec<Effect>) {
+    fn propose_once(
+        &mut self,
+        now: Instant,
+        key: Proposed,
+        command: impl FnOnce() -> Command,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.proposed.get(&key).is_some_and(|at| now < at.plus(REPROPOSE_AFTER)) {
             return;
         }
@@ -361,7 +366,9 @@ impl Controller {
             Command::ObserverStarted { observer, .. } if *observer == self.me => Proposed::ObserverStarted,
             Command::LeaderStarted { .. } => Proposed::LeaderStarted,
             Command::PowerFoundOff { host, .. } => {
-                let Some(recovery) = self.ledger.hosts().get(host).and_then(|host| host.recovery) else { return };
+                let Some(recovery) = self.ledger.hosts().get(host).and_then(|host| host.recovery) else {
+                    return;
+                };
                 self.forget_finding(now, recovery);
                 Proposed::PowerFoundOff(recovery)
             }

@@ -130,7 +130,8 @@ impl Controller {
         // Of one tier the earlier placed goes first: the planner's order is the order of start.
         let mut candidates: Vec<(Priority, LogIndex, VmId)> = Vec::new();
         for vm in &self.ledger.index().pending {
-            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            let (Some(declared), Some(record)) =
+                (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
             else {
                 continue;
             };
@@ -151,9 +152,9 @@ impl Controller {
             let datastore = self.ledger.inventory().vms.get(&vm).and_then(|vm| vm.datastore.clone());
             let full = total >= policy.starts_total
                 || per_host.get(&host).copied().unwrap_or(0) >= policy.starts_per_host
-                || datastore
-                    .as_ref()
-                    .is_some_and(|name| per_datastore.get(name).copied().unwrap_or(0) >= policy.starts_per_datastore);
+                || datastore.as_ref().is_some_and(|name| {
+                    per_datastore.get(name).copied().unwrap_or(0) >= policy.starts_per_datastore
+                });
             if full {
                 continue;
             }
@@ -199,7 +200,8 @@ impl Controller {
         });
         let mut gate = Priority::Lowest;
         for vm in index.pending.iter().chain(lost) {
-            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            let (Some(declared), Some(record)) =
+                (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
             else {
                 continue;
             };
@@ -220,7 +222,8 @@ impl Controller {
     }
 
     fn dependencies_ready(&self, vm: &VmId) -> bool {
-        let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm)) else {
+        let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+        else {
             return false;
         };
         let Place::Intended { since, .. } = record.place else { return false };
@@ -345,7 +348,8 @@ impl Controller {
             })
             .collect();
         for vm in &recovery.vms {
-            let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
+            let (Some(declared), Some(record)) =
+                (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
             else {
                 continue;
             };
@@ -354,9 +358,13 @@ impl Controller {
                 let age = now.since(start.first_ordered);
                 lines.push(match &start.state {
                     State::Sent => format!("vm {vm}: host {host} to answer the order of {age} ago"),
-                    State::Again { .. } => format!("vm {vm}: host {host} could not take the order; tried again"),
+                    State::Again { .. } => {
+                        format!("vm {vm}: host {host} could not take the order; tried again")
+                    }
                     State::Cancelling { .. } => {
-                        format!("vm {vm}: host {host} gave no answer for {age}; to be cancelled and placed anew")
+                        format!(
+                            "vm {vm}: host {host} gave no answer for {age}; to be cancelled and placed anew"
+                        )
                     }
                     State::Ended(_) => format!("vm {vm}: its start to be committed"),
                 });
@@ -367,7 +375,10 @@ impl Controller {
                     (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
                     && !is_ready(dependency, record)
                 {
-                    lines.push(format!("vm {vm}: vm {other}, on which it depends, to be {}", dependency.readiness));
+                    lines.push(format!(
+                        "vm {vm}: vm {other}, on which it depends, to be {}",
+                        dependency.readiness
+                    ));
                 }
             }
             if let Some((other, blocker)) =

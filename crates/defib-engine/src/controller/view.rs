@@ -5,10 +5,7 @@ use alloc::{collections::BTreeSet, vec::Vec};
 use defib_model::HostId;
 
 use super::{Controller, Effect};
-use crate::{
-    ledger::Standing,
-    observer::HostView,
-};
+use crate::{ledger::Standing, observer::HostView};
 
 impl Controller {
     /// Tells the observer about hosts that changed; about all of them if `whole`.
@@ -35,7 +32,8 @@ impl Controller {
                 vote_recorded: record.expiry_votes.contains(&self.me),
             };
             // A host that just got its epoch hears of it at once, not with its next heartbeat.
-            if record.standing == Standing::Active && self.reports.get(&host).is_some_and(|report| report.epoch < record.epoch)
+            if record.standing == Standing::Active
+                && self.reports.get(&host).is_some_and(|report| report.epoch < record.epoch)
             {
                 effects.push(Effect::Admit { host: host.clone(), epoch: record.epoch });
             }

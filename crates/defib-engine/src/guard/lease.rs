@@ -61,8 +61,11 @@ impl Lease {
     /// Counts anew, for these replicas only: the majority-th largest of their promises' ends.
     pub(super) fn count(&mut self, now: Instant, replicas: &BTreeSet<ReplicaId>) {
         self.settle(now);
-        let mut ends: Vec<Instant> =
-            replicas.iter().filter_map(|replica| self.promises.get(replica)).map(|promise| promise.until).collect();
+        let mut ends: Vec<Instant> = replicas
+            .iter()
+            .filter_map(|replica| self.promises.get(replica))
+            .map(|promise| promise.until)
+            .collect();
         ends.sort_unstable_by(|one, other| other.cmp(one));
         self.until = ends.get(replicas.len() / 2).copied().unwrap_or_default();
         if now < self.until {

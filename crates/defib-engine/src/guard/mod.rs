@@ -49,8 +49,8 @@ use lease::Lease;
 use neighbours::Neighbours;
 use vms::{Permit, Vms};
 pub use words::{
-    Answer, Config, Durable, Effect, Electorate, Input, LeaseState, Neighbour, Order, Outcome, Refusal, ResumeHint,
-    StopReason, Timing, Verb, VmMemory, VmObserved,
+    Answer, Config, Durable, Effect, Electorate, Input, LeaseState, Neighbour, Order, Outcome, Refusal,
+    ResumeHint, StopReason, Timing, Verb, VmMemory, VmObserved,
 };
 
 use crate::observer::{Ack, Beat};
@@ -106,7 +106,8 @@ impl Guard {
         let timing = config.timing;
         // No coverage lasts longer than this, so a hint that says so is wrong.
         let limit = now.plus(timing.lease.max(timing.answer_freshness));
-        let resume_until = resume.filter(|_| same_boot).map_or(Instant(0), |hint| hint.covered_until.min(limit));
+        let resume_until =
+            resume.filter(|_| same_boot).map_or(Instant(0), |hint| hint.covered_until.min(limit));
         let watchdog = timing.watchdog;
         let margin = now.plus(Millis(watchdog.0.saturating_mul(2) / 5));
         let (mut loss, mut lease_only) = (None, false);
@@ -176,7 +177,9 @@ impl Guard {
             Input::Hypervisor(seen) => self.vms.observed(&seen),
             Input::HypervisorListed => self.vms.all_listed(),
             Input::StopFinished { vm, incarnation, ok } => self.vms.stopped(&vm, incarnation, ok),
-            Input::StartFinished { vm, incarnation, result } => self.vms.started(&vm, incarnation, result, effects),
+            Input::StartFinished { vm, incarnation, result } => {
+                self.vms.started(&vm, incarnation, result, effects)
+            }
             Input::WatchdogArmed(armed) => self.watchdog_armed = armed,
             Input::Electorate(electorate) => {
                 if electorate.version > self.electorate.version {
@@ -253,7 +256,8 @@ impl Guard {
 
     fn order(&mut self, now: Instant, order: &Order, effects: &mut Vec<Effect>) {
         let (vm, incarnation) = order.verb.subject();
-        let mut refuse = |refusal| effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(refusal)));
+        let mut refuse =
+            |refusal| effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(refusal)));
         if order.term < self.term {
             return refuse(Refusal::StaleTerm { current: self.term });
         }
@@ -268,7 +272,8 @@ impl Guard {
         match &order.verb {
             Verb::Start { vm, incarnation, definition } => {
                 let permit = self.permit(now);
-                let taken = self.vms.order_start(permit, &order.effect, vm, *incarnation, definition, effects);
+                let taken =
+                    self.vms.order_start(permit, &order.effect, vm, *incarnation, definition, effects);
                 if let Err(refusal) = taken {
                     effects.push(vms::report(&order.effect, vm, *incarnation, Outcome::Refused(refusal)));
                 }
@@ -358,7 +363,9 @@ impl Guard {
         match self.loss {
             Some(Loss { since, stop_at }) => LeaseState::Lost { since, stop_at },
             None if now < end => LeaseState::Exempt { until: end },
-            None => LeaseState::Lost { since: end, stop_at: end.plus(stop_after(self.config.timing.watchdog)) },
+            None => {
+                LeaseState::Lost { since: end, stop_at: end.plus(stop_after(self.config.timing.watchdog)) }
+            }
         }
     }
 

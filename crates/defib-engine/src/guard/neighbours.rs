@@ -1,10 +1,6 @@
 //! The host's half of the double quorum (design 4.1): what the other agents answer to "do you hold a lease?".
 
-use alloc::{
-    collections::BTreeMap,
-    string::String,
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
 
 use defib_model::{HostId, Instant, Millis};
 

@@ -161,7 +161,13 @@ impl Vms {
         self.wait(vm, effect, incarnation, "stopped by order".into(), StopReason::Ordered);
     }
 
-    pub(super) fn started(&mut self, vm: &VmId, incarnation: Incarnation, result: Result<(), String>, effects: &mut Vec<Effect>) {
+    pub(super) fn started(
+        &mut self,
+        vm: &VmId,
+        incarnation: Incarnation,
+        result: Result<(), String>,
+        effects: &mut Vec<Effect>,
+    ) {
         let state = self.vms.entry(vm.clone()).or_default();
         if state.starting == Some(incarnation) {
             state.starting = None;
@@ -171,7 +177,8 @@ impl Vms {
                 let held = state.running.entry(incarnation).or_default();
                 *held = (*held).max(Some(Readiness::PoweredOn));
                 self.recall(vm, incarnation);
-                let good = self.memory.get(vm).filter(|known| known.incarnation == incarnation && !known.burnt);
+                let good =
+                    self.memory.get(vm).filter(|known| known.incarnation == incarnation && !known.burnt);
                 if let Some(effect) = good.and_then(|known| known.effect.as_ref()) {
                     effects.push(report(effect, vm, incarnation, Outcome::Started));
                 }
@@ -224,7 +231,13 @@ impl Vms {
     }
 
     /// Brings what runs in line with what may run.
-    pub(super) fn reconcile(&mut self, now: Instant, permit: Permit, urgent: &mut Vec<Effect>, effects: &mut Vec<Effect>) {
+    pub(super) fn reconcile(
+        &mut self,
+        now: Instant,
+        permit: Permit,
+        urgent: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
+    ) {
         let mut names: BTreeSet<VmId> = self.vms.keys().cloned().collect();
         if permit.stop_all.is_some() && !self.listed {
             // The hypervisor has not said yet what runs: all that may run is stopped.
@@ -236,8 +249,16 @@ impl Vms {
         self.vms.retain(|_, vm| !vm.is_idle());
     }
 
-    fn reconcile_one(&mut self, now: Instant, vm: &VmId, permit: Permit, urgent: &mut Vec<Effect>, effects: &mut Vec<Effect>) {
-        let known = self.memory.get(vm).map_or((Incarnation(0), false), |known| (known.incarnation, known.burnt));
+    fn reconcile_one(
+        &mut self,
+        now: Instant,
+        vm: &VmId,
+        permit: Permit,
+        urgent: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known =
+            self.memory.get(vm).map_or((Incarnation(0), false), |known| (known.incarnation, known.burnt));
         let unlisted = (!self.listed && !known.1 && permit.stop_all.is_some()).then_some(known.0);
         let state = self.vms.entry(vm.clone()).or_default();
         let stale = |one: &Incarnation| *one < known.0 || (*one == known.0 && known.1);
@@ -257,8 +278,9 @@ impl Vms {
                 }
             }
         }
-        if let Some(pending) =
-            state.pending.take_if(|pending| unwanted.is_none() && state.running.contains_key(&pending.incarnation))
+        if let Some(pending) = state
+            .pending
+            .take_if(|pending| unwanted.is_none() && state.running.contains_key(&pending.incarnation))
         {
             // It was found running after its order had come again.
             effects.push(report(&pending.effect, vm, pending.incarnation, Outcome::Started));
@@ -377,7 +399,14 @@ impl Vms {
         }
     }
 
-    fn wait(&mut self, vm: &VmId, effect: &EffectId, incarnation: Incarnation, detail: String, reason: StopReason) {
+    fn wait(
+        &mut self,
+        vm: &VmId,
+        effect: &EffectId,
+        incarnation: Incarnation,
+        detail: String,
+        reason: StopReason,
+    ) {
         let waiting = &mut self.vms.entry(vm.clone()).or_default().waiting;
         // The same order twice is answered once.
         waiting.retain(|one| one.effect != *effect || one.incarnation != incarnation);

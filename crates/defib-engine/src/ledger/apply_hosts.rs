@@ -56,7 +56,8 @@ impl Ledger {
                     .insert(observer, OpinionRecord { opinion: change.opinion, silent_ms: change.silent_ms });
             }
             let recovery = record.recovery;
-            let (host, from, to, silent_ms) = (change.host.clone(), held.opinion, change.opinion, change.silent_ms);
+            let (host, from, to, silent_ms) =
+                (change.host.clone(), held.opinion, change.opinion, change.silent_ms);
             self.event(recovery, EventKind::OpinionChanged { observer, host, from, to, silent_ms });
             self.touch(&change.host);
         }
@@ -83,9 +84,15 @@ impl Ledger {
 
     /// What a level's readings prove: every method of it read off, often enough, by a BMC that said who it is.
     fn readings_prove(&self, host: &HostId, readings: &[PowerOffReading]) -> Result<(String, u32), String> {
-        let Some(declared) = self.inventory.hosts.get(host) else { return Err("it is not in the inventory".into()) };
-        let Some(level) = readings.first().map(|reading| reading.level) else { return Err("no reading".into()) };
-        let Some(methods) = declared.fencing.get(level) else { return Err(format!("it has no fencing level {level}")) };
+        let Some(declared) = self.inventory.hosts.get(host) else {
+            return Err("it is not in the inventory".into());
+        };
+        let Some(level) = readings.first().map(|reading| reading.level) else {
+            return Err("no reading".into());
+        };
+        let Some(methods) = declared.fencing.get(level) else {
+            return Err(format!("it has no fencing level {level}"));
+        };
         let needed = self.policy.fencing.confirm_reads;
         for method in 0..methods.0.len() {
             let Some(reading) =
@@ -94,7 +101,10 @@ impl Ledger {
                 return Err(format!("method {method} of level {level} was not read"));
             };
             if reading.reads < needed {
-                return Err(format!("method {method} was read off {} times, {needed} are needed", reading.reads));
+                return Err(format!(
+                    "method {method} was read off {} times, {needed} are needed",
+                    reading.reads
+                ));
             }
             if reading.identity.is_empty() {
                 return Err(format!("method {method} did not say which machine it is"));
@@ -111,7 +121,8 @@ impl Ledger {
             return self.refuse("power-found-off", format!("host {host} is not suspected any more"));
         };
         if record.epoch != epoch || record.standing == Standing::Dead {
-            return self.refuse("power-found-off", format!("host {host} is in epoch {}, not {epoch}", record.epoch));
+            return self
+                .refuse("power-found-off", format!("host {host} is in epoch {}, not {epoch}", record.epoch));
         }
         // A heartbeat since then would speak against it: the quorum must still miss the host.
         if record.opinions_at_least(Opinion::Asks, &self.voters) < self.quorum() {
@@ -132,7 +143,8 @@ impl Ledger {
         let next = recovery.fence.as_ref().map_or(0, |fence| fence.attempt).saturating_add(1);
         let may = matches!(recovery.phase, Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed);
         if !may || attempt != next {
-            return self.refuse("fence-intended", format!("host {host}: attempt {attempt} is not the next one"));
+            return self
+                .refuse("fence-intended", format!("host {host}: attempt {attempt} is not the next one"));
         }
         let Some(record) = self.hosts.get(&host) else { return };
         if record.standing != Standing::Condemned {
@@ -153,7 +165,8 @@ impl Ledger {
         let Some(recovery) = self.recoveries.get(&id) else { return };
         let host = recovery.host.clone();
         let Some(fence) = recovery.fence.clone().filter(|fence| fence.attempt == attempt) else {
-            return self.refuse("fence-ended", format!("host {host}: attempt {attempt} is not the present one"));
+            return self
+                .refuse("fence-ended", format!("host {host}: attempt {attempt} is not the present one"));
         };
         if recovery.phase != Phase::Fencing {
             return;
@@ -164,7 +177,9 @@ impl Ledger {
                 Err(why) => why,
             },
             FenceResult::StillOn { detail } => format!("still on: {detail}"),
-            FenceResult::WrongMachine { detail } => format!("wrong machine, no power action was sent: {detail}"),
+            FenceResult::WrongMachine { detail } => {
+                format!("wrong machine, no power action was sent: {detail}")
+            }
             FenceResult::Unknown { detail } => format!("unknown: {detail}"),
         };
         let levels = self.inventory.hosts.get(&host).map_or(0, |host| host.fencing.len());
@@ -174,7 +189,8 @@ impl Ledger {
         } else {
             format!("level {} is next", fence.level.saturating_add(1))
         };
-        let event = EventKind::FenceFailed { host: host.clone(), attempt, detail: format!("{detail}; {next}") };
+        let event =
+            EventKind::FenceFailed { host: host.clone(), attempt, detail: format!("{detail}; {next}") };
         self.event(Some(id), event);
         if last {
             if let Some(recovery) = self.recoveries.get_mut(&id) {
@@ -238,9 +254,8 @@ impl Ledger {
         let returns = u32::try_from(record.returns.len()).unwrap_or(u32::MAX);
         let epoch = record.epoch;
         let open = recovery.filter(|id| self.index.open.contains(id));
-        let still_restarting = open.filter(|id| {
-            self.recoveries.get(id).is_some_and(|recovery| recovery.phase >= Phase::Fenced)
-        });
+        let still_restarting =
+            open.filter(|id| self.recoveries.get(id).is_some_and(|recovery| recovery.phase >= Phase::Fenced));
         if let Some(id) = open
             && still_restarting.is_none()
         {

@@ -55,7 +55,10 @@ impl Ledger {
             }
             Command::SetPolicy { policy, replaces, .. } => {
                 if *replaces != self.policy_version {
-                    return Err(format!("policy version {} is in force, not {replaces}; read it again", self.policy_version));
+                    return Err(format!(
+                        "policy version {} is in force, not {replaces}; read it again",
+                        self.policy_version
+                    ));
                 }
                 policy.validate().map_err(|(field, message)| format!("{field}: {message}"))?;
                 Ok(format!("policy version {} comes into force", self.policy_version.saturating_add(1)))
@@ -80,7 +83,8 @@ impl Ledger {
     }
 
     fn judge_epoch(&self, host: &HostId, epoch: Epoch) -> Result<&HostRecord, String> {
-        let record = self.hosts.get(host).ok_or_else(|| format!("there is no host {host} in the inventory"))?;
+        let record =
+            self.hosts.get(host).ok_or_else(|| format!("there is no host {host} in the inventory"))?;
         if record.standing == Standing::NeverSeen {
             return Err(format!("host {host} was never seen, so nothing of ours runs there"));
         }
@@ -161,8 +165,7 @@ impl Ledger {
     }
 
     pub(super) fn set_policy(&mut self, policy: &Policy, replaces: u64, operator: &Operator) {
-        let command =
-            Command::SetPolicy { policy: policy.clone(), replaces, operator: operator.clone() };
+        let command = Command::SetPolicy { policy: policy.clone(), replaces, operator: operator.clone() };
         if let Err(why) = self.judge(&command) {
             return self.refuse("set-policy", why);
         }

@@ -46,22 +46,29 @@ impl Ledger {
             return Err("it has a place already".into());
         }
         if placement.incarnation != record.incarnation.next() {
-            return Err(format!("incarnation {} does not follow {}", placement.incarnation, record.incarnation));
+            return Err(format!(
+                "incarnation {} does not follow {}",
+                placement.incarnation, record.incarnation
+            ));
         }
         let host = self.hosts.get(&placement.host).ok_or("there is no such host")?;
         if host.standing != Standing::Active || host.epoch != placement.host_epoch {
             return Err(format!("the host is in epoch {} now", host.epoch));
         }
-        self.index.placer.admits(&placement.vm, &placement.host).map_err(|constraint| constraint.to_string())?;
+        self.index
+            .placer
+            .admits(&placement.vm, &placement.host)
+            .map_err(|constraint| constraint.to_string())?;
         let (release, from) = match &record.place {
             Place::Never => (ReleaseRecord::NeverPlaced, None),
             Place::Lost { from } => {
                 let proof = record.lost_by.clone().ok_or("its former host's death is not proven")?;
                 (ReleaseRecord::Death { host: from.clone(), proof }, Some(from.clone()))
             }
-            Place::Down { host } => {
-                (ReleaseRecord::Stopped { host: host.clone(), incarnation: record.incarnation }, Some(host.clone()))
-            }
+            Place::Down { host } => (
+                ReleaseRecord::Stopped { host: host.clone(), incarnation: record.incarnation },
+                Some(host.clone()),
+            ),
             Place::Intended { .. } | Place::Running { .. } | Place::GivenUp { .. } => {
                 return Err("it has a place already".into());
             }
@@ -95,7 +102,13 @@ impl Ledger {
         Ok(())
     }
 
-    pub(super) fn start_ended(&mut self, vm: &VmId, incarnation: Incarnation, host: &HostId, result: &StartResult) {
+    pub(super) fn start_ended(
+        &mut self,
+        vm: &VmId,
+        incarnation: Incarnation,
+        host: &HostId,
+        result: &StartResult,
+    ) {
         let Some(record) = self.vms.get(vm) else { return };
         if record.incarnation != incarnation || record.occupied_host() != Some(host) {
             // An answer about a past that does not matter any more.
@@ -167,7 +180,8 @@ impl Ledger {
         }
         if record.watchdog_armed != report.watchdog_armed {
             record.watchdog_armed = report.watchdog_armed;
-            let event = EventKind::WatchdogChanged { host: report.host.clone(), armed: report.watchdog_armed };
+            let event =
+                EventKind::WatchdogChanged { host: report.host.clone(), armed: report.watchdog_armed };
             self.event(None, event);
         }
         let Some(record) = self.hosts.get(&report.host) else { return };

@@ -45,7 +45,13 @@ impl BrakeMemory {
 
     /// The brake that forbids to condemn `host` now, in words with its numbers.
     #[must_use]
-    pub fn holds(&self, host: &HostId, now: ClusterTime, inventory: &Inventory, policy: &Policy) -> Option<String> {
+    pub fn holds(
+        &self,
+        host: &HostId,
+        now: ClusterTime,
+        inventory: &Inventory,
+        policy: &Policy,
+    ) -> Option<String> {
         let next = self
             .condemned
             .iter()

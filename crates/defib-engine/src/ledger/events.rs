@@ -2,9 +2,7 @@
 
 use alloc::{collections::VecDeque, string::String};
 
-use defib_model::{
-    ClusterTime, Event, EventKind, EventSeq, LogIndex, RecoveryId, UnixMillis, chain,
-};
+use defib_model::{ClusterTime, Event, EventKind, EventSeq, LogIndex, RecoveryId, UnixMillis, chain};
 use serde::{Deserialize, Serialize};
 
 /// How many events a replica keeps at hand for readers. Older ones are announced as an explicit gap.

@@ -53,7 +53,11 @@ impl Index {
         recoveries: &BTreeMap<RecoveryId, Recovery>,
     ) -> Self {
         let mut index = Self {
-            open: recoveries.iter().filter(|(_, recovery)| !recovery.phase.is_over()).map(|(id, _)| *id).collect(),
+            open: recoveries
+                .iter()
+                .filter(|(_, recovery)| !recovery.phase.is_over())
+                .map(|(id, _)| *id)
+                .collect(),
             placer: Placer::new(inventory),
             touched: hosts.keys().cloned().collect(),
             ..Self::default()
@@ -71,7 +75,13 @@ impl Index {
     }
 
     /// Follows one VM's record; `before` is where it may have run until now.
-    pub(crate) fn vm_changed(&mut self, inventory: &Inventory, id: &VmId, record: &VmRecord, before: Option<&HostId>) {
+    pub(crate) fn vm_changed(
+        &mut self,
+        inventory: &Inventory,
+        id: &VmId,
+        record: &VmRecord,
+        before: Option<&HostId>,
+    ) {
         let now = record.occupied_host();
         if before != now {
             if let Some(before) = before {

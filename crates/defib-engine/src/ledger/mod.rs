@@ -24,11 +24,11 @@ use core::fmt::Write as _;
 
 pub use brakes::BrakeMemory;
 use defib_model::{
-    ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy, RecoveryId,
-    ReplicaId, UnixMillis, VmId, event::Phase,
+    ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
+    RecoveryId, ReplicaId, UnixMillis, VmId, event::Phase,
 };
-pub use events::{EVENTS_RETAINED, EventLog};
 use events::Birth;
+pub use events::{EVENTS_RETAINED, EventLog};
 pub use index::Index;
 pub use records::{
     FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, VmRecord,
@@ -129,10 +129,16 @@ impl Ledger {
             Command::LeaderStarted { term } => self.leader_started(entry.proposer, *term),
             Command::ObserverStarted { observer, session } => self.observer_started(*observer, *session),
             Command::Opinions { observer, session, changes } => self.opinions(*observer, *session, changes),
-            Command::LeasesExpired { observer, session, votes } => self.leases_expired(*observer, *session, votes),
+            Command::LeasesExpired { observer, session, votes } => {
+                self.leases_expired(*observer, *session, votes)
+            }
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
-            Command::FenceIntended { recovery, attempt, level } => self.fence_intended(*recovery, *attempt, *level),
-            Command::FenceEnded { recovery, attempt, result } => self.fence_ended(*recovery, *attempt, result),
+            Command::FenceIntended { recovery, attempt, level } => {
+                self.fence_intended(*recovery, *attempt, *level)
+            }
+            Command::FenceEnded { recovery, attempt, result } => {
+                self.fence_ended(*recovery, *attempt, result)
+            }
             Command::Place { placements, unplaced } => self.place(placements, unplaced),
             Command::StartEnded { vm, incarnation, host, result, .. } => {
                 self.start_ended(vm, *incarnation, host, result);
@@ -329,7 +335,10 @@ impl Ledger {
             SelfFence::Watchdog if record.watchdog_armed => {}
             SelfFence::Watchdog => return Err("its agent never reported an armed watchdog".into()),
             SelfFence::None => {
-                return Err("it has no watchdog and trust-self-fence is not set, so an expired lease proves nothing".into());
+                return Err(
+                    "it has no watchdog and trust-self-fence is not set, so an expired lease proves nothing"
+                        .into(),
+                );
             }
         }
         // A change of the replicas waits out two leases: promises of replicas that left are still valid.
@@ -395,8 +404,7 @@ impl Ledger {
     /// Records an event; returns its number.
     fn event(&mut self, recovery: Option<RecoveryId>, kind: EventKind) -> EventSeq {
         let cause = recovery.and_then(|id| self.recoveries.get(&id)).map(|recovery| recovery.last_event);
-        let birth =
-            Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.wall };
+        let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.wall };
         self.now.ordinal = self.now.ordinal.saturating_add(1);
         let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);
         if let Some(recovery) = recovery.and_then(|id| self.recoveries.get_mut(&id)) {

@@ -7,8 +7,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId, VmId,
-    event::Phase, inventory::Readiness,
+    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId,
+    VmId, event::Phase, inventory::Readiness,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,10 @@ impl HostRecord {
     /// How many of `voters` hold an opinion at least as bad as `opinion`.
     #[must_use]
     pub fn opinions_at_least(&self, opinion: Opinion, voters: &BTreeSet<ReplicaId>) -> usize {
-        self.opinions.iter().filter(|(observer, held)| held.opinion >= opinion && voters.contains(*observer)).count()
+        self.opinions
+            .iter()
+            .filter(|(observer, held)| held.opinion >= opinion && voters.contains(*observer))
+            .count()
     }
 }
 

@@ -28,7 +28,10 @@ impl Ledger {
             .expected_silent
             .iter()
             .filter(|host| {
-                self.hosts.get(*host).and_then(|host| host.expected_silent_until).is_none_or(|until| until <= self.at)
+                self.hosts
+                    .get(*host)
+                    .and_then(|host| host.expected_silent_until)
+                    .is_none_or(|until| until <= self.at)
             })
             .cloned()
             .collect();
@@ -162,7 +165,9 @@ impl Ledger {
             Ok(()) => format!("its lease will prove it within {} of its last heartbeat", self.expiry_wait()),
             Err(why) => format!("its lease can't prove it: {why}"),
         };
-        let detail = format!("{reason}; {lease}; an operator who knows better may run: defib host confirm-dead {host}");
+        let detail = format!(
+            "{reason}; {lease}; an operator who knows better may run: defib host confirm-dead {host}"
+        );
         let Some(recovery) = self.recoveries.get_mut(&id) else { return };
         recovery.phase = Phase::Unconfirmed;
         if recovery.unproven.as_deref() == Some(detail.as_str()) {
@@ -206,8 +211,7 @@ impl Ledger {
         record.proof = Some(proof.clone());
         let epoch = record.epoch;
         self.event(Some(id), EventKind::DeathProven { host: host.clone(), epoch, proof: kind });
-        let lost: Vec<VmId> =
-            self.index.on_host.get(&host).into_iter().flatten().cloned().collect();
+        let lost: Vec<VmId> = self.index.on_host.get(&host).into_iter().flatten().cloned().collect();
         for vm in &lost {
             let from = host.clone();
             let proof = proof.clone();
@@ -303,7 +307,9 @@ impl Ledger {
         match recovery.phase {
             Phase::Suspected => {
                 let dead = record.opinions_at_least(Opinion::Dead, &self.voters);
-                lines.push(format!("a reading of Off from its BMC, or {quorum} votes of dead ({dead} so far)"));
+                lines.push(format!(
+                    "a reading of Off from its BMC, or {quorum} votes of dead ({dead} so far)"
+                ));
                 lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
             }
             Phase::Confirmed => lines.push("the leader to begin the fence".to_string()),
@@ -323,7 +329,9 @@ impl Ledger {
                 for vm in &recovery.vms {
                     let Some(record) = self.vms.get(vm) else { continue };
                     match &record.place {
-                        Place::Lost { .. } | Place::Down { .. } | Place::Never if record.unplaced.is_empty() => {
+                        Place::Lost { .. } | Place::Down { .. } | Place::Never
+                            if record.unplaced.is_empty() =>
+                        {
                             lines.push(format!("vm {vm}: a place"));
                         }
                         Place::Lost { .. } | Place::Down { .. } | Place::Never => {

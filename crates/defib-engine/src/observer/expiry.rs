@@ -52,7 +52,9 @@ impl Observer {
         isolated: bool,
         votes: &mut Vec<ExpiryVote>,
     ) -> Instant {
-        let Some(watched) = self.hosts.get(slot.0 as usize).and_then(Option::as_ref) else { return now.plus(RECHECK) };
+        let Some(watched) = self.hosts.get(slot.0 as usize).and_then(Option::as_ref) else {
+            return now.plus(RECHECK);
+        };
         let expired_at = watched.promised_until.max(self.started.plus(self.policy.lease.expiry_wait()));
         if now < expired_at {
             return expired_at;
@@ -82,9 +84,11 @@ impl Observer {
         // The latest moment up to which a majority claims anything: after an outage of the controllers the
         // moment of expiry itself is never covered, but this one is, in time.
         let latest = ends.get(majority).copied().unwrap_or_default();
-        latest >= expired_at && [expired_at, latest].into_iter().any(|at| {
-            let from = at.minus(self.policy.lease.majority_wait());
-            self.hosts.iter().flatten().filter(|watched| watched.claim.covers(from, at)).count() > majority
-        })
+        latest >= expired_at
+            && [expired_at, latest].into_iter().any(|at| {
+                let from = at.minus(self.policy.lease.majority_wait());
+                self.hosts.iter().flatten().filter(|watched| watched.claim.covers(from, at)).count()
+                    > majority
+            })
     }
 }

@@ -325,7 +325,9 @@ impl Observer {
                 break;
             }
             self.queue.pop();
-            let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { continue };
+            let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
+                continue;
+            };
             if watched.due != Some(at) {
                 continue;
             }
@@ -366,7 +368,13 @@ impl Observer {
         self.queue.len()
     }
 
-    fn look(&mut self, now: Instant, slot: Slot, changes: &mut Vec<OpinionChange>, votes: &mut Vec<ExpiryVote>) {
+    fn look(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        changes: &mut Vec<OpinionChange>,
+        votes: &mut Vec<ExpiryVote>,
+    ) {
         let (isolated, caught_up) = (self.isolated(), self.caught_up);
         let grace = self.policy.detection.start_grace;
         let (started, forgiven) = (self.started, self.forgiven);
@@ -439,7 +447,10 @@ impl Observer {
         if self.queue.len() > self.hosts.len().saturating_mul(4).saturating_add(64) {
             let hosts = &self.hosts;
             self.queue.retain(|Reverse((at, slot))| {
-                hosts.get(slot.0 as usize).and_then(Option::as_ref).is_some_and(|watched| watched.due == Some(*at))
+                hosts
+                    .get(slot.0 as usize)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|watched| watched.due == Some(*at))
             });
         }
     }

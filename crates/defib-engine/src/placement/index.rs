@@ -57,7 +57,8 @@ impl Domains {
     /// The domains of a level with their hosts.
     pub(super) fn members(&self, level: usize) -> Vec<(String, Vec<usize>)> {
         let Some(names) = self.names.get(level) else { return Vec::new() };
-        let mut members: Vec<(String, Vec<usize>)> = names.iter().map(|name| (name.clone(), Vec::new())).collect();
+        let mut members: Vec<(String, Vec<usize>)> =
+            names.iter().map(|name| (name.clone(), Vec::new())).collect();
         for (host, domain) in self.of.get(level).into_iter().flatten().enumerate() {
             if let Some((_, hosts)) = members.get_mut(*domain) {
                 hosts.push(host);
@@ -120,12 +121,24 @@ impl Occupancy {
         self.counts[domains.counter(&domains.rules[rule], host)]
     }
 
-    pub(super) fn add(&mut self, hosts: &[HostSlot], vms: &[VmSlot], domains: &Domains, vm: usize, host: usize) {
+    pub(super) fn add(
+        &mut self,
+        hosts: &[HostSlot],
+        vms: &[VmSlot],
+        domains: &Domains,
+        vm: usize,
+        host: usize,
+    ) {
         self.place[vm] = Some(host);
         self.on[host].insert(vm);
-        self.change(hosts, &vms[vm], domains, host, |free, need| free.saturating_sub(need), |count| {
-            count.saturating_add(1)
-        });
+        self.change(
+            hosts,
+            &vms[vm],
+            domains,
+            host,
+            |free, need| free.saturating_sub(need),
+            |count| count.saturating_add(1),
+        );
     }
 
     pub(super) fn remove(&mut self, hosts: &[HostSlot], vms: &[VmSlot], domains: &Domains, vm: usize) {
@@ -136,7 +149,12 @@ impl Occupancy {
         let used: Vec<u64> = (0..self.free[host].len())
             .map(|at| self.on[host].iter().map(|other| vms[*other].need[at]).sum())
             .collect();
-        if self.free[host].iter().zip(&hosts[host].capacity).zip(&used).any(|((free, all), used)| free + used > *all) {
+        if self.free[host]
+            .iter()
+            .zip(&hosts[host].capacity)
+            .zip(&used)
+            .any(|((free, all), used)| free + used > *all)
+        {
             self.by_room.remove(&(Reverse(room(&hosts[host].capacity, &self.free[host])), host));
             for (at, used) in used.iter().enumerate() {
                 self.free[host][at] = hosts[host].capacity[at].saturating_sub(*used);

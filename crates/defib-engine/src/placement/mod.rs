@@ -126,7 +126,8 @@ impl Placer {
     /// What would become of the VMs of these hosts if all of them failed now.
     #[must_use]
     pub fn what_if_hosts(&self, lost: &BTreeSet<HostId>) -> Plan {
-        let lost: BTreeSet<usize> = lost.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
+        let lost: BTreeSet<usize> =
+            lost.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
         self.what_if(&mut self.occupancy.clone(), &lost)
     }
 
@@ -139,8 +140,11 @@ impl Placer {
         for (vm, _) in &victims {
             occupancy.remove(&self.hosts, &self.vms, &self.domains, *vm);
         }
-        let wanted =
-            victims.iter().map(|(vm, _)| *vm).filter(|vm| self.vms[*vm].priority != Priority::Disabled).collect();
+        let wanted = victims
+            .iter()
+            .map(|(vm, _)| *vm)
+            .filter(|vm| self.vms[*vm].priority != Priority::Disabled)
+            .collect();
         let plan = self.plan_on(occupancy, wanted, &PlanOptions::default(), lost);
         for (vm, host) in victims {
             occupancy.remove(&self.hosts, &self.vms, &self.domains, vm);

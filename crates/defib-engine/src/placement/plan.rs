@@ -10,7 +10,8 @@ use core::cmp::Reverse;
 use defib_model::inventory::Priority;
 
 use super::{
-    Constraint, Exclusion, Placer, Plan, PlanOptions, Planned, Reason, SoftBreak, Unplaced, Usability, index::Occupancy,
+    Constraint, Exclusion, Placer, Plan, PlanOptions, Planned, Reason, SoftBreak, Unplaced, Usability,
+    index::Occupancy,
 };
 
 /// How many placements of the same plan are tried to be moved for a VM that finds no place.
@@ -121,7 +122,8 @@ impl Placer {
     ) -> Plan {
         wanted.sort_by_key(|vm| {
             let slot = &self.vms[*vm];
-            let bound = slot.rules.iter().any(|rule| self.domains.rules[*rule].hard) || !slot.requires.is_empty();
+            let bound =
+                slot.rules.iter().any(|rule| self.domains.rules[*rule].hard) || !slot.requires.is_empty();
             (slot.priority, !bound, Reverse(slot.need[1]), Reverse(slot.need[0]), *vm)
         });
         wanted.dedup();
@@ -194,10 +196,15 @@ impl Placer {
             .filter_map(|rule| {
                 let slot = &self.domains.rules[*rule];
                 // The VM itself is counted by now.
-                (!slot.hard && occupancy.members(&self.domains, *rule, host) > slot.limit).then(|| SoftBreak {
-                    group: slot.group.clone(),
-                    level: self.level_names.get(slot.level).map_or_else(|| "host".to_string(), Clone::clone),
-                    limit: slot.limit,
+                (!slot.hard && occupancy.members(&self.domains, *rule, host) > slot.limit).then(|| {
+                    SoftBreak {
+                        group: slot.group.clone(),
+                        level: self
+                            .level_names
+                            .get(slot.level)
+                            .map_or_else(|| "host".to_string(), Clone::clone),
+                        limit: slot.limit,
+                    }
                 })
             })
             .collect()

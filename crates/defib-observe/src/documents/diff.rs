@@ -8,8 +8,13 @@ pub fn diff(before: &str, after: &str) -> Vec<String> {
     // Longest common subsequence after the common ends are cut off; inventories change in few places.
     let head = before.iter().zip(&after).take_while(|(one, other)| one == other).count();
     let rest = before.len().min(after.len()).saturating_sub(head);
-    let tail =
-        before.iter().rev().zip(after.iter().rev()).take(rest).take_while(|(one, other)| one == other).count();
+    let tail = before
+        .iter()
+        .rev()
+        .zip(after.iter().rev())
+        .take(rest)
+        .take_while(|(one, other)| one == other)
+        .count();
     let old = &before[head..before.len() - tail];
     let new = &after[head..after.len() - tail];
     let mut lines = Vec::new();
@@ -42,7 +47,9 @@ pub fn diff(before: &str, after: &str) -> Vec<String> {
             lines.push(format!("  {}", old[i]));
             i += 1;
             j += 1;
-        } else if j >= new.len() || (i < old.len() && common[(i + 1) * width + j] >= common[i * width + j + 1]) {
+        } else if j >= new.len()
+            || (i < old.len() && common[(i + 1) * width + j] >= common[i * width + j + 1])
+        {
             lines.push(format!("- {}", old[i]));
             i += 1;
         } else {

@@ -140,12 +140,16 @@ type Places = BTreeMap<String, (u64, u64)>;
 pub fn inventory_from_yaml(file: &str, text: &str) -> Result<Inventory, DocumentError> {
     let document: Document<Spanned<String>> = from_yaml(file, text)?;
     let mut places = Places::new();
-    let inventory = convert(document, &mut places).and_then(|inventory| inventory.validate().map(|()| inventory));
+    let inventory =
+        convert(document, &mut places).and_then(|inventory| inventory.validate().map(|()| inventory));
     inventory.map_err(|error| {
         let at = places
             .iter()
             .filter(|(path, _)| {
-                error.field.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                error
+                    .field
+                    .strip_prefix(path.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
             })
             .max_by_key(|(path, _)| path.len())
             .map(|(_, at)| *at);
@@ -157,7 +161,10 @@ fn place(places: &mut Places, kind: &str, id: &Spanned<String>) -> Result<(), In
     let path = format!("{kind}.{}", id.value);
     let at = (id.referenced.line(), id.referenced.column());
     if let Some((line, _)) = places.insert(path.clone(), at) {
-        return Err(InventoryError { field: path, message: format!("the id is used twice; line {line} has it too") });
+        return Err(InventoryError {
+            field: path,
+            message: format!("the id is used twice; line {line} has it too"),
+        });
     }
     Ok(())
 }
@@ -171,7 +178,8 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
     };
     for entry in document.hosts {
         place(places, "hosts", &entry.id)?;
-        let id = HostId::new(&entry.id.value).map_err(|error| name(&format!("hosts.{}", entry.id.value), error))?;
+        let id = HostId::new(&entry.id.value)
+            .map_err(|error| name(&format!("hosts.{}", entry.id.value), error))?;
         let domain = entry.domain.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
         let fencing = entry
             .fencing
@@ -208,7 +216,8 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
     }
     for entry in document.vms {
         place(places, "vms", &entry.id)?;
-        let id = VmId::new(&entry.id.value).map_err(|error| name(&format!("vms.{}", entry.id.value), error))?;
+        let id =
+            VmId::new(&entry.id.value).map_err(|error| name(&format!("vms.{}", entry.id.value), error))?;
         let vm = Vm {
             id: id.clone(),
             priority: entry.priority,
@@ -235,7 +244,11 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
                 None => {
                     return Err(InventoryError {
                         field: format!("{field}.rules"),
-                        message: format!("there is no level {:?}; levels are {} and host", rule.level, levels.join(", ")),
+                        message: format!(
+                            "there is no level {:?}; levels are {} and host",
+                            rule.level,
+                            levels.join(", ")
+                        ),
                     });
                 }
             };
@@ -274,7 +287,11 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
                 self_fence: host.self_fence,
                 spare: host.spare,
                 neighbour: host.neighbour_address.clone(),
-                fencing: host.fencing.iter().map(|level| level.0.iter().map(method_entry).collect()).collect(),
+                fencing: host
+                    .fencing
+                    .iter()
+                    .map(|level| level.0.iter().map(method_entry).collect())
+                    .collect(),
             })
             .collect(),
         vms: inventory
@@ -384,7 +401,10 @@ groups:
 
     #[test]
     fn an_unknown_field_is_refused_with_its_line() {
-        assert!(message(&GOOD.replace("depends-on", "depend-on")).starts_with("inventory.yaml:31:5: unknown field `depend-on`"));
+        assert!(
+            message(&GOOD.replace("depends-on", "depend-on"))
+                .starts_with("inventory.yaml:31:5: unknown field `depend-on`")
+        );
     }
 
     #[test]
@@ -398,7 +418,9 @@ groups:
     #[test]
     fn a_duplicate_id_names_both_lines() {
         assert_eq!(
-            message(&GOOD.replace("id: w-1", "id: cp-1").replace("[cp-1, w-1]", "[cp-1]").replace("[cp-1]", "[]")),
+            message(
+                &GOOD.replace("id: w-1", "id: cp-1").replace("[cp-1, w-1]", "[cp-1]").replace("[cp-1]", "[]")
+            ),
             "inventory.yaml:29:9: vms.cp-1: the id is used twice; line 20 has it too"
         );
     }
@@ -413,7 +435,9 @@ groups:
 
     #[test]
     fn sizes_and_numbers_are_explained() {
-        assert!(message(&GOOD.replace("512MiB", "512M")).contains("is no size of memory; write it like 512MiB"));
+        assert!(
+            message(&GOOD.replace("512MiB", "512M")).contains("is no size of memory; write it like 512MiB")
+        );
         assert!(message(&GOOD.replace("cpu: 1.5", "cpu: -1")).contains("cores"));
         assert!(message(&GOOD.replace("level: rack", "level: row")).contains("there is no level \"row\""));
     }

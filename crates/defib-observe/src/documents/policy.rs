@@ -102,7 +102,8 @@ fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
     for (number, line) in text.lines().enumerate() {
         let indent = line.len() - line.trim_start().len();
         if indent == 0 {
-            inside = line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
+            inside =
+                line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
         }
         if inside && let Some(column) = line.find(&format!("{key}:")) {
             return Some((number as u64 + 1, column as u64 + 1));
@@ -153,7 +154,10 @@ mod tests {
             "policy.yaml:3:3: unknown field `watchdgo`, expected one of lease, watchdog, answer-freshness, drift-ppm"
         );
         assert!(message("lease:\n  lease: 5\n").starts_with("policy.yaml:2:10: \"5\" is no duration"));
-        assert!(message("fencing:\n  confirm-reads: 1\n").starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading"));
+        assert!(
+            message("fencing:\n  confirm-reads: 1\n")
+                .starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading")
+        );
         assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
     }
 }

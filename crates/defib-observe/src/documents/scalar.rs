@@ -37,7 +37,8 @@ pub(crate) struct Memory(pub(crate) u64);
 impl<'de> Deserialize<'de> for Memory {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let wrong = || de::Error::custom(format!("{text:?} is no size of memory; write it like 512MiB or 16GiB"));
+        let wrong =
+            || de::Error::custom(format!("{text:?} is no size of memory; write it like 512MiB or 16GiB"));
         let split = text.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
         let (number, unit) = text.split_at(split);
         let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -77,18 +78,23 @@ impl<'de> Deserialize<'de> for Cores {
                 cores.checked_mul(1000).map(Cores).ok_or_else(|| E::custom("so many cores do not exist"))
             }
             fn visit_i64<E: de::Error>(self, cores: i64) -> Result<Cores, E> {
-                u64::try_from(cores).map_err(|_| E::custom("cores can't be negative")).and_then(|it| self.visit_u64(it))
+                u64::try_from(cores)
+                    .map_err(|_| E::custom("cores can't be negative"))
+                    .and_then(|it| self.visit_u64(it))
             }
             fn visit_f64<E: de::Error>(self, cores: f64) -> Result<Cores, E> {
                 let thousandths = cores * 1000.0;
                 if !(0.0..=1e12).contains(&thousandths) || (thousandths - thousandths.round()).abs() > 1e-6 {
-                    return Err(E::custom(format!("{cores} is no number of cores with at most three decimals")));
+                    return Err(E::custom(format!(
+                        "{cores} is no number of cores with at most three decimals"
+                    )));
                 }
                 // In range and whole, as just checked.
                 Ok(Cores(thousandths.round() as u64))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Cores, E> {
-                let cores: f64 = text.parse().map_err(|_| E::custom(format!("{text:?} is no number of cores")))?;
+                let cores: f64 =
+                    text.parse().map_err(|_| E::custom(format!("{text:?} is no number of cores")))?;
                 self.visit_f64(cores)
             }
         }

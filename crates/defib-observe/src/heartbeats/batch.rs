@@ -55,8 +55,7 @@ impl Batch {
     }
 
     fn prepare(&mut self, at: usize, length: usize) {
-        self.vectors[at] =
-            libc::iovec { iov_base: self.buffers[at].as_mut_ptr().cast(), iov_len: length };
+        self.vectors[at] = libc::iovec { iov_base: self.buffers[at].as_mut_ptr().cast(), iov_len: length };
         let header = &mut self.headers[at].msg_hdr;
         header.msg_iov = ptr::from_mut(&mut self.vectors[at]);
         header.msg_iovlen = 1;
@@ -90,7 +89,9 @@ impl Batch {
         if count < 0 {
             let error = io::Error::last_os_error();
             return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused => Ok(0),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused => {
+                    Ok(0)
+                }
                 _ => Err(error),
             };
         }

@@ -193,7 +193,8 @@ impl Heartbeats {
             Arc::clone(&waker),
             Arc::clone(&counters),
         );
-        let thread = std::thread::Builder::new().name("heartbeats".into()).spawn(move || thread.run(&propose))?;
+        let thread =
+            std::thread::Builder::new().name("heartbeats".into()).spawn(move || thread.run(&propose))?;
         Ok(Self { instructions, waker, counters, thread: Some(thread) })
     }
 

@@ -108,7 +108,8 @@ impl Thread {
     }
 
     fn wait(&self, now: Instant, due: Option<Instant>) {
-        let timeout = due.map(|due| TimeSpec::from_duration(std::time::Duration::from_nanos(due.nanos_since(now))));
+        let timeout =
+            due.map(|due| TimeSpec::from_duration(std::time::Duration::from_nanos(due.nanos_since(now))));
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.sockets.len() + 1);
         fds.push(PollFd::new(self.waker.as_fd(), PollFlags::POLLIN));
         for socket in &self.sockets {

@@ -1,0 +1,512 @@
+//! The thread that owns the guard and the heartbeats.
+//!
+//! One beat per interval to every replica on every path; acknowledgements come back on the same sockets. No
+//! allocation per beat. What the guard wants is performed here, in order; a stop for a lost lease is handed to
+//! the VMs' thread before anything that could wait.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use defib_engine::{
+    guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal},
+    observer::Ack,
+};
+use defib_model::{
+    EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
+};
+use defib_wire::{
+    datagram::{DATAGRAM_LEN, Direction, OpeningSession, SealingSession, SessionSecret, peek_session},
+    v1::{self, Heartbeat, agent_message},
+};
+use nix::{
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        time::TimeSpec,
+    },
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    clock,
+    durable::Store,
+    hypervisor::{Hypervisor, Job},
+    sessions::Outbox,
+    watchdog::Keeper,
+};
+
+/// Beats whose sending time is remembered, so that their acknowledgement can be counted.
+const SENT: usize = 1024;
+/// How often the watchdog is looked after.
+const TEND: Millis = Millis(200);
+/// How often the resume hint is written.
+const HINT: Millis = Millis(1000);
+/// How often an unchanged report is sent again.
+const REPORT_AGAIN: Millis = Millis(10_000);
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Said {
+    /// For the guard.
+    Input(Input),
+    /// An order, and the replica that sent it.
+    Order(ReplicaId, defib_engine::guard::Order),
+    /// A session for heartbeats.
+    Session {
+        /// With which replica.
+        replica: ReplicaId,
+        /// Its number.
+        session: u64,
+        /// What both know.
+        secret: SessionSecret,
+        /// Where the replica listens: path and address.
+        endpoints: Vec<(String, SocketAddr)>,
+    },
+    /// The replica went away; its heartbeat session lives on until a new one comes.
+    Interval(Millis),
+    /// Send the report to this replica.
+    ReportWanted(ReplicaId),
+}
+
+/// How others reach the thread.
+#[derive(Debug, Clone)]
+pub struct GuardHandle {
+    said: Sender<Said>,
+    waker: Arc<EventFd>,
+}
+
+impl GuardHandle {
+    /// Tells the thread something.
+    pub fn say(&self, said: Said) {
+        if self.said.send(said).is_ok() {
+            let _ = self.waker.write(1);
+        }
+    }
+
+    /// Tells the guard something.
+    pub fn input(&self, input: Input) {
+        self.say(Said::Input(input));
+    }
+}
+
+/// What others may read at any moment without asking the thread.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// The lease is held until this moment, in the clock's nanoseconds; 0: it is not.
+    pub held_until: AtomicU64,
+    /// The electorate that the guard knows.
+    pub electorate: AtomicU64,
+    /// Highest epoch that was seen.
+    pub epoch: AtomicU64,
+    /// Whether any VM runs.
+    pub runs_something: AtomicBool,
+}
+
+struct Path {
+    address: SocketAddr,
+    socket: usize,
+    number: u8,
+}
+
+struct Session {
+    number: u64,
+    sealing: SealingSession,
+    opening: OpeningSession,
+    paths: Vec<Path>,
+}
+
+/// Everything that the thread owns.
+pub struct GuardThread {
+    guard: Guard,
+    store: Store,
+    hint_file: PathBuf,
+    said: Receiver<Said>,
+    waker: Arc<EventFd>,
+    hypervisor: Hypervisor,
+    outbox: Outbox,
+    questions: mpsc::Sender<Vec<(HostId, String)>>,
+    published: Arc<Published>,
+    keeper: Keeper,
+    bound_ms: u64,
+    locals: BTreeMap<String, IpAddr>,
+    sockets: Vec<(Option<IpAddr>, bool, UdpSocket)>,
+    sessions: BTreeMap<ReplicaId, Session>,
+    sequence: u64,
+    sent: Box<[(u64, Instant)]>,
+    interval: Millis,
+    next_beat: Instant,
+    next_tend: Instant,
+    next_hint: Instant,
+    next_report: Instant,
+    reported: Option<AgentReport>,
+    ordered_by: HashMap<EffectId, ReplicaId>,
+    was_held: bool,
+}
+
+impl std::fmt::Debug for GuardThread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardThread").field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+/// A handle and the queue behind it.
+///
+/// # Errors
+/// When the system gives no event descriptor.
+pub fn handle() -> io::Result<(GuardHandle, Receiver<Said>)> {
+    let (said, received) = bounded(4096);
+    let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    Ok((GuardHandle { said, waker }, received))
+}
+
+impl GuardThread {
+    /// A thread that has not begun.
+    #[expect(clippy::too_many_arguments, reason = "everything that the one owner owns")]
+    #[must_use]
+    pub fn new(
+        guard: Guard,
+        store: Store,
+        hint_file: PathBuf,
+        handle: &GuardHandle,
+        said: Receiver<Said>,
+        hypervisor: Hypervisor,
+        outbox: Outbox,
+        questions: mpsc::Sender<Vec<(HostId, String)>>,
+        published: Arc<Published>,
+        keeper: Keeper,
+        locals: BTreeMap<String, IpAddr>,
+    ) -> Self {
+        let now = clock::now();
+        Self {
+            guard,
+            store,
+            hint_file,
+            said,
+            waker: Arc::clone(&handle.waker),
+            hypervisor,
+            outbox,
+            questions,
+            published,
+            keeper,
+            bound_ms: 5000,
+            locals,
+            sockets: Vec::new(),
+            sessions: BTreeMap::new(),
+            sequence: 0,
+            sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
+            interval: Millis(100),
+            next_beat: now,
+            next_tend: now,
+            next_hint: now,
+            next_report: now,
+            reported: None,
+            ordered_by: HashMap::new(),
+            was_held: false,
+        }
+    }
+
+    /// Runs until the state can't be kept any more, or nobody is left to talk to.
+    ///
+    /// # Errors
+    /// Why the agent must end: what it must never forget could not be written, or the watchdog can't be armed.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            self.wait();
+            loop {
+                match self.said.try_recv() {
+                    Ok(said) => self.take(said)?,
+                    Err(crossbeam_channel::TryRecvError::Empty) => break,
+                    Err(crossbeam_channel::TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.receive()?;
+            let now = clock::now();
+            if self.guard.next_deadline().is_some_and(|due| due <= now) {
+                self.step(Input::Woke)?;
+            }
+            if now >= self.next_beat {
+                self.beat(now);
+            }
+            self.publish();
+            if now >= self.next_tend {
+                self.next_tend = now.plus(TEND);
+                self.tend()?;
+            }
+            if now >= self.next_hint {
+                self.next_hint = now.plus(HINT);
+                self.write_hint();
+            }
+            self.report(now);
+        }
+    }
+
+    fn wait(&self) {
+        let now = clock::now();
+        let mut due = self.next_beat.min(self.next_tend).min(self.next_hint).min(self.next_report);
+        if let Some(deadline) = self.guard.next_deadline() {
+            due = due.min(deadline);
+        }
+        let timeout = TimeSpec::from_duration(Duration::from_nanos(due.nanos_since(now)));
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.sockets.len() + 1);
+        fds.push(PollFd::new(self.waker.as_fd(), PollFlags::POLLIN));
+        fds.extend(self.sockets.iter().map(|(_, _, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        let _ = ppoll(&mut fds, Some(timeout), None);
+        let _ = self.waker.read();
+    }
+
+    fn take(&mut self, said: Said) -> anyhow::Result<()> {
+        match said {
+            Said::Input(input) => {
+                if let Input::Timing(timing) = &input {
+                    self.bound_ms = timing.watchdog.0;
+                }
+                self.step(input)
+            }
+            Said::Order(replica, order) => {
+                self.ordered_by.insert(order.effect.clone(), replica);
+                self.step(Input::Order(order))
+            }
+            Said::Session { replica, session, secret, endpoints } => {
+                self.open_session(replica, session, &secret, &endpoints);
+                Ok(())
+            }
+            Said::Interval(interval) => {
+                self.interval = interval.max(Millis(5));
+                self.next_beat = self.next_beat.min(clock::now().plus(self.interval));
+                Ok(())
+            }
+            Said::ReportWanted(replica) => {
+                if let Some(report) = self.guard.report() {
+                    self.outbox.to(replica, agent_message::Message::Report((&report).into()));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn open_session(
+        &mut self,
+        replica: ReplicaId,
+        number: u64,
+        secret: &SessionSecret,
+        endpoints: &[(String, SocketAddr)],
+    ) {
+        let mut paths = Vec::new();
+        for (at, (name, address)) in endpoints.iter().enumerate() {
+            let local = self.locals.get(name).copied();
+            match self.socket(local, address.is_ipv6()) {
+                Ok(socket) => {
+                    let number = u8::try_from(at).unwrap_or(u8::MAX);
+                    paths.push(Path { address: *address, socket, number });
+                }
+                Err(error) => tracing::error!(path = name, %error, "no heartbeats leave on this path"),
+            }
+        }
+        let session = Session {
+            number,
+            sealing: SealingSession::new(secret, number, Direction::ToReplica),
+            opening: OpeningSession::new(secret, number, Direction::ToAgent),
+            paths,
+        };
+        self.sessions.insert(replica, session);
+        // A new session's first beat leaves at once: a lease may hang on it.
+        self.next_beat = clock::now();
+    }
+
+    fn socket(&mut self, local: Option<IpAddr>, v6: bool) -> io::Result<usize> {
+        if let Some(at) = self.sockets.iter().position(|(of, is_v6, _)| *of == local && *is_v6 == v6) {
+            return Ok(at);
+        }
+        let any = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        let socket = UdpSocket::bind(SocketAddr::new(local.unwrap_or(any), 0))?;
+        socket.set_nonblocking(true)?;
+        self.sockets.push((local, v6, socket));
+        Ok(self.sockets.len() - 1)
+    }
+
+    fn beat(&mut self, now: Instant) {
+        // Beats that were missed are not made up for; the pace stays.
+        self.next_beat = self.next_beat.plus(self.interval).max(now.plus(Millis(1)));
+        if self.sessions.is_empty() {
+            self.next_beat = now.plus(self.interval);
+            return;
+        }
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let sent_at = clock::now();
+        self.sent[usize::try_from(sequence).unwrap_or(0) % SENT] = (sequence, sent_at);
+        let mut buffer = [0; DATAGRAM_LEN];
+        for (replica, session) in &mut self.sessions {
+            for path in &session.paths {
+                let beat = self.guard.beat(sent_at, *replica, sequence, path.number);
+                let message = Heartbeat {
+                    boot_hi: u64::try_from(beat.boot.0 >> 64).unwrap_or(0),
+                    boot_lo: u64::try_from(beat.boot.0 & u128::from(u64::MAX)).unwrap_or(0),
+                    sequence,
+                    sent_at_ns: sent_at.0,
+                    epoch: beat.epoch.0,
+                    path: u32::from(beat.path),
+                    lease_held_ms: u32::try_from(beat.lease_held_ms).unwrap_or(u32::MAX),
+                    vm_digest: beat.vm_digest,
+                    flags: 0,
+                    echo: beat.echo.map_or(0, |stamp| stamp.0),
+                };
+                let Ok(datagram) = session.sealing.seal(&message, &mut buffer) else { continue };
+                // A datagram that can't be sent is a datagram that is lost.
+                if let Some((_, _, socket)) = self.sockets.get(path.socket) {
+                    let _ = socket.send_to(datagram, path.address);
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) -> anyhow::Result<()> {
+        let mut buffer = [0; DATAGRAM_LEN + 1];
+        for at in 0..self.sockets.len() {
+            // Bounded, so that a flood can't hold up the beats.
+            for _ in 0..256 {
+                let Ok((length, _)) = self.sockets[at].2.recv_from(&mut buffer) else { break };
+                let Some(datagram) = buffer.get_mut(..length) else { continue };
+                let Ok(number) = peek_session(datagram) else { continue };
+                let Some((replica, session)) =
+                    self.sessions.iter_mut().find(|(_, session)| session.number == number)
+                else {
+                    continue;
+                };
+                let replica = *replica;
+                let Ok(ack) = session.opening.open(datagram).and_then(|opened| opened.ack()) else {
+                    continue;
+                };
+                let (sequence, sent_at) = self.sent[usize::try_from(ack.sequence).unwrap_or(0) % SENT];
+                if sequence != ack.sequence {
+                    continue;
+                }
+                let ack = Ack {
+                    sequence,
+                    epoch: Epoch(ack.epoch),
+                    granted: ack.granted != 0,
+                    lease_ms: u64::from(ack.lease_ms),
+                    stamp: Instant(ack.stamp),
+                };
+                self.step(Input::Ack { replica, sent_at, ack })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, input: Input) -> anyhow::Result<()> {
+        let effects = self.guard.step(clock::now(), input);
+        for effect in effects {
+            match effect {
+                Effect::Persist(durable) => self.store.write(&durable)?,
+                Effect::StartVm { vm, incarnation, definition } => {
+                    self.hypervisor.tell(Job::Start { vm, incarnation, definition });
+                }
+                Effect::StopVm { vm, incarnation, reason } => {
+                    tracing::warn!(%vm, %incarnation, %reason, "stop");
+                    self.hypervisor.tell(Job::Stop { vm, incarnation });
+                }
+                Effect::AskNeighbours { hosts } => {
+                    // If the former questions are still being asked, these would be no fresher.
+                    let _ = self.questions.try_send(hosts);
+                }
+                Effect::Report { effect, vm, incarnation, outcome } => {
+                    self.report_outcome(&effect, &vm, incarnation, outcome);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report_outcome(&mut self, effect: &EffectId, vm: &VmId, incarnation: Incarnation, outcome: Outcome) {
+        use v1::order_outcome::Outcome as Wire;
+        let outcome = match outcome {
+            Outcome::Started => Wire::Running(v1::Running {}),
+            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::Refused(refusal) => {
+                let reason = match refusal {
+                    Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,
+                    Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
+                    Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
+                };
+                Wire::Refused(v1::Refused { reason: reason.into(), detail: refusal.to_string() })
+            }
+        };
+        let message = v1::OrderOutcome {
+            effect: Some(effect.into()),
+            vm: vm.to_string(),
+            incarnation: incarnation.0,
+            outcome: Some(outcome),
+        };
+        if let Some(replica) = self.ordered_by.remove(effect) {
+            self.outbox.to(replica, agent_message::Message::Outcome(message));
+        }
+        // An outcome that reaches nobody is asked for again by the next leader's order.
+        if self.ordered_by.len() > 4096 {
+            self.ordered_by.clear();
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = clock::now();
+        let lease = self.guard.lease(now);
+        let held_until = match lease {
+            LeaseState::Held { until, .. } => until.0,
+            LeaseState::Exempt { .. } | LeaseState::Lost { .. } => 0,
+        };
+        let held = held_until > 0;
+        if held != self.was_held {
+            self.was_held = held;
+            tracing::info!(?lease, "lease");
+        }
+        self.published.held_until.store(held_until, Ordering::Release);
+        self.published.electorate.store(self.guard.answer(now).electorate, Ordering::Release);
+    }
+
+    fn tend(&mut self) -> anyhow::Result<()> {
+        let armed = self.keeper.is_armed();
+        let covered = self.guard.may_pet(clock::now());
+        self.keeper.tend(covered, self.bound_ms)?;
+        if self.keeper.is_armed() != armed {
+            self.step(Input::WatchdogArmed(self.keeper.is_armed()))?;
+        }
+        Ok(())
+    }
+
+    fn write_hint(&self) {
+        let hint = self.guard.resume_hint();
+        // Volatile and only ever cautious: no fsync, and an old one is no harm.
+        let temporary = self.hint_file.with_extension("new");
+        let written = fs::write(&temporary, hint.covered_until.0.to_string())
+            .and_then(|()| fs::rename(&temporary, &self.hint_file));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the hint for the next agent can't be written");
+        }
+    }
+
+    fn report(&mut self, now: Instant) {
+        let Some(report) = self.guard.report() else {
+            self.next_report = now.plus(Millis(1000));
+            return;
+        };
+        self.published.epoch.store(report.epoch.0, Ordering::Release);
+        self.published.runs_something.store(report.vms.iter().any(|vm| vm.running), Ordering::Release);
+        if self.reported.as_ref() == Some(&report) && now < self.next_report {
+            return;
+        }
+        self.next_report = now.plus(REPORT_AGAIN);
+        self.outbox.to_all(&agent_message::Message::Report((&report).into()));
+        self.reported = Some(report);
+    }
+}

@@ -1,0 +1,245 @@
+//! Starting an agent and keeping it together.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use defib_engine::guard::{self, Guard, Input, ResumeHint, Timing};
+use defib_model::{BootId, HostId, Instant, policy::Policy};
+use defib_pki::{ClientCertificates, ClientTls, ClusterName, Credentials, PeerIdentity, ServerTls};
+use defib_rpc::{Incoming, bind};
+use defib_wire::v1::{self, agent_message, neighbour_server::NeighbourServer};
+use tokio::{io::AsyncWriteExt as _, sync::mpsc};
+use tonic::transport::Server;
+
+use crate::{
+    config::{Config, GOODBYE_WAIT, LogFormat},
+    durable::Store,
+    guard_thread::{self, GuardThread, Published},
+    hypervisor,
+    local::{self, Wish},
+    neighbours::{self, NeighbourService},
+    process::ProcessDriver,
+    sessions::{self, Outbox, SessionConfig},
+    watchdog::{self, Keeper},
+};
+
+/// How long a shutdown waits for the VMs to end.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(20);
+
+#[expect(clippy::disallowed_methods, reason = "certificates live in wall-clock time")]
+fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Starts logging for the process.
+///
+/// # Errors
+/// When the filter makes no sense.
+pub fn log(config: &Config) -> anyhow::Result<()> {
+    let level = &config.log.level;
+    let filter = tracing_subscriber::EnvFilter::try_new(level).with_context(|| {
+        format!("log.level: {level:?} is no filter; write info, or info,defib_agent=debug")
+    })?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
+    let started = match config.log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("logging can't be started: {error}"))
+}
+
+fn read_boot(path: &Path) -> anyhow::Result<BootId> {
+    let text = fs::read_to_string(path).with_context(|| format!("boot-id-file: {}", path.display()))?;
+    BootId::parse(text.trim()).with_context(|| format!("boot-id-file: {}", path.display()))
+}
+
+fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterName)> {
+    let credentials = Credentials::load(&config.tls_files(), wall())?;
+    let host = HostId::new(&config.host)?;
+    let cluster = ClusterName::new(&config.cluster)?;
+    anyhow::ensure!(
+        *credentials.cluster() == cluster,
+        "the certificate belongs to cluster {}, the configuration to {cluster}",
+        credentials.cluster()
+    );
+    anyhow::ensure!(
+        *credentials.identity() == PeerIdentity::Host(host.clone()),
+        "the certificate is that of {}, but the configuration says host {host}",
+        credentials.identity()
+    );
+    Ok((credentials, host, cluster))
+}
+
+/// Checks everything that can be checked without starting.
+///
+/// # Errors
+/// What is wrong and what to do.
+pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
+    let (credentials, _, _) = credentials(config)?;
+    let boot = read_boot(&config.boot_id_file)?;
+    let store = Store::open(&config.state_dir)?;
+    let known = store.read()?.map_or_else(|| "nothing".into(), |durable| format!("epoch {}", durable.epoch));
+    Ok(vec![
+        format!("certificate: {}", credentials.identity()),
+        format!("boot: {boot}"),
+        format!("remembered: {known}"),
+    ])
+}
+
+/// One agent per state directory: a second one would know nothing of what the first promises.
+fn lock(directory: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    let path = directory.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::anyhow!("{}: another agent runs with this state ({errno})", path.display())
+    })
+}
+
+/// Runs an agent until `stop` resolves, a wish ends it, or it fails.
+///
+/// # Errors
+/// Why it can't start or go on: the process ends, its supervisor starts it again, and VMs run on meanwhile.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let (credentials, host, cluster) = credentials(&config)?;
+    let boot = read_boot(&config.boot_id_file)?;
+    let listener = bind(config.neighbour.listen).context("neighbour.listen")?;
+    let store = Store::open(&config.state_dir)?;
+    let _lock = lock(&config.state_dir)?;
+    let durable = store.read()?;
+    fs::create_dir_all(&config.run_dir).with_context(|| format!("run-dir: {}", config.run_dir.display()))?;
+    let hint_file = config.run_dir.join("covered-until");
+    let hint = fs::read_to_string(&hint_file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .map(|nanos| ResumeHint { covered_until: Instant(nanos) });
+    let driver = ProcessDriver::open(host.clone(), &config.run_dir)
+        .with_context(|| format!("run-dir: {}", config.run_dir.display()))?;
+
+    let timing = Timing::from(&Policy::default().lease);
+    let epoch = durable.as_ref().map_or(0, |durable| durable.epoch.0);
+    let guard =
+        Guard::new(guard::Config { host: host.clone(), timing }, durable, hint, boot, crate::clock::now());
+    let published = Arc::new(Published::default());
+    published.epoch.store(epoch, Ordering::Release);
+    let (handle, said) = guard_thread::handle()?;
+    let (vms, vms_thread) = hypervisor::prepare(driver)?;
+    let outbox = Outbox::default();
+    let (questions, wanted) = mpsc::channel(1);
+    let keeper = Keeper::new(watchdog::open(&config.watchdog));
+    let thread = GuardThread::new(
+        guard,
+        store,
+        hint_file,
+        &handle,
+        said,
+        vms,
+        outbox.clone(),
+        questions,
+        Arc::clone(&published),
+        keeper,
+        config.paths.clone(),
+    );
+    let (ended, guard_ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("guard".into()).spawn(move || {
+        let _ = ended.send(thread.run());
+    })?;
+    let to_guard = handle.clone();
+    std::thread::Builder::new().name("vms".into()).spawn(move || vms_thread.run(&to_guard))?;
+
+    let client = ClientTls::build(&credentials, &[b"h2"])?;
+    let server = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
+    let service = NeighbourService::new(host.clone(), boot.to_string(), Arc::clone(&published));
+    let serving = Server::builder()
+        .add_service(NeighbourServer::new(service))
+        .serve_with_incoming(Incoming::accept(listener, server, cluster));
+    tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the neighbours' question is not answered any more");
+        }
+    });
+    tokio::spawn(neighbours::ask(
+        host.clone(),
+        Arc::clone(&client),
+        Arc::clone(&published),
+        handle.clone(),
+        wanted,
+    ));
+    let session = SessionConfig {
+        host: host.clone(),
+        boot,
+        neighbour_address: config.neighbour.listen.to_string(),
+        tls: client,
+        published: Arc::clone(&published),
+    };
+    for replica in config.replicas {
+        tokio::spawn(sessions::keep(session.clone(), replica, handle.clone(), outbox.clone()));
+    }
+    let mut wishes = local::serve(&config.run_dir).context("the local socket")?;
+    tracing::info!(%host, %boot, "agent runs");
+
+    tokio::pin!(stop);
+    tokio::pin!(guard_ended);
+    loop {
+        tokio::select! {
+            () = &mut stop => {
+                goodbye(&outbox, v1::GoodbyeKind::AgentRestart).await;
+                tracing::info!("stopping; VMs run on");
+                return Ok(());
+            }
+            ended = &mut guard_ended => {
+                return ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the guard's thread ended without a word")));
+            }
+            wish = wishes.recv() => {
+                let Some((wish, mut stream)) = wish else { continue };
+                match wish {
+                    Wish::Restart => {
+                        goodbye(&outbox, v1::GoodbyeKind::AgentRestart).await;
+                        let _ = stream.write_all(b"the replicas expect a silence; VMs run on\n").await;
+                    }
+                    Wish::Shutdown => {
+                        handle.input(Input::ShuttingDown);
+                        if stopped(&published).await {
+                            goodbye(&outbox, v1::GoodbyeKind::Shutdown).await;
+                            let _ = stream.write_all(b"all VMs are stopped and the replicas know\n").await;
+                            return Ok(());
+                        }
+                        let _ = stream.write_all(b"some VMs did not stop; look at the agent's log\n").await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits until no VM runs.
+async fn stopped(published: &Published) -> bool {
+    let all = async {
+        // The report is looked at often; a shutdown has time.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        pace.tick().await;
+        loop {
+            pace.tick().await;
+            if !published.runs_something.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SHUTDOWN_WAIT, all).await.is_ok()
+}
+
+async fn goodbye(outbox: &Outbox, kind: v1::GoodbyeKind) {
+    outbox.to_all(&agent_message::Message::Goodbye(v1::Goodbye { kind: kind.into() }));
+    // It must leave the process; nobody acknowledges it.
+    tokio::time::sleep(GOODBYE_WAIT).await;
+}
