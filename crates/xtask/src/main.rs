@@ -1,2 +1,61 @@
-//! x
-fn main() {}
+//! What a developer types: `cargo xtask test`, `demo`, `bench`, `tidy`, `ci`. CI types the same.
+
+mod bench;
+mod cargo;
+mod ci;
+mod demo;
+mod steps;
+mod target;
+mod test;
+mod tools;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Commands for working on Defib.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Name what is missing on this machine, then check the format, the lints and every test.
+    Test,
+    /// Build what the demo needs and run the main job; all arguments go to it (try `--help`).
+    #[command(disable_help_flag = true)]
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Measure, and show each figure beside its peer, its limit and its target.
+    Bench {
+        /// Only benchmarks whose name contains this.
+        filter: Option<String>,
+        /// The figures as one JSON array on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
+    Tidy,
+    /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Test => test::run(),
+        Command::Demo { arguments } => demo::run(&arguments),
+        Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
+        Command::Tidy => ci::tidy(),
+        Command::Ci => ci::run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,34 @@
+//! `cargo xtask test`.
+
+use std::process::ExitCode;
+
+use crate::cargo::cargo;
+use crate::steps::Steps;
+use crate::tools;
+
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    let mut steps = Steps::default();
+    let mut found = None;
+    steps.step("tools", "what this machine must have", || {
+        let compiler = std::env::var("CC").ok();
+        found = Some(tools::check(tools::run, compiler.as_deref())?);
+        Ok(())
+    });
+    let Some(tools) = found else { return Ok(steps.finish()) };
+    steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
+    let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
+    if tools.rust_is_newer {
+        eprintln!(
+            "notice: rustc {} is newer than {}: its new lints are shown, not enforced",
+            tools.rust,
+            tools::RUST
+        );
+    } else {
+        lints.args(["--", "-D", "warnings"]);
+    }
+    steps.command("lints", &mut lints);
+    // Tests start our programs as processes of their own; cargo builds those of the tested package only.
+    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins"]));
+    steps.command("tests", &mut cargo(&["test", "--workspace", "--no-fail-fast"]));
+    Ok(steps.finish())
+}
