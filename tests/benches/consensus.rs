@@ -1,5 +1,6 @@
-//! What a durable decision costs: the log beside raw `fdatasync`, a commit among three replica processes beside etcd's put, and the time without a
-//! leader after a kill. One JSON line per figure. Replicas are this very program, started again with `replica` as argument.
+//! What a durable decision costs: the log beside raw `fdatasync`, a commit among three replica processes
+//! beside etcd's put, and the time without a leader after a kill. One JSON line per figure. Replicas are this
+//! very program, started again with `replica` as argument.
 //!
 //! `DEFIB_BENCH_DIR` chooses the disk (default: the temporary directory).
 
@@ -136,7 +137,8 @@ impl RawFile {
     }
 }
 
-/// Three replicas on one disk sync at the same time, and a commit waits for two of them: the least that it can take here, without any network.
+/// Three replicas on one disk sync at the same time, and a commit waits for two of them: the least that it
+/// can take here, without any network.
 fn second_of_three(directory: &Path) -> Result<Vec<u64>> {
     let start = Arc::new(Barrier::new(IDS.len()));
     let threads = IDS.map(|id| {
@@ -546,7 +548,8 @@ impl Drop for Etcd {
     }
 }
 
-/// Puts of the same size through the gateway of the leader of a real three-member etcd, over one kept connection without TLS.
+/// Puts of the same size through the gateway of the leader of a real three-member etcd, over one kept
+/// connection without TLS.
 fn etcd_puts(directory: &Path) -> Result<Vec<u64>> {
     std::fs::create_dir_all(directory)?;
     let mut members = Vec::new();

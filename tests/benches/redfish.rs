@@ -1,8 +1,8 @@
 //! What our Redfish client costs beyond the protocol itself.
 //!
 //! The floor is measured in the same run, against the same emulator, alternating with ours: a bare TLS connection with
-//! one POST of the reset and one GET of the system, by tokio-rustls and hyper and nothing else. One JSON line per figure.
-//! Without `--bench` (as `cargo test --benches` runs it) only a few rounds are made.
+//! one POST of the reset and one GET of the system, by tokio-rustls and hyper and nothing else. One JSON line
+//! per figure. Without `--bench` (as `cargo test --benches` runs it) only a few rounds are made.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -121,7 +121,8 @@ async fn a_prepared_question_costs_one_request_and_a_closed_client_leaves_no_ses
     assert_eq!(rig.logins(), 2);
 }
 
-/// Everything that a BMC may do wrong on the way while the host goes off in the end: it is proven, whatever was answered.
+/// Everything that a BMC may do wrong on the way while the host goes off in the end: it is proven, whatever
+/// was answered.
 #[tokio::test]
 async fn what_ends_in_off_is_proven() {
     let answer = |status, count| Some(Answer::times(status, count));

@@ -90,7 +90,8 @@ pub enum ResetOutcome {
     },
     /// No answer, a broken connection or a fault of the BMC (5xx): it may or may not take effect.
     Unknown(BmcError),
-    /// It was never sent: the gate was closed, or the system offers no such action, or the caller's deadline had passed.
+    /// It was never sent: the gate was closed, or the system offers no such action, or the caller's deadline
+    /// had passed.
     NotSent(BmcError),
 }
 
@@ -140,7 +141,8 @@ pub enum FenceOutcome {
         /// How many power-off requests were sent while the identity still matched.
         requests: u32,
     },
-    /// Trying again is useless until an operator acts: wrong certificate, wrong credentials, missing right, no such action.
+    /// Trying again is useless until an operator acts: wrong certificate, wrong credentials, missing right,
+    /// no such action.
     Refused {
         /// What an operator must mend.
         cause: BmcError,

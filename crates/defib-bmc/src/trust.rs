@@ -24,7 +24,8 @@ use crate::{BmcError, EndpointError, Limits, RedfishEndpoint};
 
 /// SHA-256 of what a BMC must present.
 ///
-/// Written `spki-sha256:…` or `certificate-sha256:…` with 64 hexadecimal digits (colons allowed between them) or base64.
+/// Written `spki-sha256:…` or `certificate-sha256:…` with 64 hexadecimal digits (colons allowed between them)
+/// or base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pin {
     /// Of the public key (SubjectPublicKeyInfo, DER): survives a renewal of the certificate with the same key.

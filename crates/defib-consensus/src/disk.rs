@@ -1,4 +1,5 @@
-//! The few operations on one directory that the log needs, so that the same log runs on a real disk and on a simulated one.
+//! The few operations on one directory that the log needs, so that the same log runs on a real disk and on a
+//! simulated one.
 
 mod file;
 mod memory;
@@ -41,8 +42,8 @@ pub struct FileInfo {
     pub length: u64,
 }
 
-/// One flat directory. Contents become durable with [`Disk::sync`], names with [`Disk::sync_directory`]; until then a crash
-/// may keep any part of what was written, sector by sector, in any order.
+/// One flat directory. Contents become durable with [`Disk::sync`], names with [`Disk::sync_directory`];
+/// until then a crash may keep any part of what was written, sector by sector, in any order.
 pub trait Disk: Send + 'static {
     /// All files, ordered by name.
     ///
@@ -68,7 +69,8 @@ pub trait Disk: Send + 'static {
     /// If the file doesn't exist or can't be read.
     fn read(&self, name: &str) -> Result<Vec<u8>, DiskError>;
 
-    /// Makes the contents durable. After an error nothing may be assumed about the file, and it must not be called again.
+    /// Makes the contents durable. After an error nothing may be assumed about the file, and it must not be
+    /// called again.
     ///
     /// # Errors
     /// If the file doesn't exist or the disk is broken.

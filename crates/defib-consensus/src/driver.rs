@@ -41,7 +41,8 @@ pub struct DriverConfig {
     pub peers: BTreeMap<u64, PeerAddress>,
     /// How peers are authenticated.
     pub tls: PeerTls,
-    /// Length of a tick. With the defaults of [`ReplicaConfig::new`], 10 ms gives heartbeats of 10 ms and elections after 110 to 190 ms.
+    /// Length of a tick. With the defaults of [`ReplicaConfig::new`], 10 ms gives heartbeats of 10 ms and
+    /// elections after 110 to 190 ms.
     pub tick: Duration,
 }
 
@@ -49,7 +50,8 @@ pub struct DriverConfig {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DriverOutput {
-    /// Apply these. Indexes have no gaps, except after a [`Self::Restore`]. After a restart, entries after the last snapshot come again.
+    /// Apply these. Indexes have no gaps, except after a [`Self::Restore`]. After a restart, entries after
+    /// the last snapshot come again.
     Committed(Vec<CommittedEntry>),
     /// Replace the whole state by this. After a restart it comes first, if there is a snapshot.
     Restore(SnapshotBytes),
@@ -59,8 +61,8 @@ pub enum DriverOutput {
     Role(RoleChange),
     /// The outcome of these proposals is unknown: they may never commit, or may still come in [`Self::Committed`].
     Dropped(Vec<ProposalId>),
-    /// Everything that was committed before [`Handle::read_index`] was called with this context has been delivered, and a majority confirmed that
-    /// this is so.
+    /// Everything that was committed before [`Handle::read_index`] was called with this context has been
+    /// delivered, and a majority confirmed that this is so.
     ReadReady {
         /// What the caller gave.
         context: u64,
@@ -72,7 +74,8 @@ pub enum DriverOutput {
         /// What the caller gave.
         context: u64,
     },
-    /// The log has grown: answer with [`Handle::snapshot_ready`], with the state as of any applied index that isn't lower.
+    /// The log has grown: answer with [`Handle::snapshot_ready`], with the state as of any applied index that
+    /// isn't lower.
     SnapshotWanted {
         /// The newest index that was delivered.
         index: u64,
@@ -81,8 +84,9 @@ pub enum DriverOutput {
     Fatal(ConsensusError),
 }
 
-/// Takes outputs, on the driver's thread. It may block, which is backpressure: a replica whose state machine hangs for longer than the election
-/// timeout stops leading. It must not wait for anything that itself waits for the driver. False means that nobody listens: the driver stops.
+/// Takes outputs, on the driver's thread. It may block, which is backpressure: a replica whose state machine
+/// hangs for longer than the election timeout stops leading. It must not wait for anything that itself waits
+/// for the driver. False means that nobody listens: the driver stops.
 pub type OutputSink = Box<dyn FnMut(DriverOutput) -> bool + Send>;
 
 /// A running replica. Stops it when dropped, as if the process had ended.
@@ -140,7 +144,8 @@ impl Driver {
         self.address
     }
 
-    /// Stops it and waits until its directory is free. Outputs that nobody takes must not hold it up: let the sink return false.
+    /// Stops it and waits until its directory is free. Outputs that nobody takes must not hold it up: let the
+    /// sink return false.
     pub fn stop(mut self) {
         self.join();
     }

@@ -8,8 +8,8 @@ const REBUILD: &str = "stop here; this replica must be rebuilt from its peers: m
 
 /// Why the consensus layer refuses to start or to go on.
 ///
-/// All of these are final for the running process: after one of them nothing more is written, and the process should end.
-/// None of them loses what was committed, as long as a majority of the replicas is intact.
+/// All of these are final for the running process: after one of them nothing more is written, and the process
+/// should end. None of them loses what was committed, as long as a majority of the replicas is intact.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsensusError {
@@ -73,7 +73,8 @@ pub enum ConsensusError {
         /// The directory.
         directory: String,
     },
-    /// The leader knows of entries that this replica acknowledged and no longer has: its directory is an old copy, or was emptied.
+    /// The leader knows of entries that this replica acknowledged and no longer has: its directory is an old
+    /// copy, or was emptied.
     #[error(
         "the leader {leader} knows that replica {replica} had acknowledged index {acknowledged}, but its log ends at {last}: the directory is an old copy or was emptied; {REBUILD}"
     )]

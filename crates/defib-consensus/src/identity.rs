@@ -1,4 +1,5 @@
-//! Whose directory this is. The file is written last when a directory is set up, so it also says that the set-up was finished.
+//! Whose directory this is. The file is written last when a directory is set up, so it also says that the
+//! set-up was finished.
 
 use crate::ConsensusError;
 use crate::disk::Disk;

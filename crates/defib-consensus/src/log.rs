@@ -1,15 +1,17 @@
 //! The durable log: what Raft asked to remember, in zero-filled segment files.
 //!
-//! One [`Batch`] is one frame and costs one `fdatasync`. A frame carries a sequence number and a checksum that also covers its place,
-//! and is synced before the next one is written. So on start:
+//! One [`Batch`] is one frame and costs one `fdatasync`. A frame carries a sequence number and a checksum
+//! that also covers its place, and is synced before the next one is written. So on start:
 //!
-//! - a damaged frame with no valid frame after it may be a torn write that nobody was told about: it is cut off, and counted;
+//! - a damaged frame with no valid frame after it may be a torn write that nobody was told about: it is cut
+//!   off, and counted;
 //! - a damaged frame with a valid one after it had been synced: that is corruption, and the replica stops.
 //!
-//! Since the frame that was synced last has nothing after it to prove so, a small *mark* follows it as soon as the replica has
-//! time ([`Log::mark`]). A mark isn't synced itself, and the next frame overwrites it.
+//! Since the frame that was synced last has nothing after it to prove so, a small *mark* follows it as soon
+//! as the replica has time ([`Log::mark`]). A mark isn't synced itself, and the next frame overwrites it.
 //!
-//! All entries since the last snapshot are also kept in memory: that is where Raft reads them. The log on disk is read on start only.
+//! All entries since the last snapshot are also kept in memory: that is where Raft reads them. The log on
+//! disk is read on start only.
 
 mod frame;
 mod recovery;
@@ -234,8 +236,8 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// Prepares the next segment ahead of need, at most `bytes` of it per call, so that changing over costs no more than a
-    /// rename. A full disk is no error here: it is one when the segment is needed.
+    /// Prepares the next segment ahead of need, at most `bytes` of it per call, so that changing over costs
+    /// no more than a rename. A full disk is no error here: it is one when the segment is needed.
     pub(crate) fn prepare_spare(&mut self, bytes: u64) -> Result<(), ConsensusError> {
         let done = match self.spare {
             Some(done) if done >= self.segment_bytes => return Ok(()),
@@ -349,7 +351,8 @@ impl<D: Disk> Log<D> {
         self.entries.truncate(keep);
     }
 
-    /// Brings the log in line with a snapshot that was read on start: it may be newer than the log, if the process ended between.
+    /// Brings the log in line with a snapshot that was read on start: it may be newer than the log, if the
+    /// process ended between.
     pub(crate) fn adopt_snapshot(&mut self, index: u64, term: u64) -> Result<(), ConsensusError> {
         if self.first_index() > index + 1 {
             return Err(ConsensusError::Corrupt {

@@ -43,7 +43,8 @@ impl Drain for ToTracing {
     }
 }
 
-/// A logger for [`crate::replica::Replica`] whose lines arrive in `tracing` with the target `raft`; raft's "info" is our "debug".
+/// A logger for [`crate::replica::Replica`] whose lines arrive in `tracing` with the target `raft`; raft's
+/// "info" is our "debug".
 pub fn tracing_logger() -> Logger {
     Logger::root(ToTracing.fuse(), slog::o!())
 }

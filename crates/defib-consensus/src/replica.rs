@@ -1,8 +1,9 @@
-//! One member of the replica set as a pure value: no clock, no thread, no socket; its only I/O is the [`Disk`] that it is given.
+//! One member of the replica set as a pure value: no clock, no thread, no socket; its only I/O is the
+//! [`Disk`] that it is given.
 //!
-//! The caller feeds inputs ([`Replica::tick`], [`Replica::receive`], [`Replica::propose`], …) and then, until it answers `None`, calls
-//! [`Replica::ready`], does what the [`Output`] says, calls [`Replica::persist`], and does what that says.
-//! Between `ready` and `persist` no input may be given.
+//! The caller feeds inputs ([`Replica::tick`], [`Replica::receive`], [`Replica::propose`], …) and then, until
+//! it answers `None`, calls [`Replica::ready`], does what the [`Output`] says, calls [`Replica::persist`],
+//! and does what that says. Between `ready` and `persist` no input may be given.
 
 mod elections;
 mod inbound;
@@ -47,7 +48,8 @@ pub struct ReplicaConfig {
     pub cluster: u128,
     /// This replica, never 0, never used again once it was removed or lost its directory.
     pub replica: u64,
-    /// A number that is different in every run of the process; tells this run's proposals and reads from an earlier run's.
+    /// A number that is different in every run of the process; tells this run's proposals and reads from an
+    /// earlier run's.
     pub incarnation: u64,
     /// Seed of the election timeouts' jitter.
     pub seed: u64,
@@ -142,8 +144,8 @@ impl<D: Disk> fmt::Debug for Replica<D> {
 }
 
 impl<D: Disk> Replica<D> {
-    /// Opens the directory, or sets it up if it is empty. Also returns the state to begin with, if a snapshot was ever taken; what was
-    /// committed after it comes as [`Output::committed`].
+    /// Opens the directory, or sets it up if it is empty. Also returns the state to begin with, if a snapshot
+    /// was ever taken; what was committed after it comes as [`Output::committed`].
     ///
     /// # Errors
     /// If the configuration can't work, the directory is another replica's, or what was safe in it is damaged.
@@ -238,8 +240,9 @@ impl<D: Disk> Replica<D> {
         log.prepare_spare(512 << 10)
     }
 
-    /// Proposes entries, in order. Each ends as a [`CommittedEntry`] that carries its id, or in [`Output::dropped`], or first there and then
-    /// committed after all. Empty data and data above [`MAX_PROPOSAL_BYTES`] is dropped.
+    /// Proposes entries, in order. Each ends as a [`CommittedEntry`] that carries its id, or in
+    /// [`Output::dropped`], or first there and then committed after all. Empty data and data above
+    /// [`MAX_PROPOSAL_BYTES`] is dropped.
     pub fn propose(&mut self, proposals: impl IntoIterator<Item = (ProposalId, Bytes)>) {
         let mut entries = Vec::new();
         let mut ids = Vec::new();
@@ -263,8 +266,9 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Proposes a change of the replica set. More than one replica changed at once goes through joint consensus. It ends like a proposal; a
-    /// change that is refused because another one is under way commits as an entry without a membership.
+    /// Proposes a change of the replica set. More than one replica changed at once goes through joint
+    /// consensus. It ends like a proposal; a change that is refused because another one is under way commits
+    /// as an entry without a membership.
     pub fn change_membership(&mut self, id: ProposalId, change: &MembershipChange) {
         let mut entry = Entry::default();
         entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -295,8 +299,8 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Asks for a linearizable read: [`Output::reads`] names `context` once everything that was committed before this call has been handed out,
-    /// confirmed by a majority; or [`Output::reads_failed`] does.
+    /// Asks for a linearizable read: [`Output::reads`] names `context` once everything that was committed
+    /// before this call has been handed out, confirmed by a majority; or [`Output::reads_failed`] does.
     pub fn read_index(&mut self, context: u64) {
         self.assert_idle();
         if self.reads.request(context) {
@@ -317,7 +321,8 @@ impl<D: Disk> Replica<D> {
         self.elections.redraw(&mut self.raw);
     }
 
-    /// Whether the leader has committed something that it has not told its followers yet: they would learn it with the next append or heartbeat.
+    /// Whether the leader has committed something that it has not told its followers yet: they would learn it
+    /// with the next append or heartbeat.
     #[must_use]
     pub fn has_unannounced_commit(&self) -> bool {
         self.raw.raft.state == StateRole::Leader && self.commit_index() > self.announced
@@ -343,8 +348,9 @@ impl<D: Disk> Replica<D> {
         self.raw.report_snapshot(peer, status);
     }
 
-    /// What must be done next, or `None` if nothing. The output's messages may leave at once, even if they name entries that this replica has not
-    /// made durable yet: only a leader sends such, and it doesn't count itself before [`Self::persist`].
+    /// What must be done next, or `None` if nothing. The output's messages may leave at once, even if they
+    /// name entries that this replica has not made durable yet: only a leader sends such, and it doesn't
+    /// count itself before [`Self::persist`].
     pub fn ready(&mut self) -> Option<Output> {
         self.assert_idle();
         self.elections.redraw(&mut self.raw);
@@ -364,7 +370,8 @@ impl<D: Disk> Replica<D> {
         Some(output)
     }
 
-    /// Makes durable what the last [`Self::ready`] needs, with at most one sync. The output's messages say that it is durable.
+    /// Makes durable what the last [`Self::ready`] needs, with at most one sync. The output's messages say
+    /// that it is durable.
     ///
     /// # Errors
     /// Any error is final: the replica must not be used again and the process should end.
@@ -390,8 +397,9 @@ impl<D: Disk> Replica<D> {
             }
         }
         if ready.must_sync() {
-            // The hard state goes with every batch, the commit index included: a change of the replica set that was applied before the
-            // entries of this batch were written is then known again after a restart, before any vote.
+            // The hard state goes with every batch, the commit index included: a change of the replica set
+            // that was applied before the entries of this batch were written is then known again after a
+            // restart, before any vote.
             let hard_state = self.raw.raft.hard_state();
             self.raw.mut_store().append(&Batch { hard_state, entries: ready.entries(), reset })?;
         }
@@ -406,7 +414,8 @@ impl<D: Disk> Replica<D> {
         Ok(output)
     }
 
-    /// Takes the state as of an applied `index`, so that the log before it can go. Answers false if it is of no use: older than the last one.
+    /// Takes the state as of an applied `index`, so that the log before it can go. Answers false if it is of
+    /// no use: older than the last one.
     ///
     /// # Errors
     /// If the disk fails.
@@ -419,7 +428,8 @@ impl<D: Disk> Replica<D> {
         Ok(true)
     }
 
-    /// The first half of [`Self::save_snapshot`] for a caller that writes the file elsewhere, with `snapshot::write_temporary`.
+    /// The first half of [`Self::save_snapshot`] for a caller that writes the file elsewhere, with
+    /// `snapshot::write_temporary`.
     pub(crate) fn snapshot_meta(&mut self, index: u64) -> Option<SnapshotMeta> {
         self.snapshot_wanted = false;
         if index > self.delivered {

@@ -36,8 +36,8 @@ pub(crate) enum Begin<'a> {
     Joiner,
 }
 
-/// Index and term of the empty snapshot that every founder begins with. It isn't 0, so that a new replica, which has nothing, is always
-/// sent a snapshot with the membership first.
+/// Index and term of the empty snapshot that every founder begins with. It isn't 0, so that a new replica,
+/// which has nothing, is always sent a snapshot with the membership first.
 pub(crate) const FOUNDING: (u64, u64) = (1, 1);
 
 impl<D: Disk> Store<D> {
@@ -118,7 +118,8 @@ impl<D: Disk> Store<D> {
         self.newer_wanted.take()
     }
 
-    /// The metadata of a snapshot at an applied index, if the log still reaches there and it would be newer than the last.
+    /// The metadata of a snapshot at an applied index, if the log still reaches there and it would be newer
+    /// than the last.
     pub(crate) fn snapshot_meta(&self, index: u64) -> Option<SnapshotMeta> {
         if index <= self.snapshot.index || index > self.log.last_index() {
             return None;
@@ -128,7 +129,8 @@ impl<D: Disk> Store<D> {
         Some(SnapshotMeta { index, term, conf_state })
     }
 
-    /// Makes the temporary file, written for `meta`, the newest snapshot, and drops the log up to `keep` entries before it.
+    /// Makes the temporary file, written for `meta`, the newest snapshot, and drops the log up to `keep`
+    /// entries before it.
     pub(crate) fn publish_snapshot(&mut self, meta: SnapshotMeta, keep: u64) -> Result<(), ConsensusError> {
         snapshot::publish(self.log.disk_mut(), snapshot::SAVING, &meta)?;
         self.conf_states.retain(|(since, _)| *since > meta.index);

@@ -1,8 +1,9 @@
 //! Peers over mutually authenticated TLS 1.3.
 //!
-//! Each replica dials each peer and only writes there; it only reads from the connections that it accepted. So no reply can arrive on the wrong
-//! connection, and a peer speaks only as the replica that its certificate names. Handshakes run on short-lived threads of their own
-//! ([`connect`]); established connections belong to the driver's one thread, which waits for all of them at once: a message costs no further thread.
+//! Each replica dials each peer and only writes there; it only reads from the connections that it accepted.
+//! So no reply can arrive on the wrong connection, and a peer speaks only as the replica that its certificate
+//! names. Handshakes run on short-lived threads of their own ([`connect`]); established connections belong to
+//! the driver's one thread, which waits for all of them at once: a message costs no further thread.
 
 mod connect;
 mod connection;

@@ -14,8 +14,8 @@ use crate::oracle::Life;
 
 /// Milliseconds from the fault to each step; `None`: the step did not happen or was not needed.
 ///
-/// Events count when they reach us, after they were committed and applied; a VM runs at its guest's own first beat. Where
-/// several hosts were struck, a step is over when it is over for the last of them.
+/// Events count when they reach us, after they were committed and applied; a VM runs at its guest's own first
+/// beat. Where several hosts were struck, a step is over when it is over for the last of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Steps {
     /// The first observer asks or votes.

@@ -1,8 +1,9 @@
 //! The double-run oracle: who really ran, when, told by the guests themselves.
 //!
-//! Every guest keeps a small record in a directory that all hosts share, and renews it every few milliseconds. The record's
-//! file is its own (`VM/HOST.INCARNATION.PID`), so two running instances of one VM can't hide behind each other: their
-//! lives, from first to last beat, overlap. The controller and the agents know nothing of it.
+//! Every guest keeps a small record in a directory that all hosts share, and renews it every few
+//! milliseconds. The record's file is its own (`VM/HOST.INCARNATION.PID`), so two running instances of one VM
+//! can't hide behind each other: their lives, from first to last beat, overlap. The controller and the agents
+//! know nothing of it.
 
 use std::fs::{self, File};
 use std::io;

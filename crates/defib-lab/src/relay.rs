@@ -1,7 +1,8 @@
 //! A switch between agents and replicas, in user space: relays for TCP and UDP that can be cut, slowed and made lossy
 //! without root and without network namespaces.
 //!
-//! A cut is silence, as of a switch that died: datagrams vanish, connections stall, and nobody is told by a FIN or an RST.
+//! A cut is silence, as of a switch that died: datagrams vanish, connections stall, and nobody is told by a
+//! FIN or an RST.
 
 use std::collections::HashMap;
 use std::io;

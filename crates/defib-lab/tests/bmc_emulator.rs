@@ -1,4 +1,5 @@
-//! The emulator as a process that owns a host: whatever the host's processes do to get away, a power cut takes them all.
+//! The emulator as a process that owns a host: whatever the host's processes do to get away, a power cut
+//! takes them all.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 

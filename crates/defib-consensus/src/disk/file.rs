@@ -49,7 +49,8 @@ impl FileDisk {
         Ok(Self { path, directory, _lock: Some(lock), open: BTreeMap::new() })
     }
 
-    /// A second way into the same directory, for another thread. It doesn't hold the lock; the first one must outlive it.
+    /// A second way into the same directory, for another thread. It doesn't hold the lock; the first one must
+    /// outlive it.
     pub(crate) fn second(&self) -> Result<Self, ConsensusError> {
         let directory = self.directory.try_clone().map_err(|source| ConsensusError::Disk {
             operation: "open",

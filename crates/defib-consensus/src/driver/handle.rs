@@ -121,8 +121,8 @@ impl Handle {
         }
     }
 
-    /// Proposes an entry, on any replica: a follower passes it on to the leader. `id` must be unique within this process. It ends in
-    /// [`super::DriverOutput::Committed`] or [`super::DriverOutput::Dropped`].
+    /// Proposes an entry, on any replica: a follower passes it on to the leader. `id` must be unique within
+    /// this process. It ends in [`super::DriverOutput::Committed`] or [`super::DriverOutput::Dropped`].
     ///
     /// # Errors
     /// [`Busy`] if nothing was taken.
@@ -138,7 +138,8 @@ impl Handle {
         self.send(Command::Read(context))
     }
 
-    /// Proposes a change of the replica set. Give the address of a new replica to [`Self::set_peers`] of all replicas first.
+    /// Proposes a change of the replica set. Give the address of a new replica to [`Self::set_peers`] of all
+    /// replicas first.
     ///
     /// # Errors
     /// [`Busy`] if nothing was taken.
@@ -154,8 +155,8 @@ impl Handle {
         self.send(Command::Transfer(to))
     }
 
-    /// Answers [`super::DriverOutput::SnapshotWanted`]: the whole state as of the applied `index`, not empty, at most [`crate::transport::MAX_SNAPSHOT`]
-    /// less a few bytes.
+    /// Answers [`super::DriverOutput::SnapshotWanted`]: the whole state as of the applied `index`, not empty,
+    /// at most [`crate::transport::MAX_SNAPSHOT`] less a few bytes.
     ///
     /// # Errors
     /// [`Busy`] if nothing was taken; it will be asked for again.

@@ -24,7 +24,8 @@ use crate::transport::{Connector, TransportEvent};
 const MAX_CATCH_UP: u32 = 3;
 /// How long a commit waits for an append that tells the followers of it, before it gets a message of its own.
 const ANNOUNCE_AFTER: Duration = Duration::from_micros(300);
-/// How long a replica with an entry that isn't committed yet looks for messages again and again before it sleeps. Others may use the core.
+/// How long a replica with an entry that isn't committed yet looks for messages again and again before it
+/// sleeps. Others may use the core.
 const SPIN: Duration = Duration::from_micros(200);
 /// Transport events that may wait.
 const MAX_EVENTS: usize = 1024;
@@ -201,7 +202,8 @@ impl Run {
             descriptors.push(PollFd::new(*descriptor, interest));
         }
         if self.replica.last_index() > self.replica.commit_index() {
-            // The answer to an append is some ten microseconds away, about as long as falling asleep and waking up takes.
+            // The answer to an append is some ten microseconds away, about as long as falling asleep and
+            // waking up takes.
             let until = now() + SPIN;
             let zero = || Some(TimeSpec::from_duration(Duration::ZERO));
             while now() < until {

@@ -6,7 +6,8 @@
 //! per entry: type u8, 7 bytes zero | index u64 | term u64 | context length u32 | data length u32 | context | data
 //! zeros up to a multiple of 8
 //! ```
-//! All integers are little endian. The checksum covers everything else, and the segment's number and the frame's offset.
+//! All integers are little endian. The checksum covers everything else, and the segment's number and the
+//! frame's offset.
 
 use protobuf::ProtobufEnum;
 use raft::eraftpb::{Entry, EntryType, HardState};

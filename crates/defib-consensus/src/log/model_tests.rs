@@ -129,8 +129,8 @@ impl World {
     }
 }
 
-/// Runs the steps with a crash at the `crash_at`th change; everything acknowledged must be there afterwards, and nothing else but perhaps all of
-/// the step that was under way. True if the crash happened.
+/// Runs the steps with a crash at the `crash_at`th change; everything acknowledged must be there afterwards,
+/// and nothing else but perhaps all of the step that was under way. True if the crash happened.
 fn survives(steps: &[Step], crash_at: u64, crash: Crash) -> bool {
     let mut world = World::new();
     world.disk.crash_after(crash_at);

@@ -1,4 +1,5 @@
-//! A whole replica set in one thread for tests: simulated disks, a network that can be cut, and checkers that stand outside.
+//! A whole replica set in one thread for tests: simulated disks, a network that can be cut, and checkers that
+//! stand outside.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -1,8 +1,9 @@
 //! When a replica stands for election.
 //!
-//! Raft's own draw comes from a thread's random generator, and lets two replicas draw the same. Ours is a function of seed, replica, term and voters,
-//! and spreads the voters over the range: each has a slot of its own, which rotates with the term, and some jitter within. So two
-//! followers that lose their leader at the same moment never stand at the same moment.
+//! Raft's own draw comes from a thread's random generator, and lets two replicas draw the same. Ours is a
+//! function of seed, replica, term and voters, and spreads the voters over the range: each has a slot of its
+//! own, which rotates with the term, and some jitter within. So two followers that lose their leader at the
+//! same moment never stand at the same moment.
 
 use raft::{RawNode, Storage};
 
@@ -28,8 +29,8 @@ impl Elections {
         }
     }
 
-    /// Ticks in `(election_ticks, 2 * election_ticks)`. One more than the least, so that a peer whose ticks fall a little later doesn't ignore the
-    /// first to stand because it still believes in the leader.
+    /// Ticks in `(election_ticks, 2 * election_ticks)`. One more than the least, so that a peer whose ticks
+    /// fall a little later doesn't ignore the first to stand because it still believes in the leader.
     fn draw(&self, term: u64, voters: &[u64]) -> usize {
         let random = mix(self.seed ^ self.replica.rotate_left(32) ^ term.rotate_left(16));
         let range = self.election_ticks.saturating_sub(1).max(1);

@@ -1,5 +1,6 @@
-//! The replica set under crashes, torn writes, losses and partitions. The checkers in [`super::cluster`] look after every step: no two leaders in
-//! a term, no two replicas that differ at an index. Here is checked that nothing acknowledged is lost, and that it lives on afterwards.
+//! The replica set under crashes, torn writes, losses and partitions. The checkers in [`super::cluster`] look
+//! after every step: no two leaders in a term, no two replicas that differ at an index. Here is checked that
+//! nothing acknowledged is lost, and that it lives on afterwards.
 
 use proptest::prelude::*;
 

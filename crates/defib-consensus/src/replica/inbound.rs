@@ -9,7 +9,8 @@ use crate::ConsensusError;
 use crate::disk::Disk;
 
 impl<D: Disk> Replica<D> {
-    /// Takes a message from the peer `from`, which the transport has authenticated. One that makes no sense is counted and ignored.
+    /// Takes a message from the peer `from`, which the transport has authenticated. One that makes no sense
+    /// is counted and ignored.
     ///
     /// # Errors
     /// If the message proves that this replica's directory lost entries that it had acknowledged. Final.

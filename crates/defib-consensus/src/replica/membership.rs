@@ -11,7 +11,8 @@ pub struct Membership {
     pub voters: BTreeSet<u64>,
     /// Those who only receive.
     pub learners: BTreeSet<u64>,
-    /// Not empty while a change is under way: a decision then also needs a majority of these, the voters before the change.
+    /// Not empty while a change is under way: a decision then also needs a majority of these, the voters
+    /// before the change.
     pub outgoing: BTreeSet<u64>,
 }
 

@@ -14,12 +14,14 @@ use crate::log::entry_size;
 /// What to do. Both [`Replica::ready`] and [`Replica::persist`] return one; do all of it, in the order of the fields.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Send these, in order for each peer. They may be lost, late or doubled, but not changed. From `ready`: nothing of what they say needs to be
-    /// durable here. From `persist`: it is durable.
+    /// Send these, in order for each peer. They may be lost, late or doubled, but not changed. From `ready`:
+    /// nothing of what they say needs to be durable here. From `persist`: it is durable.
     pub messages: Vec<PeerMessage>,
-    /// Replace the whole state by this snapshot. It is durable. What was committed before it is not handed out any more.
+    /// Replace the whole state by this snapshot. It is durable. What was committed before it is not handed
+    /// out any more.
     pub restore: Option<SnapshotBytes>,
-    /// Apply these, in order. They are durable on a majority, and never change. Indexes have no gaps, except at a `restore`.
+    /// Apply these, in order. They are durable on a majority, and never change. Indexes have no gaps, except
+    /// at a `restore`.
     pub committed: Vec<CommittedEntry>,
     /// The replica set changed, by one of `committed` or by `restore`.
     pub membership: Option<Membership>,
@@ -27,11 +29,13 @@ pub struct Output {
     pub reads: Vec<(u64, u64)>,
     /// Reads that got no answer in time; ask again.
     pub reads_failed: Vec<u64>,
-    /// Proposals whose outcome this replica will not learn for certain: never proposed, or the leader changed, or no answer. They may still commit.
+    /// Proposals whose outcome this replica will not learn for certain: never proposed, or the leader
+    /// changed, or no answer. They may still commit.
     pub dropped: Vec<ProposalId>,
     /// The role, the leader or the term changed.
     pub role: Option<RoleChange>,
-    /// The log has grown enough: hand a snapshot of the state as of this index or a later applied one to [`Replica::save_snapshot`].
+    /// The log has grown enough: hand a snapshot of the state as of this index or a later applied one to
+    /// [`Replica::save_snapshot`].
     pub snapshot_wanted: Option<u64>,
 }
 

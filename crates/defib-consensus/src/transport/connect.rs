@@ -1,4 +1,5 @@
-//! Dialing, accepting and handshakes, each on a short-lived thread with a deadline, so that nobody's slowness delays a heartbeat.
+//! Dialing, accepting and handshakes, each on a short-lived thread with a deadline, so that nobody's slowness
+//! delays a heartbeat.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -111,7 +111,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes as much as the socket takes. True if that completed a snapshot. An error means that the connection is at its end.
+    /// Writes as much as the socket takes. True if that completed a snapshot. An error means that the
+    /// connection is at its end.
     pub(crate) fn flush(&mut self, outbox: &mut Outbox) -> io::Result<bool> {
         loop {
             while self.tls.wants_write() {

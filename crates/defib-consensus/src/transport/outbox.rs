@@ -1,4 +1,5 @@
-//! What waits to be sent to one peer. Bounded: the oldest ordinary messages go first when it is full, as if the network had lost them.
+//! What waits to be sent to one peer. Bounded: the oldest ordinary messages go first when it is full, as if
+//! the network had lost them.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! Did the invariants hold? Judged from outside, after the fact, by what really happened (the guests' records, the BMCs'
-//! logs) and by what every replica told, never by what the controller believes. Pure.
+//! Did the invariants hold? Judged from outside, after the fact, by what really happened (the guests'
+//! records, the BMCs' logs) and by what every replica told, never by what the controller believes. Pure.
 
 mod stream;
 mod truth;

@@ -40,8 +40,8 @@ struct Waiting {
     placed_at: ClusterTime,
 }
 
-/// I5: within a recovery no VM ran before all placed VMs of higher tiers, and all that it depends on, were ready, or had
-/// used up their time.
+/// I5: within a recovery no VM ran before all placed VMs of higher tiers, and all that it depends on, were
+/// ready, or had used up their time.
 pub(super) fn priority(evidence: &Evidence) -> Vec<String> {
     let mut problems = Vec::new();
     let mut waiting: BTreeMap<&VmId, Waiting> = BTreeMap::new();

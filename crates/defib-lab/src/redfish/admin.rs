@@ -138,8 +138,8 @@ impl AdminClient {
         Self { address }
     }
 
-    /// Pulls the plug (`pulled`), with the BMC's own power (`bmc_dark`), or puts it in again. Returns when every process
-    /// of the host is gone.
+    /// Pulls the plug (`pulled`), with the BMC's own power (`bmc_dark`), or puts it in again. Returns when
+    /// every process of the host is gone.
     pub async fn plug(&self, plug: Plug) -> anyhow::Result<Truth> {
         self.post("/lab/plug", &plug).await
     }

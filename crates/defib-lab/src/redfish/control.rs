@@ -531,7 +531,8 @@ impl Running {
         self.core.expire_sessions();
     }
 
-    /// Takes a new certificate (self-signed) or reads it again (files), and closes all connections. Returns the new pin.
+    /// Takes a new certificate (self-signed) or reads it again (files), and closes all connections. Returns
+    /// the new pin.
     pub fn change_certificate(&self) -> anyhow::Result<String> {
         Ok(format!("spki-sha256:{}", self.core.change_certificate()?))
     }

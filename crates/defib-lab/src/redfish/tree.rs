@@ -1,9 +1,10 @@
-//! A process tree as a machine: started at power-on, stopped as a whole when frozen, gone as a whole when the power goes.
+//! A process tree as a machine: started at power-on, stopped as a whole when frozen, gone as a whole when the
+//! power goes.
 //!
 //! Process groups are not enough: an agent gives its VMs sessions of their own, so that they survive its restart. Two
 //! nets catch what gets away. The emulator is a *child subreaper*: an orphan of the tree becomes its child instead of
-//! init's. And every process of the tree inherits a marker in its environment, by which orphans of one host are told from
-//! those of another, and from the emulator's other children.
+//! init's. And every process of the tree inherits a marker in its environment, by which orphans of one host
+//! are told from those of another, and from the emulator's other children.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -42,7 +43,8 @@ pub(crate) struct Tree {
     start: Start,
     /// All processes below the emulator are this host's: true when it has the process to itself.
     owns_process: bool,
-    /// The parent-death signal follows the *thread* that forked, so one thread that lives as long as the emulator forks.
+    /// The parent-death signal follows the *thread* that forked, so one thread that lives as long as the
+    /// emulator forks.
     spawner: SyncSender<SyncSender<anyhow::Result<Pid>>>,
     root: Option<Pid>,
     /// Members at the last look: the environment of a dead process can't be read any more.
@@ -142,10 +144,11 @@ impl Tree {
         told.into_iter().map(Pid::from_raw).collect()
     }
 
-    /// Cuts the power: nobody in the tree does anything after the first instant, and all of it is gone when this returns.
+    /// Cuts the power: nobody in the tree does anything after the first instant, and all of it is gone when
+    /// this returns.
     ///
-    /// Everything is stopped before anything is killed, the root first: otherwise an agent could see its VMs die before it
-    /// dies itself, and tell about it, as no machine that loses power does.
+    /// Everything is stopped before anything is killed, the root first: otherwise an agent could see its VMs
+    /// die before it dies itself, and tell about it, as no machine that loses power does.
     pub(crate) fn cut(&mut self) -> Vec<Pid> {
         if let Some(root) = self.root {
             send(root, Signal::SIGSTOP);
@@ -238,8 +241,9 @@ fn is_marked(pid: i32, marker: &str) -> bool {
         .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
 }
 
-/// Kills every process whose marker begins with `prefix`, wherever it hangs, and tells how many. For cleaning up after an
-/// emulator that was itself killed with SIGKILL and could not take its host with it. An empty prefix does nothing.
+/// Kills every process whose marker begins with `prefix`, wherever it hangs, and tells how many. For cleaning
+/// up after an emulator that was itself killed with SIGKILL and could not take its host with it. An empty
+/// prefix does nothing.
 pub fn sweep(prefix: &str) -> usize {
     if prefix.is_empty() {
         return 0;
