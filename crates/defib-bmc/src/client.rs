@@ -395,7 +395,8 @@ fn is_stale(error: &BmcError) -> bool {
 }
 
 fn is_gone(error: &BmcError) -> bool {
-    matches!(&*error.kind, ErrorKind::Status { status, .. } if matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE))
+    let ErrorKind::Status { status, .. } = &*error.kind else { return false };
+    matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 impl Steps for RedfishClient {

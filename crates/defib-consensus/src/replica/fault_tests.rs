@@ -220,7 +220,8 @@ proptest! {
             config.seed = seed;
             config.snapshot_every_entries = 30;
         });
-        let mut world = World { cluster, crash_seeds: [seed; 4], proposed: 0, acknowledged: Vec::new(), names: Default::default() };
+        let (acknowledged, names) = Default::default();
+        let mut world = World { cluster, crash_seeds: [seed; 4], proposed: 0, acknowledged, names };
         for event in &events {
             world.step(event);
         }
