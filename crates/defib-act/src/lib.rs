@@ -70,13 +70,14 @@ struct Controlled {
 pub struct Power {
     authority: Option<Trust>,
     bmcs: Mutex<BTreeMap<(HostId, usize, usize), Controlled>>,
+    changed: tokio::sync::Notify,
 }
 
 impl Power {
     /// No host yet. BMCs without a pin are trusted if `authority` issued their certificate.
     #[must_use]
     pub const fn new(authority: Option<Trust>) -> Self {
-        Self { authority, bmcs: Mutex::new(BTreeMap::new()) }
+        Self { authority, bmcs: Mutex::new(BTreeMap::new()), changed: tokio::sync::Notify::const_new() }
     }
 
     /// Follows the inventory: BMCs that did not change keep their warm connections. Answers what is unusable.
@@ -104,6 +105,7 @@ impl Power {
             }
         }
         *bmcs = kept;
+        self.changed.notify_one();
         unusable
     }
 

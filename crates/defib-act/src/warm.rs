@@ -26,6 +26,11 @@ pub struct BmcHealth {
 }
 
 impl Power {
+    /// Returns when the inventory was configured anew since the last call: there may be BMCs that are cold.
+    pub async fn reconfigured(&self) {
+        self.changed.notified().await;
+    }
+
     /// Connects, logs in and checks the identity at every BMC; call it every few seconds on the leader.
     pub async fn keep_warm(&self, deadline: Instant) -> Vec<BmcHealth> {
         let all: Vec<_> = {

@@ -437,6 +437,7 @@ impl GuardThread {
             Outcome::Refused(refusal) => {
                 let reason = match refusal {
                     Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,
+                    Refusal::NoLease => v1::RefusalReason::NoLease,
                     Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
                     Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
                 };

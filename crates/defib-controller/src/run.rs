@@ -471,6 +471,7 @@ async fn keep_warm(power: Arc<Power>, mut pulse: watch::Receiver<Pulse>) {
         }
         tokio::select! {
             () = tokio::time::sleep_until(began + WARM_EVERY) => {}
+            () = power.reconfigured() => {}
             changed = lost_lead(&mut pulse) => if changed.is_err() { return },
         }
     }

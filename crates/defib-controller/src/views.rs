@@ -212,10 +212,12 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
     let declared = ledger.inventory().vms.get(id)?;
     let mut why_not: Vec<String> = record.unplaced.iter().map(|why| format!("no place: {why}")).collect();
     match &record.place {
-        Place::GivenUp { .. } => why_not.push(
-            "given up after too many failed starts; apply an inventory with a better definition to try again"
-                .into(),
-        ),
+        Place::GivenUp { .. } => why_not.push(format!(
+            "{} starts in a row failed; the next comes within {} (restart.retry-after), or at once when an inventory with a \
+             better definition is applied",
+            record.attempts,
+            ledger.policy().restart.retry_after
+        )),
         Place::Never if declared.priority == Priority::Disabled => {
             why_not.push("its priority is disabled".into())
         }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     guard::{
-        Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Timing,
-        Verb, VmObserved,
+        Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Outcome,
+        Refusal, Timing, Verb, VmObserved,
     },
     observer::{Ack, Beat, HostView, Observer, Proposal, Slot},
 };
@@ -711,10 +711,12 @@ fn an_order_to_start_is_obeyed_under_the_lease_only() {
     let now = world.hosts[0].clock.at(world.now);
     let effects = world.hosts[0].guard.step(now, order(1));
     assert!(!starts(&effects), "{effects:?}");
+    let refused = |effect: &Effect| {
+        matches!(effect, Effect::Report { outcome: Outcome::Refused(Refusal::NoLease), .. })
+    };
+    assert!(effects.iter().any(refused), "{effects:?}");
     world.run(1000, true).unwrap();
     let now = world.hosts[0].clock.at(world.now);
     let effects = world.hosts[0].guard.step(now, order(1));
-    assert!(!starts(&effects), "the promise never to start it holds: {effects:?}");
-    let effects = world.hosts[0].guard.step(now, order(2));
-    assert!(starts(&effects), "{effects:?}");
+    assert!(starts(&effects), "a refusal promises nothing: {effects:?}");
 }

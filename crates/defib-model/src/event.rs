@@ -451,7 +451,7 @@ impl fmt::Display for EventKind {
             Self::VmGivenUp { vm, attempts } => {
                 write!(
                     f,
-                    "vm {vm}: given up after {attempts} attempts; start it by hand or change its definition"
+                    "vm {vm}: does not start, {attempts} attempts in a row failed; the next one comes after restart.retry-after, or at once if its definition changes"
                 )
             }
             Self::HostRecovered { host, restarted, left } => {

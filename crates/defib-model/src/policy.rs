@@ -79,8 +79,10 @@ pub struct RestartPolicy {
     pub tier_delay: Millis,
     /// After which a start that gave no answer is cancelled and placed anew.
     pub start_timeout: Millis,
-    /// Starts of one VM in one recovery before it is handed to a human.
+    /// Starts of one VM that fail in a row, without pause, before it is reported as given up.
     pub attempts: u32,
+    /// How long after that one more start is tried, again and again.
+    pub retry_after: Millis,
 }
 
 /// When automatic action stops. Fences with positive proof (BMC reads off, new boot id, operator) are exempt.
@@ -146,6 +148,7 @@ impl Default for Policy {
                 tier_delay: Millis::ZERO,
                 start_timeout: Millis(60_000),
                 attempts: 5,
+                retry_after: Millis(300_000),
             },
             brakes: BrakePolicy {
                 hosts: 1,
@@ -229,6 +232,12 @@ impl Policy {
             if value == 0 {
                 return Err((field, "is 0: nothing would ever start; use pause instead".into()));
             }
+        }
+        if restart.retry_after < Millis(1000) {
+            return Err((
+                "restart.retry-after",
+                "is less than 1s; a VM that can't start would be tried without end".into(),
+            ));
         }
         if self.brakes.percent > 100 {
             return Err(("brakes.percent", format!("{} is more than 100", self.brakes.percent)));

@@ -98,7 +98,7 @@ pub enum Input {
 }
 
 /// How soon a proposal that nobody has seen in the log is made again.
-const REPROPOSE_AFTER: Millis = Millis(1000);
+const REPROPOSE_AFTER: Millis = Millis(500);
 /// How soon an order that could not be delivered is tried again.
 const REDELIVER_AFTER: Millis = Millis(200);
 /// How long the first placement of a VM waits for the host that it is declared for.
@@ -316,7 +316,8 @@ impl Controller {
     }
 
     fn role_changed(&mut self, now: Instant, role: Role) {
-        if self.role == role {
+        // A follower is told again when it learns of another leader: what it proposed may be lost with the former.
+        if self.role == role && matches!(role, Role::Leader { .. }) {
             return;
         }
         self.role = role;

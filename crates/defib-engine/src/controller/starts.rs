@@ -66,7 +66,10 @@ impl Starts {
         for start in self.running.values() {
             match &start.state {
                 State::Sent => consider(start.first_ordered.plus(policy.start_timeout)),
-                State::Again { at } => consider(*at),
+                State::Again { at } => {
+                    consider(*at);
+                    consider(start.first_ordered.plus(policy.start_timeout.min(ledger.policy().lease.lease)));
+                }
                 State::Cancelling { asked_at } => consider(asked_at.plus(Millis(1000))),
                 State::Ended(_) => {}
             }
@@ -243,9 +246,12 @@ impl Controller {
     /// Orders under way: repeats what could not be delivered, cancels what gives no answer, proposes what ended.
     fn carry_on_starts(&mut self, now: Instant, term: u64, effects: &mut Vec<Effect>) {
         let timeout = self.ledger.policy().restart.start_timeout;
+        // Who can't be reached, or may not start anything, has as long as a lease to change that.
+        let patience = timeout.min(self.ledger.policy().lease.lease);
         let mut ended: Vec<(VmId, Start, StartResult)> = Vec::new();
         for (vm, start) in &mut self.starts.running {
-            let overdue = now >= start.first_ordered.plus(timeout);
+            let limit = if matches!(start.state, State::Again { .. }) { patience } else { timeout };
+            let overdue = now >= start.first_ordered.plus(limit);
             let Some(restart) = self.ledger.restart(vm) else { continue };
             let cause = match self.ledger.vms().get(vm).map(|record| &record.place) {
                 Some(Place::Intended { index, .. }) => *index,

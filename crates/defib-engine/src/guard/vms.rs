@@ -141,7 +141,9 @@ impl Vms {
             let (detail, reason) = match permit.stop_all {
                 _ if burnt => ("this incarnation was here and is over", StopReason::Stale),
                 Some(StopReason::ShuttingDown) => ("this host shuts down", StopReason::ShuttingDown),
-                Some(_) | None => ("this host holds no lease", StopReason::LeaseLost),
+                Some(_) => ("this host holds no lease", StopReason::LeaseLost),
+                // It may come in the next moment: the first beats of an epoch are not answered yet.
+                None => return Err(Refusal::NoLease),
             };
             self.burn(vm, incarnation, Some(effect));
             self.wait(vm, effect, incarnation, detail.into(), reason);

@@ -281,6 +281,8 @@ pub enum Refusal {
         /// The newest that was seen.
         newest: Incarnation,
     },
+    /// No lease is held at this moment; the order may be given again.
+    NoLease,
 }
 
 impl fmt::Display for Refusal {
@@ -295,6 +297,7 @@ impl fmt::Display for Refusal {
             Self::StaleIncarnation { newest } => {
                 write!(f, "incarnation {newest} of this VM was seen here already")
             }
+            Self::NoLease => f.write_str("this host holds no lease at this moment"),
         }
     }
 }

@@ -128,7 +128,6 @@ impl Ledger {
             self.update_vm(vm, |record| {
                 record.place = Place::Running { host: host.clone() };
                 record.changed = now;
-                record.attempts = 0;
                 record.failed_on.clear();
                 record.lost_by = None;
             });
@@ -150,9 +149,16 @@ impl Ledger {
 
     fn down(&mut self, vm: &VmId, host: &HostId, detail: &str) {
         let Some(record) = self.vms.get(vm) else { return };
-        let (recovery, incarnation, attempts) = (record.recovery, record.incarnation, record.attempts);
+        // What runs for a moment and ends, again and again, counts like what does not start.
+        let lasted = matches!(record.place, Place::Running { .. })
+            && self.at.since(record.changed) > self.policy.restart.start_timeout;
+        let attempts = if lasted { 0 } else { record.attempts };
+        let (recovery, incarnation) = (record.recovery, record.incarnation);
         let give_up = attempts >= self.policy.restart.attempts;
+        let now = self.at;
         self.update_vm(vm, |record| {
+            record.attempts = attempts;
+            record.changed = now;
             record.readiness = None;
             record.failed_on.insert(host.clone());
             record.lost_by = None;

@@ -17,6 +17,8 @@ pub struct Index {
     pub open: BTreeSet<RecoveryId>,
     /// VMs that want a place and may have one.
     pub waiting: BTreeSet<VmId>,
+    /// VMs that failed too often in a row.
+    pub given_up: BTreeSet<VmId>,
     /// VMs that are placed but not ready.
     pub pending: BTreeSet<VmId>,
     /// Which VMs run, or may run, on a host.
@@ -107,6 +109,11 @@ impl Index {
             }
         } else {
             self.waiting.remove(id);
+        }
+        if matches!(record.place, Place::GivenUp { .. }) {
+            self.given_up.insert(id.clone());
+        } else {
+            self.given_up.remove(id);
         }
         let ready = declared.is_none_or(|vm| record.readiness.is_some_and(|reached| reached >= vm.readiness));
         let pending = match record.place {

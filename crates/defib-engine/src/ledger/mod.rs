@@ -391,6 +391,9 @@ impl Ledger {
                 | Phase::Abandoned => {}
             }
         }
+        for record in self.index.given_up.iter().filter_map(|vm| self.vms.get(vm)) {
+            consider(record.changed.plus(self.policy.restart.retry_after));
+        }
         for host in self.index.expected_silent.iter().filter_map(|host| self.hosts.get(host)) {
             if let Some(until) = host.expected_silent_until {
                 consider(until);

@@ -127,7 +127,7 @@ pub enum Place {
         /// Where it was.
         host: HostId,
     },
-    /// It failed too often; a human must act.
+    /// It failed too often in a row: tried again only now and then.
     GivenUp {
         /// Where it was last.
         host: HostId,
@@ -165,9 +165,9 @@ pub struct VmRecord {
     pub place: Place,
     /// The best readiness that the newest incarnation reached, and when.
     pub readiness: Option<Readiness>,
-    /// When it last became ready, or began to run.
+    /// When it last became ready, began to run, or was given up.
     pub changed: ClusterTime,
-    /// Starts since it last ran.
+    /// Starts since it last ran for longer than a start may take.
     pub attempts: u32,
     /// Hosts where it failed since it last ran.
     pub failed_on: BTreeSet<HostId>,

@@ -41,6 +41,7 @@ impl Ledger {
             }
             self.host_changed(&host);
         }
+        self.settle_given_up();
         while let Some(host) = self.index.dirty.pop_first() {
             self.settle_suspicion(&host);
         }
@@ -59,6 +60,25 @@ impl Ledger {
             self.settle_suspicion(&host);
         }
         self.index.dirty.clear();
+    }
+
+    /// Nothing is forgotten (I10): what failed too often is tried once more now and then.
+    fn settle_given_up(&mut self) {
+        let due: Vec<VmId> = self.index.given_up.iter().filter(|vm| self.retry_due(vm)).cloned().collect();
+        for vm in due {
+            self.update_vm(&vm, |record| {
+                if let Place::GivenUp { host } = &record.place {
+                    record.place = Place::Down { host: host.clone() };
+                    record.attempts = record.attempts.saturating_sub(1);
+                    record.failed_on.clear();
+                }
+            });
+        }
+    }
+
+    fn retry_due(&self, vm: &VmId) -> bool {
+        let after = self.policy.restart.retry_after;
+        self.vms.get(vm).is_some_and(|record| record.changed.plus(after) <= self.at)
     }
 
     /// A quorum that asks opens a recovery.
@@ -217,6 +237,7 @@ impl Ledger {
             let proof = proof.clone();
             self.update_vm(vm, |record| {
                 record.place = Place::Lost { from };
+                record.attempts = 0;
                 record.lost_by = Some(proof);
                 record.readiness = None;
                 record.recovery = Some(id);

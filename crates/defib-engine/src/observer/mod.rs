@@ -113,6 +113,8 @@ struct Watched {
     sequences: [u64; PATHS_MAX],
     last_heard: Option<Instant>,
     muted_until: Option<Instant>,
+    /// When it was let in under its present epoch: its agent spoke then, and silence before says nothing.
+    admitted: Option<Instant>,
     opinion: Opinion,
     trust: u8,
     proposed: Option<(Opinion, Instant)>,
@@ -193,6 +195,11 @@ impl Observer {
         let counted = (watched.view.watched, watched.counts_as_alive());
         if view.epoch != watched.view.epoch {
             watched.voted = None;
+            if view.watched && !view.condemned {
+                watched.admitted = Some(now);
+                watched.opinion = Opinion::Alive;
+                watched.trust = 0;
+            }
         }
         watched.muted_until = view.muted_for.map(|span| now.plus(span));
         watched.view = view;
@@ -216,6 +223,7 @@ impl Observer {
             sequences: [0; PATHS_MAX],
             last_heard: None,
             muted_until: None,
+            admitted: None,
             opinion: Opinion::Alive,
             trust: 0,
             proposed: None,
@@ -386,7 +394,8 @@ impl Observer {
         let from = watched
             .last_heard
             .map_or_else(|| started.max(forgiven).plus(grace), |heard| heard.max(forgiven))
-            .max(watched.muted_until.unwrap_or_default());
+            .max(watched.muted_until.unwrap_or_default())
+            .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);
         let (ask_at, act_at) = (from.plus(ask_after), from.plus(act_after));
         let before = watched.counts_as_alive();

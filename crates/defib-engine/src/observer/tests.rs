@@ -300,3 +300,21 @@ fn the_queue_stays_within_a_small_multiple_of_the_hosts() {
         assert!(world.observer.queued() <= 50 * 4 + 64, "{}", world.observer.queued());
     }
 }
+
+#[test]
+fn a_host_that_is_let_in_again_is_not_accused_of_its_former_silence() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(20_000, 100);
+    world.hosts[0].2 = false;
+    world.run(3000, 100);
+    condemn(&mut world, 0);
+    assert_eq!(world.observer.opinion(world.hosts[0].1), Some(Opinion::Dead));
+    let at = world.now;
+    world.observer.watch(MS(at), &host("h0"), HostView { epoch: Epoch(3), ..view() });
+    world.said.clear();
+    world.run(200, 100);
+    assert!(world.said.is_empty(), "{:?}", world.said);
+    // If it stays silent it is accused anew, as soon as anybody else.
+    world.run(1100, 100);
+    assert_eq!(world.observer.opinion(world.hosts[0].1), Some(Opinion::Dead));
+}

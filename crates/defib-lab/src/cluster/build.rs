@@ -23,6 +23,10 @@ use crate::oracle::Oracle;
 use crate::redfish::admin::AdminClient;
 use crate::relay::{Relay, Switch};
 
+/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty.
+const BOOT: &str = "rm -rf \"$1\" && mkdir \"$1\" && cat /proc/sys/kernel/random/uuid > \"$2\" && \
+    DEFIB_LAB_NAME=\"$3\" exec \"$4\" run --config \"$5\"";
+
 impl Cluster {
     /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and its inventory
     /// when this returns; [`Self::settle`] waits until everything runs.
@@ -113,8 +117,6 @@ impl Cluster {
             let user = directory.join("bmc.user");
             fs::write(&user, format!("defib\nlab-{}-{}\n", self.marker, name))?;
             fs::set_permissions(&user, fs::Permissions::from_mode(0o600))?;
-            // Every power-on is a new boot of the "kernel".
-            let boot = "cat /proc/sys/kernel/random/uuid > \"$1\" && DEFIB_LAB_NAME=\"$2\" exec \"$3\" run --config \"$4\"";
             let mut arguments = os([
                 "--uuid",
                 &uuid(number + 1),
@@ -132,8 +134,9 @@ impl Cluster {
             {
                 arguments.extend([option.into(), directory.join(file).into_os_string()]);
             }
-            arguments.extend(os(["--", "/bin/sh", "-c", boot, "host"]));
+            arguments.extend(os(["--", "/bin/sh", "-c", BOOT, "host"]));
             arguments.extend([
+                directory.join("run").into_os_string(),
                 directory.join("boot-id").into_os_string(),
                 name.as_str().into(),
                 agent.as_os_str().to_owned(),

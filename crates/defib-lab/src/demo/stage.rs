@@ -17,7 +17,10 @@ use crate::measure::{Recovery, Steps};
 use crate::oracle::Life;
 
 /// What a laptop with other work to do may take; nothing is judged by it.
-pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Events that are told when a cluster can't be built.
+const EVENTS_SHOWN: usize = 150;
 
 #[derive(Debug)]
 pub(super) struct Stage<'a> {
@@ -41,7 +44,14 @@ impl<'a> Stage<'a> {
         narrator.status(began, "building a cluster");
         let cluster = Cluster::start(options).await?;
         let mut follower = cluster.follow();
-        cluster.settle(PATIENCE).await?;
+        if let Err(error) = cluster.settle(PATIENCE).await {
+            narrator.say(Tone::Bad, "the cluster does not get whole; the last events were:");
+            let all = follower.all();
+            for seen in all.iter().skip(all.len().saturating_sub(EVENTS_SHOWN)) {
+                narrator.note(&seen.event.kind.to_string());
+            }
+            return Err(error);
+        }
         let due = cluster.operator().status().await?.event_seq;
         while follower.last().values().max().is_none_or(|last| *last < due) {
             match follower.next(PATIENCE).await {

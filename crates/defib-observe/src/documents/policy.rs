@@ -45,7 +45,7 @@ section!(Detection for DetectionPolicy {
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
 section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause; confirm_reads });
 section!(Restart for RestartPolicy {
-    tier_timeout, tier_delay, start_timeout; starts_per_host, starts_per_datastore, starts_total, attempts
+    tier_timeout, tier_delay, start_timeout, retry_after; starts_per_host, starts_per_datastore, starts_total, attempts
 });
 section!(Brakes for BrakePolicy { window; hosts, percent, hosts_per_domain, flap_limit });
 
