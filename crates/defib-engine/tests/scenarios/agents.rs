@@ -1,0 +1,367 @@
+//! What hosts do by themselves: beat, hold leases, obey or refuse orders, report, reset themselves.
+
+use defib_engine::controller::{BurnOrder, Input, OrderOutcome, StartOrder};
+use defib_model::{
+    EffectId, Epoch, HostId, Incarnation, VmId,
+    inventory::{Readiness, SelfFence},
+};
+
+use defib_engine::observer::Beat;
+
+use super::{
+    machines::{Instance, StartFault},
+    world::{Act, Incoming, World},
+};
+
+/// An order on its way to an agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    pub(crate) start: bool,
+    pub(crate) effect: EffectId,
+    pub(crate) host: HostId,
+    pub(crate) host_epoch: Epoch,
+    pub(crate) vm: VmId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) term: u64,
+}
+
+impl Order {
+    pub(crate) fn start(order: &StartOrder) -> Self {
+        Self {
+            start: true,
+            effect: order.effect.clone(),
+            host: order.restart.to().clone(),
+            host_epoch: order.restart.host_epoch(),
+            vm: order.restart.vm().clone(),
+            incarnation: order.restart.incarnation(),
+            term: order.term,
+        }
+    }
+
+    pub(crate) fn burn(order: &BurnOrder) -> Self {
+        Self {
+            start: false,
+            effect: order.effect.clone(),
+            host: order.host.clone(),
+            host_epoch: order.host_epoch,
+            vm: order.vm.clone(),
+            incarnation: order.incarnation,
+            term: order.term,
+        }
+    }
+}
+
+/// How long a replica waits for an agent's answer.
+const ORDER_TIMEOUT: u64 = 1000;
+/// How long a broken session goes unnoticed.
+const SESSION_TIMEOUT: u64 = 5000;
+
+impl World {
+    pub(crate) fn act_on_host(&mut self, act: Act) {
+        match act {
+            Act::Tick(host) => self.tick(&host),
+            Act::Ack { host, boots, from, sent, ack } => {
+                let (now, voters) = (self.now, self.replicas.len());
+                let Some(machine) = self.machines.get_mut(&host) else { return };
+                if machine.boots != boots || !machine.reaches(from) {
+                    return;
+                }
+                machine.epoch = machine.epoch.max(ack.epoch);
+                machine.stamps.insert(from, ack.stamp);
+                if ack.granted {
+                    machine.promise(now, from, sent + ack.lease_ms, voters);
+                }
+            }
+            Act::Admit { host, epoch } => {
+                if let Some(machine) = self.machines.get_mut(&host) {
+                    machine.epoch = machine.epoch.max(epoch);
+                }
+                self.report(&host);
+            }
+            Act::Order { from, session, order } => self.order(from, session, order),
+            Act::Started { from, session, boots, order } => self.started(from, session, boots, order),
+            Act::Ready { host, vm, incarnation, readiness } => {
+                if let Some(instance) =
+                    self.machines.get_mut(&host).and_then(|machine| machine.vms.get_mut(&vm))
+                    && instance.running
+                    && instance.incarnation == incarnation
+                {
+                    instance.readiness = Some(readiness);
+                    self.report(&host);
+                }
+            }
+            Act::Switch { host, level } => {
+                if self.machines.get_mut(&host).is_some_and(|machine| machine.switch(level)) {
+                    self.later(SESSION_TIMEOUT, Act::SessionEnds(host));
+                }
+            }
+            Act::Read { from, session, attempt, question } => {
+                let Some(machine) = self.machines.get(&question.host) else { return };
+                let (reads, timeout) = (question.confirm_reads, question.timeout.0);
+                let result = machine.read(question.level, reads, timeout, attempt.is_some());
+                let recovery = question.recovery;
+                let input = match attempt {
+                    Some(attempt) => Input::Fenced { recovery, attempt, result },
+                    None => Input::Asked { recovery, result },
+                };
+                self.to_replica(0, from, session, Incoming::Input(Box::new(input)));
+            }
+            Act::Booted { host, boots } => {
+                let Some(machine) = self.machines.get_mut(&host) else { return };
+                if machine.boots == boots && machine.powered {
+                    machine.booting = false;
+                    machine.petted = self.now;
+                    let boot = machine.boot();
+                    self.say(&format!("(host {host} has booted: {boot})"));
+                }
+            }
+            Act::SessionEnds(host) => self.session_ends(&host),
+            Act::Heal { host } => {
+                let now = self.now;
+                if let Some(machine) = self.machines.get_mut(&host) {
+                    machine.agent_up = true;
+                    machine.petted = now;
+                    machine.reported.clear();
+                }
+                self.say(&format!("(the agent of host {host} is back)"));
+            }
+            _ => {}
+        }
+    }
+
+    fn tick(&mut self, host: &HostId) {
+        let interval = self.policy_now().detection.heartbeat_interval.0;
+        self.later(interval, Act::Tick(host.clone()));
+        let (now, voters) = (self.now, self.replicas.len());
+        let watchdog = self.policy_now().lease.watchdog.0;
+        let excepted = self.neighbours_vouch(host);
+        let Some(machine) = self.machines.get_mut(host) else { return };
+        if !machine.agent_runs() {
+            let armed = machine.self_fence != SelfFence::None && machine.powered && !machine.booting;
+            if armed && now > machine.petted + watchdog {
+                self.reset(host);
+            }
+            return;
+        }
+        machine.sequence += 1;
+        let held = machine.holds_lease(now, voters);
+        if held || excepted {
+            machine.petted = now;
+        }
+        if !held {
+            machine.held_since = None;
+            let running = machine.vms.values().filter(|instance| instance.running).count();
+            if !excepted && running > 0 {
+                machine.stop_everything();
+                self.say(&format!("(host {host} has lost its lease and stops {running} VMs)"));
+            }
+        }
+        self.beat(host);
+        self.report(host);
+    }
+
+    fn beat(&mut self, host: &HostId) {
+        let now = self.now;
+        let mut beats = Vec::new();
+        if let Some(machine) = self.machines.get(host) {
+            for (number, replica) in self.replicas.iter().enumerate() {
+                if !machine.reaches(replica.id) || !replica.alive {
+                    continue;
+                }
+                let lease_held_ms = machine.held_since.map_or(0, |since| (now - since).max(1));
+                let beat = Beat {
+                    boot: machine.boot(),
+                    sequence: machine.sequence,
+                    epoch: machine.epoch,
+                    path: 0,
+                    lease_held_ms,
+                    vm_digest: 0,
+                    echo: machine.stamps.get(&replica.id).copied(),
+                };
+                beats.push((number, replica.session, Incoming::Beat { host: host.clone(), beat, sent: now }));
+            }
+        }
+        for (number, session, beat) in beats {
+            self.to_replica(1, number, session, beat);
+        }
+    }
+
+    /// I11: a strict majority of all hosts, this one included, answers, and none of them holds a lease.
+    fn neighbours_vouch(&self, host: &HostId) -> bool {
+        let (now, voters) = (self.now, self.replicas.len());
+        let Some(own) = self.machines.get(host) else { return false };
+        if own.cut_from_neighbours {
+            return false;
+        }
+        let others: Vec<_> = self
+            .machines
+            .values()
+            .filter(|other| other.id != *host && other.agent_runs() && !other.cut_from_neighbours)
+            .collect();
+        (others.len() + 1) * 2 > self.machines.len()
+            && !others.iter().any(|other| other.holds_lease(now, voters))
+    }
+
+    /// The watchdog was not petted in time.
+    fn reset(&mut self, host: &HostId) {
+        let Some(machine) = self.machines.get_mut(host) else { return };
+        machine.begin_boot();
+        let boots = machine.boots;
+        self.say(&format!("(the watchdog resets host {host})"));
+        self.later(self.boot_takes, Act::Booted { host: host.clone(), boots });
+        self.later(SESSION_TIMEOUT, Act::SessionEnds(host.clone()));
+    }
+
+    /// Tells every replica that it reaches what is news to it.
+    pub(crate) fn report(&mut self, host: &HostId) {
+        let mut news = Vec::new();
+        if let Some(machine) = self.machines.get_mut(host) {
+            let report = machine.report();
+            for (number, replica) in self.replicas.iter().enumerate() {
+                if machine.reaches(replica.id)
+                    && replica.alive
+                    && machine.reported.get(&replica.id) != Some(&report)
+                {
+                    machine.reported.insert(replica.id, report.clone());
+                    news.push((number, replica.session, report.clone()));
+                }
+            }
+        }
+        for (number, session, report) in news {
+            self.to_replica(2, number, session, Incoming::Input(Box::new(Input::Reported(report))));
+        }
+    }
+
+    pub(crate) fn lose_session(&mut self, host: &HostId) {
+        self.later(SESSION_TIMEOUT, Act::SessionEnds(host.clone()));
+    }
+
+    fn session_ends(&mut self, host: &HostId) {
+        let mut gone = Vec::new();
+        if let Some(machine) = self.machines.get_mut(host) {
+            for (number, replica) in self.replicas.iter().enumerate() {
+                if !machine.reaches(replica.id) {
+                    machine.reported.remove(&replica.id);
+                    gone.push((number, replica.session));
+                }
+            }
+        }
+        for (number, session) in gone {
+            self.to_replica(0, number, session, Incoming::Input(Box::new(Input::AgentLeft(host.clone()))));
+        }
+    }
+
+    fn answer(&mut self, span: u64, from: usize, session: u64, order: &Order, outcome: OrderOutcome) {
+        let input = Input::Ordered {
+            effect: order.effect.clone(),
+            vm: order.vm.clone(),
+            incarnation: order.incarnation,
+            host: order.host.clone(),
+            outcome,
+        };
+        self.to_replica(span, from, session, Incoming::Input(Box::new(input)));
+    }
+
+    fn order(&mut self, from: usize, session: u64, order: Order) {
+        let (now, voters) = (self.now, self.replicas.len());
+        let replica = self.replicas[from].id;
+        let Some(machine) = self.machines.get_mut(&order.host) else { return };
+        if !machine.reaches(replica) {
+            let detail = format!("no answer from the agent within {ORDER_TIMEOUT} ms");
+            self.answer(ORDER_TIMEOUT, from, session, &order, OrderOutcome::Unknown { detail });
+            return;
+        }
+        if order.term < machine.term || order.host_epoch < machine.epoch {
+            let detail = format!("term {} or epoch {} is old", order.term, order.host_epoch);
+            self.answer(1, from, session, &order, OrderOutcome::Refused { detail });
+            return;
+        }
+        machine.term = order.term;
+        machine.epoch = order.host_epoch;
+        let seen = machine.seen.get(&order.vm).copied().unwrap_or(Incarnation(0));
+        if !order.start {
+            machine.seen.insert(order.vm.clone(), seen.max(order.incarnation));
+            if seen <= order.incarnation {
+                let gone = Instance { incarnation: order.incarnation, running: false, readiness: None };
+                machine.vms.insert(order.vm.clone(), gone);
+            }
+            let detail = String::from("stopped for good by order");
+            self.answer(50, from, session, &order, OrderOutcome::NotRunning { detail });
+            let host = order.host;
+            self.report(&host);
+            return;
+        }
+        if order.incarnation <= seen {
+            let outcome = match machine.vms.get(&order.vm) {
+                Some(instance) if instance.incarnation == order.incarnation && instance.running => {
+                    OrderOutcome::Running
+                }
+                // It is starting: the answer comes when that has ended.
+                None => return self.later(50, Act::Order { from, session, order }),
+                Some(instance) if instance.incarnation < order.incarnation => {
+                    return self.later(50, Act::Order { from, session, order });
+                }
+                Some(_) => OrderOutcome::NotRunning {
+                    detail: format!("incarnation {} was stopped for good", order.incarnation),
+                },
+            };
+            self.answer(1, from, session, &order, outcome);
+            return;
+        }
+        if !machine.holds_lease(now, voters) {
+            let detail = String::from("the host holds no lease");
+            self.answer(1, from, session, &order, OrderOutcome::Refused { detail });
+            return;
+        }
+        let fault = machine.faults.get_mut(&order.vm).filter(|(_, left)| *left > 0).map(|(fault, left)| {
+            *left -= 1;
+            *fault
+        });
+        match fault {
+            Some(StartFault::Mute) => {}
+            Some(StartFault::Fails) => {
+                machine.seen.insert(order.vm.clone(), order.incarnation);
+                let dead = Instance { incarnation: order.incarnation, running: false, readiness: None };
+                machine.vms.insert(order.vm.clone(), dead);
+                let detail = String::from("qemu exited with status 1");
+                self.answer(50, from, session, &order, OrderOutcome::NotRunning { detail });
+            }
+            None => {
+                machine.seen.insert(order.vm.clone(), order.incarnation);
+                let boots = machine.boots;
+                self.later(self.start_takes, Act::Started { from, session, boots, order });
+            }
+        }
+    }
+
+    fn started(&mut self, from: usize, session: u64, boots: u64, order: Order) {
+        let replica = self.replicas[from].id;
+        let Some(machine) = self.machines.get_mut(&order.host) else { return };
+        if machine.boots != boots
+            || !machine.powered
+            || machine.seen.get(&order.vm) != Some(&order.incarnation)
+        {
+            return;
+        }
+        if machine.vms.get(&order.vm).is_some_and(|instance| instance.incarnation >= order.incarnation) {
+            return;
+        }
+        let readiness = Some(Readiness::PoweredOn);
+        let instance = Instance { incarnation: order.incarnation, running: true, readiness };
+        machine.vms.insert(order.vm.clone(), instance);
+        let reaches = machine.reaches(replica);
+        let declared = self.inventory.vms.get(&order.vm).map(|vm| vm.readiness);
+        let boot = self.guest_boot.get(&order.vm).copied().unwrap_or(Some(1000));
+        if let (Some(readiness), Some(boot)) =
+            (declared.filter(|wanted| *wanted > Readiness::PoweredOn), boot)
+        {
+            let (host, vm, incarnation) = (order.host.clone(), order.vm.clone(), order.incarnation);
+            self.later(boot, Act::Ready { host, vm, incarnation, readiness });
+        }
+        if reaches {
+            self.answer(1, from, session, &order, OrderOutcome::Running);
+        }
+        let host = order.host;
+        self.report(&host);
+    }
+}
