@@ -207,7 +207,6 @@ async fn read_off(
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a shell: the pause between two readings is real time")]
 fn now_plus(pause: std::time::Duration) -> Instant {
     Instant::now() + pause
 }

@@ -1,2 +1,131 @@
-//! cli
-fn main() {}
+//! `defib`, the operator's tool.
+
+mod cluster;
+mod commands;
+mod files;
+mod output;
+mod pki;
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{cluster::Failure, output::Output};
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers or none leads,
+4 not found, 5 verification failed";
+
+/// Operates a cluster of Defib.
+#[derive(Debug, Parser)]
+#[command(name = "defib", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// How to reach the cluster.
+    #[arg(long, global = true, env = "DEFIB_CONFIG", default_value = "/etc/defib/operator.yaml")]
+    config: PathBuf,
+    /// How to print.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How the cluster is, and what needs an operator.
+    Status,
+    /// Hosts.
+    #[command(subcommand)]
+    Host(commands::HostCommand),
+    /// VMs.
+    #[command(subcommand)]
+    Vm(commands::VmCommand),
+    /// Recoveries.
+    #[command(subcommand)]
+    Recovery(commands::RecoveryCommand),
+    /// The event stream.
+    Events(commands::EventsArguments),
+    /// What would happen. Changes nothing.
+    #[command(subcommand)]
+    Plan(commands::PlanCommand),
+    /// The policy.
+    #[command(subcommand)]
+    Policy(commands::DocumentCommand),
+    /// The inventory.
+    #[command(subcommand)]
+    Inventory(commands::DocumentCommand),
+    /// Stops all automatic action.
+    Pause(commands::Change),
+    /// Allows automatic action again.
+    Resume(commands::Change),
+    /// The replicas.
+    #[command(subcommand)]
+    Replica(commands::ReplicaCommand),
+    /// Certificates and join tokens.
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// Completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    // It fails only if a provider was installed before: then there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("defib: {failure}");
+            std::process::ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "defib", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Pki(command) => pki::run(command),
+        Command::Events(arguments) if arguments.verifies_file() => commands::verify_file(&arguments),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::Refused(format!("no runtime: {error}")))?;
+            let config = files::Config::load(&cli.config)?;
+            runtime.block_on(async {
+                let cluster = cluster::Cluster::connect(&config)?;
+                let output = cli.output;
+                match command {
+                    Command::Status => commands::status(&cluster, output).await,
+                    Command::Host(command) => commands::host(&cluster, command, output).await,
+                    Command::Vm(command) => commands::vm(&cluster, command, output).await,
+                    Command::Recovery(command) => commands::recovery(&cluster, command, output).await,
+                    Command::Events(arguments) => commands::events(&cluster, &arguments, output).await,
+                    Command::Plan(command) => commands::plan(&cluster, command, output).await,
+                    Command::Policy(command) => commands::policy(&cluster, command, output).await,
+                    Command::Inventory(command) => commands::inventory(&cluster, command, output).await,
+                    Command::Pause(change) => commands::pause(&cluster, true, &change, output).await,
+                    Command::Resume(change) => commands::pause(&cluster, false, &change, output).await,
+                    Command::Replica(command) => commands::replica(&cluster, command, output).await,
+                    Command::Pki(_) | Command::Completions { .. } => Ok(()),
+                }
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_contradict_nothing() {
+        Cli::command().debug_assert();
+    }
+}

@@ -198,7 +198,7 @@ impl Agents {
         let welcome = v1::Welcome {
             replica: self.replica,
             session_id: number,
-            session_secret: secret.expose().to_vec().into(),
+            session_secret: secret.expose().to_vec(),
             udp: self.udp.clone(),
             policy: Some(news.policy),
             epoch: epoch.0,
@@ -253,7 +253,6 @@ impl AgentService {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
 fn host_of<T>(request: &Request<T>) -> Result<HostId, Status> {
     match caller(request)? {
         PeerIdentity::Host(host) => Ok(host),

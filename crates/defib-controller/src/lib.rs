@@ -15,3 +15,4 @@ pub mod operator;
 pub mod proposals;
 pub mod run;
 pub mod views;
+mod what_if;

@@ -1,7 +1,7 @@
 //! The operator API. Any replica takes any call; what only the leader can answer is forwarded to it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -24,7 +24,7 @@ use crate::{
     core::{Core, Pulse, View},
     proposals::Fate,
     run::Members,
-    views,
+    views, what_if,
 };
 
 /// How long a call waits for its proposal to be committed.
@@ -58,7 +58,6 @@ struct Who {
     forwarded: bool,
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
 fn who<T>(request: &Request<T>) -> Result<Who, Status> {
     let identity = caller(request)?;
     let behalf = request.metadata().get(BEHALF).and_then(|value| value.to_str().ok());
@@ -76,7 +75,6 @@ fn who<T>(request: &Request<T>) -> Result<Who, Status> {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
 fn need(who: &Who, role: Role) -> Result<(), Status> {
     if who.role >= role {
         return Ok(());
@@ -92,8 +90,7 @@ fn overloaded(error: impl std::fmt::Display) -> Status {
     Status::unavailable(error.to_string())
 }
 
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
-fn host_id(text: &str) -> Result<HostId, Status> {
+pub(crate) fn host_id(text: &str) -> Result<HostId, Status> {
     HostId::new(text).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
@@ -140,7 +137,6 @@ impl OperatorService {
     }
 
     /// The same call for the leader, on the operator's behalf.
-    #[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
     fn forward<T>(who: &Who, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
         let behalf = format!("operator/{}/{}", who.role, who.name);
@@ -385,7 +381,7 @@ impl Operator for OperatorService {
 
     async fn plan_fail_host(&self, request: Request<v1::PlanFailHostRequest>) -> Answer<v1::Plan> {
         let (_, message) = on_leader!(self, request, Role::Viewer, plan_fail_host);
-        self.read(move |view| plan(view, &message)).await?.map(Response::new)
+        self.read(move |view| what_if::plan(view, &message)).await?.map(Response::new)
     }
 
     async fn confirm_dead(&self, request: Request<v1::ConfirmDeadRequest>) -> Answer<v1::ActionResponse> {
@@ -542,71 +538,4 @@ fn applied(answer: v1::ActionResponse, version: u64, dry_run: bool, diff: Vec<St
         version,
         diff,
     }
-}
-
-#[expect(clippy::result_large_err, reason = "the error type of every gRPC call")]
-fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, Status> {
-    let ledger = view.controller.ledger();
-    let mut lost: BTreeSet<HostId> = BTreeSet::new();
-    for name in &request.hosts {
-        let id = host_id(name)?;
-        if !ledger.hosts().contains_key(&id) {
-            return Err(Status::not_found(format!("there is no host {id} in the inventory")));
-        }
-        lost.insert(id);
-    }
-    for name in &request.domains {
-        let before = lost.len();
-        let wanted: Vec<&str> = name.split('/').collect();
-        for host in ledger.inventory().hosts.values() {
-            // A whole path from the widest level, or one name of any level.
-            let whole =
-                host.domain.0.iter().map(String::as_str).take(wanted.len()).eq(wanted.iter().copied());
-            let single = wanted.len() == 1 && host.domain.0.contains(name);
-            if whole || single {
-                lost.insert(host.id.clone());
-            }
-        }
-        if lost.len() == before {
-            return Err(Status::not_found(format!("no host hangs on fault domain {name}")));
-        }
-    }
-    if lost.is_empty() {
-        return Err(Status::invalid_argument("name at least one host or fault domain"));
-    }
-    let clock = defib_observe::clock::Clock::start();
-    let began = clock.now();
-    let plan = ledger.index().placer.what_if_hosts(&lost);
-    let took = clock.now().nanos_since(began) / 1000;
-    let priority =
-        |vm: &VmId| ledger.inventory().vms.get(vm).map(|vm| vm.priority.to_string()).unwrap_or_default();
-    Ok(v1::Plan {
-        hosts: lost.iter().map(ToString::to_string).collect(),
-        placements: plan
-            .placements
-            .iter()
-            .map(|planned| v1::PlannedPlacement {
-                vm: planned.vm.to_string(),
-                priority: priority(&planned.vm),
-                from: ledger
-                    .vms()
-                    .get(&planned.vm)
-                    .and_then(|record| record.occupied_host())
-                    .map(ToString::to_string)
-                    .unwrap_or_default(),
-                to: planned.host.to_string(),
-                broken: planned.broken.iter().map(ToString::to_string).collect(),
-            })
-            .collect(),
-        unplaced: plan
-            .unplaced
-            .iter()
-            .map(|left| v1::UnplacedVm {
-                vm: left.vm.to_string(),
-                priority: priority(&left.vm),
-                reasons: left.exclusions.iter().map(ToString::to_string).collect(),
-            })
-            .collect(),
-        took_us: took,
-    })
 }

@@ -481,7 +481,6 @@ async fn lost_lead(pulse: &mut watch::Receiver<Pulse>) -> Result<(), watch::erro
     pulse.wait_for(|pulse| !pulse.leads).await.map(|_| ())
 }
 
-#[expect(clippy::disallowed_methods, reason = "a shell: its pace is real time")]
 fn now() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }

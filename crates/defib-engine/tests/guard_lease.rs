@@ -2,6 +2,8 @@
 //! drifting clock, over links that delay, lose and cut, with frozen processes on both sides. Whatever happens: from the moment at
 //! which a majority of observers has voted that a host's lease ran out, no VM runs there.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
@@ -463,7 +465,7 @@ impl World {
             }
             self.order(at);
             let host = &mut self.hosts[at];
-            if self.now % 50 == 0 {
+            if self.now.is_multiple_of(50) {
                 host.sequence += 1;
                 for replica in 0..REPLICAS {
                     let host = &self.hosts[at];

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 fn secret(byte: u8) -> SessionSecret {
-    SessionSecret::from_bytes(&[byte; 32]).unwrap()
+    SessionSecret::from_bytes(&[byte; 32]).expect("32 bytes")
 }
 
 fn pair(session: u64, direction: Direction) -> (SealingSession, OpeningSession) {
@@ -35,7 +35,7 @@ fn heartbeat(sequence: u64) -> Heartbeat {
 
 fn sealed(sealing: &mut SealingSession, sequence: u64) -> [u8; DATAGRAM_LEN] {
     let mut buffer = [0xAA; DATAGRAM_LEN];
-    sealing.seal(&heartbeat(sequence), &mut buffer).unwrap();
+    sealing.seal(&heartbeat(sequence), &mut buffer).expect("it can be sealed");
     buffer
 }
 

@@ -134,6 +134,8 @@ pub struct Controller {
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
     reports: BTreeMap<HostId, AgentReport>,
+    /// When each report came, in cluster time.
+    reported_at: BTreeMap<HostId, ClusterTime>,
     burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
     starts: starts::Starts,
     planned_at: Option<u64>,
@@ -162,6 +164,7 @@ impl Controller {
             asks: BTreeMap::new(),
             fences: BTreeMap::new(),
             reports: BTreeMap::new(),
+            reported_at: BTreeMap::new(),
             burns: BTreeMap::new(),
             starts: starts::Starts::default(),
             planned_at: None,
@@ -223,10 +226,12 @@ impl Controller {
             Input::Role(role) => self.role_changed(now, role),
             Input::Observed(proposal) => self.observed(now, proposal, &mut effects),
             Input::Reported(report) => {
+                self.reported_at.insert(report.host.clone(), self.cluster_now(now));
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
                 self.reports.remove(&host);
+                self.reported_at.remove(&host);
             }
             Input::Goodbye { host, boot, goodbye } => {
                 self.propose(now, Command::GoodbyeSaid { host, boot, goodbye }, &mut effects);

@@ -3,12 +3,15 @@
 use alloc::vec::Vec;
 
 use defib_model::{
-    Command, EffectId, Epoch, HostId, Incarnation, Instant, Opinion, Subject, VmId, command::AgentReport,
-    event::Phase,
+    Command, EffectId, Epoch, HostId, Incarnation, Instant, Millis, Opinion, Subject, VmId,
+    command::AgentReport, event::Phase,
 };
 
 use super::{BurnOrder, Controller, Effect, Proposed, REPROPOSE_AFTER, Role};
 use crate::ledger::{Place, Standing};
+
+/// A report that came this long after a VM began to run was written after that.
+const REPORT_DELAY: Millis = Millis(2000);
 
 impl Controller {
     pub(super) fn derive_readmissions(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -75,10 +78,13 @@ impl Controller {
     /// only a durable promise makes it safe to start them anew.
     fn unreported(&self, report: &AgentReport, burns: &mut Vec<(HostId, Epoch, VmId, Incarnation)>) {
         let Some(here) = self.ledger.index().on_host.get(&report.host) else { return };
+        let Some(reported) = self.reported_at.get(&report.host) else { return };
         for vm in here {
             let Some(record) = self.ledger.vms().get(vm) else { continue };
             let named = report.vms.iter().any(|one| one.vm == *vm && one.incarnation >= record.incarnation);
-            if matches!(record.place, Place::Running { .. }) && !named {
+            // A report that was on its way while the VM started does not know of it.
+            let older = *reported < record.changed.plus(REPORT_DELAY);
+            if matches!(record.place, Place::Running { .. }) && !named && !older {
                 burns.push((report.host.clone(), report.epoch, vm.clone(), record.incarnation));
             }
         }

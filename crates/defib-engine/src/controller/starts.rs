@@ -230,7 +230,8 @@ impl Controller {
             return false;
         };
         let Place::Intended { since, .. } = record.place else { return false };
-        let timeout = declared.readiness_timeout.unwrap_or(self.ledger.policy().restart.tier_timeout);
+        let tier_timeout = self.ledger.policy().restart.tier_timeout;
+        let timeout = declared.readiness_timeout.unwrap_or(tier_timeout);
         declared.depends_on.iter().all(|other| {
             let (Some(other_declared), Some(other_record)) =
                 (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))

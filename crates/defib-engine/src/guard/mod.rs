@@ -229,7 +229,7 @@ impl Guard {
         } else if now < self.exempt_until || now < self.resume_until {
             self.loss = None;
         } else {
-            self.loss.get_or_insert(Loss { since: now, stop_at: now.plus(stop_after(watchdog)) });
+            self.loss.get_or_insert_with(|| Loss { since: now, stop_at: now.plus(stop_after(watchdog)) });
         }
     }
 

@@ -293,11 +293,13 @@ impl Vms {
                 let detail = "this host lost its lease before the start".to_string();
                 self.wait(vm, &pending.effect, pending.incarnation, detail, StopReason::LeaseLost);
             }
-        } else if self.listed && state.may_run().next().is_none() && state.stopping.is_none() {
-            if let Some(Pending { incarnation, definition, .. }) = state.pending.take() {
-                state.starting = Some(incarnation);
-                effects.push(Effect::StartVm { vm: vm.clone(), incarnation, definition });
-            }
+        } else if self.listed
+            && state.may_run().next().is_none()
+            && state.stopping.is_none()
+            && let Some(Pending { incarnation, definition, .. }) = state.pending.take()
+        {
+            state.starting = Some(incarnation);
+            effects.push(Effect::StartVm { vm: vm.clone(), incarnation, definition });
         }
         self.resolve(vm, effects);
     }

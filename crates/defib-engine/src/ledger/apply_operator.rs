@@ -13,7 +13,7 @@ use defib_model::{
 
 use super::{
     Index, Ledger,
-    records::{HostRecord, Place, Standing, VmRecord},
+    records::{HostRecord, Place, Standing},
 };
 
 impl Ledger {
@@ -190,7 +190,7 @@ impl Ledger {
         }
         self.vms.retain(|id, _| inventory.vms.contains_key(id));
         for id in inventory.vms.keys() {
-            self.vms.entry(id.clone()).or_insert_with(VmRecord::default);
+            self.vms.entry(id.clone()).or_default();
         }
         for recovery in self.recoveries.values_mut() {
             recovery.vms.retain(|vm: &VmId| inventory.vms.contains_key(vm));

@@ -426,7 +426,7 @@ impl Observer {
                 Some(_) | None => now,
             };
             if due <= now {
-                let silent_ms = watched.last_heard.map_or(now.since(started), |heard| now.since(heard)).0;
+                let silent_ms = now.since(watched.last_heard.unwrap_or(started)).0;
                 watched.proposed = Some((watched.opinion, now));
                 let (host, epoch, opinion) = (watched.host.clone(), watched.view.epoch, watched.opinion);
                 changes.push(OpinionChange { host, epoch, opinion, silent_ms });

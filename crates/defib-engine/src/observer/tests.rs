@@ -66,7 +66,7 @@ impl World {
     fn run(&mut self, millis: u64, interval: u64) {
         for _ in 0..millis {
             self.now += 1;
-            if self.now % interval == 0 {
+            if self.now.is_multiple_of(interval) {
                 self.sequence += 1;
                 for at in 0..self.hosts.len() {
                     if self.hosts[at].2 {

@@ -91,7 +91,8 @@ impl World {
                 }
             }
             Act::Switch { host, level } => {
-                if self.machines.get_mut(&host).is_some_and(|machine| machine.switch(level)) {
+                let off = self.machines.get_mut(&host).is_some_and(|machine| machine.switch(level));
+                if off {
                     self.later(SESSION_TIMEOUT, Act::SessionEnds(host));
                 }
             }
@@ -104,7 +105,7 @@ impl World {
                     Some(attempt) => Input::Fenced { recovery, attempt, result },
                     None => Input::Asked { recovery, result },
                 };
-                self.to_replica(0, from, session, Incoming::Input(Box::new(input)));
+                self.tell_replica(0, from, session, Incoming::Input(Box::new(input)));
             }
             Act::Booted { host, boots } => {
                 let Some(machine) = self.machines.get_mut(&host) else { return };
@@ -182,7 +183,7 @@ impl World {
             }
         }
         for (number, session, beat) in beats {
-            self.to_replica(1, number, session, beat);
+            self.tell_replica(1, number, session, beat);
         }
     }
 
@@ -228,7 +229,7 @@ impl World {
             }
         }
         for (number, session, report) in news {
-            self.to_replica(2, number, session, Incoming::Input(Box::new(Input::Reported(report))));
+            self.tell_replica(2, number, session, Incoming::Input(Box::new(Input::Reported(report))));
         }
     }
 
@@ -247,7 +248,7 @@ impl World {
             }
         }
         for (number, session) in gone {
-            self.to_replica(0, number, session, Incoming::Input(Box::new(Input::AgentLeft(host.clone()))));
+            self.tell_replica(0, number, session, Incoming::Input(Box::new(Input::AgentLeft(host.clone()))));
         }
     }
 
@@ -259,7 +260,7 @@ impl World {
             host: order.host.clone(),
             outcome,
         };
-        self.to_replica(span, from, session, Incoming::Input(Box::new(input)));
+        self.tell_replica(span, from, session, Incoming::Input(Box::new(input)));
     }
 
     fn order(&mut self, from: usize, session: u64, order: Order) {

@@ -639,7 +639,7 @@ impl Scenario {
                     };
                     let held = record
                         .occupied_host()
-                        .map_or("recorded nowhere".into(), |host| format!("recorded on {host}"));
+                        .map_or_else(|| "recorded nowhere".into(), |host| format!("recorded on {host}"));
                     lines.push(format!("vm {vm}: incarnation {}, {held}, {truth}", record.incarnation));
                 }
             }

@@ -205,7 +205,7 @@ impl World {
         self.queue.insert((self.now + span, self.order), act);
     }
 
-    pub(crate) fn to_replica(&mut self, span: u64, to: usize, session: u64, incoming: Incoming) {
+    pub(crate) fn tell_replica(&mut self, span: u64, to: usize, session: u64, incoming: Incoming) {
         self.later(span, Act::ToReplica { to, session, incoming });
     }
 
@@ -409,7 +409,7 @@ impl World {
         }
         if replica.paused_until > now {
             let span = replica.paused_until - now;
-            self.to_replica(span, to, session, incoming);
+            self.tell_replica(span, to, session, incoming);
             return;
         }
         let clock = replica.clock(now);
@@ -455,15 +455,15 @@ impl World {
             .flatten();
         if let Some(former) = former.filter(|former| self.leader != Some(*former)) {
             let session = self.replicas[former].session;
-            self.to_replica(0, former, session, Incoming::Role(Role::Follower));
+            self.tell_replica(0, former, session, Incoming::Role(Role::Follower));
         }
         if let Some(leader) = self.leader {
             self.term += 1;
             let session = self.replicas[leader].session;
-            self.to_replica(0, leader, session, Incoming::Role(Role::Leader { term: self.term }));
+            self.tell_replica(0, leader, session, Incoming::Role(Role::Leader { term: self.term }));
             for number in eligible {
                 let session = self.replicas[number].session;
-                self.to_replica(0, number, session, Incoming::Repropose);
+                self.tell_replica(0, number, session, Incoming::Repropose);
             }
         }
     }
@@ -497,7 +497,7 @@ impl World {
         let session = self.replicas[number].session;
         self.replicas[number].paused_until = self.now + span;
         // A shell that finds itself late says so before it reads what came meanwhile.
-        self.to_replica(0, number, session, Incoming::Stalled(span));
+        self.tell_replica(0, number, session, Incoming::Stalled(span));
         self.expect_election();
         self.later(span, Act::CatchUp(number));
         self.later(span, Act::Elect);

@@ -95,7 +95,7 @@ pub fn agent(host: &str, neighbour: SocketAddr, replicas: &[ReplicaPorts], direc
 pub fn operator(replicas: &[ReplicaPorts], directory: &Path) -> String {
     let mut text = format!("cluster: {CLUSTER}\nreplicas:\n");
     for one in replicas {
-        let _ = writeln!(text, "  - \"{}\"", one.control);
+        let _ = writeln!(text, "  - {{ id: {}, address: \"{}\" }}", one.id, one.control);
     }
     text.push_str(&tls(directory));
     text

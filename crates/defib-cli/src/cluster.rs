@@ -1,0 +1,127 @@
+//! All replicas of the cluster, asked in turn.
+
+use std::time::Duration;
+
+use defib_model::ReplicaId;
+use defib_pki::{ClientTls, Credentials, PeerIdentity, TlsFiles, server_name};
+use defib_rpc::{Connecting, channel};
+use defib_wire::v1::operator_client::OperatorClient;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::files::Config;
+
+/// What a healthy replica needs for no answer.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The cluster said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The arguments or a file are wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody answers, or nobody leads.
+    #[error("{0}")]
+    Unreachable(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// The event stream is not whole.
+    #[error("{0}")]
+    NotWhole(String),
+}
+
+impl Failure {
+    /// The exit code.
+    pub(crate) const fn code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::NotFound(_) => 4,
+            Self::NotWhole(_) => 5,
+        }
+    }
+
+    /// What a replica's answer means; `None`: ask the next one.
+    pub(crate) fn of(status: &Status) -> Option<Self> {
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::NotFound => Some(Self::NotFound(message)),
+            Code::InvalidArgument => Some(Self::Usage(message)),
+            Code::PermissionDenied | Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => {
+                Some(Self::Refused(message))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) replicas: Vec<(u64, OperatorClient<Channel>)>,
+}
+
+impl Cluster {
+    /// Nothing is connected before it is asked.
+    #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
+    pub(crate) fn connect(config: &Config) -> Result<Self, Failure> {
+        let files = TlsFiles {
+            certificate: config.tls.certificate.clone(),
+            key: config.tls.key.clone(),
+            authority: config.tls.authority.clone(),
+        };
+        let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+        let credentials =
+            Credentials::load(&files, std::time::SystemTime::now()).map_err(|error| usage(&error))?;
+        let tls = ClientTls::build(&credentials, &[b"h2"]).map_err(|error| usage(&error))?;
+        let replicas = config
+            .replicas
+            .iter()
+            .map(|replica| {
+                let name = server_name(&PeerIdentity::Replica(ReplicaId(replica.id)));
+                let channel = channel(Connecting::to(replica.address.clone(), name), tls.clone());
+                (replica.id, OperatorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+            })
+            .collect();
+        Ok(Self { replicas })
+    }
+}
+
+/// Asks one replica after the other until one has an answer.
+macro_rules! ask {
+    ($cluster:expr, $call:ident, $request:expr) => {{
+        let request = $request;
+        let mut problems = Vec::new();
+        let mut answer = None;
+        for (id, client) in &$cluster.replicas {
+            let mut client = client.clone();
+            let call = client.$call(tonic::Request::new(request.clone()));
+            match tokio::time::timeout($crate::cluster::ANSWER_WITHIN, call).await {
+                Ok(Ok(response)) => {
+                    answer = Some(Ok(response.into_inner()));
+                    break;
+                }
+                Ok(Err(status)) => match $crate::cluster::Failure::of(&status) {
+                    Some(failure) => {
+                        answer = Some(Err(failure));
+                        break;
+                    }
+                    None => problems.push(format!("replica {id}: {}", status.message())),
+                },
+                Err(_) => problems.push(format!("replica {id}: no answer")),
+            }
+        }
+        answer.unwrap_or_else(|| {
+            Err($crate::cluster::Failure::Unreachable(format!(
+                "no replica could answer; look at the addresses in the file and at the log of defibd: {}",
+                problems.join("; ")
+            )))
+        })
+    }};
+}
+pub(crate) use ask;

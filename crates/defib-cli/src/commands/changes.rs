@@ -1,0 +1,244 @@
+//! What changes something: hosts, pause, replicas.
+
+use clap::{Args, Subcommand};
+use defib_wire::v1;
+use serde_json::{Value, json};
+
+use super::views::{vm_json, vm_table};
+use crate::{
+    cluster::{Cluster, Failure, ask},
+    output::{Output, json, line, table},
+};
+
+/// What every change takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Change {
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// Why, for the event stream.
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+/// Hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// All hosts.
+    List,
+    /// One host, and why nothing is being done about it.
+    Show {
+        /// Which.
+        host: String,
+    },
+    /// Cuts a host's power and restarts its VMs elsewhere.
+    Fence {
+        /// Which.
+        host: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Vouches that a host is dead: that it has no power, or can't run or write anything. If it does run, two copies of
+    /// its VMs will destroy their data.
+    ConfirmDead {
+        /// Which.
+        host: String,
+        /// Somebody stood before it, or has cut it off its storage.
+        #[arg(long)]
+        yes: bool,
+        /// Refuse if the host is in another epoch than this.
+        #[arg(long)]
+        epoch: Option<u64>,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Replicas.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplicaCommand {
+    /// All replicas.
+    List,
+    /// Adds one that is running and empty.
+    Add {
+        /// Its number.
+        id: u64,
+        /// Its peer address.
+        #[arg(long)]
+        address: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Removes one.
+    Remove {
+        /// Its number.
+        id: u64,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Removes one and adds another in one step.
+    Replace {
+        /// The old one.
+        id: u64,
+        /// The number of the new one.
+        #[arg(long)]
+        by: u64,
+        /// The peer address of the new one.
+        #[arg(long)]
+        address: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Hands the lead over.
+    Transfer {
+        /// To which.
+        id: u64,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+fn done(answer: v1::ActionResponse, output: Output) -> Result<(), Failure> {
+    if !answer.accepted {
+        return Err(Failure::Refused(answer.message));
+    }
+    match output {
+        Output::Json => json(&json!({"message": answer.message, "log_index": answer.log_index})),
+        Output::Table => line(&answer.message),
+    }
+    Ok(())
+}
+
+fn host_json(host: &v1::HostDetail) -> Value {
+    json!({"id": host.id, "domain": host.domain.join("/"), "state": host.state, "epoch": host.epoch,
+        "boot_id": host.boot_id, "recovery": host.recovery, "proof": host.proof, "why_not": host.why_not,
+        "watchdog_armed": host.watchdog_armed, "self_fence": host.self_fence, "connected": host.connected,
+        "fencing": host.fencing, "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
+}
+
+fn host_table(hosts: &[v1::HostDetail]) {
+    let rows = hosts.iter().map(|host| {
+        let opinions = host.opinions.iter().map(|one| format!("r{} {}", one.observer, one.opinion));
+        vec![
+            host.id.clone(),
+            host.domain.join("/"),
+            host.state.clone(),
+            host.epoch.to_string(),
+            host.vms.len().to_string(),
+            opinions.collect::<Vec<_>>().join(", "),
+        ]
+    });
+    table(&["host", "domain", "state", "epoch", "VMs", "opinions"], rows.collect());
+}
+
+/// `defib host`.
+pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output) -> Result<(), Failure> {
+    match command {
+        HostCommand::List => {
+            let answer = ask!(cluster, list_hosts, v1::ListHostsRequest::default())?;
+            match output {
+                Output::Json => json(&Value::Array(answer.hosts.iter().map(host_json).collect())),
+                Output::Table => host_table(&answer.hosts),
+            }
+            Ok(())
+        }
+        HostCommand::Show { host } => {
+            let answer = ask!(cluster, get_host, v1::GetHostRequest { host: host.clone() })?;
+            if output == Output::Json {
+                json(&host_json(&answer));
+                return Ok(());
+            }
+            host_table(std::slice::from_ref(&answer));
+            for why in &answer.why_not {
+                line(&format!("why not: {why}"));
+            }
+            for level in &answer.fencing {
+                line(&format!("fencing: {level}"));
+            }
+            if !answer.proof.is_empty() {
+                line(&format!("proof: {}", answer.proof));
+            }
+            vm_table(&answer.vms);
+            Ok(())
+        }
+        HostCommand::Fence { host, change } => {
+            let Change { dry_run, reason } = change;
+            let request = v1::FenceHostRequest { host, reason, dry_run, epoch: None };
+            done(ask!(cluster, fence_host, request)?, output)
+        }
+        HostCommand::ConfirmDead { host, yes, epoch, change } => {
+            let Change { dry_run, reason } = change;
+            if !yes && !dry_run {
+                return Err(Failure::Usage(format!(
+                    "this restarts the VMs of {host} elsewhere on your word alone; if {host} still runs, two copies of a VM \
+                     destroy its data. Make sure that it has no power, then add --yes"
+                )));
+            }
+            let request = v1::ConfirmDeadRequest { host, epoch, reason, dry_run };
+            done(ask!(cluster, confirm_dead, request)?, output)
+        }
+    }
+}
+
+/// `defib pause` and `defib resume`.
+pub(crate) async fn pause(
+    cluster: &Cluster,
+    paused: bool,
+    change: &Change,
+    output: Output,
+) -> Result<(), Failure> {
+    let request = v1::PauseRequest { paused, reason: change.reason.clone(), dry_run: change.dry_run };
+    done(ask!(cluster, pause, request)?, output)
+}
+
+/// `defib replica`.
+pub(crate) async fn replica(
+    cluster: &Cluster,
+    command: ReplicaCommand,
+    output: Output,
+) -> Result<(), Failure> {
+    use v1::ReplicaChangeKind as Kind;
+    let (kind, id, new_id, address, change) = match command {
+        ReplicaCommand::List => {
+            let status = ask!(cluster, get_status, v1::GetStatusRequest {})?;
+            let cells = |one: &v1::ReplicaStatus| {
+                let part = if one.voter { "voter" } else { "learner" };
+                vec![
+                    one.id.to_string(),
+                    one.role.clone(),
+                    part.into(),
+                    one.address.clone(),
+                    one.applied.to_string(),
+                ]
+            };
+            match output {
+                Output::Table => table(
+                    &["replica", "role", "part", "address", "applied"],
+                    status.replicas.iter().map(cells).collect(),
+                ),
+                Output::Json => json(&Value::Array(
+                    status
+                        .replicas
+                        .iter()
+                        .map(|one| {
+                            json!({"id": one.id, "role": one.role, "voter": one.voter,
+                                "address": one.address, "applied": one.applied})
+                        })
+                        .collect(),
+                )),
+            }
+            return Ok(());
+        }
+        ReplicaCommand::Transfer { id, change } => {
+            let Change { dry_run, reason } = change;
+            let request = v1::TransferLeadershipRequest { to: id, dry_run, reason };
+            return done(ask!(cluster, transfer_leadership, request)?, output);
+        }
+        ReplicaCommand::Add { id, address, change } => (Kind::Add, id, 0, address, change),
+        ReplicaCommand::Remove { id, change } => (Kind::Remove, id, 0, String::new(), change),
+        ReplicaCommand::Replace { id, by, address, change } => (Kind::Replace, id, by, address, change),
+    };
+    let Change { dry_run, reason } = change;
+    let request = v1::ReplicaChangeRequest { kind: kind.into(), id, address, dry_run, reason, new_id };
+    done(ask!(cluster, replica_change, request)?, output)
+}

@@ -1,0 +1,11 @@
+//! What an operator may say.
+
+mod changes;
+mod documents;
+mod events;
+mod views;
+
+pub(crate) use changes::{Change, HostCommand, ReplicaCommand, host, pause, replica};
+pub(crate) use documents::{DocumentCommand, inventory, policy};
+pub(crate) use events::{EventsArguments, events, verify_file};
+pub(crate) use views::{PlanCommand, RecoveryCommand, VmCommand, plan, recovery, status, vm};

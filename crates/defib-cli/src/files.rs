@@ -1,0 +1,74 @@
+//! The operator's own file: how to reach the cluster.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::cluster::Failure;
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    /// The cluster's name.
+    #[expect(dead_code, reason = "it is there for people; the certificate decides")]
+    pub(crate) cluster: String,
+    /// Its replicas.
+    pub(crate) replicas: Vec<Replica>,
+    /// The operator's certificate.
+    pub(crate) tls: Tls,
+}
+
+/// One replica.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Replica {
+    /// Its number.
+    pub(crate) id: u64,
+    /// Its control address.
+    pub(crate) address: String,
+}
+
+/// Where the certificate lies.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// Certificate, PEM.
+    pub(crate) certificate: PathBuf,
+    /// Its key, PEM.
+    pub(crate) key: PathBuf,
+    /// The cluster's authority, PEM.
+    pub(crate) authority: PathBuf,
+}
+
+impl Config {
+    pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
+        let text = read(path)?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Failure> {
+        serde_saphyr::from_str(text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    }
+}
+
+/// Reads a file, or says which one can't be read.
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_an_error_with_file_and_line() {
+        let text = "cluster: a\nreplicas: []\nnonsense: 1\ntls: {certificate: a, key: b, authority: c}\n";
+        let error = Config::parse(Path::new("operator.yaml"), text).expect_err("refused").to_string();
+        assert!(
+            error.contains("operator.yaml") && error.contains("nonsense") && error.contains('3'),
+            "{error}"
+        );
+    }
+}
