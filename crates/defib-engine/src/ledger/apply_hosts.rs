@@ -23,7 +23,12 @@ impl Ledger {
         if !self.voters.contains(&observer) {
             return self.refuse("observer-started", format!("r{observer} is not a voter"));
         }
-        if self.observers.get(&observer).is_some_and(|held| *held >= session) {
+        let held = self.observers.get(&observer).copied();
+        if held == Some(session) {
+            // Proposed again before its proposer saw it in the log.
+            return;
+        }
+        if held.is_some_and(|held| held > session) {
             return self.refuse("observer-started", format!("session {session} of r{observer} is not new"));
         }
         self.observers.insert(observer, session);
