@@ -1,0 +1,133 @@
+//! How fast a full socket is emptied: raw, and by the thread that authenticates, decodes, re-arms and answers.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use defib_model::{HostId, Millis, Opinion, Policy};
+use defib_observe::heartbeats::{Batch, Instruction, listen};
+use defib_wire::datagram::DATAGRAM_LEN;
+
+use crate::MANY;
+use crate::allocator::{count_this_thread, counted};
+use crate::common::{Figure, size};
+use crate::fleet::{Emulated, Replica, enlarge, in_use, name, sender};
+
+/// Beats of each host that wait in the socket.
+const BEATS: usize = 10;
+
+/// Holds the replica's thread inside of a proposal while its socket is filled.
+struct Gate {
+    arrived: Receiver<()>,
+    go: SyncSender<()>,
+}
+
+pub(crate) fn measure() -> Result<()> {
+    let rounds = size("DEFIB_BENCH_ROUNDS", 15).max(1);
+    // Nobody is to be doubted while sockets are filled.
+    let mut policy = Policy::default();
+    policy.detection.ask_after_beats = 10_000;
+    policy.detection.act_after = Millis(4_000_000);
+    policy.detection.act_after_max = Millis(4_000_000);
+    let (arrival, arrived) = sync_channel(0);
+    let (go, gone) = sync_channel::<()>(0);
+    let closed = Arc::new(AtomicBool::new(false));
+    let shut = Arc::clone(&closed);
+    let replica = Replica::start(&policy, move |_| {
+        count_this_thread();
+        // The sender ends with the benchmark.
+        if shut.swap(false, Ordering::Relaxed) && arrival.send(()).is_ok() {
+            let _ = gone.recv();
+        }
+    })?;
+    let gate = Gate { arrived, go };
+    let mut hosts = (0..MANY)
+        .map(|number| replica.admit(&name(number), number as u64 + 1))
+        .collect::<Result<Vec<Emulated>>>()?;
+    // The ledger has another opinion of this one than the observer, so there is always something to propose.
+    let view = in_use(Opinion::Asks);
+    replica.instructor.tell(Instruction::Watch { host: HostId::new("gate")?, view });
+
+    let (mut ours, mut raws, mut allocations) = (Vec::new(), Vec::new(), 0);
+    for round in 0..=rounds {
+        let raw = raw(&mut hosts)?;
+        closed.store(true, Ordering::Relaxed);
+        replica.instructor.tell(Instruction::Repeat);
+        gate.arrived.recv_timeout(Duration::from_secs(10)).context("the thread does not come to the gate")?;
+        let before = replica.accepted();
+        let sent = fill(&mut hosts, replica.address)?;
+        let allocated = counted();
+        let start = Instant::now();
+        gate.go.send(())?;
+        while replica.accepted() < before + sent {
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "{} of {sent} arrived",
+                replica.accepted() - before
+            );
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        let took = start.elapsed();
+        // The first round warms up.
+        if round > 0 {
+            ours.push(sent as f64 / took.as_secs_f64() / 1e6);
+            raws.push(raw / 1e6);
+            allocations += counted() - allocated;
+        }
+    }
+    replica.lost_nothing()?;
+    let median = crate::common::quantile(&raws, 0.5);
+    Figure::new("heartbeat_drain_5000_hosts_acknowledged", "M/s", "ratio >= 0.25")
+        .samples(&ours)
+        .peer("raw recvmmsg of 64, same run", median)
+        .print();
+    let datagrams = (rounds * MANY * BEATS) as f64;
+    Figure::new("heartbeat_allocations_per_datagram_drained", "count", "max <= 0")
+        .with("p50", allocations as f64 / datagrams)
+        .with("max", allocations as f64 / datagrams)
+        .with("allocations", allocations as f64)
+        .with("datagrams", datagrams)
+        .print();
+    drop(gate);
+    Ok(())
+}
+
+/// Fills a socket with beats of all hosts; how many.
+fn fill(hosts: &mut [Emulated], to: SocketAddr) -> Result<u64> {
+    let socket = sender(to)?;
+    let mut buffer = [0; DATAGRAM_LEN];
+    for _ in 0..BEATS {
+        for host in &mut *hosts {
+            socket.send(host.beat(&mut buffer)?)?;
+        }
+    }
+    Ok((BEATS * hosts.len()) as u64)
+}
+
+/// Datagrams per second that are only received.
+fn raw(hosts: &mut [Emulated]) -> Result<f64> {
+    let socket = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    enlarge(&socket);
+    let address = socket.local_addr()?.as_socket().context("no address of the internet")?;
+    let sent = fill(hosts, address)?;
+    let mut batch = Batch::new();
+    let mut received = 0;
+    let start = Instant::now();
+    loop {
+        let count = batch.receive(socket.as_fd())?;
+        if count == 0 {
+            break;
+        }
+        received += count as u64;
+    }
+    let took = start.elapsed();
+    ensure!(
+        received == sent,
+        "{received} of {sent} datagrams fit into the socket; run as root, or raise net.core.rmem_max"
+    );
+    Ok(received as f64 / took.as_secs_f64())
+}
