@@ -1,7 +1,8 @@
 //! How long the engine takes to find places for everything that many dead hosts leave behind.
 //!
-//! 5,000 hosts in 125 racks, 20 VMs on each, every VM bound by hard anti-affinity per rack: small groups of five with one
-//! member per rack, as control planes are, or large ones of 200 with at most two, which are crowded everywhere.
+//! 5,000 hosts in 125 racks, 20 VMs on each, every VM bound by hard anti-affinity per rack: small groups of
+//! five with one member per rack, as control planes are, or large ones of 200 with at most two, which are
+//! crowded everywhere.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark owns its clock")]
 

@@ -1,10 +1,10 @@
-//! How long a failover takes, on real processes: three `defibd`, eight hosts with a BMC emulator and a `defib-agent` each,
-//! guests that keep their own records. One JSON line per figure.
+//! How long a failover takes, on real processes: three `defibd`, eight hosts with a BMC emulator and a
+//! `defib-agent` each, guests that keep their own records. One JSON line per figure.
 //!
-//! A step that is an event counts when it reaches a client; a VM runs at its guest's own first beat. The programs are those
-//! beside this one; `cargo xtask bench` builds them.
+//! A step that is an event counts when it reaches a client; a VM runs at its guest's own first beat. The
+//! programs are those beside this one; `cargo xtask bench` builds them.
 //!
-//! `DEFIB_BENCH_CUTS` (30; the fast profile: 100), `DEFIB_BENCH_ROUNDS` (10: faults of the other kinds) and
+//! `DEFIB_BENCH_CUTS` (40; the fast profile: 100), `DEFIB_BENCH_ROUNDS` (10: faults of the other kinds) and
 //! `DEFIB_BENCH_HARDSHIP` (60 s) choose the sizes, `DEFIB_BENCH_ONLY` one part, `DEFIB_BENCH_DIR` the disk.
 
 #[path = "../common/mod.rs"]
@@ -94,7 +94,7 @@ impl Bench {
     /// Each on a fresh cluster, so that each strikes the host with twelve VMs.
     async fn default_cuts(&self) -> Result<()> {
         let (mut proofs, mut starts) = (Vec::new(), Vec::new());
-        for number in 0..self.cuts.unwrap_or(30) {
+        for number in 0..self.cuts.unwrap_or(40) {
             let mut bed = self.bed(Profile::Default, VMS, false).await?;
             dephase(number, 100).await;
             let steps = bed.cut(&victim(), false).await?;

@@ -1,4 +1,5 @@
-//! What hearing thousands of hosts costs: the thread of `defib_observe::heartbeats` as replicas run it, on real UDP sockets.
+//! What hearing thousands of hosts costs: the thread of `defib_observe::heartbeats` as replicas run it, on
+//! real UDP sockets.
 //!
 //! Hosts are emulated by sealing real datagrams in this process. `DEFIB_BENCH_ONLY` chooses one part: `drain`, `load`
 //! or `detection`; `DEFIB_BENCH_ROUNDS` how often a drain is measured.

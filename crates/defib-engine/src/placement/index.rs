@@ -51,6 +51,8 @@ pub(super) struct Domains {
     /// `names[level][domain]`.
     names: Vec<Vec<String>>,
     pub(super) rules: Vec<RuleSlot>,
+    /// See [`Self::examples`].
+    examples: Vec<usize>,
 }
 
 impl Domains {
@@ -67,6 +69,17 @@ impl Domains {
         members
     }
 
+    /// The domain of a host at the narrowest level above hosts, if there is one.
+    pub(super) fn narrowest(&self, host: usize) -> Option<usize> {
+        let level = self.of.len().checked_sub(2)?;
+        self.of[level].get(host).copied()
+    }
+
+    /// One host of each domain of the narrowest level above hosts, by domain; empty if there is no such level.
+    pub(super) fn examples(&self) -> &[usize] {
+        &self.examples
+    }
+
     fn counter(&self, rule: &RuleSlot, host: usize) -> usize {
         rule.first_counter + self.of[rule.level][host]
     }
@@ -80,8 +93,13 @@ pub(super) struct Occupancy {
     free: Vec<Vec<u64>>,
     counts: Vec<u32>,
     /// Hosts by what they have left, most first; by number where equal.
-    by_room: BTreeSet<(Reverse<u64>, usize)>,
+    by_room: BTreeSet<Room>,
+    /// The same for each domain of the narrowest level above hosts.
+    by_room_in: Vec<BTreeSet<Room>>,
 }
+
+/// A host's place in the order of room: most room first, then by number.
+pub(super) type Room = (Reverse<u64>, usize);
 
 /// The share of a host that is free in its scarcest of CPU and memory, in millionths.
 fn room(capacity: &[u64], free: &[u64]) -> u64 {
@@ -109,6 +127,27 @@ impl Occupancy {
     /// Hosts by room, most first.
     pub(super) fn by_room(&self) -> impl Iterator<Item = usize> + '_ {
         self.by_room.iter().map(|(_, host)| *host)
+    }
+
+    /// The hosts of a domain of the narrowest level above hosts, by room, most first.
+    pub(super) fn by_room_in(&self, domain: usize) -> impl Iterator<Item = Room> + '_ {
+        self.by_room_in.get(domain).into_iter().flatten().copied()
+    }
+
+    fn unlist(&mut self, domains: &Domains, capacity: &[u64], host: usize) {
+        let room = (Reverse(room(capacity, &self.free[host])), host);
+        self.by_room.remove(&room);
+        if let Some(hosts) = domains.narrowest(host).and_then(|domain| self.by_room_in.get_mut(domain)) {
+            hosts.remove(&room);
+        }
+    }
+
+    fn list(&mut self, domains: &Domains, capacity: &[u64], host: usize) {
+        let room = (Reverse(room(capacity, &self.free[host])), host);
+        self.by_room.insert(room);
+        if let Some(hosts) = domains.narrowest(host).and_then(|domain| self.by_room_in.get_mut(domain)) {
+            hosts.insert(room);
+        }
     }
 
     /// The first resource that `need` finds too little of.
@@ -155,11 +194,11 @@ impl Occupancy {
             .zip(&used)
             .any(|((free, all), used)| free + used > *all)
         {
-            self.by_room.remove(&(Reverse(room(&hosts[host].capacity, &self.free[host])), host));
+            self.unlist(domains, &hosts[host].capacity, host);
             for (at, used) in used.iter().enumerate() {
                 self.free[host][at] = hosts[host].capacity[at].saturating_sub(*used);
             }
-            self.by_room.insert((Reverse(room(&hosts[host].capacity, &self.free[host])), host));
+            self.list(domains, &hosts[host].capacity, host);
         }
     }
 
@@ -173,11 +212,11 @@ impl Occupancy {
         count: impl Fn(u32) -> u32,
     ) {
         let capacity = &hosts[host].capacity;
-        self.by_room.remove(&(Reverse(room(capacity, &self.free[host])), host));
+        self.unlist(domains, capacity, host);
         for (free, need) in self.free[host].iter_mut().zip(&vm.need) {
             *free = amount(*free, *need);
         }
-        self.by_room.insert((Reverse(room(capacity, &self.free[host])), host));
+        self.list(domains, capacity, host);
         for rule in &vm.rules {
             let counter = domains.counter(&domains.rules[*rule], host);
             self.counts[counter] = count(self.counts[counter]);
@@ -299,16 +338,30 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
             }
         }
     }
+    if let Some(level) = domains.of.len().checked_sub(2) {
+        domains.examples = alloc::vec![0; domains.names[level].len()];
+        for (host, domain) in domains.of[level].iter().enumerate() {
+            domains.examples[*domain] = host;
+        }
+    }
+    let by_room: BTreeSet<Room> = hosts
+        .iter()
+        .enumerate()
+        .map(|(number, host)| (Reverse(room(&host.capacity, &host.capacity)), number))
+        .collect();
+    let mut by_room_in = alloc::vec![BTreeSet::new(); domains.examples.len()];
+    for room in &by_room {
+        if let Some(domain) = domains.narrowest(room.1) {
+            by_room_in[domain].insert(*room);
+        }
+    }
     let occupancy = Occupancy {
         place: alloc::vec![None; vms.len()],
         on: alloc::vec![BTreeSet::new(); hosts.len()],
         free: hosts.iter().map(|host| host.capacity.clone()).collect(),
         counts: alloc::vec![0; counters],
-        by_room: hosts
-            .iter()
-            .enumerate()
-            .map(|(number, host)| (Reverse(room(&host.capacity, &host.capacity)), number))
-            .collect(),
+        by_room,
+        by_room_in,
     };
     Placer {
         hosts,

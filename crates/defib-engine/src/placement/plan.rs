@@ -7,11 +7,11 @@ use alloc::{
 };
 use core::cmp::Reverse;
 
-use defib_model::inventory::Priority;
+use defib_model::{HostId, inventory::Priority};
 
 use super::{
     Constraint, Exclusion, Placer, Plan, PlanOptions, Planned, Reason, SoftBreak, Unplaced, Usability,
-    index::Occupancy,
+    index::{Occupancy, Room},
 };
 
 /// How many placements of the same plan are tried to be moved for a VM that finds no place.
@@ -64,16 +64,28 @@ impl Placer {
     }
 
     fn score(&self, occupancy: &Occupancy, vm: usize, host: usize, avoided: bool) -> Score {
+        Score { avoided, ..self.score_up_to(occupancy, vm, host, self.level_names.len()) }
+    }
+
+    /// By the rules of all levels but the hosts' own.
+    fn score_above_hosts(&self, occupancy: &Occupancy, vm: usize, host: usize) -> Score {
+        self.score_up_to(occupancy, vm, host, self.level_names.len().saturating_sub(1))
+    }
+
+    fn score_up_to(&self, occupancy: &Occupancy, vm: usize, host: usize, level: usize) -> Score {
         let (mut broken, mut crowd) = (0_u32, 0_u32);
         for rule in &self.vms[vm].rules {
             let slot = &self.domains.rules[*rule];
+            if slot.level > level {
+                continue;
+            }
             let members = occupancy.members(&self.domains, *rule, host);
             crowd = crowd.saturating_add(members);
             if !slot.hard && members >= slot.limit {
                 broken = broken.saturating_add(1);
             }
         }
-        Score { broken, crowd, avoided }
+        Score { broken, crowd, avoided: false }
     }
 
     /// The best host for a VM, or `None`.
@@ -96,6 +108,19 @@ impl Placer {
         {
             return Some(host);
         }
+        if avoid.is_none() && self.is_scored_by_domain(vm) {
+            return self.best_by_domain(occupancy, vm, fits);
+        }
+        self.best_of_all(occupancy, vm, avoid, fits)
+    }
+
+    fn best_of_all(
+        &self,
+        occupancy: &Occupancy,
+        vm: usize,
+        avoid: Option<&BTreeSet<HostId>>,
+        fits: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let mut best: Option<(Score, usize)> = None;
         for host in occupancy.by_room() {
             if !fits(host) {
@@ -111,6 +136,51 @@ impl Placer {
             }
         }
         best.map(|(_, host)| host)
+    }
+
+    /// Whether some rule scores the places of a VM, and every rule that does scores whole domains alike: then the
+    /// choice is first of the domain and then of the host. A hard rule that allows one member scores nothing: where
+    /// there is one already no other may be.
+    fn is_scored_by_domain(&self, vm: usize) -> bool {
+        let mut scored = false;
+        for rule in &self.vms[vm].rules {
+            let slot = &self.domains.rules[*rule];
+            if !(slot.hard && slot.limit <= 1) {
+                if slot.level >= self.level_names.len() {
+                    return false;
+                }
+                scored = true;
+            }
+        }
+        scored
+    }
+
+    /// The same host as by looking at all of them in the order of room, but one domain's score stands for all of
+    /// its hosts, and only in the best domains hosts are looked at.
+    fn best_by_domain(
+        &self,
+        occupancy: &Occupancy,
+        vm: usize,
+        fits: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let examples = self.domains.examples().iter().enumerate();
+        let mut domains: Vec<(Score, usize)> =
+            examples.map(|(domain, host)| (self.score_above_hosts(occupancy, vm, *host), domain)).collect();
+        domains.sort_unstable();
+        let mut best: Option<(Score, Room)> = None;
+        for (score, domain) in domains {
+            if best.is_some_and(|(held, _)| held < score) {
+                break;
+            }
+            let room = occupancy
+                .by_room_in(domain)
+                .take_while(|room| best.is_none_or(|(_, held)| *room < held))
+                .find(|(_, host)| fits(*host));
+            if let Some(room) = room {
+                best = Some((score, room));
+            }
+        }
+        best.map(|(_, (_, host))| host)
     }
 
     pub(super) fn plan_on(
@@ -241,5 +311,111 @@ impl Placer {
             .collect();
         exclusions.sort_by_key(|exclusion| Reverse(exclusion.hosts));
         exclusions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{format, string::String, vec};
+
+    use defib_model::inventory::{
+        Definition, FaultDomain, Group, Host, Readiness, SelfFence, SpreadRule, Vm,
+    };
+    use defib_model::{GroupId, Inventory, Resources, VmId};
+
+    use super::*;
+
+    /// A generator of its own, so that a failure can be repeated.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % limit
+        }
+    }
+
+    fn inventory(random: &mut Random) -> Inventory {
+        let mut inventory =
+            Inventory { levels: vec![String::from("row"), String::from("rack")], ..Inventory::default() };
+        let hosts = 12;
+        for number in 0..hosts {
+            let id = HostId::new(&format!("h{number:02}")).unwrap();
+            let domain = vec![format!("row{}", number / 6), format!("rack{}", number / 2)];
+            let host = Host {
+                id: id.clone(),
+                domain: FaultDomain(domain),
+                capacity: Resources::new(4000 + 1000 * random.below(4), 16_384),
+                labels: BTreeSet::new(),
+                fencing: vec![],
+                self_fence: SelfFence::None,
+                spare: random.below(8) == 0,
+                neighbour_address: None,
+            };
+            inventory.hosts.insert(id, host);
+        }
+        for group in 0..4 {
+            let mut members = BTreeSet::new();
+            for member in 0..8 {
+                let id = VmId::new(&format!("v{group}-{member}")).unwrap();
+                let vm = Vm {
+                    id: id.clone(),
+                    priority: Priority::Medium,
+                    resources: Resources::new(500 + 500 * random.below(3), 1024),
+                    requires: BTreeSet::new(),
+                    depends_on: BTreeSet::new(),
+                    readiness: Readiness::PoweredOn,
+                    readiness_timeout: None,
+                    datastore: None,
+                    first_host: None,
+                    definition: Definition { driver: "process".into(), arguments: vec!["x".into()] },
+                };
+                inventory.vms.insert(id.clone(), vm);
+                members.insert(id);
+            }
+            let mut rules = vec![];
+            for level in 0..3 {
+                if random.below(2) == 0 {
+                    let limit = 1 + u32::try_from(random.below(4)).unwrap();
+                    rules.push(SpreadRule { level, limit, hard: random.below(2) == 0 });
+                }
+            }
+            let id = GroupId::new(&format!("g{group}")).unwrap();
+            inventory.groups.insert(id.clone(), Group { id, members, rules });
+        }
+        inventory
+    }
+
+    #[test]
+    fn choosing_by_domain_finds_what_looking_at_all_hosts_finds() {
+        let mut compared = 0;
+        for seed in 1..300 {
+            let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ seed);
+            let inventory = inventory(&mut random);
+            let mut placer = Placer::new(&inventory);
+            let hosts: Vec<&HostId> = inventory.hosts.keys().collect();
+            for host in &hosts {
+                if random.below(6) > 0 {
+                    placer.set_host(host, Usability::Usable);
+                }
+            }
+            for vm in inventory.vms.keys() {
+                let host = hosts[usize::try_from(random.below(hosts.len() as u64)).unwrap()];
+                if random.below(3) > 0 && placer.admits(vm, host).is_ok() {
+                    placer.occupy(vm, host);
+                }
+            }
+            for vm in (0..placer.vms.len()).filter(|vm| placer.occupancy.host_of(*vm).is_none()) {
+                if placer.is_scored_by_domain(vm) {
+                    let fits = |host| placer.admissible(&placer.occupancy, vm, host, false).is_none();
+                    let all = placer.best_of_all(&placer.occupancy, vm, None, fits);
+                    assert_eq!(placer.best_by_domain(&placer.occupancy, vm, fits), all, "seed {seed}");
+                    compared += usize::from(all.is_some());
+                }
+            }
+        }
+        assert!(compared > 500, "only {compared} choices were compared");
     }
 }
