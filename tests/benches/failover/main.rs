@@ -23,8 +23,8 @@ use defib_model::event::ProofKind;
 
 const VMS: usize = 12;
 const MANY_VMS: usize = 50;
-/// Measured with corosync 3 and pacemaker 2 on a machine of two cores, with a fence agent as quick as our BMCs: from a
-/// power cut to the restart.
+/// From a power cut to the restart, as `defib_lab::demo::peers` has it: measured earlier on a machine of two
+/// cores, with a BMC as quick as ours. Not measured by this benchmark.
 const PACEMAKER_MS: f64 = 9000.0;
 const PACEMAKER_TUNED_MS: f64 = 2300.0;
 const PACEMAKER: &str = "corosync+pacemaker, defaults (measured earlier, 2 cores)";
