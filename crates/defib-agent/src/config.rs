@@ -9,6 +9,7 @@ use std::{
 
 use defib_model::HostId;
 use defib_pki::{ClusterName, TlsFiles};
+use defib_process::{DocumentError, LogConfig, WrongField, read_yaml};
 use serde::{Deserialize, Serialize};
 
 fn state_dir() -> PathBuf {
@@ -21,10 +22,6 @@ fn run_dir() -> PathBuf {
 
 fn boot_id_file() -> PathBuf {
     "/proc/sys/kernel/random/boot_id".into()
-}
-
-fn info() -> String {
-    "info".into()
 }
 
 /// What the file holds.
@@ -45,7 +42,7 @@ pub struct Config {
     #[serde(default = "boot_id_file")]
     pub boot_id_file: PathBuf,
     /// This host's certificate.
-    pub tls: TlsPaths,
+    pub tls: TlsFiles,
     /// Where the replicas answer agents.
     pub replicas: Vec<ReplicaAddress>,
     /// Local addresses that heartbeats leave from, per path; a path that is not named leaves by the routing table.
@@ -59,18 +56,6 @@ pub struct Config {
     /// Logging, to standard error.
     #[serde(default)]
     pub log: LogConfig,
-}
-
-/// PEM files.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct TlsPaths {
-    /// The certificate.
-    pub certificate: PathBuf,
-    /// Its key, readable by its owner only.
-    pub key: PathBuf,
-    /// The cluster's authority.
-    pub authority: PathBuf,
 }
 
 /// A replica.
@@ -126,81 +111,16 @@ impl Default for WatchdogConfig {
     }
 }
 
-/// How the log looks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For collectors.
-    Json,
-}
-
-/// Logging.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct LogConfig {
-    /// How it looks.
-    #[serde(default)]
-    pub format: LogFormat,
-    /// `error`, `warn`, `info`, `debug`, `trace` or a filter.
-    #[serde(default = "info")]
-    pub level: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, level: info() }
-    }
-}
-
-/// A file that can't be used; nothing was changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}:{column}: {message}")]
-pub struct ConfigError {
-    /// Which file.
-    pub file: String,
-    /// Line, from 1; 0: none in particular.
-    pub line: u64,
-    /// Column, from 1.
-    pub column: u64,
-    /// Which field, what is wrong, what to do.
-    pub message: String,
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// File, line, column and field of what is wrong.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-            file: file.clone(),
-            line: 0,
-            column: 0,
-            message: format!("can't be read: {error}"),
-        })?;
-        Self::parse(&file, &text)
+    pub fn read(path: &Path) -> Result<Self, DocumentError> {
+        read_yaml(path, Self::validate)
     }
 
-    fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = serde_saphyr::from_str(text).map_err(|error| {
-            let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-            let plain = error.without_snippet().to_string();
-            let message = plain.split(" at line ").next().unwrap_or_default().to_owned();
-            ConfigError { file: file.into(), line, column, message }
-        })?;
-        config.validate().map_err(|(field, message)| {
-            let line = text.lines().position(|line| line.trim_start().starts_with(&format!("{field}:")));
-            let line = line.map_or(0, |line| line as u64 + 1);
-            ConfigError { file: file.into(), line, column: 1, message: format!("{field}: {message}") }
-        })?;
-        Ok(config)
-    }
-
-    fn validate(&self) -> Result<(), (&'static str, String)> {
+    fn validate(&self) -> Result<(), WrongField> {
         HostId::new(&self.host).map_err(|error| ("host", error.to_string()))?;
         ClusterName::new(&self.cluster).map_err(|error| ("cluster", error.to_string()))?;
         let mut ids: Vec<u64> = self.replicas.iter().map(|replica| replica.id).collect();
@@ -214,16 +134,6 @@ impl Config {
         }
         Ok(())
     }
-
-    /// The certificate's files.
-    #[must_use]
-    pub fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            certificate: self.tls.certificate.clone(),
-            key: self.tls.key.clone(),
-            authority: self.tls.authority.clone(),
-        }
-    }
 }
 
 /// How long a clean stop waits for its goodbye to leave.
@@ -235,16 +145,24 @@ mod tests {
 
     const GOOD: &str = "cluster: demo\nhost: h1\ntls: { certificate: a, key: b, authority: c }\nreplicas:\n  - { id: 1, address: \"127.0.0.1:1\" }\nneighbour: { listen: \"127.0.0.1:2\" }\n";
 
+    fn read(text: &str) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.yaml");
+        std::fs::write(&path, text).unwrap();
+        let outer = format!("{}/", directory.path().display());
+        Config::read(&path).map_err(|error| error.to_string().replace(&outer, ""))
+    }
+
     #[test]
     fn the_smallest_file_is_enough_and_has_safe_defaults() {
-        let config = Config::parse("agent.yaml", GOOD).unwrap();
+        let config = read(GOOD).unwrap();
         assert_eq!(config.watchdog.mode, WatchdogMode::Off);
         assert_eq!(config.state_dir, Path::new("/var/lib/defib-agent"));
     }
 
     #[test]
     fn problems_name_file_line_and_field() {
-        let message = |text: &str| Config::parse("agent.yaml", text).unwrap_err().to_string();
+        let message = |text: &str| read(text).unwrap_err();
         assert!(message(&GOOD.replace("host:", "hots:")).starts_with("agent.yaml:2:1: unknown field `hots`"));
         assert!(
             message(&GOOD.replace("host: h1", "host: h 1"))

@@ -9,7 +9,7 @@ use defib_agent::{
     local::{self, Wish},
     run,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use defib_process::{exit_code, install_cryptography, stop_signal};
 
 /// Defib's agent on a host.
 #[derive(Debug, Parser)]
@@ -52,34 +52,18 @@ enum What {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match execute(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("defib-agent: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("defib-agent", execute(&arguments))
 }
 
 fn execute(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_cryptography();
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match &arguments.command {
         None | Some(What::Run) => {
             let config = Config::read(&arguments.config)?;
-            run::log(&config)?;
+            config.log.start()?;
             let runtime = runtime()?;
-            let result = runtime.block_on(async {
-                let mut terminate = signal(SignalKind::terminate())?;
-                let mut interrupt = signal(SignalKind::interrupt())?;
-                run::run(config, async move {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                })
-                .await
-            });
+            let result = runtime.block_on(async { run::run(config, stop_signal()?).await });
             runtime.shutdown_background();
             result
         }

@@ -17,7 +17,7 @@ use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tonic::transport::Server;
 
 use crate::{
-    config::{Config, GOODBYE_WAIT, LogFormat},
+    config::{Config, GOODBYE_WAIT},
     durable::Store,
     guard_thread::{self, GuardThread, Published},
     hypervisor,
@@ -36,31 +36,13 @@ fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// Starts logging for the process.
-///
-/// # Errors
-/// When the filter makes no sense.
-pub fn log(config: &Config) -> anyhow::Result<()> {
-    let level = &config.log.level;
-    let filter = tracing_subscriber::EnvFilter::try_new(level).with_context(|| {
-        format!("log.level: {level:?} is no filter; write info, or info,defib_agent=debug")
-    })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
-    let started = match config.log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-    started.map_err(|error| anyhow::anyhow!("logging can't be started: {error}"))
-}
-
 fn read_boot(path: &Path) -> anyhow::Result<BootId> {
     let text = fs::read_to_string(path).with_context(|| format!("boot-id-file: {}", path.display()))?;
     BootId::parse(text.trim()).with_context(|| format!("boot-id-file: {}", path.display()))
 }
 
 fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterName)> {
-    let credentials = Credentials::load(&config.tls_files(), wall())?;
+    let credentials = Credentials::load(&config.tls, wall())?;
     let host = HostId::new(&config.host)?;
     let cluster = ClusterName::new(&config.cluster)?;
     anyhow::ensure!(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use defib_model::ReplicaId;
-use defib_pki::{ClientTls, Credentials, PeerIdentity, TlsFiles, server_name};
+use defib_pki::{ClientTls, Credentials, PeerIdentity, server_name};
 use defib_rpc::{Connecting, channel};
 use defib_wire::v1::operator_client::OperatorClient;
 use tonic::{Code, Status, transport::Channel};
@@ -70,14 +70,9 @@ impl Cluster {
     /// Nothing is connected before it is asked.
     #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
     pub(crate) fn connect(config: &Config) -> Result<Self, Failure> {
-        let files = TlsFiles {
-            certificate: config.tls.certificate.clone(),
-            key: config.tls.key.clone(),
-            authority: config.tls.authority.clone(),
-        };
         let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
         let credentials =
-            Credentials::load(&files, std::time::SystemTime::now()).map_err(|error| usage(&error))?;
+            Credentials::load(&config.tls, std::time::SystemTime::now()).map_err(|error| usage(&error))?;
         let tls = ClientTls::build(&credentials, &[b"h2"]).map_err(|error| usage(&error))?;
         let replicas = config
             .replicas

@@ -1,7 +1,9 @@
 //! The operator's own file: how to reach the cluster.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use defib_pki::TlsFiles;
+use defib_process::read_yaml;
 use serde::Deserialize;
 
 use crate::cluster::Failure;
@@ -16,7 +18,7 @@ pub(crate) struct Config {
     /// Its replicas.
     pub(crate) replicas: Vec<Replica>,
     /// The operator's certificate.
-    pub(crate) tls: Tls,
+    pub(crate) tls: TlsFiles,
 }
 
 /// One replica.
@@ -29,26 +31,9 @@ pub(crate) struct Replica {
     pub(crate) address: String,
 }
 
-/// Where the certificate lies.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Tls {
-    /// Certificate, PEM.
-    pub(crate) certificate: PathBuf,
-    /// Its key, PEM.
-    pub(crate) key: PathBuf,
-    /// The cluster's authority, PEM.
-    pub(crate) authority: PathBuf,
-}
-
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
-        let text = read(path)?;
-        Self::parse(path, &text)
-    }
-
-    fn parse(path: &Path, text: &str) -> Result<Self, Failure> {
-        serde_saphyr::from_str(text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+        read_yaml(path, |_| Ok(())).map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
@@ -65,10 +50,10 @@ mod tests {
     #[test]
     fn an_unknown_field_is_an_error_with_file_and_line() {
         let text = "cluster: a\nreplicas: []\nnonsense: 1\ntls: {certificate: a, key: b, authority: c}\n";
-        let error = Config::parse(Path::new("operator.yaml"), text).expect_err("refused").to_string();
-        assert!(
-            error.contains("operator.yaml") && error.contains("nonsense") && error.contains('3'),
-            "{error}"
-        );
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("operator.yaml");
+        std::fs::write(&path, text).unwrap();
+        let error = Config::load(&path).expect_err("refused").to_string();
+        assert!(error.contains("operator.yaml:3:1: unknown field `nonsense`"), "{error}");
     }
 }

@@ -72,8 +72,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    // It fails only if a provider was installed before: then there is one.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    defib_process::install_cryptography();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use defib_observe::documents::{DocumentError, from_yaml};
-use defib_pki::ClusterName;
+use defib_pki::{ClusterName, TlsFiles};
+use defib_process::{DocumentError, LogConfig, WrongField, read_yaml};
 use serde::{Deserialize, Serialize};
 
 /// What the file holds.
@@ -23,7 +23,7 @@ pub struct Config {
     /// Where the log and snapshots live.
     pub data_dir: PathBuf,
     /// This replica's certificate.
-    pub tls: TlsPaths,
+    pub tls: TlsFiles,
     /// Only where hosts may join by token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinConfig>,
@@ -43,30 +43,6 @@ pub struct Config {
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
-}
-
-/// PEM files.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct TlsPaths {
-    /// The certificate.
-    pub certificate: PathBuf,
-    /// Its key, readable by its owner only.
-    pub key: PathBuf,
-    /// The cluster's authority.
-    pub authority: PathBuf,
-}
-
-impl TlsPaths {
-    /// As the library wants them.
-    #[must_use]
-    pub fn files(&self) -> defib_pki::TlsFiles {
-        defib_pki::TlsFiles {
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
-            authority: self.authority.clone(),
-        }
-    }
 }
 
 /// Joining by token.
@@ -150,66 +126,16 @@ impl RaftConfig {
     }
 }
 
-/// How the log looks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For collectors.
-    Json,
-}
-
-fn info() -> String {
-    "info".into()
-}
-
-/// Logging, to standard error or to a file.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct LogConfig {
-    /// How it looks.
-    #[serde(default)]
-    pub format: LogFormat,
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,defib_consensus=debug`.
-    #[serde(default = "info")]
-    pub level: String,
-    /// Instead of standard error.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, level: info(), file: None }
-    }
-}
-
 impl Config {
     /// Reads and checks a file. Changes nothing.
     ///
     /// # Errors
     /// File, line, column and field of what is wrong.
     pub fn read(path: &Path) -> Result<Self, DocumentError> {
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| DocumentError {
-            file: file.clone(),
-            at: None,
-            message: format!("can't be read: {error}"),
-        })?;
-        let config: Self = from_yaml(&file, &text)?;
-        config.validate().map_err(|(field, message)| {
-            let key = field.rsplit('.').next().unwrap_or(field);
-            let at = text.lines().enumerate().find_map(|(number, line)| {
-                line.find(&format!("{key}:")).map(|column| (number as u64 + 1, column as u64 + 1))
-            });
-            DocumentError { file, at, message: format!("{field}: {message}") }
-        })?;
-        Ok(config)
+        read_yaml(path, Self::validate)
     }
 
-    fn validate(&self) -> Result<(), (&'static str, String)> {
+    fn validate(&self) -> Result<(), WrongField> {
         if let Err(error) = ClusterName::new(&self.cluster) {
             return Err(("cluster", error.to_string()));
         }
@@ -267,19 +193,11 @@ replicas:
 "#;
 
     fn message(text: &str) -> String {
-        let dir = tempdir();
-        let path = dir.join("replica.yaml");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replica.yaml");
         std::fs::write(&path, text).unwrap();
         let message = Config::read(&path).map(|_| String::new()).unwrap_or_else(|error| error.to_string());
-        std::fs::remove_dir_all(&dir).unwrap();
-        message.replace(&dir.display().to_string(), "DIR")
-    }
-
-    fn tempdir() -> PathBuf {
-        let mut dir = std::env::temp_dir();
-        dir.push(format!("defib-config-{}-{:?}", std::process::id(), std::thread::current().id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        dir
+        message.replace(&directory.path().display().to_string(), "DIR")
     }
 
     #[test]

@@ -9,7 +9,6 @@ pub mod config;
 pub mod core;
 pub mod effects;
 pub mod join;
-pub mod log;
 pub mod metrics;
 pub mod operator;
 pub mod proposals;

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use defib_controller::{config::Config, log, run};
-use tokio::signal::unix::{SignalKind, signal};
+use defib_controller::{config::Config, run};
+use defib_process::{exit_code, install_cryptography, stop_signal};
 
 /// One replica of the Defib controller.
 #[derive(Debug, Parser)]
@@ -29,35 +29,18 @@ enum What {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match execute(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The whole chain, once, where it is handled.
-            eprintln!("defibd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("defibd", execute(&arguments))
 }
 
 fn execute(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_cryptography();
     let config = Config::read(&arguments.config)?;
     match arguments.command {
         None | Some(What::Run) => {
-            log::start(&config.log)?;
+            config.log.start()?;
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            runtime.block_on(async {
-                let mut terminate = signal(SignalKind::terminate())?;
-                let mut interrupt = signal(SignalKind::interrupt())?;
-                run::run(config, async move {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                })
-                .await
-            })
+            runtime.block_on(async { run::run(config, stop_signal()?).await })
         }
         Some(What::CheckConfig) => {
             for note in run::check(&config)? {

@@ -228,7 +228,7 @@ fn wall() -> SystemTime {
 /// Why it can't start, or can't go on: the process ends, and its supervisor starts it again.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let cluster = config.cluster_name()?;
-    let credentials = Credentials::load(&config.tls.files(), wall())?;
+    let credentials = Credentials::load(&config.tls, wall())?;
     let me = ReplicaId(config.replica);
     anyhow::ensure!(
         *credentials.cluster() == cluster,
@@ -490,7 +490,7 @@ fn now() -> tokio::time::Instant {
 /// # Errors
 /// What is wrong and what to do.
 pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
-    let credentials = Credentials::load(&config.tls.files(), wall())?;
+    let credentials = Credentials::load(&config.tls, wall())?;
     let mut notes = vec![format!("certificate: {}", credentials.identity())];
     if *credentials.identity() != PeerIdentity::Replica(ReplicaId(config.replica)) {
         anyhow::bail!(

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{AUTHORITY_CERTIFICATE_FILE, PkiError};
@@ -20,12 +21,13 @@ pub const KEY_FILE: &str = "tls.key";
 /// Keys and certificates are a few kilobytes; a larger file is something else.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// The three files that a peer needs for TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The three files that a peer needs for TLS, as configuration files name them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct TlsFiles {
     /// Its certificate, PEM.
     pub certificate: PathBuf,
-    /// Its private key, PEM.
+    /// Its private key, PEM, readable by its owner only.
     pub key: PathBuf,
     /// The authority's certificate, PEM.
     pub authority: PathBuf,

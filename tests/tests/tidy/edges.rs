@@ -16,13 +16,14 @@ const WALLS: &[Wall] = &[
     Wall { name: "defib-engine", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-wire", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-pki", layer: 1, may_use: &["defib-model"] },
+    Wall { name: "defib-process", layer: 1, may_use: &[] },
     Wall { name: "defib-consensus", layer: 1, may_use: &[] },
     Wall { name: "defib-bmc", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-rpc", layer: 2, may_use: &["defib-pki"] },
     Wall {
         name: "defib-observe",
         layer: 2,
-        may_use: &["defib-model", "defib-engine", "defib-wire", "defib-bmc"],
+        may_use: &["defib-model", "defib-process", "defib-engine", "defib-wire", "defib-bmc"],
     },
     Wall {
         name: "defib-act",
@@ -32,7 +33,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "defib-agent",
         layer: 3,
-        may_use: &["defib-model", "defib-engine", "defib-wire", "defib-pki", "defib-rpc"],
+        may_use: &["defib-model", "defib-process", "defib-engine", "defib-wire", "defib-pki", "defib-rpc"],
     },
     Wall {
         name: "defib-controller",
@@ -42,6 +43,7 @@ const WALLS: &[Wall] = &[
             "defib-engine",
             "defib-wire",
             "defib-pki",
+            "defib-process",
             "defib-consensus",
             "defib-bmc",
             "defib-rpc",
@@ -49,8 +51,16 @@ const WALLS: &[Wall] = &[
             "defib-act",
         ],
     },
-    Wall { name: "defib-cli", layer: 3, may_use: &["defib-model", "defib-wire", "defib-pki", "defib-rpc"] },
-    Wall { name: "defib-lab", layer: 4, may_use: &["defib-model", "defib-wire", "defib-pki", "defib-rpc"] },
+    Wall {
+        name: "defib-cli",
+        layer: 3,
+        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
+    },
+    Wall {
+        name: "defib-lab",
+        layer: 4,
+        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
+    },
     Wall { name: "defib-tests", layer: 5, may_use: &["*"] },
     Wall { name: "xtask", layer: 0, may_use: &[] },
 ];

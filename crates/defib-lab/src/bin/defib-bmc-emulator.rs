@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use defib_lab::redfish::{Certificate, EmulatorConfig, Faults, HostCommand, RedfishEmulator, SystemConfig};
+use defib_process::{exit_code, install_cryptography, log_by_environment};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -73,13 +74,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    log_by_environment();
     let arguments = Arguments::parse();
-    // Fails only if another part of this process installed one before; there is none.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_cryptography();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -89,13 +86,7 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(run(arguments));
     runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("defib-bmc-emulator: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("defib-bmc-emulator", outcome)
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ use defib_lab::cluster::layout::{HOSTS_MAX, HOSTS_MIN};
 use defib_lab::cluster::{Profile, wait_until};
 use defib_lab::demo::narrator::{Narrator, Tone};
 use defib_lab::demo::{Scenario, Settings, how_to_use, show};
+use defib_process::{exit_code, install_cryptography, log_by_environment};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,20 +87,10 @@ const PREFIX: &str = "defib-demo-";
 const OVER: u8 = b'K';
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    log_by_environment();
     let arguments = Arguments::parse();
-    // Fails only if another part of this process installed one before; there is none.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    match start(arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("defib-demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    install_cryptography();
+    exit_code("defib-demo", start(arguments))
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {

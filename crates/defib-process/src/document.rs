@@ -1,0 +1,111 @@
+//! Files that people write. Every problem names file, line, column and field; unknown fields are refused.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+/// A document that can't be used. Nothing was changed by it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{} {message}", at.map(|(line, column)| format!("{line}:{column}:")).unwrap_or_default())]
+pub struct DocumentError {
+    /// The file, as the person who wrote it named it.
+    pub file: String,
+    /// Line and column, from 1, where known.
+    pub at: Option<(u64, u64)>,
+    /// What is wrong, which field, and what to do.
+    pub message: String,
+}
+
+/// A field, such as `listen.join`, and what is wrong with it.
+pub type WrongField = (&'static str, String);
+
+/// Reads a YAML document into a type that refuses unknown fields.
+///
+/// # Errors
+/// What the parser says, with its place.
+pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, DocumentError> {
+    serde_saphyr::from_str(text).map_err(|error| {
+        let at = error.location().map(|location| (location.line(), location.column()));
+        let plain = error.without_snippet().to_string();
+        // The place stands in front already.
+        let message = plain.split(" at line ").next().unwrap_or_default().to_owned();
+        DocumentError { file: file.into(), at, message }
+    })
+}
+
+/// Where a field such as `listen.join` stands first, by its last name.
+#[must_use]
+pub fn place_of(field: &str, text: &str) -> Option<(u64, u64)> {
+    let key = format!("{}:", field.rsplit('.').next().unwrap_or(field));
+    text.lines().enumerate().find_map(|(number, line)| {
+        let column = line.match_indices(&key).map(|(column, _)| column).find(|column| {
+            // `host:` is not the end of `self-host:`.
+            !line[..*column].ends_with(|before: char| before.is_alphanumeric() || before == '-')
+        })?;
+        Some((number as u64 + 1, column as u64 + 1))
+    })
+}
+
+/// Reads a file and checks what YAML can't say. Changes nothing.
+///
+/// # Errors
+/// File, line, column and field of what is wrong.
+pub fn read_yaml<T: DeserializeOwned>(
+    path: &Path,
+    check: impl FnOnce(&T) -> Result<(), WrongField>,
+) -> Result<T, DocumentError> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| DocumentError {
+        file: file.clone(),
+        at: None,
+        message: format!("can't be read: {error}"),
+    })?;
+    let document = from_yaml(&file, &text)?;
+    check(&document).map_err(|(field, message)| DocumentError {
+        file,
+        at: place_of(field, &text),
+        message: format!("{field}: {message}"),
+    })?;
+    Ok(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Document {
+        host: String,
+    }
+
+    fn message(text: &str) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        std::fs::write(&path, text).unwrap();
+        let error = read_yaml(&path, |document: &Document| {
+            if document.host == "h1" { Ok(()) } else { Err(("top.host", "is not h1".into())) }
+        })
+        .map_or_else(|error| error.to_string(), |_| String::new());
+        error.replace(&format!("{}/", directory.path().display()), "")
+    }
+
+    #[test]
+    fn problems_name_file_line_and_field() {
+        assert_eq!(message("host: h1\n"), "");
+        assert!(message("\nhots: h1\n").starts_with("a.yaml:2:1: unknown field `hots`"));
+        assert_eq!(message("\nhost: h2\n"), "a.yaml:2:1: top.host: is not h1");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = read_yaml(Path::new("/nowhere/a.yaml"), |_: &Document| Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/a.yaml: can't be read: "), "{error}");
+    }
+
+    #[test]
+    fn a_place_is_that_of_the_whole_name() {
+        assert_eq!(place_of("host", "self-host: 1\n  host: 2\n"), Some((2, 3)));
+        assert_eq!(place_of("other", "host: 2\n"), None);
+    }
+}
