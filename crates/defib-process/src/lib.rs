@@ -6,7 +6,7 @@ mod log;
 
 use std::{
     fmt::Display,
-    io,
+    io::{self, Write},
     process::{ExitCode, Termination},
 };
 
@@ -26,7 +26,7 @@ pub fn exit_code<T: Termination, E: Display>(program: &str, result: Result<T, E>
         Ok(done) => done.report(),
         Err(error) => {
             // The whole chain, once, where it is handled.
-            eprintln!("{program}: {error:#}");
+            let _ = writeln!(io::stderr(), "{program}: {error:#}");
             ExitCode::FAILURE
         }
     }
