@@ -109,8 +109,8 @@ pub struct Published {
     pub electorate: AtomicU64,
     /// Highest epoch that was seen.
     pub epoch: AtomicU64,
-    /// Whether any VM runs.
-    pub runs_something: AtomicBool,
+    /// The guard shuts down, and neither runs nor starts anything any more.
+    pub shut_down: AtomicBool,
 }
 
 struct Path {
@@ -138,7 +138,6 @@ pub struct GuardThread {
     questions: mpsc::Sender<Vec<(HostId, String)>>,
     published: Arc<Published>,
     keeper: Keeper,
-    bound_ms: u64,
     locals: BTreeMap<String, IpAddr>,
     sockets: Vec<(Option<IpAddr>, bool, UdpSocket)>,
     sessions: BTreeMap<ReplicaId, Session>,
@@ -151,7 +150,8 @@ pub struct GuardThread {
     next_report: Instant,
     reported: Option<AgentReport>,
     ordered_by: HashMap<EffectId, ReplicaId>,
-    was_held: bool,
+    /// Since when the neighbours are told that the lease is held.
+    told_held: Option<Instant>,
 }
 
 impl std::fmt::Debug for GuardThread {
@@ -199,7 +199,6 @@ impl GuardThread {
             questions,
             published,
             keeper,
-            bound_ms: 5000,
             locals,
             sockets: Vec::new(),
             sessions: BTreeMap::new(),
@@ -212,7 +211,7 @@ impl GuardThread {
             next_report: now,
             reported: None,
             ordered_by: HashMap::new(),
-            was_held: false,
+            told_held: None,
         }
     }
 
@@ -267,12 +266,7 @@ impl GuardThread {
 
     fn take(&mut self, said: Said) -> anyhow::Result<()> {
         match said {
-            Said::Input(input) => {
-                if let Input::Timing(timing) = &input {
-                    self.bound_ms = timing.watchdog.0;
-                }
-                self.step(input)
-            }
+            Said::Input(input) => self.step(input),
             Said::Order(replica, order) => {
                 self.ordered_by.insert(order.effect.clone(), replica);
                 self.step(Input::Order(order))
@@ -345,6 +339,8 @@ impl GuardThread {
         self.sequence += 1;
         let sequence = self.sequence;
         let sent_at = clock::now();
+        // Neighbours who asked before were told that there is no lease: the claim begins after that.
+        let told_held_ms = self.told_held.map_or(0, |since| sent_at.since(since).0);
         self.sent[usize::try_from(sequence).unwrap_or(0) % SENT] = (sequence, sent_at);
         let mut buffer = [0; DATAGRAM_LEN];
         for (replica, session) in &mut self.sessions {
@@ -357,10 +353,13 @@ impl GuardThread {
                     sent_at_ns: sent_at.0,
                     epoch: beat.epoch.0,
                     path: u32::from(beat.path),
-                    lease_held_ms: u32::try_from(beat.lease_held_ms).unwrap_or(u32::MAX),
+                    lease_held_ms: millis(beat.lease_held_ms.min(told_held_ms)),
                     vm_digest: beat.vm_digest,
                     flags: 0,
                     echo: beat.echo.map_or(0, |stamp| stamp.0),
+                    electorate: beat.electorate,
+                    watchdog_ms: millis(beat.watchdog.0),
+                    answer_freshness_ms: millis(beat.answer_freshness.0),
                 };
                 let Ok(datagram) = session.sealing.seal(&message, &mut buffer) else { continue };
                 // A datagram that can't be sent is a datagram that is lost.
@@ -467,18 +466,20 @@ impl GuardThread {
             LeaseState::Exempt { .. } | LeaseState::Lost { .. } => 0,
         };
         let held = held_until > 0;
-        if held != self.was_held {
-            self.was_held = held;
+        if held != self.told_held.is_some() {
             tracing::info!(?lease, "lease");
         }
         self.published.held_until.store(held_until, Ordering::Release);
-        self.published.electorate.store(self.guard.answer(now).electorate, Ordering::Release);
+        self.told_held = held.then(|| self.told_held.unwrap_or_else(clock::now));
+        self.published.electorate.store(self.guard.electorate().version, Ordering::Release);
+        self.published.epoch.store(self.guard.epoch().0, Ordering::Release);
+        self.published.shut_down.store(self.guard.shut_down(), Ordering::Release);
     }
 
     fn tend(&mut self) -> anyhow::Result<()> {
         let armed = self.keeper.is_armed();
         let covered = self.guard.may_pet(clock::now());
-        self.keeper.tend(covered, self.bound_ms)?;
+        self.keeper.tend(covered, self.guard.timing().watchdog.0)?;
         if self.keeper.is_armed() != armed {
             self.step(Input::WatchdogArmed(self.keeper.is_armed()))?;
         }
@@ -501,8 +502,6 @@ impl GuardThread {
             self.next_report = now.plus(Millis(1000));
             return;
         };
-        self.published.epoch.store(report.epoch.0, Ordering::Release);
-        self.published.runs_something.store(report.vms.iter().any(|vm| vm.running), Ordering::Release);
         if self.reported.as_ref() == Some(&report) && now < self.next_report {
             return;
         }
@@ -510,4 +509,9 @@ impl GuardThread {
         self.outbox.to_all(&agent_message::Message::Report((&report).into()));
         self.reported = Some(report);
     }
+}
+
+/// A span for the wire, which never says more than was asked.
+fn millis(span: u64) -> u32 {
+    u32::try_from(span).unwrap_or(u32::MAX)
 }

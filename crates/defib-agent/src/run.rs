@@ -175,7 +175,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     loop {
         tokio::select! {
             () = &mut stop => {
-                goodbye(&outbox, v1::GoodbyeKind::AgentRestart).await;
+                goodbye(&outbox, boot, &published, v1::GoodbyeKind::AgentRestart).await;
                 tracing::info!("stopping; VMs run on");
                 return Ok(());
             }
@@ -186,13 +186,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                 let Some((wish, mut stream)) = wish else { continue };
                 match wish {
                     Wish::Restart => {
-                        goodbye(&outbox, v1::GoodbyeKind::AgentRestart).await;
+                        goodbye(&outbox, boot, &published, v1::GoodbyeKind::AgentRestart).await;
                         let _ = stream.write_all(b"the replicas expect a silence; VMs run on\n").await;
                     }
                     Wish::Shutdown => {
                         handle.input(Input::ShuttingDown);
                         if stopped(&published).await {
-                            goodbye(&outbox, v1::GoodbyeKind::Shutdown).await;
+                            goodbye(&outbox, boot, &published, v1::GoodbyeKind::Shutdown).await;
                             let _ = stream.write_all(b"all VMs are stopped and the replicas know\n").await;
                             return Ok(());
                         }
@@ -204,7 +204,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
 }
 
-/// Waits until no VM runs.
+/// Waits until the guard has shut down: no VM runs, and no order that is on its way starts one.
 async fn stopped(published: &Published) -> bool {
     let all = async {
         // The report is looked at often; a shutdown has time.
@@ -212,7 +212,7 @@ async fn stopped(published: &Published) -> bool {
         pace.tick().await;
         loop {
             pace.tick().await;
-            if !published.runs_something.load(Ordering::Acquire) {
+            if published.shut_down.load(Ordering::Acquire) {
                 return;
             }
         }
@@ -220,8 +220,9 @@ async fn stopped(published: &Published) -> bool {
     tokio::time::timeout(SHUTDOWN_WAIT, all).await.is_ok()
 }
 
-async fn goodbye(outbox: &Outbox, kind: v1::GoodbyeKind) {
-    outbox.to_all(&agent_message::Message::Goodbye(v1::Goodbye { kind: kind.into() }));
+async fn goodbye(outbox: &Outbox, boot: BootId, published: &Published, kind: v1::GoodbyeKind) {
+    let (boot_id, epoch) = (boot.to_string(), published.epoch.load(Ordering::Acquire));
+    outbox.to_all(&agent_message::Message::Goodbye(v1::Goodbye { kind: kind.into(), boot_id, epoch }));
     // It must leave the process; nobody acknowledges it.
     tokio::time::sleep(GOODBYE_WAIT).await;
 }

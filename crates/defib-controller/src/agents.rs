@@ -10,7 +10,7 @@ use defib_engine::{
     controller::{Input, OrderOutcome},
     ledger::Ledger,
 };
-use defib_model::{Epoch, HostId, Incarnation, Policy, VmId, command::AgentReport};
+use defib_model::{BootId, Epoch, HostId, Incarnation, Policy, VmId, command::AgentReport};
 use defib_observe::heartbeats::{Instruction, Instructor};
 use defib_pki::PeerIdentity;
 use defib_rpc::caller;
@@ -146,10 +146,10 @@ impl Agents {
         self.tell_all(&controller_message::Message::Policy(policy));
     }
 
-    /// A new inventory: all agents must know who may be asked.
-    pub fn inventory_changed(&self, ledger: &Ledger) {
+    /// Hosts or replicas changed: all agents must know who may be asked, and whose promises count.
+    pub fn electorate_changed(&self, ledger: &Ledger) {
         let electorate = v1::Electorate {
-            version: ledger.inventory_version(),
+            version: ledger.electorates().last().map_or(0, |electorate| electorate.version),
             hosts: ledger
                 .inventory()
                 .hosts
@@ -351,19 +351,11 @@ fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()
                 outcome: order_outcome(outcome.outcome)?,
             }
         }
-        agent_message::Message::Goodbye(goodbye) => {
-            let kind = v1::GoodbyeKind::try_from(goodbye.kind)?;
+        agent_message::Message::Goodbye(goodbye_said) => {
+            let kind = v1::GoodbyeKind::try_from(goodbye_said.kind)?;
             let goodbye = defib_model::command::Goodbye::try_from(kind)?;
-            let asking = host.clone();
-            let core_again = core.clone();
-            core.tell(Message::Query(Box::new(move |view| {
-                let boot = view.controller.ledger().hosts().get(&asking).and_then(|record| record.boot);
-                if let Some(boot) = boot {
-                    let input = Input::Goodbye { host: asking, boot, goodbye };
-                    let _ = core_again.tell(Message::Input(input));
-                }
-            })))?;
-            return Ok(());
+            let (boot, epoch) = (BootId::parse(&goodbye_said.boot_id)?, Epoch(goodbye_said.epoch));
+            Input::Goodbye { host: host.clone(), boot, epoch, goodbye }
         }
     };
     core.tell(Message::Input(input))?;

@@ -367,6 +367,7 @@ impl Loop {
             // Proposals that were on their way to the former leader may be lost.
             self.observer.tell(Instruction::Repeat);
         }
+        self.observer.tell(Instruction::InTouch(role.leader.is_some()));
         self.role = role;
         let part = match role.role {
             Part::Leader => Role::Leader { term: role.term },
@@ -397,6 +398,11 @@ impl Loop {
                     let policy = self.controller.ledger().policy();
                     self.observer.tell(Instruction::Policy(Box::new(policy.clone())));
                     self.effects.policy_changed(policy, self.controller.ledger().policy_version());
+                }
+                Effect::ElectorateChanged => {
+                    let ledger = self.controller.ledger();
+                    self.observer.tell(Instruction::Electorates(ledger.electorates().to_vec()));
+                    self.effects.electorate_changed(ledger);
                 }
                 Effect::InventoryChanged => self.effects.inventory_changed(self.controller.ledger()),
                 Effect::Ask(question) => self.effects.ask(question),

@@ -153,12 +153,16 @@ impl Effects {
         self.agents.policy_changed(policy, version);
     }
 
-    /// Follows the new inventory: BMCs, and the agents' electorate.
+    /// Tells all agents who counts in the double quorum.
+    pub fn electorate_changed(&self, ledger: &Ledger) {
+        self.agents.electorate_changed(ledger);
+    }
+
+    /// Follows the new inventory's BMCs.
     pub fn inventory_changed(&self, ledger: &Ledger) {
         for error in self.power.configure(ledger.inventory()) {
             tracing::error!(%error, "a fencing method can't be used");
         }
-        self.agents.inventory_changed(ledger);
     }
 
     /// This replica began or ceased to lead.

@@ -253,6 +253,10 @@ impl Operator for OperatorService {
                 ledger
                     .vms()
                     .iter()
+                    // One that left the inventory is of interest while it still runs somewhere.
+                    .filter(|(id, record)| {
+                        ledger.inventory().vms.contains_key(*id) || record.occupied_host().is_some()
+                    })
                     .map(|(id, record)| views::vm_summary(ledger, id, record))
                     .filter(|vm| message.host.is_empty() || vm.host == message.host)
                     .filter(|vm| message.state.is_empty() || vm.state == message.state)

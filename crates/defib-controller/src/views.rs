@@ -39,6 +39,9 @@ pub fn host_state(ledger: &Ledger, record: &HostRecord) -> &'static str {
 }
 
 fn vm_state(declared: Option<&Vm>, record: &VmRecord) -> &'static str {
+    if declared.is_none() {
+        return "not-protected";
+    }
     match &record.place {
         Place::Never if declared.is_some_and(|vm| vm.priority == Priority::Disabled) => "disabled",
         Place::Never | Place::Lost { .. } | Place::Down { .. } if !record.unplaced.is_empty() => "no-place",
@@ -341,12 +344,13 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
     }
     let (unprotected, weak) = unprotected(ledger);
     let mut vms = v1::VmCounts {
-        total: count(ledger.vms().len()),
+        total: count(ledger.inventory().vms.len()),
         unprotected: count(unprotected),
         ..v1::VmCounts::default()
     };
     for (id, record) in ledger.vms() {
-        let counter = match vm_state(ledger.inventory().vms.get(id), record) {
+        let Some(declared) = ledger.inventory().vms.get(id) else { continue };
+        let counter = match vm_state(Some(declared), record) {
             "running" => &mut vms.running,
             "starting" => &mut vms.starting,
             "disabled" => &mut vms.disabled,

@@ -11,6 +11,7 @@ use defib_engine::{
         Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Outcome,
         Refusal, Timing, Verb, VmObserved,
     },
+    ledger,
     observer::{Ack, Beat, HostView, Observer, Proposal, Slot},
 };
 use defib_model::{
@@ -183,6 +184,11 @@ impl World {
                 .collect(),
             replicas: (1..=REPLICAS as u64).map(ReplicaId).collect(),
         };
+        let known = ledger::Electorate {
+            version: electorate.version,
+            hosts: ids.iter().cloned().collect(),
+            replicas: electorate.replicas.clone(),
+        };
         let mut hosts = Vec::new();
         for (at, id) in ids.iter().enumerate() {
             let clock = Clock::draw(&mut dice);
@@ -222,6 +228,7 @@ impl World {
                 let start = clock.at(0);
                 let mut observer = Observer::new(ReplicaId(at as u64 + 1), 1, &policy, start);
                 observer.caught_up(start);
+                observer.electorates(start, vec![known.clone()]);
                 let slots = hosts.iter().map(|host| observer.watch(start, &host.id, view(host))).collect();
                 Replica { observer, clock, frozen_until: 0, slots }
             })

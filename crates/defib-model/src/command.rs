@@ -265,6 +265,8 @@ pub enum Command {
         host: HostId,
         /// Of which boot.
         boot: BootId,
+        /// The host's epoch as the agent knew it when it said so: said in an older one, it is over.
+        epoch: Epoch,
         /// Why.
         goodbye: Goodbye,
     },

@@ -37,10 +37,16 @@ pub struct LeasePolicy {
 }
 
 impl LeasePolicy {
+    /// For how long, by its own clock, a replica must think that a host counts on its promise.
+    #[must_use]
+    pub const fn promise(&self) -> Millis {
+        self.lease.with_drift(self.drift_ppm)
+    }
+
     /// What a replica waits after its last promise before it votes that a lease has run out.
     #[must_use]
     pub const fn expiry_wait(&self) -> Millis {
-        self.lease.with_drift(self.drift_ppm).plus(self.watchdog.with_drift(self.drift_ppm))
+        self.promise().plus(self.watchdog.with_drift(self.drift_ppm))
     }
 
     /// How long a majority of hosts must have held leases without a break before an expired lease
@@ -48,6 +54,16 @@ impl LeasePolicy {
     #[must_use]
     pub const fn majority_wait(&self) -> Millis {
         self.answer_freshness.plus(self.watchdog).with_drift(self.drift_ppm)
+    }
+
+    /// These times where a host that may not have heard of them goes by longer ones: the longer.
+    #[must_use]
+    pub fn or_longer(&self, watchdog: Millis, answer_freshness: Millis) -> Self {
+        Self {
+            watchdog: self.watchdog.max(watchdog),
+            answer_freshness: self.answer_freshness.max(answer_freshness),
+            ..self.clone()
+        }
     }
 }
 

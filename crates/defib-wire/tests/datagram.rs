@@ -30,6 +30,9 @@ fn heartbeat(sequence: u64) -> Heartbeat {
         vm_digest: 0xDEAD_BEEF,
         flags: 3,
         echo: 77,
+        electorate: 3,
+        watchdog_ms: 5000,
+        answer_freshness_ms: 2000,
     }
 }
 
@@ -71,7 +74,10 @@ fn every_payload_fits_with_every_field_at_its_largest() {
         lease_held_ms: u32::MAX,
         vm_digest: u64::MAX,
         flags: u32::MAX,
-        echo: 77,
+        echo: u64::MAX,
+        electorate: u64::MAX,
+        watchdog_ms: u32::MAX,
+        answer_freshness_ms: u32::MAX,
     };
     assert!(largest.encoded_len() <= PAYLOAD_MAX);
     let (mut sealing, mut opening) = pair(u64::MAX, Direction::ToReplica);
@@ -193,12 +199,13 @@ proptest! {
 
     #[test]
     fn every_heartbeat_survives_the_journey(
-        numbers in any::<[u64; 6]>(), small in any::<[u32; 3]>(), session in any::<u64>()
+        numbers in any::<[u64; 8]>(), small in any::<[u32; 5]>(), session in any::<u64>()
     ) {
-        let [boot_hi, boot_lo, sequence, sent_at_ns, epoch, vm_digest] = numbers;
-        let [path, lease_held_ms, flags] = small;
+        let [boot_hi, boot_lo, sequence, sent_at_ns, epoch, vm_digest, echo, electorate] = numbers;
+        let [path, lease_held_ms, flags, watchdog_ms, answer_freshness_ms] = small;
         let sent = Heartbeat {
-            boot_hi, boot_lo, sequence, sent_at_ns, epoch, path, lease_held_ms, vm_digest, flags, echo: boot_lo,
+            boot_hi, boot_lo, sequence, sent_at_ns, epoch, path, lease_held_ms, vm_digest, flags, echo, electorate,
+            watchdog_ms, answer_freshness_ms,
         };
         let (mut sealing, mut opening) = pair(session, Direction::ToReplica);
         let mut buffer = [0; DATAGRAM_LEN];

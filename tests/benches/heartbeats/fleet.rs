@@ -55,6 +55,9 @@ impl Emulated {
             vm_digest: 0x1234_5678_9abc_def0,
             flags: 0,
             echo: 0,
+            electorate: 0,
+            watchdog_ms: 5000,
+            answer_freshness_ms: 2000,
         };
         Ok(self.sealing.seal(&beat, buffer)?)
     }

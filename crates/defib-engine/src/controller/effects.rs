@@ -127,7 +127,9 @@ pub enum Effect {
     CaughtUp,
     /// The policy in the ledger changed; tell the observer and the agents.
     PolicyChanged,
-    /// The inventory in the ledger changed; tell the agents the new electorate.
+    /// Hosts or replicas changed: tell the observer and the agents who counts in the double quorum.
+    ElectorateChanged,
+    /// The inventory in the ledger changed.
     InventoryChanged,
     /// Events up to this number are in the ledger.
     Published {

@@ -57,8 +57,10 @@ pub enum Input {
     Goodbye {
         /// Which host.
         host: HostId,
-        /// Of which boot.
+        /// In which boot it said so.
         boot: BootId,
+        /// The newest epoch that it knew.
+        epoch: Epoch,
         /// Why.
         goodbye: Goodbye,
     },
@@ -144,6 +146,7 @@ pub struct Controller {
     known_hosts: BTreeSet<HostId>,
     policy_version: u64,
     inventory_version: u64,
+    electorate_version: u64,
 }
 
 impl Controller {
@@ -173,6 +176,7 @@ impl Controller {
             known_hosts: BTreeSet::new(),
             policy_version: u64::MAX,
             inventory_version: u64::MAX,
+            electorate_version: 0,
         }
     }
 
@@ -209,6 +213,7 @@ impl Controller {
         self.ledger = ledger;
         self.policy_version = u64::MAX;
         self.inventory_version = u64::MAX;
+        self.electorate_version = 0;
         self.published = self.ledger.events().head();
         let mut effects = Vec::new();
         self.after_apply(&mut effects);
@@ -233,8 +238,8 @@ impl Controller {
                 self.reports.remove(&host);
                 self.reported_at.remove(&host);
             }
-            Input::Goodbye { host, boot, goodbye } => {
-                self.propose(now, Command::GoodbyeSaid { host, boot, goodbye }, &mut effects);
+            Input::Goodbye { host, boot, epoch, goodbye } => {
+                self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
             }
             Input::Asked { recovery, result } => self.asked(now, recovery, result, &mut effects),
             Input::Fenced { recovery, attempt, result } => self.fenced(recovery, attempt, result),
@@ -312,6 +317,11 @@ impl Controller {
         if whole {
             self.inventory_version = self.ledger.inventory_version();
             effects.push(Effect::InventoryChanged);
+        }
+        let electorate = self.ledger.electorates().last().map_or(0, |electorate| electorate.version);
+        if self.electorate_version != electorate {
+            self.electorate_version = electorate;
+            effects.push(Effect::ElectorateChanged);
         }
         let head = self.ledger.events().head();
         if head > self.published {

@@ -46,7 +46,7 @@ impl Controller {
             let missed = record.standing == Standing::Condemned
                 && record.boot == Some(report.boot)
                 && record.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum();
-            if !fencing && !wanted_off && !missed {
+            if !fencing && !wanted_off && !missed && !record.is_over(report.boot) {
                 clean.push((report.clone(), record.epoch));
             }
         }

@@ -107,9 +107,10 @@ impl Controller {
     pub(super) fn derive_starts(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let Role::Leader { term } = self.role else { return };
         self.starts.running.retain(|vm, start| {
-            self.ledger.vms().get(vm).is_some_and(|record| {
-                record.incarnation == start.incarnation && matches!(record.place, Place::Intended { .. })
-            })
+            self.ledger.inventory().vms.contains_key(vm)
+                && self.ledger.vms().get(vm).is_some_and(|record| {
+                    record.incarnation == start.incarnation && matches!(record.place, Place::Intended { .. })
+                })
         });
         let pending = &self.ledger.index().pending;
         self.starts.unready_since.retain(|vm, _| pending.contains(vm));

@@ -415,6 +415,9 @@ impl Guard {
             lease_held_ms: self.lease_held_ms(now),
             vm_digest: self.vm_digest(),
             echo: self.lease.stamp(replica),
+            electorate: self.electorate.version,
+            watchdog: self.config.timing.watchdog,
+            answer_freshness: self.config.timing.answer_freshness,
         }
     }
 
@@ -470,10 +473,16 @@ impl Guard {
         self.overtaken
     }
 
-    /// Whether it is certain that no VM runs here; with [`Input::ShuttingDown`] before, it stays so.
+    /// The times that it counts by now.
     #[must_use]
-    pub fn nothing_runs(&self) -> bool {
-        self.vms.nothing_runs()
+    pub const fn timing(&self) -> Timing {
+        self.config.timing
+    }
+
+    /// Whether it was told to shut down and it is certain that no VM runs here: it stays so.
+    #[must_use]
+    pub fn shut_down(&self) -> bool {
+        self.shutting_down && self.vms.nothing_runs()
     }
 }
 

@@ -228,6 +228,14 @@ impl Ledger {
         if record.epoch != epoch || record.standing == Standing::Active {
             return self.refuse("readmit", format!("host {host} is in epoch {} already", record.epoch));
         }
+        if record.is_over(boot) {
+            return self.refuse("readmit", format!("host {host}: boot {boot} is over"));
+        }
+        let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
+        if recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing) {
+            // Power may be cut at any moment: first the fence ends, then the host may come back.
+            return self.refuse("readmit", format!("host {host} is being fenced"));
+        }
         if let Some(stale) = vms.iter().find(|report| report.running && !self.may_run(host, report)) {
             return self.refuse(
                 "readmit",
@@ -245,6 +253,13 @@ impl Ledger {
         let recovery = record.recovery;
         record.epoch = record.epoch.next();
         record.standing = Standing::Active;
+        if former != Some(boot) {
+            if let Some(former) = former {
+                record.end_boot(former);
+            }
+            // Not known of this boot yet.
+            record.watchdog_armed = false;
+        }
         record.boot = Some(boot);
         record.opinions.clear();
         record.expiry_votes.clear();
@@ -289,9 +304,11 @@ impl Ledger {
         self.report_vms(host, vms);
     }
 
-    pub(super) fn goodbye_said(&mut self, host: &HostId, boot: BootId, goodbye: Goodbye) {
+    /// Only what was said in the present boot and epoch counts: a replica that was stopped for a while, or its
+    /// peers' copies of the same word, bring it when the host has long been let in again.
+    pub(super) fn goodbye_said(&mut self, host: &HostId, boot: BootId, epoch: Epoch, goodbye: Goodbye) {
         let Some(record) = self.hosts.get_mut(host) else { return };
-        if record.standing != Standing::Active || record.boot != Some(boot) {
+        if record.standing != Standing::Active || record.boot != Some(boot) || record.epoch != epoch {
             return;
         }
         match goodbye {

@@ -1,8 +1,10 @@
 //! What operators command. Each command also has a dry run: [`Ledger::judge`] says what it would do.
 
 use alloc::{
+    collections::BTreeSet,
     format,
     string::{String, ToString},
+    vec::Vec,
 };
 
 use defib_model::{
@@ -35,7 +37,7 @@ impl Ledger {
                         self.voters.len()
                     ));
                 }
-                let vms = self.index.on_host.get(host).map_or(0, alloc::collections::BTreeSet::len);
+                let vms = self.index.on_host.get(host).map_or(0, BTreeSet::len);
                 Ok(format!("host {host} is taken as dead on your word; {vms} VMs restart elsewhere"))
             }
             Command::FenceHost { host, epoch, .. } => {
@@ -50,7 +52,7 @@ impl Ledger {
                 if levels == 0 {
                     return Err(format!("host {host} has no fencing method"));
                 }
-                let vms = self.index.on_host.get(host).map_or(0, alloc::collections::BTreeSet::len);
+                let vms = self.index.on_host.get(host).map_or(0, BTreeSet::len);
                 Ok(format!("host {host} is powered off; {vms} VMs restart elsewhere when that is proven"))
             }
             Command::SetPolicy { policy, replaces, .. } => {
@@ -100,8 +102,10 @@ impl Ledger {
             if inventory.hosts.contains_key(id) {
                 continue;
             }
-            if self.index.on_host.contains_key(id) {
-                return Err(format!("hosts.{id}: is missing, but VMs run there; move or stop them first"));
+            if let Some(vm) = self.index.on_host.get(id).and_then(BTreeSet::first) {
+                return Err(format!(
+                    "hosts.{id}: is missing, but VMs run there ({vm} among them, in the inventory or not); move or stop them first"
+                ));
             }
             if record.recovery.is_some_and(|id| self.index.open.contains(&id)) {
                 return Err(format!("hosts.{id}: is missing, but its recovery is open"));
@@ -169,6 +173,9 @@ impl Ledger {
         if let Err(why) = self.judge(&command) {
             return self.refuse("set-policy", why);
         }
+        if policy.lease != self.policy.lease {
+            self.settle_leases(policy.lease.expiry_wait().max(self.policy.lease.expiry_wait()));
+        }
         self.policy = policy.clone();
         self.policy_version = self.policy_version.saturating_add(1);
         let action = String::from("applies a policy");
@@ -182,13 +189,28 @@ impl Ledger {
         if let Err(why) = self.judge(&command) {
             return self.refuse("set-inventory", why);
         }
+        let electorate = |inventory: &Inventory| {
+            let hosts = inventory.hosts.values();
+            hosts.map(|host| (host.id.clone(), host.neighbour_address.clone(), host.domain.clone())).collect()
+        };
+        let (before, after): (Vec<_>, Vec<_>) = (electorate(&self.inventory), electorate(inventory));
         self.inventory = inventory.clone();
         self.inventory_version = self.inventory_version.saturating_add(1);
+        for (id, record) in &self.hosts {
+            if !inventory.hosts.contains_key(id) && record.epoch > Epoch(0) {
+                self.retired_hosts.insert(id.clone(), record.retired());
+            }
+        }
         self.hosts.retain(|id, _| inventory.hosts.contains_key(id));
         for id in inventory.hosts.keys() {
-            self.hosts.entry(id.clone()).or_default();
+            let retired = self.retired_hosts.remove(id).unwrap_or_default();
+            self.hosts.entry(id.clone()).or_insert(retired);
         }
-        self.vms.retain(|id, _| inventory.vms.contains_key(id));
+        if before != after {
+            self.new_electorate();
+        }
+        // Records of VMs stay: one that left the inventory may run on, and its incarnations are known to agents
+        // for ever. It is not protected any more, and nothing of ours starts or stops it.
         for id in inventory.vms.keys() {
             self.vms.entry(id.clone()).or_default();
         }

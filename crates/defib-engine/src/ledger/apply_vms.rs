@@ -184,6 +184,10 @@ impl Ledger {
         if record.standing != Standing::Active {
             return;
         }
+        if record.is_over(report.boot) {
+            let detail = format!("host {}: boot {} is over", report.host, report.boot);
+            return self.refuse("agent-reported", detail);
+        }
         if record.watchdog_armed != report.watchdog_armed {
             record.watchdog_armed = report.watchdog_armed;
             let event =
@@ -221,7 +225,7 @@ impl Ledger {
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
         let Some(record) = self.hosts.get(&report.host) else { return false };
-        if record.standing != Standing::Active {
+        if record.standing != Standing::Active || record.is_over(report.boot) {
             return false;
         }
         if record.watchdog_armed != report.watchdog_armed || record.boot != Some(report.boot) {

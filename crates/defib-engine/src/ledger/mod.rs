@@ -31,7 +31,7 @@ use events::Birth;
 pub use events::{EVENTS_RETAINED, EventLog};
 pub use index::Index;
 pub use records::{
-    FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, VmRecord,
+    Electorate, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, VmRecord,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -52,9 +52,14 @@ pub struct Ledger {
     term: u64,
     led_since: LogIndex,
     voters: BTreeSet<ReplicaId>,
-    voters_changed: ClusterTime,
+    /// Before this no expired lease proves anything: promises of replicas that left, or by an older policy, may
+    /// still hold.
+    leases_settle_at: ClusterTime,
+    electorates: Vec<Electorate>,
     observers: BTreeMap<ReplicaId, u64>,
     hosts: BTreeMap<HostId, HostRecord>,
+    /// What must not be forgotten of hosts that left the inventory.
+    retired_hosts: BTreeMap<HostId, HostRecord>,
     vms: BTreeMap<VmId, VmRecord>,
     recoveries: BTreeMap<RecoveryId, Recovery>,
     next_recovery: RecoveryId,
@@ -77,6 +82,10 @@ struct Birth0 {
     ordinal: u32,
 }
 
+/// Electorates that are remembered: a host that heard of none of them in its last heartbeat is never proven dead
+/// by its lease.
+const ELECTORATES_RETAINED: usize = 8;
+
 /// Closed recoveries that are remembered for `recovery explain`.
 const RECOVERIES_RETAINED: usize = 256;
 
@@ -96,9 +105,11 @@ impl Ledger {
             term: 0,
             led_since: LogIndex(0),
             voters,
-            voters_changed: ClusterTime(0),
+            leases_settle_at: ClusterTime(0),
+            electorates: Vec::new(),
             observers: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            retired_hosts: BTreeMap::new(),
             vms: BTreeMap::new(),
             recoveries: BTreeMap::new(),
             next_recovery: RecoveryId(1),
@@ -145,7 +156,9 @@ impl Ledger {
             }
             Command::AgentReported(report) => self.agent_reported(report),
             Command::Readmit { host, epoch, boot, vms } => self.readmit(host, *epoch, *boot, vms),
-            Command::GoodbyeSaid { host, boot, goodbye } => self.goodbye_said(host, *boot, *goodbye),
+            Command::GoodbyeSaid { host, boot, epoch, goodbye } => {
+                self.goodbye_said(host, *boot, *epoch, *goodbye);
+            }
             Command::ConfirmDead { host, epoch, operator } => self.confirm_dead(host, *epoch, operator),
             Command::FenceHost { host, epoch, operator } => self.fence_host(host, *epoch, operator),
             Command::Pause { paused, operator } => self.pause(*paused, operator),
@@ -237,6 +250,12 @@ impl Ledger {
     #[must_use]
     pub const fn voters(&self) -> &BTreeSet<ReplicaId> {
         &self.voters
+    }
+
+    /// Who counts, or counted, in the double quorum; the newest last.
+    #[must_use]
+    pub fn electorates(&self) -> &[Electorate] {
+        &self.electorates
     }
 
     /// A replica's registered session as an observer.
@@ -341,10 +360,9 @@ impl Ledger {
                 );
             }
         }
-        // A change of the replicas waits out two leases: promises of replicas that left are still valid.
-        let settled = self.voters_changed.plus(self.policy.lease.expiry_wait().times(2));
-        if self.voters_changed > ClusterTime(0) && self.at < settled {
-            return Err(format!("the replicas changed; leases count again in {}", settled.since(self.at)));
+        if self.at < self.leases_settle_at {
+            let wait = self.leases_settle_at.since(self.at);
+            return Err(format!("the replicas or the lease policy changed; leases count again in {wait}"));
         }
         Ok(())
     }
@@ -369,7 +387,12 @@ impl Ledger {
     #[must_use]
     pub fn next_wait(&self) -> Option<ClusterTime> {
         let mut next: Option<ClusterTime> = None;
-        let mut consider = |time: ClusterTime| next = Some(next.map_or(time, |held| held.min(time)));
+        // What has passed and still waits, waits for something else than time; it must not hide what is to come.
+        let mut consider = |time: ClusterTime| {
+            if time > self.at {
+                next = Some(next.map_or(time, |held| held.min(time)));
+            }
+        };
         for (_, recovery) in self.open_recoveries() {
             match recovery.phase {
                 Phase::Suspected if recovery.brake.is_some() => {
@@ -379,9 +402,7 @@ impl Ledger {
                 }
                 Phase::Unconfirmed | Phase::Confirmed => {
                     consider(recovery.retry_at);
-                    if self.voters_changed > ClusterTime(0) {
-                        consider(self.voters_changed.plus(self.policy.lease.expiry_wait().times(2)));
-                    }
+                    consider(self.leases_settle_at);
                 }
                 Phase::Suspected
                 | Phase::Fencing
@@ -399,7 +420,7 @@ impl Ledger {
                 consider(until);
             }
         }
-        next.filter(|time| *time > self.at)
+        next
     }
 
     // ---- writing -------------------------------------------------------------------------------
@@ -440,8 +461,8 @@ impl Ledger {
             return;
         }
         self.voters.clone_from(voters);
-        // Zero stands for "never changed".
-        self.voters_changed = self.at.max(ClusterTime(1));
+        self.settle_leases(self.policy.lease.expiry_wait());
+        self.new_electorate();
         self.observers.retain(|observer, _| voters.contains(observer));
         for host in self.hosts.values_mut() {
             host.opinions.retain(|observer, _| voters.contains(observer));
@@ -452,6 +473,23 @@ impl Ledger {
             self.touch(host);
         }
         self.event(None, EventKind::ReplicasChanged { voters: voters.clone() });
+    }
+
+    /// A change of what leases rest on waits out two of them: promises that were given before are still valid.
+    fn settle_leases(&mut self, expiry_wait: Millis) {
+        self.leases_settle_at = self.leases_settle_at.max(self.at.plus(expiry_wait.times(2)));
+    }
+
+    /// From now on agents are told who counts in the double quorum anew.
+    fn new_electorate(&mut self) {
+        if self.electorates.len() >= ELECTORATES_RETAINED {
+            self.electorates.remove(0);
+        }
+        self.electorates.push(Electorate {
+            version: self.now.index.0,
+            hosts: self.inventory.hosts.keys().cloned().collect(),
+            replicas: self.voters.clone(),
+        });
     }
 
     fn join_token_used(&mut self, nonce: &str, identity: &str) {

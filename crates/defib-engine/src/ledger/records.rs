@@ -28,6 +28,17 @@ pub enum Standing {
     Dead,
 }
 
+/// Who counts in the double quorum (design 4.1), as of one change of hosts or replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Electorate {
+    /// The log entry that made it: a later one is greater.
+    pub version: u64,
+    /// All hosts.
+    pub hosts: BTreeSet<HostId>,
+    /// The replicas whose promises make a lease.
+    pub replicas: BTreeSet<ReplicaId>,
+}
+
 /// One observer's recorded opinion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OpinionRecord {
@@ -44,6 +55,9 @@ pub struct HostRecord {
     pub epoch: Epoch,
     /// The boot that it was last seen in.
     pub boot: Option<BootId>,
+    /// Boots that are over, the newest last: a later one was seen, or power was read off. What still comes
+    /// from them is late, and neither proves a new boot nor lets the host in.
+    pub over_boots: Vec<BootId>,
     /// How it stands.
     pub standing: Standing,
     /// What the observers think; absent means alive.
@@ -69,6 +83,7 @@ impl Default for HostRecord {
         Self {
             epoch: Epoch(0),
             boot: None,
+            over_boots: Vec::new(),
             standing: Standing::NeverSeen,
             opinions: BTreeMap::new(),
             expiry_votes: BTreeSet::new(),
@@ -82,7 +97,32 @@ impl Default for HostRecord {
     }
 }
 
+/// Boots that are over, remembered per host. Sessions that may bring a word of one end within seconds of it, so
+/// even a host that restarts in a circle is far from forgetting one that matters.
+const OVER_BOOTS_RETAINED: usize = 64;
+
 impl HostRecord {
+    /// Whether a boot is over for certain.
+    #[must_use]
+    pub fn is_over(&self, boot: BootId) -> bool {
+        self.over_boots.contains(&boot)
+    }
+
+    /// A boot has ended for certain.
+    pub(super) fn end_boot(&mut self, boot: BootId) {
+        if !self.is_over(boot) {
+            if self.over_boots.len() >= OVER_BOOTS_RETAINED {
+                self.over_boots.remove(0);
+            }
+            self.over_boots.push(boot);
+        }
+    }
+
+    /// What is left of a host that leaves the inventory: agents remember epochs for ever, so must we.
+    pub(super) fn retired(&self) -> Self {
+        Self { epoch: self.epoch, over_boots: self.over_boots.clone(), ..Self::default() }
+    }
+
     /// How many of `voters` hold an opinion at least as bad as `opinion`.
     #[must_use]
     pub fn opinions_at_least(&self, opinion: Opinion, voters: &BTreeSet<ReplicaId>) -> usize {

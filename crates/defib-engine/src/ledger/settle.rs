@@ -227,6 +227,16 @@ impl Ledger {
             record.expiry_votes.clear();
         }
         record.standing = Standing::Dead;
+        match &kind {
+            ProofKind::PowerFenced { .. } | ProofKind::PowerFoundOff { .. } => {
+                if let Some(boot) = record.boot {
+                    record.end_boot(boot);
+                }
+            }
+            ProofKind::NewBoot { former, .. } => record.end_boot(*former),
+            // These say that it runs no VM, not that its kernel is gone: the same boot may come back.
+            ProofKind::LeaseExpired { .. } | ProofKind::CleanShutdown | ProofKind::OperatorWord { .. } => {}
+        }
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());
         let epoch = record.epoch;

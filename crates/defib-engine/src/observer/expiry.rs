@@ -11,10 +11,14 @@
 //! `held` in a beat received at r and echoing τ therefore covers at least [r − held, τ]. A vote needs a moment
 //! t ≥ T₀ and a majority of claims that cover [t − (watchdog + freshness), t], so it comes one round trip
 //! after T₀, and delayed datagrams can only delay it.
+//!
+//! What X goes by may be older than what this observer knows, since X may have heard of nothing since its last heartbeat. So
+//! the times are the longer of what X said and what the policy says, and the majority must be one of every
+//! electorate that X may know: the one that it named, and all later ones. If that one is forgotten, nothing is proven.
 
 use alloc::vec::Vec;
 
-use defib_model::{Instant, Millis, command::ExpiryVote};
+use defib_model::{HostId, Instant, Millis, command::ExpiryVote};
 
 use super::{Beat, Observer, RECHECK, REPROPOSE_AFTER, Slot};
 
@@ -55,7 +59,9 @@ impl Observer {
         let Some(watched) = self.hosts.get(slot.0 as usize).and_then(Option::as_ref) else {
             return now.plus(RECHECK);
         };
-        let expired_at = watched.promised_until.max(self.started.plus(self.policy.lease.expiry_wait()));
+        let times = self.policy.lease.or_longer(watched.watchdog, watched.answer_freshness);
+        let promised_until = watched.promised_until.max(self.started.plus(times.promise()));
+        let expired_at = promised_until.plus(times.watchdog.with_drift(times.drift_ppm));
         if now < expired_at {
             return expired_at;
         }
@@ -65,7 +71,7 @@ impl Observer {
         {
             return at.plus(REPROPOSE_AFTER);
         }
-        if isolated || !self.majority_held(expired_at) {
+        if isolated || !self.majority_held(expired_at, times.majority_wait(), watched.electorate) {
             return now.plus(RECHECK);
         }
         if let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) {
@@ -75,20 +81,41 @@ impl Observer {
         now.plus(REPROPOSE_AFTER)
     }
 
-    /// Whether a strict majority of all hosts held leases up to some moment not before `expired_at`, for as long
-    /// as an isolated host could have lived on its last good answer. Walks all hosts; only asked when a vote is due.
-    fn majority_held(&self, expired_at: Instant) -> bool {
-        let majority = self.slots.len() / 2;
-        let mut ends: Vec<Instant> = self.hosts.iter().flatten().map(|watched| watched.claim.to).collect();
-        ends.sort_unstable_by(|one, other| other.cmp(one));
-        // The latest moment up to which a majority claims anything: after an outage of the controllers the
+    /// Whether strict majorities of all electorates since `electorate` held leases up to one moment not before
+    /// `expired_at`, for `span`. Walks all hosts; only asked when a vote is due.
+    fn majority_held(&self, expired_at: Instant, span: Millis, electorate: u64) -> bool {
+        let known = electorate == 0 || self.electorates.iter().any(|one| one.version == electorate);
+        let since: Vec<Vec<Claim>> = self
+            .electorates
+            .iter()
+            .filter(|one| one.version >= electorate)
+            .map(|one| one.hosts.iter().map(|host| self.claim_of(host)).collect())
+            .collect();
+        if !known || since.is_empty() {
+            return false;
+        }
+        // The latest moment up to which all majorities claim anything: after an outage of the controllers the
         // moment of expiry itself is never covered, but this one is, in time.
-        let latest = ends.get(majority).copied().unwrap_or_default();
+        let latest = since.iter().map(|claims| latest_majority(claims)).min().unwrap_or_default();
         latest >= expired_at
             && [expired_at, latest].into_iter().any(|at| {
-                let from = at.minus(self.policy.lease.majority_wait());
-                self.hosts.iter().flatten().filter(|watched| watched.claim.covers(from, at)).count()
-                    > majority
+                let from = at.minus(span);
+                since.iter().all(|claims| {
+                    claims.iter().filter(|claim| claim.covers(from, at)).count() > claims.len() / 2
+                })
             })
     }
+
+    /// What a host claims; one that is not watched any more claims nothing.
+    fn claim_of(&self, host: &HostId) -> Claim {
+        let slot = self.slots.get(host).and_then(|slot| self.hosts.get(slot.0 as usize));
+        slot.and_then(Option::as_ref).map_or_else(Claim::default, |watched| watched.claim)
+    }
+}
+
+/// The latest moment up to which a strict majority claims anything.
+fn latest_majority(claims: &[Claim]) -> Instant {
+    let mut ends: Vec<Instant> = claims.iter().map(|claim| claim.to).collect();
+    ends.sort_unstable_by(|one, other| other.cmp(one));
+    ends.get(claims.len() / 2).copied().unwrap_or_default()
 }

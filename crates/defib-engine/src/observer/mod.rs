@@ -19,6 +19,7 @@ use alloc::{
 };
 use core::cmp::Reverse;
 
+use crate::ledger::Electorate;
 use arrivals::Arrivals;
 use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
@@ -57,6 +58,12 @@ pub struct Beat {
     pub vm_digest: u64,
     /// The newest [`Ack::stamp`] that the sender had from this observer: it sent this after that.
     pub echo: Option<Instant>,
+    /// Version of the electorate by which the sender goes; 0: it was told none yet.
+    pub electorate: u64,
+    /// The times that the sender counts by.
+    pub watchdog: Millis,
+    /// See [`Self::watchdog`].
+    pub answer_freshness: Millis,
 }
 
 /// What a heartbeat is answered.
@@ -118,9 +125,13 @@ struct Watched {
     opinion: Opinion,
     trust: u8,
     proposed: Option<(Opinion, Instant)>,
-    /// Until when this replica must not vote that the lease has run out.
+    /// Until when, by any clock within the drift, the host may count on what this replica promised.
     promised_until: Instant,
     claim: expiry::Claim,
+    /// What the host said it goes by.
+    electorate: u64,
+    watchdog: Millis,
+    answer_freshness: Millis,
     voted: Option<(Epoch, Instant)>,
     /// When its entry in the queue is due; an entry with another time is void.
     due: Option<Instant>,
@@ -134,6 +145,8 @@ pub struct Observer {
     policy: Policy,
     started: Instant,
     caught_up: bool,
+    in_touch: bool,
+    electorates: Vec<Electorate>,
     /// Silence before this is forgiven: it was our own.
     forgiven: Instant,
     slots: BTreeMap<HostId, Slot>,
@@ -153,6 +166,8 @@ impl Observer {
             policy: policy.clone(),
             started: now,
             caught_up: false,
+            in_touch: true,
+            electorates: Vec::new(),
             forgiven: now,
             slots: BTreeMap::new(),
             hosts: Vec::new(),
@@ -177,6 +192,18 @@ impl Observer {
             self.forgiven = self.forgiven.max(now);
             self.requeue_all(now);
         }
+    }
+
+    /// Whether this replica leads, or follows a leader that it hears. One that does not may have been removed long
+    /// ago: it grants nothing, or two such could keep a host's lease alive that the cluster waits out.
+    pub const fn in_touch(&mut self, in_touch: bool) {
+        self.in_touch = in_touch;
+    }
+
+    /// Who counts, or counted, in the double quorum, as far as hosts may still go by it; the newest last.
+    pub fn electorates(&mut self, now: Instant, electorates: Vec<Electorate>) {
+        self.electorates = electorates;
+        self.requeue_all(now);
     }
 
     /// A policy came into force. Promises that were given keep their length.
@@ -228,8 +255,11 @@ impl Observer {
             trust: 0,
             proposed: None,
             // A former life of this replica may have promised up to its end.
-            promised_until: self.started.max(now).plus(self.policy.lease.expiry_wait()),
+            promised_until: self.started.max(now).plus(self.policy.lease.promise()),
             claim: expiry::Claim::default(),
+            electorate: 0,
+            watchdog: Millis::ZERO,
+            answer_freshness: Millis::ZERO,
             voted: None,
             due: None,
         };
@@ -270,6 +300,9 @@ impl Observer {
         let before = watched.counts_as_alive();
         watched.last_heard = Some(now);
         watched.claim.hear(now, beat);
+        watched.electorate = beat.electorate;
+        watched.watchdog = beat.watchdog;
+        watched.answer_freshness = beat.answer_freshness;
         let mut changed = false;
         if watched.opinion != Opinion::Alive {
             watched.trust = watched.trust.saturating_add(1);
@@ -279,12 +312,13 @@ impl Observer {
             }
         }
         let granted = self.caught_up
+            && self.in_touch
             && watched.view.grantable
             && beat.epoch == watched.view.epoch
             && watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch);
         let lease = self.policy.lease.lease;
         if granted {
-            watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.expiry_wait()));
+            watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.promise()));
         }
         let ack = Ack {
             sequence: beat.sequence,

@@ -26,7 +26,14 @@ struct World {
     sequence: u64,
     stamps: Vec<Option<Instant>>,
     held_from: u64,
+    /// What the hosts say of their watchdog.
+    watchdog: Millis,
     said: Vec<(u64, Proposal)>,
+}
+
+fn electorate(version: u64, hosts: core::ops::Range<usize>) -> Electorate {
+    let hosts = hosts.map(|at| host(&alloc::format!("h{at}"))).collect();
+    Electorate { version, hosts, replicas: [1, 2, 3].map(ReplicaId).into() }
 }
 
 impl World {
@@ -40,8 +47,9 @@ impl World {
                 (host, slot, true)
             })
             .collect();
-        let stamps = alloc::vec![None; count];
-        Self { observer, hosts, now: 0, sequence: 0, stamps, held_from: 0, said: Vec::new() }
+        observer.electorates(MS(0), alloc::vec![electorate(1, 0..count)]);
+        let (stamps, watchdog) = (alloc::vec![None; count], Millis::ZERO);
+        Self { observer, hosts, now: 0, sequence: 0, stamps, held_from: 0, watchdog, said: Vec::new() }
     }
 
     fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
@@ -54,6 +62,9 @@ impl World {
             lease_held_ms: held,
             vm_digest: 0,
             echo: self.stamps[at],
+            electorate: 1,
+            watchdog: self.watchdog,
+            answer_freshness: Millis::ZERO,
         };
         let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat);
         if let Some(ack) = ack {
@@ -204,6 +215,9 @@ fn a_heartbeat_is_granted_only_by_a_caught_up_observer_and_in_the_current_epoch(
         lease_held_ms: 0,
         vm_digest: 0,
         echo: None,
+        electorate: 0,
+        watchdog: Millis::ZERO,
+        answer_freshness: Millis::ZERO,
     };
     assert!(!observer.heartbeat(MS(1), slot, &beat(1, 1)).unwrap().granted, "not caught up");
     observer.caught_up(MS(2));
@@ -228,6 +242,9 @@ fn a_late_datagram_of_a_former_boot_counts_for_nothing() {
         lease_held_ms: 0,
         vm_digest: 0,
         echo: None,
+        electorate: 0,
+        watchdog: Millis::ZERO,
+        answer_freshness: Millis::ZERO,
     };
     assert!(observer.heartbeat(MS(1), slot, &beat(1, 100)).is_some());
     assert!(observer.heartbeat(MS(2), slot, &beat(2, 1)).is_some(), "a new boot counts from 1");
@@ -317,4 +334,68 @@ fn a_host_that_is_let_in_again_is_not_accused_of_its_former_silence() {
     // If it stays silent it is accused anew, as soon as anybody else.
     world.run(1100, 100);
     assert_eq!(world.observer.opinion(world.hosts[0].1), Some(Opinion::Dead));
+}
+
+#[test]
+fn a_replica_that_knows_no_leader_grants_nothing() {
+    let mut world = World::new(1, &Policy::default());
+    world.sequence = 1;
+    assert!(world.beat(0, 1).unwrap().granted);
+    // Two replicas that were removed unheard could keep a host's lease alive for ever.
+    world.observer.in_touch(false);
+    world.sequence = 2;
+    assert!(!world.beat(0, 1).unwrap().granted);
+    world.observer.in_touch(true);
+    world.sequence = 3;
+    assert!(world.beat(0, 1).unwrap().granted);
+}
+
+#[test]
+fn hosts_that_joined_do_not_outvote_those_by_which_a_silent_host_still_goes() {
+    let mut world = World::new(7, &Policy::default());
+    world.run(20_000, 100);
+    // h0 and two neighbours are cut off together; they know of themselves only, and vouch for each other.
+    for at in 0..3 {
+        world.hosts[at].2 = false;
+    }
+    let electorates = alloc::vec![electorate(1, 0..3), electorate(2, 0..7)];
+    world.observer.electorates(MS(world.now), electorates);
+    world.run(2000, 100);
+    condemn(&mut world, 0);
+    world.run(60_000, 100);
+    assert!(
+        votes(&world).is_empty(),
+        "four of seven is no majority of the former three: {:?}",
+        votes(&world)
+    );
+    // One that had heard of the new electorate asks all seven.
+    world.observer.electorates(MS(world.now), alloc::vec![electorate(1, 0..7)]);
+    world.run(1000, 100);
+    assert!(!votes(&world).is_empty());
+}
+
+#[test]
+fn an_electorate_that_nobody_remembers_proves_nothing() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(20_000, 100);
+    world.hosts[0].2 = false;
+    world.observer.electorates(MS(world.now), alloc::vec![electorate(5, 0..3)]);
+    world.run(2000, 100);
+    condemn(&mut world, 0);
+    world.run(30_000, 100);
+    assert!(votes(&world).is_empty());
+}
+
+#[test]
+fn a_host_that_goes_by_a_longer_watchdog_is_waited_for_that_long() {
+    let mut world = World::new(3, &Policy::default());
+    world.watchdog = Millis(30_000);
+    world.run(20_000, 100);
+    world.hosts[0].2 = false;
+    world.run(2000, 100);
+    condemn(&mut world, 0);
+    world.run(60_000, 100);
+    let first = *votes(&world).first().expect("a vote");
+    let wait = Policy::default().lease.or_longer(Millis(30_000), Millis::ZERO).expiry_wait().0;
+    assert!(first >= 20_000 + wait && first <= 20_000 + wait + 500, "{first}");
 }

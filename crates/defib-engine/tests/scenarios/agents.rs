@@ -2,7 +2,7 @@
 
 use defib_engine::controller::{BurnOrder, Input, OrderOutcome, StartOrder};
 use defib_model::{
-    EffectId, Epoch, HostId, Incarnation, VmId,
+    EffectId, Epoch, HostId, Incarnation, Millis, VmId,
     inventory::{Readiness, SelfFence},
 };
 
@@ -178,6 +178,9 @@ impl World {
                     lease_held_ms,
                     vm_digest: 0,
                     echo: machine.stamps.get(&replica.id).copied(),
+                    electorate: 0,
+                    watchdog: Millis::ZERO,
+                    answer_freshness: Millis::ZERO,
                 };
                 beats.push((number, replica.session, Incoming::Beat { host: host.clone(), beat, sent: now }));
             }

@@ -469,21 +469,21 @@ impl Scenario {
                 machine.faults.insert(vm, (fault, times));
             }
             [how @ ("restarts" | "dies"), span] => {
-                let boot = machine.boot();
+                let (boot, epoch) = (machine.boot(), machine.epoch);
                 machine.agent_up = false;
                 if *how == "restarts" {
                     // The watchdog is set to outlast the lease before the agent goes.
                     machine.petted = machine.promises.values().copied().max().unwrap_or(world.now);
                     let goodbye = Goodbye::AgentRestart;
-                    world.propose(Command::GoodbyeSaid { host: host.clone(), boot, goodbye });
+                    world.propose(Command::GoodbyeSaid { host: host.clone(), boot, epoch, goodbye });
                 }
                 world.later(number(span)?, Act::Heal { host: host.clone() });
                 world.lose_session(host);
             }
             ["shuts-down"] => {
-                let boot = machine.boot();
+                let (boot, epoch, goodbye) = (machine.boot(), machine.epoch, Goodbye::Shutdown);
                 machine.lose_power();
-                world.propose(Command::GoodbyeSaid { host: host.clone(), boot, goodbye: Goodbye::Shutdown });
+                world.propose(Command::GoodbyeSaid { host: host.clone(), boot, epoch, goodbye });
                 world.lose_session(host);
             }
             ["forgets", vm] => {

@@ -340,6 +340,11 @@ impl World {
                 let policy = replica.controller.ledger().policy().clone();
                 replica.observer.configure(clock, &policy);
             }
+            Effect::ElectorateChanged => {
+                let replica = &mut self.replicas[number];
+                let (clock, electorates) = (replica.clock(now), replica.controller.ledger().electorates());
+                replica.observer.electorates(clock, electorates.to_vec());
+            }
             Effect::InventoryChanged | Effect::Published { .. } => {}
         }
     }

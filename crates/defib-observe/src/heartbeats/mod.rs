@@ -20,7 +20,10 @@ use std::{
 
 pub use batch::{BATCH, Batch};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use defib_engine::observer::{HostView, Observer, Proposal};
+use defib_engine::{
+    ledger::Electorate,
+    observer::{HostView, Observer, Proposal},
+};
 use defib_model::{HostId, Opinion, Policy};
 use defib_wire::datagram::SessionSecret;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -82,6 +85,10 @@ pub enum Instruction {
     },
     /// A host left the inventory.
     Forget(HostId),
+    /// Who counts, or counted, in the double quorum.
+    Electorates(Vec<Electorate>),
+    /// Whether this replica knows a leader, or leads.
+    InTouch(bool),
     /// The observer's session is in the log.
     CaughtUp,
     /// A policy came into force.

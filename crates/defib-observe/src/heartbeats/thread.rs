@@ -157,6 +157,8 @@ impl Thread {
                         session.slot = None;
                     }
                 }
+                Instruction::Electorates(electorates) => self.observer.electorates(now, electorates),
+                Instruction::InTouch(in_touch) => self.observer.in_touch(in_touch),
                 Instruction::CaughtUp => self.observer.caught_up(now),
                 Instruction::Policy(policy) => self.observer.configure(now, &policy),
                 Instruction::Repeat => self.observer.repropose(now),
@@ -217,6 +219,9 @@ impl Thread {
             lease_held_ms: u64::from(beat.lease_held_ms),
             vm_digest: beat.vm_digest,
             echo: (beat.echo > 0).then_some(Instant(beat.echo)),
+            electorate: beat.electorate,
+            watchdog: Millis(u64::from(beat.watchdog_ms)),
+            answer_freshness: Millis(u64::from(beat.answer_freshness_ms)),
         };
         let Some(ack) = self.observer.heartbeat(now, slot, &heard) else {
             return self.counters.drop_one(Counters::UNORDERED);

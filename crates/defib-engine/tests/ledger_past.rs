@@ -1,0 +1,357 @@
+//! Words of the past: whatever arrives late, was said in another boot or epoch, or concerns what was dropped and came
+//! back, it must neither prove a death nor start a VM twice.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use defib_engine::ledger::{Ledger, Place, Standing, invariants};
+use defib_model::{
+    BootId, ClusterTime, Command, Entry, Epoch, Host, HostId, Incarnation, Inventory, LogIndex, Millis,
+    Opinion, Policy, ReplicaId, Resources, UnixMillis, Vm, VmId,
+    command::{
+        AgentReport, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading, StartResult,
+        VmReport,
+    },
+    event::Phase,
+    inventory::{
+        Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
+    },
+};
+
+const A: BootId = BootId(0xa);
+const B: BootId = BootId(0xb);
+
+fn host(name: &str) -> HostId {
+    HostId::new(name).unwrap()
+}
+
+fn vm(name: &str) -> VmId {
+    VmId::new(name).unwrap()
+}
+
+fn operator() -> Operator {
+    Operator { name: "alice".into(), reason: String::new() }
+}
+
+fn declared_host(name: &str) -> Host {
+    let target = RedfishTarget {
+        address: format!("https://{name}.bmc"),
+        uuid: Some(format!("uuid-{name}")),
+        serial: None,
+        system: None,
+        pin: None,
+        credentials: "env:BMC".into(),
+    };
+    Host {
+        id: host(name),
+        domain: FaultDomain(vec!["rack-a".into()]),
+        capacity: Resources::new(8000, 32 * 1024),
+        labels: Default::default(),
+        fencing: vec![FencingLevel(vec![FenceMethod::Redfish(target)])],
+        self_fence: SelfFence::Trusted,
+        spare: false,
+        neighbour_address: None,
+    }
+}
+
+fn declared_vm(name: &str) -> Vm {
+    Vm {
+        id: vm(name),
+        priority: Priority::Medium,
+        resources: Resources::new(1000, 1024),
+        requires: Default::default(),
+        depends_on: Default::default(),
+        readiness: Readiness::PoweredOn,
+        readiness_timeout: None,
+        datastore: None,
+        first_host: None,
+        definition: Definition::default(),
+    }
+}
+
+fn inventory(hosts: &[&str], vms: &[&str]) -> Inventory {
+    Inventory {
+        levels: vec!["rack".into()],
+        hosts: hosts.iter().map(|name| (host(name), declared_host(name))).collect(),
+        vms: vms.iter().map(|name| (vm(name), declared_vm(name))).collect(),
+        ..Inventory::default()
+    }
+}
+
+/// A ledger that one leader writes to.
+struct Log {
+    ledger: Ledger,
+    index: u64,
+    at: u64,
+}
+
+impl Log {
+    fn new() -> Self {
+        let mut log = Self { ledger: Ledger::new([1, 2, 3].map(ReplicaId).into()), index: 0, at: 1000 };
+        log.apply(Command::LeaderStarted { term: 1 });
+        for replica in 1..=3 {
+            log.apply(Command::ObserverStarted { observer: ReplicaId(replica), session: 1 });
+        }
+        log.inventory(&["h1", "h2", "h3"], &["v"]);
+        for name in ["h1", "h2", "h3"] {
+            log.readmit(name, A, &[]);
+        }
+        log
+    }
+
+    fn apply(&mut self, command: Command) {
+        self.index += 1;
+        self.at += 1;
+        let entry = Entry { at: ClusterTime(self.at), wall: UnixMillis(0), proposer: ReplicaId(1), command };
+        self.ledger.apply(LogIndex(self.index), &entry);
+        assert_eq!(self.ledger.disarmed(), None);
+        invariants::check(&self.ledger).unwrap();
+    }
+
+    fn inventory(&mut self, hosts: &[&str], vms: &[&str]) {
+        let replaces = self.ledger.inventory_version();
+        self.apply(Command::SetInventory {
+            inventory: inventory(hosts, vms),
+            replaces,
+            operator: operator(),
+        });
+        assert_eq!(self.ledger.inventory_version(), replaces + 1, "{:?}", self.last_event());
+    }
+
+    fn readmit(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
+        let epoch = self.epoch(name);
+        self.apply(Command::Readmit { host: host(name), epoch, boot, vms: vms.to_vec() });
+    }
+
+    fn report(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
+        let (host, epoch, vms) = (host(name), self.epoch(name), vms.to_vec());
+        self.apply(Command::AgentReported(AgentReport { host, boot, epoch, watchdog_armed: false, vms }));
+    }
+
+    fn opinions(&mut self, name: &str, opinion: Opinion) {
+        for observer in 1..=3 {
+            let change =
+                OpinionChange { host: host(name), epoch: self.epoch(name), opinion, silent_ms: 1000 };
+            let observer = ReplicaId(observer);
+            self.apply(Command::Opinions { observer, session: 1, changes: vec![change] });
+        }
+    }
+
+    fn found_off(&mut self, name: &str) {
+        let reading = PowerOffReading { level: 0, method: 0, identity: format!("uuid-{name}"), reads: 2 };
+        let epoch = self.epoch(name);
+        self.apply(Command::PowerFoundOff { host: host(name), epoch, readings: vec![reading] });
+        assert_eq!(self.standing(name), Standing::Dead, "{:?}", self.last_event());
+    }
+
+    /// `v` runs on a host.
+    fn run(&mut self, name: &str) -> VmReport {
+        let incarnation = self.ledger.vms()[&vm("v")].incarnation.next();
+        let placement = Placement {
+            vm: vm("v"),
+            host: host(name),
+            host_epoch: self.epoch(name),
+            incarnation,
+            broken: Vec::new(),
+        };
+        self.apply(Command::Place { placements: vec![placement], unplaced: Vec::new() });
+        let report =
+            VmReport { vm: vm("v"), incarnation, running: true, readiness: Some(Readiness::PoweredOn) };
+        self.report(name, A, std::slice::from_ref(&report));
+        assert_eq!(self.place(), Place::Running { host: host(name) }, "{:?}", self.last_event());
+        report
+    }
+
+    fn epoch(&self, name: &str) -> Epoch {
+        self.ledger.hosts()[&host(name)].epoch
+    }
+
+    fn standing(&self, name: &str) -> Standing {
+        self.ledger.hosts()[&host(name)].standing
+    }
+
+    fn place(&self) -> Place {
+        self.ledger.vms()[&vm("v")].place.clone()
+    }
+
+    fn last_event(&self) -> String {
+        let head = self.ledger.events().head();
+        self.ledger.events().since(head).next().unwrap().kind.to_string()
+    }
+}
+
+#[test]
+fn a_late_report_of_a_former_boot_is_no_proof_that_the_present_one_is_dead() {
+    let mut log = Log::new();
+    log.opinions("h1", Opinion::Asks);
+    log.found_off("h1");
+    log.readmit("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active);
+    // A replica that was cut off for a while takes the lead, with a session of the former boot still open.
+    log.report("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active, "{}", log.last_event());
+    assert!(log.last_event().contains("is over"), "{}", log.last_event());
+}
+
+#[test]
+fn a_condemned_host_is_not_let_in_by_a_late_report_of_its_former_boot() {
+    let mut log = Log::new();
+    log.report("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead, "a new boot id proves the former boot dead");
+    log.readmit("h1", B, &[]);
+    log.opinions("h1", Opinion::Dead);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+}
+
+#[test]
+fn a_boot_that_was_read_off_never_comes_back() {
+    let mut log = Log::new();
+    log.opinions("h1", Opinion::Asks);
+    log.found_off("h1");
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead);
+    log.readmit("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
+fn nobody_is_let_in_while_its_power_is_being_cut() {
+    let mut log = Log::new();
+    log.opinions("h1", Opinion::Dead);
+    let recovery = log.ledger.hosts()[&host("h1")].recovery.unwrap();
+    log.apply(Command::FenceIntended { recovery, attempt: 1, level: 0 });
+    assert_eq!(log.ledger.recoveries()[&recovery].phase, Phase::Fencing);
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+    // The fence failed, and the host is there: now it may.
+    let result = FenceResult::Unknown { detail: "no answer".into() };
+    log.apply(Command::FenceEnded { recovery, attempt: 1, result });
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active, "{}", log.last_event());
+}
+
+#[test]
+fn a_goodbye_of_another_boot_or_epoch_proves_nothing() {
+    let mut log = Log::new();
+    let goodbye =
+        |epoch, boot| Command::GoodbyeSaid { host: host("h1"), boot, epoch, goodbye: Goodbye::Shutdown };
+    let epoch = log.epoch("h1");
+    log.apply(goodbye(epoch, B));
+    assert_eq!(log.standing("h1"), Standing::Active);
+    log.apply(goodbye(epoch, A));
+    assert_eq!(log.standing("h1"), Standing::Dead, "said in time, it counts");
+    // The agent came back in the same boot; another replica brings the same goodbye only now.
+    log.readmit("h1", A, &[]);
+    log.apply(goodbye(epoch, A));
+    assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
+fn a_vm_that_left_the_inventory_and_came_back_is_not_started_beside_itself() {
+    let mut log = Log::new();
+    let running = log.run("h1");
+    log.inventory(&["h1", "h2", "h3"], &[]);
+    assert!(log.ledger.may_run(&host("h1"), &running), "it is not protected any more, nor is it stopped");
+    assert!(
+        log.ledger
+            .judge(&Command::SetInventory {
+                inventory: inventory(&["h2", "h3"], &[]),
+                replaces: log.ledger.inventory_version(),
+                operator: operator(),
+            })
+            .is_err_and(|why| why.contains("v among them"))
+    );
+    log.inventory(&["h1", "h2", "h3"], &["v"]);
+    assert_eq!(log.place(), Place::Running { host: host("h1") });
+    assert!(!log.ledger.index().waiting.contains(&vm("v")));
+}
+
+#[test]
+fn incarnations_go_on_where_a_vm_was_away_for_a_while() {
+    let mut log = Log::new();
+    let running = log.run("h1");
+    log.inventory(&["h1", "h2", "h3"], &[]);
+    log.report("h1", A, &[VmReport { running: false, ..running.clone() }]);
+    assert!(!log.ledger.index().waiting.contains(&vm("v")), "not protected, so not restarted");
+    log.inventory(&["h1", "h2", "h3"], &["v"]);
+    assert!(log.ledger.index().waiting.contains(&vm("v")));
+    assert_eq!(log.ledger.vms()[&vm("v")].incarnation, running.incarnation);
+    log.run("h2");
+    assert_eq!(log.ledger.vms()[&vm("v")].incarnation, running.incarnation.next());
+}
+
+#[test]
+fn a_vm_that_left_the_inventory_is_not_restarted_when_its_host_dies() {
+    let mut log = Log::new();
+    log.run("h1");
+    log.inventory(&["h1", "h2", "h3"], &[]);
+    log.opinions("h1", Opinion::Asks);
+    log.found_off("h1");
+    assert!(log.ledger.index().waiting.is_empty());
+    assert_eq!(log.ledger.open_recoveries().count(), 0, "nothing is left to do");
+    log.inventory(&["h1", "h2", "h3"], &["v"]);
+    assert!(log.ledger.index().waiting.contains(&vm("v")), "and now it is protected again");
+}
+
+#[test]
+fn a_host_that_was_away_keeps_its_epoch() {
+    let mut log = Log::new();
+    let epoch = log.epoch("h3");
+    log.inventory(&["h1", "h2"], &["v"]);
+    log.inventory(&["h1", "h2", "h3"], &["v"]);
+    assert_eq!(log.standing("h3"), Standing::NeverSeen);
+    log.readmit("h3", A, &[]);
+    assert!(log.epoch("h3") > epoch, "its agent refuses older epochs for ever");
+}
+
+#[test]
+fn a_shorter_lease_counts_only_when_the_longer_ones_have_run_out() {
+    let mut log = Log::new();
+    assert_eq!(log.ledger.expiry_may_prove(&host("h1")), Ok(()));
+    let mut policy = Policy::default();
+    policy.lease.lease = Millis(policy.lease.lease.0 / 2);
+    log.apply(Command::SetPolicy { policy: policy.clone(), replaces: 0, operator: operator() });
+    assert!(log.ledger.expiry_may_prove(&host("h1")).is_err_and(|why| why.contains("lease policy")));
+    log.at += 2 * Policy::default().lease.expiry_wait().0;
+    log.apply(Command::Tick);
+    assert_eq!(log.ledger.expiry_may_prove(&host("h1")), Ok(()));
+    // What does not touch leases waits for nothing.
+    policy.detection.act_after = Millis(policy.detection.act_after.0 + 100);
+    log.apply(Command::SetPolicy { policy, replaces: 1, operator: operator() });
+    assert_eq!(log.ledger.expiry_may_prove(&host("h1")), Ok(()));
+}
+
+#[test]
+fn a_change_of_replicas_makes_a_new_electorate_that_agents_take() {
+    let mut log = Log::new();
+    let before = log.ledger.electorates().last().unwrap().clone();
+    log.apply(Command::ReplicasChanged { voters: [4, 2, 3].map(ReplicaId).into() });
+    let after = log.ledger.electorates().last().unwrap();
+    assert!(after.version > before.version, "a guard takes a newer version only");
+    assert_eq!(after.replicas, [4, 2, 3].map(ReplicaId).into());
+    assert_eq!(after.hosts, before.hosts);
+    let version = after.version;
+    // VMs alone change nothing about who counts.
+    log.inventory(&["h1", "h2", "h3"], &["v", "w"]);
+    assert_eq!(log.ledger.electorates().last().unwrap().version, version);
+    log.inventory(&["h1", "h2"], &["v", "w"]);
+    assert!(log.ledger.electorates().last().unwrap().version > version);
+}
+
+#[test]
+fn an_answer_about_a_former_incarnation_changes_nothing() {
+    let mut log = Log::new();
+    log.run("h1");
+    let effect =
+        defib_model::EffectId { cause: LogIndex(1), subject: defib_model::Subject::Vm(vm("v")), attempt: 1 };
+    let result = StartResult::NotRunning { detail: "late".into() };
+    log.apply(Command::StartEnded {
+        effect,
+        vm: vm("v"),
+        incarnation: Incarnation(0),
+        host: host("h1"),
+        result,
+    });
+    assert_eq!(log.place(), Place::Running { host: host("h1") });
+}
