@@ -12,9 +12,10 @@
 //! t ≥ T₀ and a majority of claims that cover [t − (watchdog + freshness), t], so it comes one round trip
 //! after T₀, and delayed datagrams can only delay it.
 //!
-//! What X goes by may be older than what this observer knows, since X may have heard of nothing since its last heartbeat. So
-//! the times are the longer of what X said and what the policy says, and the majority must be one of every
-//! electorate that X may know: the one that it named, and all later ones. If that one is forgotten, nothing is proven.
+//! What X goes by may be older than what this observer knows, since X may have heard of nothing since its last
+//! heartbeat. So the times are the longer of what X said and what the policy says, and the majority must be one
+//! of every electorate that X may know: the one that it named, and all later ones. If that one is forgotten,
+//! nothing is proven.
 
 use alloc::vec::Vec;
 

@@ -1,15 +1,11 @@
-//! The safety of leases (design 4.1), with everything in it that can hurt: three observers and some guards, each by its own
-//! drifting clock, over links that delay, lose and cut, with frozen processes on both sides. Whatever happens: from the moment at
-//! which a majority of observers has voted that a host's lease ran out, no VM runs there.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! Three observers and some guards, each by its own drifting clock, over links that delay, lose and cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     guard::{
-        Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Outcome,
-        Refusal, Timing, Verb, VmObserved,
+        Answer, Config, Durable, Effect, Electorate, Guard, Input, LeaseState, Neighbour, Order, Timing,
+        Verb, VmObserved,
     },
     ledger,
     observer::{Ack, Beat, HostView, Observer, Proposal, Slot},
@@ -20,11 +16,11 @@ use defib_model::{
 };
 use proptest::prelude::*;
 
-const TICK: u64 = 5;
-const REPLICAS: usize = 3;
+pub(crate) const TICK: u64 = 5;
+pub(crate) const REPLICAS: usize = 3;
 const DRIFT_PPM: u32 = 20_000;
 
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     let mut policy = Policy::default();
     policy.detection.heartbeat_interval = Millis(50);
     policy.detection.ask_after_beats = 3;
@@ -39,7 +35,7 @@ fn policy() -> Policy {
 }
 
 /// SplitMix64.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     fn next(&mut self) -> u64 {
@@ -60,9 +56,9 @@ impl Dice {
 }
 
 /// A monotonic clock that starts anywhere and runs up to half of the drift too fast or too slow.
-struct Clock {
-    offset: u64,
-    ppm: i64,
+pub(crate) struct Clock {
+    pub(crate) offset: u64,
+    pub(crate) ppm: i64,
 }
 
 impl Clock {
@@ -74,13 +70,13 @@ impl Clock {
         }
     }
 
-    fn at(&self, real_ms: u64) -> Instant {
+    pub(crate) fn at(&self, real_ms: u64) -> Instant {
         let nanos = real_ms as i64 * 1_000_000;
         Instant(self.offset + (nanos + nanos / 1_000_000 * self.ppm) as u64)
     }
 }
 
-enum Message {
+pub(crate) enum Message {
     Beat { host: usize, replica: usize, sent_at: Instant, beat: Beat },
     Ack { host: usize, replica: usize, sent_at: Instant, ack: Ack },
     Question { from: usize, to: usize, asked_at: Instant },
@@ -89,77 +85,77 @@ enum Message {
     Order { host: usize, order: Order },
 }
 
-struct Host {
-    id: HostId,
-    guard: Guard,
-    clock: Clock,
-    frozen_until: u64,
-    sequence: u64,
-    petted: u64,
-    running: bool,
+pub(crate) struct Host {
+    pub(crate) id: HostId,
+    pub(crate) guard: Guard,
+    pub(crate) clock: Clock,
+    pub(crate) frozen_until: u64,
+    pub(crate) sequence: u64,
+    pub(crate) petted: u64,
+    pub(crate) running: bool,
     /// Of its VM: the newest that was ordered.
-    incarnation: Incarnation,
+    pub(crate) incarnation: Incarnation,
     /// When its leader orders a start again.
-    order_at: u64,
+    pub(crate) order_at: u64,
     /// A stop that is under way ends here.
-    stop_ends: Option<u64>,
+    pub(crate) stop_ends: Option<u64>,
     /// The hardware has reset it; it is up again then.
-    reset: Option<u64>,
-    boot: BootId,
-    durable: Option<Durable>,
-    epoch: Epoch,
-    condemned: bool,
-    votes: BTreeSet<usize>,
-    proven: bool,
+    pub(crate) reset: Option<u64>,
+    pub(crate) boot: BootId,
+    pub(crate) durable: Option<Durable>,
+    pub(crate) epoch: Epoch,
+    pub(crate) condemned: bool,
+    pub(crate) votes: BTreeSet<usize>,
+    pub(crate) proven: bool,
 }
 
-struct Replica {
-    observer: Observer,
-    clock: Clock,
-    frozen_until: u64,
-    slots: Vec<Slot>,
+pub(crate) struct Replica {
+    pub(crate) observer: Observer,
+    pub(crate) clock: Clock,
+    pub(crate) frozen_until: u64,
+    pub(crate) slots: Vec<Slot>,
 }
 
 /// What a world may do to those who live in it; each one in so many.
 #[derive(Debug, Clone)]
-struct Weather {
-    seed: u64,
-    hosts: usize,
-    loss: u64,
-    delay_max: u64,
-    cuts: u64,
-    freezes: u64,
-    condemnations: u64,
+pub(crate) struct Weather {
+    pub(crate) seed: u64,
+    pub(crate) hosts: usize,
+    pub(crate) loss: u64,
+    pub(crate) delay_max: u64,
+    pub(crate) cuts: u64,
+    pub(crate) freezes: u64,
+    pub(crate) condemnations: u64,
     /// Whether stopped VMs are ordered anew and proven hosts are readmitted.
-    restarts: bool,
+    pub(crate) restarts: bool,
 }
 
-struct World {
-    now: u64,
-    dice: Dice,
-    weather: Weather,
-    hosts: Vec<Host>,
-    replicas: Vec<Replica>,
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) dice: Dice,
+    pub(crate) weather: Weather,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) replicas: Vec<Replica>,
     /// Cut links between two parties (hosts, then replicas), and until when.
-    cuts: BTreeMap<(usize, usize), u64>,
-    messages: BTreeMap<(u64, u64), Message>,
-    sent: u64,
-    opinions: BTreeMap<(usize, usize), Opinion>,
-    stops: usize,
-    starts: usize,
-    proofs: usize,
+    pub(crate) cuts: BTreeMap<(usize, usize), u64>,
+    pub(crate) messages: BTreeMap<(u64, u64), Message>,
+    pub(crate) sent: u64,
+    pub(crate) opinions: BTreeMap<(usize, usize), Opinion>,
+    pub(crate) stops: usize,
+    pub(crate) starts: usize,
+    pub(crate) proofs: usize,
 }
 
-fn begin(id: &HostId, durable: Option<Durable>, boot: BootId, now: Instant) -> Guard {
+pub(crate) fn begin(id: &HostId, durable: Option<Durable>, boot: BootId, now: Instant) -> Guard {
     let config = Config { host: id.clone(), timing: Timing::from(&policy().lease) };
     Guard::new(config, durable, None, boot, now)
 }
 
-fn vm(host: usize) -> VmId {
+pub(crate) fn vm(host: usize) -> VmId {
     VmId::new(&format!("vm{host}")).unwrap()
 }
 
-fn view(host: &Host) -> HostView {
+pub(crate) fn view(host: &Host) -> HostView {
     HostView {
         epoch: host.epoch,
         watched: true,
@@ -172,7 +168,7 @@ fn view(host: &Host) -> HostView {
 }
 
 impl World {
-    fn new(weather: Weather) -> Self {
+    pub(crate) fn new(weather: Weather) -> Self {
         let mut dice = Dice(weather.seed);
         let policy = policy();
         let ids: Vec<HostId> = (0..weather.hosts).map(|at| HostId::new(&format!("h{at}")).unwrap()).collect();
@@ -249,15 +245,15 @@ impl World {
         }
     }
 
-    fn is_cut(&self, one: usize, other: usize) -> bool {
+    pub(crate) fn is_cut(&self, one: usize, other: usize) -> bool {
         self.cuts.get(&(one.min(other), one.max(other))).is_some_and(|until| self.now < *until)
     }
 
-    fn cut(&mut self, one: usize, other: usize, until: u64) {
+    pub(crate) fn cut(&mut self, one: usize, other: usize, until: u64) {
         self.cuts.insert((one.min(other), one.max(other)), until);
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    pub(crate) fn send(&mut self, from: usize, to: usize, message: Message) {
         if self.is_cut(from, to) || self.dice.one_in(self.weather.loss) {
             return;
         }
@@ -267,12 +263,12 @@ impl World {
         self.post(at, message);
     }
 
-    fn post(&mut self, at: u64, message: Message) {
+    pub(crate) fn post(&mut self, at: u64, message: Message) {
         self.sent += 1;
         self.messages.insert((at, self.sent), message);
     }
 
-    fn step(&mut self, at: usize, input: Input) {
+    pub(crate) fn step(&mut self, at: usize, input: Input) {
         let host = &mut self.hosts[at];
         let effects = host.guard.step(host.clock.at(self.now), input);
         for effect in effects {
@@ -304,7 +300,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, message: Message) {
+    pub(crate) fn deliver(&mut self, message: Message) {
         let hosts = self.hosts.len();
         let to_frozen = match &message {
             Message::Beat { replica, .. } | Message::View { replica, .. } => {
@@ -352,7 +348,7 @@ impl World {
     }
 
     /// The log reaches every replica in its own time, but in order.
-    fn tell_view(&mut self, host: usize) {
+    pub(crate) fn tell_view(&mut self, host: usize) {
         let view = view(&self.hosts[host]);
         for replica in 0..REPLICAS {
             let waiting = self.messages.iter().rev().find_map(|((at, _), message)| match message {
@@ -366,7 +362,7 @@ impl World {
         }
     }
 
-    fn judge(&mut self, host: usize, condemned: bool) {
+    pub(crate) fn judge(&mut self, host: usize, condemned: bool) {
         let one = &mut self.hosts[host];
         one.condemned = condemned;
         one.epoch = one.epoch.next();
@@ -375,7 +371,7 @@ impl World {
     }
 
     /// Bad weather.
-    fn blow(&mut self) {
+    pub(crate) fn blow(&mut self) {
         let (hosts, parties) = (self.hosts.len(), self.hosts.len() + REPLICAS);
         if self.dice.one_in(self.weather.cuts) {
             let until = self.now + 200 + self.dice.below(6000);
@@ -424,7 +420,7 @@ impl World {
         }
     }
 
-    fn tick(&mut self) -> Result<(), TestCaseError> {
+    pub(crate) fn tick(&mut self) -> Result<(), TestCaseError> {
         self.now += TICK;
         let hosts = self.hosts.len();
         let watchdog = policy().lease.watchdog.0;
@@ -504,7 +500,7 @@ impl World {
     }
 
     /// What a leader does: readmits who is clean, and orders what does not run. An order may take long.
-    fn order(&mut self, at: usize) {
+    pub(crate) fn order(&mut self, at: usize) {
         let host = &self.hosts[at];
         if !self.weather.restarts || self.now < host.order_at {
             return;
@@ -534,7 +530,7 @@ impl World {
         }
     }
 
-    fn propose(&mut self, replica: usize, proposal: Proposal) {
+    pub(crate) fn propose(&mut self, replica: usize, proposal: Proposal) {
         match proposal {
             Proposal::Opinions(changes) => {
                 for change in changes {
@@ -563,7 +559,7 @@ impl World {
         }
     }
 
-    fn run(&mut self, millis: u64, fair: bool) -> Result<(), TestCaseError> {
+    pub(crate) fn run(&mut self, millis: u64, fair: bool) -> Result<(), TestCaseError> {
         let end = self.now + millis;
         while self.now < end {
             if !fair {
@@ -574,158 +570,11 @@ impl World {
         Ok(())
     }
 
-    fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.hosts.iter().filter(|host| host.running).count()
     }
 
-    fn lease(&self, at: usize) -> LeaseState {
+    pub(crate) fn lease(&self, at: usize) -> LeaseState {
         self.hosts[at].guard.lease(self.hosts[at].clock.at(self.now))
     }
-}
-
-fn calm(hosts: usize) -> Weather {
-    let never = u64::MAX;
-    Weather {
-        seed: 7,
-        hosts,
-        loss: never,
-        delay_max: 10,
-        cuts: never,
-        freezes: never,
-        condemnations: never,
-        restarts: false,
-    }
-}
-
-fn weather() -> impl Strategy<Value = Weather> {
-    // One in so many ticks, as a power of two: from a breeze to a storm.
-    let often = |from: u32, to: u32| (from..=to).prop_map(|power| 1_u64 << power);
-    let delay_max = prop_oneof![Just(10), 10_u64..400, 400_u64..4000];
-    (any::<u64>(), 1_usize..=6, often(2, 10), delay_max, often(6, 11), often(6, 13), often(6, 12)).prop_map(
-        |(seed, hosts, loss, delay_max, cuts, freezes, condemnations)| Weather {
-            seed,
-            hosts,
-            loss,
-            delay_max,
-            cuts,
-            freezes,
-            condemnations,
-            restarts: true,
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(160),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn where_a_majority_voted_expiry_no_vm_runs(weather in weather()) {
-        let mut world = World::new(weather);
-        world.run(3000, true)?;
-        world.run(20_000, false)?;
-        // Whatever was cut stays cut for a while: votes that are wrong come now.
-        world.run(5000, true)?;
-        if std::env::var_os("DEFIB_SHOW").is_some() {
-            eprintln!(
-                "{} proofs, {} of {} running, {} stops, {} starts",
-                world.proofs,
-                world.running(),
-                world.hosts.len(),
-                world.stops,
-                world.starts
-            );
-        }
-    }
-}
-
-#[test]
-fn an_isolated_host_stops_its_vms_and_is_proven_dead_soon_after_lease_and_watchdog() {
-    let mut world = World::new(calm(4));
-    world.run(3000, true).unwrap();
-    for other in 1..4 + REPLICAS {
-        world.cut(0, other, u64::MAX);
-    }
-    let cut_at = world.now;
-    while world.hosts[0].running {
-        world.run(TICK, true).unwrap();
-    }
-    let stopped_after = world.now - cut_at;
-    assert!((1000..2000).contains(&stopped_after), "{stopped_after} ms");
-    while world.proofs == 0 {
-        world.run(TICK, true).unwrap();
-        assert!(world.now - cut_at < 4000, "not proven");
-    }
-    let proven_after = world.now - cut_at;
-    assert!((1950..2600).contains(&proven_after), "{proven_after} ms");
-    assert_eq!(world.running(), 3);
-}
-
-#[test]
-fn a_switch_that_cuts_all_hosts_from_all_replicas_stops_no_vm_and_proves_no_death() {
-    let mut world = World::new(calm(5));
-    world.run(3000, true).unwrap();
-    for host in 0..5 {
-        for replica in 5..5 + REPLICAS {
-            world.cut(host, replica, 60_000);
-        }
-    }
-    world.run(57_000, true).unwrap();
-    assert!(matches!(world.lease(0), LeaseState::Exempt { .. }));
-    // They come back, and all is well.
-    world.run(5000, true).unwrap();
-    assert_eq!((world.running(), world.stops, world.proofs), (5, 0, 0));
-    assert!(matches!(world.lease(0), LeaseState::Held { .. }));
-}
-
-#[test]
-fn a_host_that_stays_cut_off_when_the_controllers_come_back_stops_before_its_death_is_proven() {
-    let mut world = World::new(calm(3));
-    world.run(3000, true).unwrap();
-    for host in 0..3 {
-        for replica in 3..3 + REPLICAS {
-            world.cut(host, replica, if host == 0 { u64::MAX } else { 10_000 });
-        }
-    }
-    world.run(7000, true).unwrap();
-    assert_eq!((world.running(), world.proofs), (3, 0), "nobody has a lease, so everybody runs on");
-    // From 10 s on two of three hosts hold leases; the third hears that from them and must go.
-    while world.proofs == 0 {
-        world.run(TICK, true).unwrap();
-        assert!(world.now < 15_000, "not proven");
-    }
-    assert!(world.now >= 11_400, "proven at {} ms", world.now);
-    assert_eq!(world.running(), 2);
-}
-
-#[test]
-fn an_order_to_start_is_obeyed_under_the_lease_only() {
-    let mut world = World::new(calm(3));
-    let order = |attempt| {
-        Input::Order(Order {
-            epoch: Epoch(1),
-            term: 1,
-            effect: EffectId { cause: LogIndex(9), subject: Subject::Vm(vm(9)), attempt },
-            verb: Verb::Start {
-                vm: vm(9),
-                incarnation: Incarnation(u64::from(attempt)),
-                definition: Definition::default(),
-            },
-        })
-    };
-    let starts = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::StartVm { .. }));
-    let now = world.hosts[0].clock.at(world.now);
-    let effects = world.hosts[0].guard.step(now, order(1));
-    assert!(!starts(&effects), "{effects:?}");
-    let refused = |effect: &Effect| {
-        matches!(effect, Effect::Report { outcome: Outcome::Refused(Refusal::NoLease), .. })
-    };
-    assert!(effects.iter().any(refused), "{effects:?}");
-    world.run(1000, true).unwrap();
-    let now = world.hosts[0].clock.at(world.now);
-    let effects = world.hosts[0].guard.step(now, order(1));
-    assert!(starts(&effects), "a refusal promises nothing: {effects:?}");
 }
