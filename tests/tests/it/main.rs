@@ -6,11 +6,11 @@
 // mod bad_certificates;
 mod bad_input;
 mod bmc;
-// mod cli;
+mod cli;
 // mod demo;
 // mod kills;
 // mod membership;
 // mod restarts;
 mod rig;
-// mod stuck;
-// mod walk_through;
+mod stuck;
+mod walk_through;
