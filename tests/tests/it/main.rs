@@ -3,13 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
-// mod bad_certificates;
+mod bad_certificates;
 mod bad_input;
 mod bmc;
 mod cli;
 // mod demo;
 // mod kills;
-// mod membership;
+mod membership;
 // mod restarts;
 mod rig;
 mod stuck;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use defib_lab::cluster::{Process, Program, wait_until};
+use defib_lab::redfish::{MARKER, sweep};
 use tempfile::TempDir;
 
 use crate::rig::{AMPLE, Ran, ended, program, turn};
@@ -42,6 +43,7 @@ fn blocks(page: &str) -> Vec<(String, String)> {
 /// The walk's own directory, shell variables and background programs.
 struct Walk {
     running: Vec<Process>,
+    marker: String,
     work: TempDir,
     bin: PathBuf,
     /// `export` lines of earlier blocks: each block is a shell of its own.
@@ -53,7 +55,8 @@ impl Walk {
         let work = tempfile::tempdir().unwrap();
         symlink(root().join("deploy"), work.path().join("deploy")).unwrap();
         let bin = program("defib").parent().unwrap().to_owned();
-        Self { running: Vec::new(), work, bin, exports: String::new() }
+        let marker = format!("walk-{}", std::process::id());
+        Self { running: Vec::new(), marker, work, bin, exports: String::new() }
     }
 
     /// Runs a block; what it puts into the background, this walk keeps.
@@ -73,7 +76,13 @@ impl Walk {
         for command in background {
             let words: Vec<&str> = command.split_whitespace().collect();
             let output = self.work.path().join(format!("{}.log", self.running.len()));
-            let script = format!("cd {} && {} exec {command}", self.work.path().display(), self.path());
+            // By the mark everything is found again that an agent of this walk started.
+            let script = format!(
+                "cd {} && {MARKER}={} {} exec {command}",
+                self.work.path().display(),
+                self.marker,
+                self.path()
+            );
             let start = Program {
                 path: "/bin/sh".into(),
                 arguments: vec!["-c".into(), script.into()],
@@ -93,7 +102,11 @@ impl Walk {
     async fn shell(&self, script: &str) -> Ran {
         let mut command = Command::new("/bin/sh");
         let script = format!("set -eu\nexport {}\n{}{script}", self.path(), self.exports);
-        command.args(["-c", &script]).current_dir(self.work.path()).env_remove("DEFIB_CONFIG").env_remove("DEFIB");
+        command
+            .args(["-c", &script])
+            .current_dir(self.work.path())
+            .env_remove("DEFIB_CONFIG")
+            .env_remove("DEFIB");
         ended(command).await
     }
 
@@ -112,8 +125,17 @@ impl Walk {
     }
 }
 
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.running.clear();
+        sweep(&self.marker);
+    }
+}
+
 fn assert_ports_are_free() {
-    for (host, ports) in [(1, 7440..=7444), (2, 7440..=7444), (3, 7440..=7444), (11, 7445..=7445), (12, 7445..=7445)] {
+    for (host, ports) in
+        [(1, 7440..=7444), (2, 7440..=7444), (3, 7440..=7444), (11, 7445..=7445), (12, 7445..=7445)]
+    {
         for port in ports {
             let address = format!("127.0.0.{host}:{port}");
             if let Err(error) = TcpListener::bind(&address) {
@@ -166,7 +188,8 @@ async fn the_walk_through_works_as_it_is_written_with_three_replicas_and_two_age
             text.replace("h1", "h2").replace("127.0.0.11", "127.0.0.12")
         } else {
             let (_, host) = text.split_once("hosts:\n").unwrap();
-            let second = host.replace("h1", "h2").replace("\"r1\"", "\"r2\"").replace("127.0.0.11", "127.0.0.12");
+            let second =
+                host.replace("h1", "h2").replace("\"r1\"", "\"r2\"").replace("127.0.0.11", "127.0.0.12");
             let vm = "vms:\n  - id: vm-1\n    resources: { cpu: 1, memory: 64MiB }\n    first-host: h2\n    driver: process\n    arguments: [\"sleep\", \"1000000\"]\n";
             format!("{text}{second}{vm}")
         };
@@ -188,14 +211,21 @@ async fn the_walk_through_works_as_it_is_written_with_three_replicas_and_two_age
     walk.follow(&again).await;
     walk.follow("cp \"$DEFIB/h3.token\" kept.token\n").await;
     walk.follow("defib-agent join --token-file kept.token --out \"$DEFIB/h3/tls\"\n").await;
-    let said = walk.shell("defib-agent join --token-file kept.token --out \"$DEFIB/h3b/tls\"\n").await.failed(1);
+    let said =
+        walk.shell("defib-agent join --token-file kept.token --out \"$DEFIB/h3b/tls\"\n").await.failed(1);
     assert!(said.contains("used"), "{said}");
 
-    // The host shuts down in the documented way: its VM is stopped first, and nothing of ours stays behind.
+    // The host shuts down in the documented way: its VM is stopped first, and restarts on the other host.
     let bye = walk.shell("defib-agent --config agent-2.yaml goodbye --shutdown").await.done();
     assert!(bye.contains("all VMs are stopped"), "{bye}");
+    walk.wait_for("defib vm show vm-1", &["running", "h1"]).await;
     for mut process in std::mem::take(&mut walk.running) {
         process.stop(Duration::from_secs(20));
     }
+    assert_eq!(
+        sweep(&walk.marker),
+        1,
+        "stopping an agent leaves its VM running, and nothing else of ours runs"
+    );
     crate::rig::assert_no_panic(walk.work.path());
 }
