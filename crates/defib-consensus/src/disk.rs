@@ -26,10 +26,11 @@ pub struct DiskError {
 }
 
 impl DiskError {
-    /// Whether there was no space left.
+    /// Whether there was no space left: on the disk, in the quota, or within the limit of the process.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 /// What an operator does about a replica whose own copy can no longer be trusted.
 const REBUILD: &str = "stop here; this replica must be rebuilt from its peers: move its directory away, start it \
-     empty with a new replica id and `join = true`, and replace the old id by the new one in the replica set";
+     empty with a new replica id and `rebuild: true`, and replace the old id by the new one in the replica set";
 
 /// Why the consensus layer refuses to start or to go on.
 ///

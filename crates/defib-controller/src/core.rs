@@ -346,6 +346,13 @@ impl Loop {
     }
 
     fn membership_changed(&mut self, membership: Membership) {
+        // Whom the ledger begins with, the log says: what this replica's file says today may name others, and then its
+        // ledger would differ from that of all others.
+        if self.applied == 0 && !membership.voters.is_empty() {
+            let voters = membership.voters.iter().copied().map(ReplicaId).collect();
+            let effects = self.controller.restore(self.clock.now(), Ledger::new(voters));
+            self.perform(effects);
+        }
         self.membership = membership;
         self.check_voters();
     }

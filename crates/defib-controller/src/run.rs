@@ -1,7 +1,7 @@
 //! Starting a replica and keeping it together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -273,8 +273,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 
     let driver = start_log(&config, &cluster, &credentials, peers, messages.clone())?;
     let handle = driver.handle().clone();
-    let voters = config.replicas.iter().map(|replica| ReplicaId(replica.id)).collect();
-    let controller = Controller::new(me, session, Ledger::new(voters));
+    // Empty until the log says whom it was founded by, or restores a snapshot.
+    let controller = Controller::new(me, session, Ledger::new(BTreeSet::new()));
     let agents = Arc::new(Agents::new(me.0, config.cluster.clone(), udp, heartbeats.instructor()));
     let authority = match &config.bmc_authority {
         Some(path) => {

@@ -383,7 +383,8 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
     }
     let mut status = v1::Status {
         cluster: cluster.into(),
-        leader: ledger.leader().map_or(0, |leader| leader.0),
+        // Not the ledger's, who began last and may have ended: nothing is written without a leader.
+        leader: view.role.leader.unwrap_or(0),
         term: view.role.term,
         answered_by: me,
         replicas: Vec::new(),

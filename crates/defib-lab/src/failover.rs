@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use defib_model::event::ProofKind;
 use defib_model::{EventKind, Millis, Policy};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock::{millis_between, monotonic_ns};
@@ -202,11 +201,10 @@ impl Bed {
             let next = Instant::now() + hardship.every;
             let host = hosts.get(round % hosts.len().max(1)).context("there are no hosts")?;
             let replica = *replicas.get(round % replicas.len().max(1)).context("there are no replicas")?;
-            let agent = self.agent_pid(host).await?;
             // One after the other, so that neither hides what the other does.
-            kill(agent, Signal::SIGSTOP).with_context(|| format!("the agent of {host} can't be stopped"))?;
+            self.cluster.signal_agent(host, Signal::SIGSTOP).await?;
             sleep(hardship.stun).await;
-            kill(agent, Signal::SIGCONT).with_context(|| format!("the agent of {host} can't go on"))?;
+            self.cluster.signal_agent(host, Signal::SIGCONT).await?;
             sleep_until(next - hardship.every / 2).await;
             self.cluster.pause_replica(replica, true);
             sleep(hardship.stun).await;
@@ -234,16 +232,6 @@ impl Bed {
         let runs = |life: &&crate::oracle::Life| living.iter().any(|other| other.pid == life.pid);
         found.stopped = before.len() - before.iter().filter(runs).count();
         Ok(found)
-    }
-
-    async fn agent_pid(&self, host: &str) -> anyhow::Result<Pid> {
-        for pid in self.cluster.host(host)?.admin.pids().await? {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if name.trim() == "defib-agent" {
-                return Ok(Pid::from_raw(pid));
-            }
-        }
-        bail!("host {host} runs no agent")
     }
 }
 

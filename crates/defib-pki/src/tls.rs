@@ -12,7 +12,10 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    server::{ParsedCertificate, WebPkiClientVerifier},
+    server::{
+        ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
@@ -164,6 +167,7 @@ impl ServerTls {
             ClientCertificates::Optional => verifier.allow_unauthenticated(),
         };
         let verifier = verifier.build().map_err(|error| PkiError::crypto("trusting the authority", error))?;
+        let verifier = Arc::new(NamedClients { verifier, cluster: credentials.cluster.clone() });
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| PkiError::crypto("preparing TLS", error))?
@@ -214,6 +218,80 @@ impl ClientTls {
         config.alpn_protocols = protocols(alpn);
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
+    }
+}
+
+/// Says whose certificate was refused, and what to do: by the time that a handshake has failed, nobody knows any more.
+#[derive(Debug)]
+struct NamedClients {
+    verifier: Arc<dyn ClientCertVerifier>,
+    cluster: ClusterName,
+}
+
+impl NamedClients {
+    fn tell(&self, certificate: &CertificateDer<'_>, error: &TlsError) {
+        let (who, again) = match peer_identity_from_der(certificate, &self.cluster) {
+            Ok(host @ PeerIdentity::Host(_)) => (host.to_string(), "join again with a new token"),
+            Ok(other) => (other.to_string(), "issue a new one with: defib pki issue"),
+            Err(_) => ("a stranger".to_owned(), "is it this cluster's?"),
+        };
+        let what = match error {
+            TlsError::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => format!("has expired: {again}"),
+            TlsError::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            ) => "is not valid yet: look at the clocks of both machines".to_owned(),
+            other => format!("is not accepted: {other}"),
+        };
+        tracing::warn!("the certificate of {who} {what}; its connection is refused");
+    }
+}
+
+impl ClientCertVerifier for NamedClients {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        self.verifier
+            .verify_client_cert(end_entity, intermediates, now)
+            .inspect_err(|error| self.tell(end_entity, error))
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.verifier.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

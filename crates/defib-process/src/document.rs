@@ -29,8 +29,22 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, Docum
         let plain = error.without_snippet().to_string();
         // The place stands in front already.
         let message = plain.split(" at line ").next().unwrap_or_default().to_owned();
+        let field = at.and_then(|(line, column)| key_before(text, line, column));
+        let message = match field {
+            Some(field) if !message.contains(field) => format!("{field}: {message}"),
+            _ => message,
+        };
         DocumentError { file: file.into(), at, message }
     })
+}
+
+/// The last key on a line before a column: the field whose value begins there.
+fn key_before(text: &str, line: u64, column: u64) -> Option<&str> {
+    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let before = line.get(..usize::try_from(column).ok()?.checked_sub(1)?)?;
+    let (before, _) = before.rsplit_once(": ")?;
+    let key = before.rsplit(|letter: char| !(letter.is_alphanumeric() || letter == '-')).next()?;
+    (!key.is_empty()).then_some(key)
 }
 
 /// Where a field such as `listen.join` stands first, by its last name.
@@ -95,6 +109,16 @@ mod tests {
         assert_eq!(message("host: h1\n"), "");
         assert!(message("\nhots: h1\n").starts_with("a.yaml:2:1: unknown field `hots`"));
         assert_eq!(message("\nhost: h2\n"), "a.yaml:2:1: top.host: is not h1");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_its_field() {
+        assert!(message("host: [1]\n").starts_with("a.yaml:1:7: host: "), "{}", message("host: [1]\n"));
+        assert_eq!(key_before("a: { b-c: 1, d: 2 }", 1, 11), Some("b-c"));
+        assert_eq!(key_before("a: { b-c: 1, d: 2 }", 1, 17), Some("d"));
+        assert_eq!(key_before("- 7", 1, 3), None);
+        assert_eq!(key_before("ü: 1", 1, 2), None, "a column inside of a letter");
+        assert_eq!(key_before("a: 1", 9, 9), None);
     }
 
     #[test]

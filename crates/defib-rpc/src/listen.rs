@@ -28,9 +28,7 @@ const HANDSHAKES: usize = 256;
 
 /// An address that can't be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "can't listen on {address}: {source}; is another process using it, or is the address not this machine's?"
-)]
+#[error("can't listen on {address}; is another process using it, or is the address not this machine's?")]
 pub struct ListenError {
     /// Which address.
     pub address: SocketAddr,

@@ -85,7 +85,9 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         vms.running, vms.total, vms.starting, vms.down, vms.unprotected
     ));
     if status.paused {
-        line(&format!("PAUSED by {}: no automatic action; go on with: defib resume", status.paused_by));
+        let by =
+            if status.paused_by.is_empty() { String::new() } else { format!(" by {}", status.paused_by) };
+        line(&format!("PAUSED{by}: no automatic action; go on with: defib resume"));
     }
     if !status.disarmed_reason.is_empty() {
         line(&format!("DISARMED: {}", status.disarmed_reason));

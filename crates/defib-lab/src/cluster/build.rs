@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use defib_model::inventory::{FenceMethod, FencingLevel, RedfishTarget};
@@ -13,6 +13,8 @@ use defib_model::{HostId, Inventory, ReplicaId};
 use defib_pki::{ClusterAuthority, ClusterName, OperatorName, PeerIdentity, Role, default_validity};
 use tokio::time::{Instant, sleep};
 
+use super::evidence::BMC_REQUESTS;
+use super::faults::HELD;
 use super::files::ReplicaPorts;
 use super::{
     Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, Refused, binary,
@@ -23,9 +25,11 @@ use crate::oracle::Oracle;
 use crate::redfish::admin::AdminClient;
 use crate::relay::{Relay, Switch};
 
-/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty.
+/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty; then its agent runs, and is
+/// started again 100 ms after it ended, as its systemd unit says, unless it is held.
 const BOOT: &str = "rm -rf \"$1\" && mkdir \"$1\" && cat /proc/sys/kernel/random/uuid > \"$2\" && \
-    DEFIB_LAB_NAME=\"$3\" exec \"$4\" run --config \"$5\"";
+    export DEFIB_LAB_NAME=\"$3\" && while :; do while [ -e \"$6\" ]; do sleep 0.02; done; \
+    \"$4\" run --config \"$5\"; sleep 0.1; done";
 
 impl Cluster {
     /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and its inventory
@@ -129,9 +133,12 @@ impl Cluster {
                 "--power-on-at-start",
                 "--die-with-parent",
             ]);
-            for (option, file) in
-                [("--ready-file", "bmc.ready"), ("--user-file", "bmc.user"), ("--host-log", "host.log")]
-            {
+            for (option, file) in [
+                ("--ready-file", "bmc.ready"),
+                ("--user-file", "bmc.user"),
+                ("--host-log", "host.log"),
+                ("--log", BMC_REQUESTS),
+            ] {
                 arguments.extend([option.into(), directory.join(file).into_os_string()]);
             }
             arguments.extend(os(["--", "/bin/sh", "-c", BOOT, "host"]));
@@ -141,6 +148,7 @@ impl Cluster {
                 name.as_str().into(),
                 agent.as_os_str().to_owned(),
                 config.into_os_string(),
+                directory.join(HELD).into_os_string(),
             ]);
             let program = Program {
                 path: emulator.to_path_buf(),
@@ -198,19 +206,29 @@ impl Cluster {
 
     fn start_replicas(&mut self, defibd: &Path) -> anyhow::Result<()> {
         for own in self.ports.clone() {
-            let directory = self.replica_directory(own.id);
-            fs::create_dir_all(directory.join("data"))?;
-            let config = directory.join("replica.yaml");
-            fs::write(&config, files::replica(&own, &self.ports, &directory))?;
-            let program = Program {
-                path: defibd.to_path_buf(),
-                arguments: vec!["--config".into(), config.into_os_string()],
-                output: directory.join("log"),
-                watched_input: false,
-            };
-            let process = Some(Process::start(&program)?);
-            self.replicas.push(LabReplica { id: own.id, program, process });
+            self.start_replica(&own, defibd, false)?;
         }
+        Ok(())
+    }
+
+    pub(super) fn start_replica(
+        &mut self,
+        own: &ReplicaPorts,
+        defibd: &Path,
+        rebuild: bool,
+    ) -> anyhow::Result<()> {
+        let directory = self.replica_directory(own.id);
+        fs::create_dir_all(directory.join("data"))?;
+        let config = directory.join("replica.yaml");
+        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild))?;
+        let program = Program {
+            path: defibd.to_path_buf(),
+            arguments: vec!["--config".into(), config.into_os_string()],
+            output: directory.join("log"),
+            watched_input: false,
+        };
+        let process = Some(Process::start(&program)?);
+        self.replicas.push(LabReplica { id: own.id, program, process });
         Ok(())
     }
 
@@ -246,14 +264,10 @@ impl Cluster {
 
 #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
 fn issue(directory: &Path, inventory: &Inventory) -> anyhow::Result<()> {
-    let now = std::time::SystemTime::now();
+    let now = SystemTime::now();
     let authority: ClusterAuthority =
         defib_pki::init(&directory.join("pki"), &ClusterName::new(files::CLUSTER)?, now)?;
-    let give = |identity: PeerIdentity, to: &Path| -> anyhow::Result<()> {
-        let names = if identity.is_server() { vec!["127.0.0.1".to_owned()] } else { Vec::new() };
-        authority.issue(&identity, &names, default_validity(&identity), now)?.write_new(to)?;
-        Ok(())
-    };
+    let give = |identity: PeerIdentity, to: &Path| give(&authority, &identity, to, now);
     for id in 1..=REPLICAS {
         let to = directory.join(format!("replica-{id}")).join("tls");
         fs::create_dir_all(&to)?;
@@ -266,6 +280,26 @@ fn issue(directory: &Path, inventory: &Inventory) -> anyhow::Result<()> {
     }
     let operator = PeerIdentity::Operator { role: Role::Admin, name: OperatorName::new("demo")? };
     give(operator, &directory.join("operator"))
+}
+
+fn give(
+    authority: &ClusterAuthority,
+    identity: &PeerIdentity,
+    to: &Path,
+    now: SystemTime,
+) -> anyhow::Result<()> {
+    let names = if identity.is_server() { vec!["127.0.0.1".to_owned()] } else { Vec::new() };
+    authority.issue(identity, &names, default_validity(identity), now)?.write_new(to)?;
+    Ok(())
+}
+
+/// The certificate of one more replica.
+#[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
+pub(super) fn issue_replica(directory: &Path, id: u64) -> anyhow::Result<()> {
+    let authority = ClusterAuthority::load(&directory.join("pki"))?;
+    let to = directory.join(format!("replica-{id}")).join("tls");
+    fs::create_dir_all(&to)?;
+    give(&authority, &PeerIdentity::Replica(ReplicaId(id)), &to, SystemTime::now())
 }
 
 fn os<const N: usize>(words: [&str; N]) -> Vec<std::ffi::OsString> {

@@ -51,9 +51,9 @@ fn tls(directory: &Path) -> String {
     )
 }
 
-/// `defibd`'s file.
+/// `defibd`'s file. `rebuild`: it waits empty to be added.
 #[must_use]
-pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path) -> String {
+pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebuild: bool) -> String {
     let mut text = format!("cluster: {CLUSTER}\nreplica: {}\n", own.id);
     let _ = writeln!(text, "data-dir: {}", quoted_path(&directory.join("data")));
     text.push_str(&tls(&directory.join("tls")));
@@ -69,6 +69,9 @@ pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path) -> St
             "  - {{ id: {}, peers: \"{}\", control: \"{}\", heartbeat: {{ {PATH}: \"{}\" }} }}",
             one.id, one.peers, one.control, one.heartbeat_for_agents
         );
+    }
+    if rebuild {
+        text.push_str("rebuild: true\n");
     }
     text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
     text

@@ -4,6 +4,8 @@
 mod build;
 mod client;
 mod events;
+mod evidence;
+mod faults;
 pub mod files;
 pub mod layout;
 mod ports;
@@ -30,7 +32,7 @@ use crate::check::SILENT_NS;
 use crate::clock::monotonic_ns;
 use crate::oracle::{Life, Oracle};
 use crate::redfish::admin::AdminClient;
-use crate::redfish::{Plug, sweep};
+use crate::redfish::sweep;
 use crate::relay::{Relay, Switch};
 use files::ReplicaPorts;
 
@@ -176,83 +178,6 @@ impl Cluster {
         newest.extend(self.oracle.lives()?.into_iter().map(|life| (life.vm.clone(), life)));
         let recent = monotonic_ns().saturating_sub(SILENT_NS);
         Ok(newest.into_values().filter(|life| life.last_ns >= recent).collect())
-    }
-
-    /// `kill -9` of a replica.
-    pub fn kill_replica(&mut self, id: u64) {
-        if let Some(replica) = self.replicas.iter_mut().find(|replica| replica.id == id) {
-            replica.process = None;
-        }
-    }
-
-    /// Stops (`true`) a replica as if its machine stalled, or lets it go on.
-    pub fn pause_replica(&mut self, id: u64, paused: bool) {
-        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
-        let replica = self.replicas.iter_mut().find(|replica| replica.id == id);
-        if let Some(process) = replica.and_then(|replica| replica.process.as_mut()) {
-            process.signal(signal);
-        }
-    }
-
-    /// Starts a replica that was killed.
-    ///
-    /// # Errors
-    /// When it can't be started.
-    pub fn restart_replica(&mut self, id: u64) -> anyhow::Result<()> {
-        let replica = self.replicas.iter_mut().find(|replica| replica.id == id);
-        let replica = replica.with_context(|| format!("there is no replica {id}"))?;
-        replica.process = None;
-        replica.process = Some(Process::start(&replica.program)?);
-        Ok(())
-    }
-
-    /// The process id of a replica, if it runs.
-    #[must_use]
-    pub fn replica_pid(&self, id: u64) -> Option<i32> {
-        self.replicas.iter().find(|replica| replica.id == id)?.process.as_ref().map(Process::pid)
-    }
-
-    /// Replicas that ended by themselves, which none ever should: which, and how.
-    pub fn fallen_replicas(&mut self) -> Vec<String> {
-        let mut fallen = Vec::new();
-        for replica in &mut self.replicas {
-            if let Some(status) = replica.process.as_mut().and_then(Process::ended) {
-                fallen.push(format!("replica {} ended with {}", replica.id, describe(status)));
-            }
-        }
-        fallen
-    }
-
-    /// Pulls a host's plug, with its BMC's power if `bmc_dark`. Returns the moment of the cut, when nothing of it is left.
-    ///
-    /// # Errors
-    /// When the emulator does not answer.
-    pub async fn plug_out(&self, host: &str, bmc_dark: bool) -> anyhow::Result<u64> {
-        let before = monotonic_ns();
-        let truth = self.host(host)?.admin.plug(Plug { pulled: true, bmc_dark, power_on: false }).await?;
-        let cut = truth.systems.first().and_then(|system| system.cut_at_monotonic_ms);
-        Ok(cut.map_or(before, |millis| (millis * 1e6) as u64).max(before))
-    }
-
-    /// Puts the plug in again and switches the host on.
-    ///
-    /// # Errors
-    /// When the emulator does not answer.
-    pub async fn power_on(&self, host: &str) -> anyhow::Result<()> {
-        let admin = &self.host(host)?.admin;
-        admin.plug(Plug { pulled: false, bmc_dark: false, power_on: true }).await?;
-        admin.power(true).await?;
-        Ok(())
-    }
-
-    /// Stops every process of a host, in the middle of whatever it does. Returns when it began.
-    ///
-    /// # Errors
-    /// When the emulator does not answer.
-    pub async fn freeze(&self, host: &str) -> anyhow::Result<u64> {
-        let at = monotonic_ns();
-        self.host(host)?.admin.freeze().await?;
-        Ok(at)
     }
 
     /// A host.

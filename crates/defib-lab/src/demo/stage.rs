@@ -10,8 +10,8 @@ use super::Scenario;
 use super::narrator::{Narrator, Tone};
 use super::peers::Fault;
 use super::report::Outcome;
-use crate::check::{Evidence, Told, check};
-use crate::clock::{millis_between, monotonic_ns, wall_minus_monotonic_ns};
+use crate::check::check;
+use crate::clock::{millis_between, monotonic_ns};
 use crate::cluster::{Cluster, Follower, Options, Seen, wait_until};
 use crate::measure::{Recovery, Steps};
 use crate::oracle::Life;
@@ -253,7 +253,7 @@ impl<'a> Stage<'a> {
         }
         problems.extend(self.cluster.fallen_replicas());
         let mut invariants = BTreeMap::new();
-        match self.evidence().await {
+        match self.cluster.evidence(&self.follower, self.fault_at_ns, &self.struck).await {
             Ok(evidence) => {
                 let mut verdicts = check(&evidence);
                 for (invariant, problem) in std::mem::take(&mut self.found) {
@@ -279,51 +279,5 @@ impl<'a> Stage<'a> {
             measured: self.measured,
         };
         (outcome, self.cluster)
-    }
-
-    async fn evidence(&mut self) -> anyhow::Result<Evidence> {
-        let operator = self.cluster.operator();
-        let ids: Vec<u64> = self.cluster.ports().iter().map(|ports| ports.id).collect();
-        // All replicas have told us all that there is, or they have had their time: then the checker says who did not.
-        let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
-            let told = self.follower.last();
-            for id in &ids {
-                let status = operator.status_of(*id).await?;
-                let told = told.get(id).copied().unwrap_or(0);
-                ensure!(told >= status.event_seq, "replica {id} told {told} of {} events", status.event_seq);
-                let others = self.follower.last();
-                ensure!(others.values().all(|last| *last <= told), "replica {id} is behind");
-            }
-            Ok(())
-        });
-        if let Err(error) = caught_up.await {
-            self.narrator.note(&format!("{error:#}"));
-        }
-        let mut requests = BTreeMap::new();
-        for name in self.cluster.host_names() {
-            requests.insert(name.clone(), self.cluster.host(&name)?.admin.requests().await?);
-        }
-        let mut told = BTreeMap::new();
-        for vm in operator.vms().await? {
-            if vm.state != "running" {
-                let detail = operator.vm(&vm.id).await?;
-                told.insert(vm.id, Told { state: vm.state, why_not: detail.why_not });
-            }
-        }
-        let wall_minus_monotonic_ns = wall_minus_monotonic_ns();
-        let streams = self.follower.streams();
-        let lives = self.cluster.oracle().lives()?;
-        Ok(Evidence {
-            inventory: self.cluster.inventory().clone(),
-            policy: self.cluster.policy().clone(),
-            lives,
-            read_at_ns: monotonic_ns(),
-            fault_at_ns: self.fault_at_ns,
-            streams,
-            requests,
-            wall_minus_monotonic_ns,
-            struck: self.struck.clone(),
-            told,
-        })
     }
 }

@@ -21,4 +21,4 @@ pub use control::{HostCommand, Plug, RedfishEmulator, Running, SystemConfig, Sys
 pub use faults::{Answer, Body, Faults, Hang, SessionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;
-pub use tree::{become_reaper, sweep};
+pub use tree::{MARKER, become_reaper, sweep};

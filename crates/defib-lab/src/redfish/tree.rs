@@ -25,7 +25,7 @@ use nix::unistd::{Pid, getpid, setsid};
 use tokio::time::{Instant, sleep};
 
 /// Name of the marker in the environment of every process of a host.
-pub(crate) const MARKER: &str = "DEFIB_LAB_HOST";
+pub const MARKER: &str = "DEFIB_LAB_HOST";
 /// A process that is killed is gone within microseconds, or stuck in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 

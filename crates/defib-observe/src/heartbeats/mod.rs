@@ -37,7 +37,7 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 /// A socket that can't be had.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "can't listen for heartbeats on {address}: {source}; is another defibd running, or is the address not this machine's?"
+    "can't listen for heartbeats on {address}; is another defibd running, or is the address not this machine's?"
 )]
 pub struct ListenError {
     /// Where.

@@ -3,8 +3,6 @@
 //! Two things are asserted each time: how the operation ended, and, from the emulator's record of requests, what was
 //! and wasn't sent.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
-
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,82 @@
+//! What the checkers look at, gathered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use super::{Cluster, Follower, wait_until};
+use crate::check::{Evidence, Told};
+use crate::clock::{monotonic_ns, wall_minus_monotonic_ns};
+use crate::redfish::RequestRecord;
+
+/// Where a BMC writes down what it was asked, for the case that it is killed.
+pub(super) const BMC_REQUESTS: &str = "bmc.requests";
+
+impl Cluster {
+    /// Everything that the checkers look at. `struck`: hosts whose VMs had to stop, at `fault_at_ns` or later.
+    ///
+    /// # Errors
+    /// When a part of it can't be had.
+    pub async fn evidence(
+        &self,
+        follower: &Follower,
+        fault_at_ns: u64,
+        struck: &BTreeSet<String>,
+    ) -> anyhow::Result<Evidence> {
+        let operator = self.operator();
+        let ids: Vec<u64> = self.ports().iter().map(|ports| ports.id).collect();
+        // All replicas have told us all that there is, or they have had their time: then the checker says who did not.
+        let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
+            let told = follower.last();
+            for id in &ids {
+                let status = operator.status_of(*id).await?;
+                let told = told.get(id).copied().unwrap_or(0);
+                ensure!(told >= status.event_seq, "replica {id} told {told} of {} events", status.event_seq);
+                let others = follower.last();
+                ensure!(others.values().all(|last| *last <= told), "replica {id} is behind");
+            }
+            Ok(())
+        });
+        if let Err(error) = caught_up.await {
+            tracing::warn!("{error:#}");
+        }
+        let mut requests = BTreeMap::new();
+        for name in self.host_names() {
+            requests.insert(name.clone(), self.requests(&name).await?);
+        }
+        let mut told = BTreeMap::new();
+        for vm in operator.vms().await? {
+            if vm.state != "running" {
+                let detail = operator.vm(&vm.id).await?;
+                told.insert(vm.id, Told { state: vm.state, why_not: detail.why_not });
+            }
+        }
+        let wall_minus_monotonic_ns = wall_minus_monotonic_ns();
+        let streams = follower.streams();
+        let lives = self.oracle().lives()?;
+        Ok(Evidence {
+            inventory: self.inventory().clone(),
+            policy: self.policy().clone(),
+            lives,
+            read_at_ns: monotonic_ns(),
+            fault_at_ns,
+            streams,
+            requests,
+            wall_minus_monotonic_ns,
+            struck: struck.clone(),
+            told,
+        })
+    }
+
+    /// What a BMC was asked: by its own word, or, where it was killed, by its log.
+    async fn requests(&self, host: &str) -> anyhow::Result<Vec<RequestRecord>> {
+        let asked = self.host(host)?.admin.requests().await;
+        let Err(error) = asked else { return asked };
+        let path = self.host_directory(host).join(BMC_REQUESTS);
+        let text = fs::read_to_string(&path).with_context(|| format!("{error:#}; {}", path.display()))?;
+        // The last line may be cut by the kill.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}

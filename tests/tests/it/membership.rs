@@ -1,0 +1,228 @@
+//! The replicas change while the cluster works: added, removed, replaced, killed, damaged.
+
+use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use defib_lab::cluster::wait_until;
+use defib_lab::measure::{power_cut, restore};
+use nix::sys::signal::Signal;
+
+use crate::rig::{AMPLE, Rig, run};
+
+/// Waits until these replicas vote, and each of them tells so.
+async fn wait_for_voters(rig: &Rig, wanted: &[u64]) {
+    wait_until(&format!("{wanted:?} vote"), AMPLE, || async {
+        for asked in wanted {
+            let status = rig.cluster.operator().status_of(*asked).await?;
+            let voters: Vec<u64> =
+                status.replicas.iter().filter(|one| one.voter).map(|one| one.id).collect();
+            ensure!(voters == wanted, "replica {asked} says {voters:?}");
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+/// Restarts every replica and agent, one after the other, so that each reads its file again.
+async fn restart_all(rig: &mut Rig, replicas: &[u64]) {
+    for id in replicas {
+        rig.cluster.restart_replica(*id).unwrap();
+        wait_until("it answers", AMPLE, || async {
+            let status = rig.cluster.operator().status_of(*id).await?;
+            ensure!(status.leader != 0, "it knows of no leader");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+    for host in rig.cluster.host_names() {
+        rig.cluster.signal_agent(&host, Signal::SIGTERM).await.unwrap();
+    }
+}
+
+async fn settle(rig: &Rig) {
+    rig.cluster.settle(AMPLE).await.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// All replicas tell the same events with the same hashes, and as many.
+async fn assert_same_stream(rig: &Rig, replicas: &[u64]) {
+    wait_until("all tell the same", AMPLE, || async {
+        let mut heads = Vec::new();
+        for id in replicas {
+            let mut client = rig.cluster.operator().replica(*id)?;
+            let request = defib_wire::v1::StreamEventsRequest { from_seq: 0, follow: false, limit: 0 };
+            let mut stream = client.stream_events(request).await?.into_inner();
+            let mut last = None;
+            while let Some(record) = stream.message().await? {
+                last = Some((record.seq, record.hash));
+            }
+            heads.push(last.context("no event")?);
+        }
+        ensure!(heads.iter().all(|head| *head == heads[0]), "they end with {heads:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_is_added_and_another_removed_while_the_cluster_works() {
+    let mut rig = Rig::small().await;
+    let own = rig.cluster.new_replica(4).unwrap();
+    // As docs/operations/replicas.md says: into every file first, then in.
+    restart_all(&mut rig, &[1, 2, 3]).await;
+    settle(&rig).await;
+    assert_same_stream(&rig, &[1, 2, 3]).await;
+    let address = own.peers.to_string();
+    let add = ["replica", "add", "4", "--address", &address];
+    let told = rig.defib(add).await.done();
+    assert!(told.contains("r4 votes once a majority"), "{told}");
+    wait_for_voters(&rig, &[1, 2, 3, 4]).await;
+    assert!(rig.defib(add).await.failed(1).contains("r4 is a replica already"));
+    settle(&rig).await;
+    assert_same_stream(&rig, &[1, 2, 3, 4]).await;
+
+    // Two of four may not be lost, so the fourth stands for the first from here on.
+    rig.defib(["replica", "remove", "1"]).await.done();
+    wait_for_voters(&rig, &[2, 3, 4]).await;
+    rig.cluster.kill_replica(1);
+    settle(&rig).await;
+    rig.cluster.kill_replica(2);
+    let mut follower = rig.cluster.follow();
+    wait_until("the other two lead", AMPLE, || async {
+        let leader = rig.cluster.operator().status().await?.leader;
+        ensure!(leader == 3 || leader == 4, "{leader} leads");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // A host dies meanwhile: the new replica's ears and vote count.
+    power_cut(&rig.cluster, &mut follower, "h1", AMPLE).await.unwrap();
+    rig.cluster.restart_replica(2).unwrap();
+    restore(&rig.cluster, "h1", AMPLE).await.unwrap();
+    assert_same_stream(&rig, &[2, 3, 4]).await;
+    rig.assert_calm();
+}
+
+/// The log's segments, the newest last.
+fn segments(data: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(data)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("log-"))
+        .collect();
+    all.sort();
+    assert!(!all.is_empty(), "no log in {}", data.display());
+    all
+}
+
+#[tokio::test]
+async fn a_replica_whose_log_is_damaged_in_the_middle_never_guesses_and_is_rebuilt_from_its_peers() {
+    let mut rig = Rig::small().await;
+    // Long enough that damage in its middle is not its end.
+    for _ in 0..5 {
+        rig.defib(["pause"]).await.done();
+        rig.defib(["resume"]).await.done();
+    }
+    rig.cluster.kill_replica(3);
+    let data = rig.path("replica-3/data");
+    let segment = segments(&data).remove(0);
+    let bytes = fs::read(&segment).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let at = used / 2;
+    let mut file = fs::File::options().write(true).open(&segment).unwrap();
+    file.seek(SeekFrom::Start(at as u64)).unwrap();
+    file.write_all(&bytes[at..at + 64].iter().map(|byte| !byte).collect::<Vec<_>>()).unwrap();
+    drop(file);
+    let damaged = fs::read(&segment).unwrap();
+    let config = rig.path("replica-3/replica.yaml").display().to_string();
+    for _ in 0..2 {
+        let told = run("defibd", ["--config", &config]).await.failed(1);
+        for word in ["is damaged at byte", "rebuilt from its peers", "new replica id", "`rebuild: true`"] {
+            assert!(told.contains(word), "no {word:?} in: {told}");
+        }
+        assert!(told.contains(segment.file_name().unwrap().to_str().unwrap()), "{told}");
+        assert_eq!(fs::read(&segment).unwrap(), damaged, "what is damaged is left as it is");
+    }
+    let listed = rig.defib(["replica", "list"]).await.done();
+    assert!(listed.contains("voter"), "{listed}");
+
+    // As the message and docs/operations/replicas.md say: a new number, an empty directory, and `replace`.
+    let own = rig.cluster.new_replica(4).unwrap();
+    restart_all(&mut rig, &[1, 2]).await;
+    let address = own.peers.to_string();
+    let told = rig.defib(["replica", "replace", "3", "--by", "4", "--address", &address]).await.done();
+    assert!(told.contains("r4 takes the place of r3"), "{told}");
+    wait_for_voters(&rig, &[1, 2, 4]).await;
+    settle(&rig).await;
+    assert_same_stream(&rig, &[1, 2, 4]).await;
+    // It may lead, and then acts.
+    rig.defib(["replica", "transfer", "4"]).await.done();
+    let mut follower = rig.cluster.follow();
+    wait_until("it leads", AMPLE, || async {
+        let leader = rig.cluster.operator().status().await?.leader;
+        ensure!(leader == 4, "{leader} leads");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    power_cut(&rig.cluster, &mut follower, "h2", AMPLE).await.unwrap();
+    restore(&rig.cluster, "h2", AMPLE).await.unwrap();
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_killed_comes_back() {
+    let mut rig = Rig::small().await;
+    for id in [1, 2, 3, 1] {
+        rig.cluster.kill_replica(id);
+        rig.cluster.restart_replica(id).unwrap();
+        settle(&rig).await;
+    }
+    assert_same_stream(&rig, &[1, 2, 3]).await;
+    // Torn in its last record, as by a power cut: it goes on without it.
+    rig.cluster.kill_replica(2);
+    let segment = segments(&rig.path("replica-2/data")).pop().unwrap();
+    let bytes = fs::read(&segment).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let mut file = fs::File::options().write(true).open(&segment).unwrap();
+    file.seek(SeekFrom::Start(used as u64 + 8 & !7)).unwrap();
+    file.write_all(&[0xa5; 300]).unwrap();
+    drop(file);
+    rig.cluster.restart_replica(2).unwrap();
+    settle(&rig).await;
+    assert_same_stream(&rig, &[1, 2, 3]).await;
+    // Emptied: what it had acknowledged is gone, so it must not vote as the one that it was.
+    rig.cluster.kill_replica(2);
+    let data = rig.path("replica-2/data");
+    fs::rename(&data, rig.path("aside")).unwrap();
+    let config = rig.path("replica-2/replica.yaml").display().to_string();
+    let told = run("defibd", ["--config", &config]).await.failed(1);
+    assert!(told.contains("replica 2 had acknowledged index") && told.contains("rebuilt from its peers"), "{told}");
+    // With another's directory neither.
+    fs::remove_dir_all(&data).unwrap();
+    fs::create_dir(&data).unwrap();
+    for entry in fs::read_dir(rig.path("replica-1/data")).unwrap().flatten() {
+        fs::copy(entry.path(), data.join(entry.file_name())).unwrap();
+    }
+    let told = run("defibd", ["--config", &config]).await.failed(1);
+    assert!(told.contains("belongs to replica 1"), "{told}");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(rig.path("aside"), &data).unwrap();
+    rig.cluster.restart_replica(2).unwrap();
+    settle(&rig).await;
+    // Twice with one directory: the second is refused, and the first does not mind.
+    let second = fs::read_to_string(&config).unwrap();
+    let ports = rig.cluster.ports()[1].clone();
+    let listed = [ports.peers, ports.control, ports.heartbeat, ports.metrics];
+    let elsewhere = listed.iter().fold(second, |text, address| text.replacen(&address.to_string(), "127.0.0.1:0", 1));
+    let file = rig.write("second.yaml", &elsewhere);
+    let told = run("defibd", ["--config", file.to_str().unwrap()]).await.failed(1);
+    assert!(told.contains("is in use by another process"), "{told}");
+    settle(&rig).await;
+    rig.assert_calm();
+}
