@@ -62,6 +62,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
     if output == Output::Json {
         json(&json!({
             "cluster": status.cluster, "leader": status.leader, "term": status.term, "paused": status.paused,
+            "paused_by": status.paused_by,
             "disarmed": status.disarmed_reason, "attention": status.attention,
             "hosts": {"total": hosts.total, "in_use": hosts.in_use, "suspected": hosts.suspected,
                 "fenced": hosts.fenced, "unconfirmed": hosts.unconfirmed, "never_seen": hosts.never_seen},
@@ -85,7 +86,9 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         vms.running, vms.total, vms.starting, vms.down, vms.unprotected
     ));
     if status.paused {
-        line(&format!("PAUSED by {}: no automatic action; go on with: defib resume", status.paused_by));
+        let by =
+            if status.paused_by.is_empty() { String::new() } else { format!(" by {}", status.paused_by) };
+        line(&format!("PAUSED{by}: no automatic action; go on with: defib resume"));
     }
     if !status.disarmed_reason.is_empty() {
         line(&format!("DISARMED: {}", status.disarmed_reason));
