@@ -23,6 +23,7 @@ use crate::{
     effects::Effects,
     metrics::Meter,
     proposals::{Fate, Proposals},
+    sessions::Session,
 };
 
 /// A question that is answered on the loop's thread, between two steps.
@@ -148,7 +149,7 @@ pub struct Pulse {
 
 /// The loop.
 pub struct Loop {
-    me: ReplicaId,
+    session: Session,
     controller: Controller,
     clock: Clock,
     messages: Receiver<Message>,
@@ -163,11 +164,15 @@ pub struct Loop {
     pulse: watch::Sender<Pulse>,
     meter: Arc<Meter>,
     applied: u64,
+    caught_up: bool,
 }
 
 impl std::fmt::Debug for Loop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loop").field("me", &self.me).field("applied", &self.applied).finish_non_exhaustive()
+        f.debug_struct("Loop")
+            .field("session", &self.session)
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,7 +184,7 @@ impl Loop {
     #[expect(clippy::too_many_arguments, reason = "everything that the one owner owns")]
     #[must_use]
     pub fn new(
-        me: ReplicaId,
+        session: Session,
         controller: Controller,
         clock: Clock,
         messages: Receiver<Message>,
@@ -190,7 +195,7 @@ impl Loop {
         meter: Arc<Meter>,
     ) -> Self {
         Self {
-            me,
+            session,
             controller,
             clock,
             messages,
@@ -205,6 +210,7 @@ impl Loop {
             pulse,
             meter,
             applied: 0,
+            caught_up: false,
         }
     }
 
@@ -237,7 +243,7 @@ impl Loop {
                 let entry = Entry {
                     at: self.controller.cluster_now(now),
                     wall: self.clock.wall(),
-                    proposer: self.me,
+                    proposer: self.session.replica,
                     command,
                 };
                 self.propose(&entry, Some(waiter));
@@ -307,6 +313,9 @@ impl Loop {
 
     fn committed(&mut self, committed: &CommittedEntry) -> anyhow::Result<()> {
         self.applied = committed.index;
+        if let Some(since) = committed.proposal.and_then(|id| self.proposals.since(id)) {
+            self.meter.commit_took(Duration::from_nanos(self.clock.now().nanos_since(since)));
+        }
         if committed.data.is_empty() {
             if let Some(id) = committed.proposal {
                 self.proposals.end(id, Fate::Committed { index: committed.index, refused: None });
@@ -322,7 +331,11 @@ impl Loop {
         })?;
         let before = self.controller.ledger().events().head();
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
-        self.meter.applied(self.controller.ledger(), before);
+        self.check_session()?;
+        // After a restart the log is told again from the last snapshot on: that was counted in its time.
+        if self.caught_up {
+            self.meter.applied(self.controller.ledger(), before);
+        }
         if let Some(id) = committed.proposal {
             let refused =
                 self.controller.ledger().events().since(before.next()).find_map(|event| match &event.kind {
@@ -342,7 +355,12 @@ impl Loop {
         let now = self.clock.now();
         let effects = self.controller.restore(now, ledger);
         self.perform(effects);
-        Ok(())
+        self.check_session()
+    }
+
+    /// A life that the ledger knows to be over can't observe, and must make way for the next one.
+    fn check_session(&self) -> anyhow::Result<()> {
+        self.session.check(self.controller.ledger().session_of(self.session.replica))
     }
 
     fn membership_changed(&mut self, membership: Membership) {
@@ -400,7 +418,10 @@ impl Loop {
                     self.observer.tell(Instruction::Watch { host, view });
                 }
                 Effect::Forget { host } => self.observer.tell(Instruction::Forget(host)),
-                Effect::CaughtUp => self.observer.tell(Instruction::CaughtUp),
+                Effect::CaughtUp => {
+                    self.caught_up = true;
+                    self.observer.tell(Instruction::CaughtUp);
+                }
                 Effect::PolicyChanged => {
                     let policy = self.controller.ledger().policy();
                     self.observer.tell(Instruction::Policy(Box::new(policy.clone())));
@@ -452,7 +473,7 @@ impl Loop {
     }
 
     fn propose(&mut self, entry: &Entry, waiter: Option<oneshot::Sender<Fate>>) {
-        let id = self.proposals.begin(waiter);
+        let id = self.proposals.begin(self.clock.now(), waiter);
         let sent = encode_entry(entry)
             .map_err(|error| error.to_string())
             .and_then(|bytes| self.driver.propose(id, bytes).map_err(|error| error.to_string()));

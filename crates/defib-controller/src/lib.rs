@@ -4,14 +4,17 @@
 //! one [`core::Message`] after the other: from the log, from the replica's observer, from agents, from
 //! operators, from effects that ended. Everything else translates between it and the world.
 
+pub mod admission;
 pub mod agents;
 pub mod config;
 pub mod core;
 pub mod effects;
 pub mod join;
+pub mod members;
 pub mod metrics;
 pub mod operator;
 pub mod proposals;
 pub mod run;
+pub mod sessions;
 pub mod views;
 mod what_if;
