@@ -5,6 +5,7 @@ use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
     string::{String, ToString},
+    sync::Arc,
     vec::Vec,
 };
 use core::cmp::Reverse;
@@ -365,12 +366,12 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
     };
     Placer {
         hosts,
-        host_numbers,
-        vms,
-        vm_numbers,
-        level_names: inventory.levels.clone(),
-        domains,
-        resource_names,
+        host_numbers: Arc::new(host_numbers),
+        vms: Arc::new(vms),
+        vm_numbers: Arc::new(vm_numbers),
+        level_names: Arc::new(inventory.levels.clone()),
+        domains: Arc::new(domains),
+        resource_names: Arc::new(resource_names),
         occupancy,
     }
 }

@@ -15,7 +15,8 @@ mod reasons;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
-    string::String,
+    string::{String, ToString},
+    sync::Arc,
     vec::Vec,
 };
 
@@ -62,16 +63,28 @@ pub struct Plan {
     pub unplaced: Vec<Unplaced>,
 }
 
-/// An inventory with dense numbers, and who is where. Follows changes one by one.
+/// A fault domain whose failure now would leave VMs without a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unprotected {
+    /// Its level; `host` is the narrowest.
+    pub level: String,
+    /// Which one, as a path from the widest level; a host by its name.
+    pub domain: String,
+    /// The VMs.
+    pub vms: Vec<VmId>,
+}
+
+/// An inventory with dense numbers, and who is where. Follows changes one by one. What only another inventory
+/// changes is shared between clones, so that a clone costs what a plan costs anyway.
 #[derive(Debug, Clone, Default)]
 pub struct Placer {
     hosts: Vec<HostSlot>,
-    host_numbers: BTreeMap<HostId, usize>,
-    vms: Vec<VmSlot>,
-    vm_numbers: BTreeMap<VmId, usize>,
-    level_names: Vec<String>,
-    domains: Domains,
-    resource_names: Vec<String>,
+    host_numbers: Arc<BTreeMap<HostId, usize>>,
+    vms: Arc<Vec<VmSlot>>,
+    vm_numbers: Arc<BTreeMap<VmId, usize>>,
+    level_names: Arc<Vec<String>>,
+    domains: Arc<Domains>,
+    resource_names: Arc<Vec<String>>,
     occupancy: Occupancy,
 }
 
@@ -154,19 +167,21 @@ impl Placer {
     }
 
     /// Admission control: every host and every fault domain whose failure now would leave VMs without a
-    /// place, and which VMs.
+    /// place, and which VMs. It plans for each of them, so it takes its time.
     #[must_use]
-    pub fn protection(&self) -> Vec<(String, Vec<VmId>)> {
+    pub fn protection(&self) -> Vec<Unprotected> {
         let mut occupancy = self.occupancy.clone();
         let mut weak = Vec::new();
         for level in 0..=self.level_names.len() {
-            for (name, members) in self.domains.members(level) {
+            for (domain, members) in self.domains.members(level) {
                 let lost: BTreeSet<usize> = members.iter().copied().collect();
                 let plan = self.what_if(&mut occupancy, &lost);
                 if !plan.unplaced.is_empty() {
-                    let level = self.level_names.get(level).map_or("host", String::as_str);
-                    let vms = plan.unplaced.into_iter().map(|left| left.vm).collect();
-                    weak.push((alloc::format!("{level} {name}"), vms));
+                    weak.push(Unprotected {
+                        level: self.level_names.get(level).map_or("host", String::as_str).to_string(),
+                        domain,
+                        vms: plan.unplaced.into_iter().map(|left| left.vm).collect(),
+                    });
                 }
             }
         }
