@@ -163,6 +163,7 @@ pub struct Loop {
     pulse: watch::Sender<Pulse>,
     meter: Arc<Meter>,
     applied: u64,
+    caught_up: bool,
 }
 
 impl std::fmt::Debug for Loop {
@@ -205,6 +206,7 @@ impl Loop {
             pulse,
             meter,
             applied: 0,
+            caught_up: false,
         }
     }
 
@@ -307,6 +309,9 @@ impl Loop {
 
     fn committed(&mut self, committed: &CommittedEntry) -> anyhow::Result<()> {
         self.applied = committed.index;
+        if let Some(since) = committed.proposal.and_then(|id| self.proposals.since(id)) {
+            self.meter.commit_took(Duration::from_nanos(self.clock.now().nanos_since(since)));
+        }
         if committed.data.is_empty() {
             if let Some(id) = committed.proposal {
                 self.proposals.end(id, Fate::Committed { index: committed.index, refused: None });
@@ -322,7 +327,10 @@ impl Loop {
         })?;
         let before = self.controller.ledger().events().head();
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
-        self.meter.applied(self.controller.ledger(), before);
+        // After a restart the log is told again from the last snapshot on: that was counted in its time.
+        if self.caught_up {
+            self.meter.applied(self.controller.ledger(), before);
+        }
         if let Some(id) = committed.proposal {
             let refused =
                 self.controller.ledger().events().since(before.next()).find_map(|event| match &event.kind {
@@ -400,7 +408,10 @@ impl Loop {
                     self.observer.tell(Instruction::Watch { host, view });
                 }
                 Effect::Forget { host } => self.observer.tell(Instruction::Forget(host)),
-                Effect::CaughtUp => self.observer.tell(Instruction::CaughtUp),
+                Effect::CaughtUp => {
+                    self.caught_up = true;
+                    self.observer.tell(Instruction::CaughtUp);
+                }
                 Effect::PolicyChanged => {
                     let policy = self.controller.ledger().policy();
                     self.observer.tell(Instruction::Policy(Box::new(policy.clone())));
@@ -452,7 +463,7 @@ impl Loop {
     }
 
     fn propose(&mut self, entry: &Entry, waiter: Option<oneshot::Sender<Fate>>) {
-        let id = self.proposals.begin(waiter);
+        let id = self.proposals.begin(self.clock.now(), waiter);
         let sent = encode_entry(entry)
             .map_err(|error| error.to_string())
             .and_then(|bytes| self.driver.propose(id, bytes).map_err(|error| error.to_string()));

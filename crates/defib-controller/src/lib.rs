@@ -4,6 +4,7 @@
 //! one [`core::Message`] after the other: from the log, from the replica's observer, from agents, from
 //! operators, from effects that ended. Everything else translates between it and the world.
 
+pub mod admission;
 pub mod agents;
 pub mod config;
 pub mod core;

@@ -10,36 +10,45 @@ use std::{
 use bytes::Bytes;
 use defib_consensus::driver::Handle;
 use defib_engine::ledger::{Ledger, Standing};
-use defib_model::{ClusterTime, EventKind, EventSeq, Instant};
+use defib_model::{ClusterTime, EventKind, EventSeq, Instant, Opinion, ReplicaId};
 use defib_observe::heartbeats::Counters;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::admission::Protection;
 
 /// Records what the replica does.
 #[derive(Debug)]
 pub struct Meter {
+    me: ReplicaId,
     handle: PrometheusHandle,
 }
 
-const SECONDS: [f64; 14] =
-    [0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+const SECONDS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+];
+
+const STANDINGS: [(&str, Standing); 4] = [
+    ("active", Standing::Active),
+    ("condemned", Standing::Condemned),
+    ("dead", Standing::Dead),
+    ("never-seen", Standing::NeverSeen),
+];
 
 impl Meter {
-    /// Installs the process's recorder.
+    /// Installs the process's recorder, for replica `me`.
     ///
     /// # Errors
     /// When one is installed already.
-    pub fn install() -> anyhow::Result<Self> {
-        let builder =
-            PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?;
-        let recorder = builder.build_recorder();
+    pub fn install(me: ReplicaId) -> anyhow::Result<Self> {
+        let recorder = recorder()?;
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| anyhow::anyhow!("metrics: {error}"))?;
         describe();
-        Ok(Self { handle })
+        Ok(Self { me, handle })
     }
 
     /// How long a fence took, from its order to its outcome.
@@ -60,8 +69,12 @@ impl Meter {
                 .and_then(|id| ledger.recoveries().get(&id))
                 .map(|recovery| seconds(recovery.opened, event.at));
             match &event.kind {
-                EventKind::OpinionChanged { silent_ms, .. } => {
-                    histogram!("defib_detection_seconds").record(*silent_ms as f64 / 1000.0);
+                EventKind::OpinionChanged { observer, from, to, silent_ms, .. }
+                    if *observer == self.me && from < to =>
+                {
+                    let word = if *to == Opinion::Dead { "dead" } else { "asks" };
+                    histogram!("defib_detection_seconds", "opinion" => word)
+                        .record(*silent_ms as f64 / 1000.0);
                 }
                 EventKind::DeathProven { proof, .. } => {
                     let kind = if proof.is_positive() { "positive" } else { "lease" };
@@ -88,15 +101,10 @@ impl Meter {
     }
 
     /// Gauges that are read when asked for.
-    pub fn gather(&self, ledger: &Ledger, leads: bool, unprotected: usize, now: Instant) {
+    pub fn gather(&self, ledger: &Ledger, leads: bool, now: Instant) {
         let count =
             |standing: Standing| ledger.hosts().values().filter(|host| host.standing == standing).count();
-        for (label, standing) in [
-            ("active", Standing::Active),
-            ("condemned", Standing::Condemned),
-            ("dead", Standing::Dead),
-            ("never-seen", Standing::NeverSeen),
-        ] {
+        for (label, standing) in STANDINGS {
             gauge!("defib_hosts", "standing" => label).set(count(standing) as f64);
         }
         gauge!("defib_leader").set(if leads { 1.0 } else { 0.0 });
@@ -105,12 +113,21 @@ impl Meter {
         gauge!("defib_brakes_holding")
             .set(ledger.open_recoveries().filter(|(_, recovery)| recovery.brake.is_some()).count() as f64);
         gauge!("defib_vms_waiting").set(ledger.index().waiting.len() as f64);
-        gauge!("defib_vms_unprotected").set(unprotected as f64);
         gauge!("defib_paused").set(if ledger.paused() { 1.0 } else { 0.0 });
         gauge!("defib_disarmed").set(if ledger.disarmed().is_some() { 1.0 } else { 0.0 });
         gauge!("defib_events_head").set(ledger.events().head().0 as f64);
         gauge!("defib_log_applied").set(ledger.applied().0 as f64);
         gauge!("defib_uptime_seconds").set(now.0 as f64 / 1e9);
+    }
+
+    /// What admission control found; nothing before its first answer.
+    pub fn gather_admission(&self, protection: &Protection) {
+        gauge!("defib_vms_unprotected").set(protection.unprotected as f64);
+        for (level, vms) in &protection.by_level {
+            gauge!("defib_vms_unprotected_by_level", "level" => level.clone()).set(*vms as f64);
+        }
+        gauge!("defib_admission_as_of").set(protection.as_of.0 as f64);
+        gauge!("defib_admission_work_seconds").set(protection.took.as_secs_f64());
     }
 
     /// What the heartbeat thread counted and the log's state.
@@ -142,24 +159,107 @@ fn seconds(from: ClusterTime, to: ClusterTime) -> f64 {
     to.since(from).0 as f64 / 1000.0
 }
 
+fn recorder() -> anyhow::Result<PrometheusRecorder> {
+    let builder = PrometheusBuilder::new();
+    Ok(builder.set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?.build_recorder())
+}
+
+/// Names and explains every metric, and begins it at nothing, so that a rule about one that has never happened
+/// finds a zero and no gap.
 fn describe() {
+    for (name, text) in [
+        ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
+        ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),
+        ("defib_proof_seconds", "From a quorum's suspicion to the committed death proof"),
+        ("defib_restart_seconds", "From a quorum's suspicion to a VM running again"),
+    ] {
+        describe_histogram!(name, Unit::Seconds, text);
+        let _ = histogram!(name);
+    }
     describe_histogram!(
         "defib_detection_seconds",
-        "Silence of a host when an observer changed its mind about it"
+        Unit::Seconds,
+        "Silence of a host when this replica's observer began to ask, or voted that it is dead"
     );
-    describe_histogram!("defib_fence_seconds", "From a fence's order to its outcome");
-    describe_histogram!("defib_proof_seconds", "From a quorum's suspicion to the committed death proof");
-    describe_histogram!("defib_restart_seconds", "From a quorum's suspicion to a VM running again");
-    describe_histogram!("defib_commit_seconds", "From a proposal to its commit");
-    describe_counter!("defib_heartbeats_accepted_total", "Heartbeats that counted");
-    describe_counter!("defib_heartbeats_dropped_total", "Datagrams that were dropped, by reason");
-    describe_counter!(
-        "defib_heartbeats_overflowed_total",
-        "Datagrams that the kernel dropped: we were too slow"
-    );
-    describe_gauge!("defib_leader", "1 on the replica that leads and acts");
-    describe_gauge!("defib_vms_unprotected", "VMs that would have no place if their host failed now");
-    describe_gauge!("defib_brake_used", "Hosts condemned without positive proof within the window");
+    for opinion in ["asks", "dead"] {
+        let _ = histogram!("defib_detection_seconds", "opinion" => opinion);
+    }
+    for (name, text) in [
+        ("defib_brakes_engaged_total", "Verdicts that a brake held back"),
+        ("defib_commands_refused_total", "Committed commands that changed nothing when applied"),
+        ("defib_deaths_proven_total", "Death proofs, by kind: positive, or lease"),
+        ("defib_disarmed_total", "Times that the ledger found an invariant violated and disarmed itself"),
+        ("defib_fences_failed_total", "Fences that proved nothing"),
+        ("defib_fences_intended_total", "Fences that were begun"),
+        ("defib_heartbeats_accepted_total", "Heartbeats that counted"),
+        ("defib_heartbeats_dropped_total", "Datagrams that were dropped, by reason"),
+        ("defib_heartbeats_overflowed_total", "Datagrams that the kernel dropped: we were too slow"),
+        ("defib_leases_granted_total", "Heartbeats whose answer extended a lease"),
+        ("defib_observer_stalls_total", "Times that the heartbeat thread was scheduled late"),
+        (
+            "defib_raft_messages_dropped_total",
+            "Messages for peers that were dropped: unreachable, or too slow",
+        ),
+        ("defib_raft_ticks_skipped_total", "Ticks that were skipped because the log's thread was late"),
+        ("defib_vm_starts_total", "VMs that began to run"),
+        ("defib_vms_given_up_total", "Times that a VM failed to start too often in a row"),
+    ] {
+        describe_counter!(name, text);
+        match name {
+            "defib_deaths_proven_total" => {
+                let _ = (counter!(name, "proof" => "positive"), counter!(name, "proof" => "lease"));
+            }
+            "defib_heartbeats_dropped_total" => {
+                for reason in Counters::REASONS {
+                    let _ = counter!(name, "reason" => reason);
+                }
+            }
+            _ => {
+                let _ = counter!(name);
+            }
+        }
+    }
+    for (name, text) in [
+        ("defib_admission_as_of", "Log entry up to which defib_vms_unprotected counts"),
+        ("defib_admission_work_seconds", "Time that it took to find defib_vms_unprotected"),
+        ("defib_bmcs", "Fencing methods that the leader keeps ready; 0 on others"),
+        ("defib_bmcs_unusable", "Those of them that would fail now"),
+        ("defib_brake_used", "Hosts condemned without positive proof within the brake's window"),
+        ("defib_brakes_holding", "Recoveries that a brake holds back now"),
+        ("defib_disarmed", "1 if an invariant was found violated: no fence and no restart"),
+        ("defib_events_head", "Number of the newest event"),
+        ("defib_hosts", "Hosts by standing"),
+        ("defib_leader", "1 on the replica that leads and acts"),
+        ("defib_log_applied", "Log entry that was applied last"),
+        ("defib_observer_stall_max_seconds", "Greatest lateness of the heartbeat thread"),
+        ("defib_paused", "1 if an operator stopped automatic action"),
+        ("defib_raft_commit", "Log entry that is known to be committed"),
+        ("defib_raft_peers_connected", "Other replicas that this one is connected to"),
+        ("defib_raft_term", "Raft's term"),
+        ("defib_recoveries_open", "Recoveries that are not over"),
+        ("defib_uptime_seconds", "Time since this replica started"),
+        (
+            "defib_vms_unprotected",
+            "VMs that would have no place if their host or a fault domain around it failed now",
+        ),
+        ("defib_vms_unprotected_by_level", "The same by the level of what fails"),
+        ("defib_vms_waiting", "VMs that want a place"),
+    ] {
+        describe_gauge!(name, text);
+        match name {
+            "defib_hosts" => {
+                for (label, _) in STANDINGS {
+                    let _ = gauge!(name, "standing" => label);
+                }
+            }
+            "defib_vms_unprotected_by_level" => {
+                let _ = gauge!(name, "level" => "host");
+            }
+            _ => {
+                let _ = gauge!(name);
+            }
+        }
+    }
 }
 
 /// Serves `/metrics`, `/healthz` until the process ends. `refresh` brings the gauges up to date.
@@ -208,4 +308,35 @@ where
 /// When it is taken or not ours.
 pub fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener, defib_rpc::ListenError> {
     defib_rpc::bind(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every metric begins at zero, has a help text, and is on the page that operators read; and the other way round.
+    #[test]
+    fn the_page_lists_exactly_the_metrics_that_there_are() {
+        let recorder = recorder().expect("the buckets are in order");
+        metrics::with_local_recorder(&recorder, describe);
+        let text = recorder.handle().render();
+        let second = |line: &str| line.split(' ').nth(2).map(str::to_owned);
+        let named = |kind: &str| -> BTreeSet<String> {
+            text.lines().filter(|line| line.starts_with(kind)).filter_map(second).collect()
+        };
+        let there = named("# TYPE ");
+        assert_eq!(there, named("# HELP "), "each one is explained");
+        assert!(there.len() > 30, "{there:?}");
+        let page = include_str!("../../../docs/operations/metrics.md");
+        let listed: BTreeSet<String> = page
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| word.starts_with("defib_"))
+            .map(|word| word.split('{').next().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(listed, there);
+    }
 }

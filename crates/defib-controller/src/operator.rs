@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
+    admission,
     core::{Core, Pulse, View},
     proposals::Fate,
     run::Members,
@@ -42,6 +43,7 @@ pub struct OperatorService {
     members: Arc<Members>,
     tls: Arc<ClientConfig>,
     leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
+    admission: admission::Answer,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -104,8 +106,9 @@ impl OperatorService {
         pulse: watch::Receiver<Pulse>,
         members: Arc<Members>,
         tls: Arc<ClientConfig>,
+        admission: admission::Answer,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default() }
+        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default(), admission }
     }
 
     async fn read<T: Send + 'static>(
@@ -213,7 +216,9 @@ impl Operator for OperatorService {
             return Ok(answer);
         }
         let (cluster, me) = (self.cluster.clone(), self.me);
-        let mut status = self.read(move |view| views::status(view, &cluster, me)).await?;
+        let protection = self.admission.borrow().clone();
+        let mut status =
+            self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
         for replica in &mut status.replicas {
             replica.address = self.members.control_of(replica.id).unwrap_or_default();
             replica.reachable = replica.id == self.me || self.members.reachable(replica.id).await;
@@ -385,7 +390,12 @@ impl Operator for OperatorService {
 
     async fn plan_fail_host(&self, request: Request<v1::PlanFailHostRequest>) -> Answer<v1::Plan> {
         let (_, message) = on_leader!(self, request, Role::Viewer, plan_fail_host);
-        self.read(move |view| what_if::plan(view, &message)).await?.map(Response::new)
+        // A zone's worth of plans takes long: the loop gives its books, and another thread plans.
+        let question = self.read(move |view| what_if::Question::read(view, &message)).await??;
+        tokio::task::spawn_blocking(move || question.plan())
+            .await
+            .map(Response::new)
+            .map_err(|error| Status::internal(format!("the planner ended without an answer: {error}")))
     }
 
     async fn confirm_dead(&self, request: Request<v1::ConfirmDeadRequest>) -> Answer<v1::ActionResponse> {

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use tonic::{Status, transport::Server};
 
 use crate::{
+    admission,
     agents::{AgentService, Agents},
     config::Config,
     core::{Core, Loop, Message, Overloaded, Pulse},
@@ -39,7 +40,6 @@ use crate::{
     join::Joining,
     metrics::{self, Meter},
     operator::OperatorService,
-    views,
 };
 
 /// Messages that may wait for the loop.
@@ -244,7 +244,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         tracing::warn!(subject = ?credentials.info(), "this replica's certificate ends soon; issue a new one: defib pki issue replica {me}");
     }
     let clock = Clock::start();
-    let meter = Arc::new(Meter::install()?);
+    let meter = Arc::new(Meter::install(me)?);
     let (messages, received) = crossbeam_channel::bounded(QUEUE);
     let core = Core::new(messages.clone());
 
@@ -316,6 +316,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         peers: Mutex::new(peer_addresses(&config)),
     });
     let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
+    let (answer, admission) = watch::channel(None);
+    tokio::spawn(admission::keep(core.clone(), pulse_seen.clone(), answer));
     let operator = OperatorService::new(
         me.0,
         config.cluster.clone(),
@@ -323,6 +325,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         pulse_seen.clone(),
         members,
         Arc::clone(&client_tls),
+        admission.clone(),
     );
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
@@ -348,14 +351,20 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let (core, meter_again, counters, log) =
             (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone());
         tokio::spawn(metrics::serve(listener, Arc::clone(&meter), move || {
-            let (core, meter, counters, log) =
-                (core.clone(), Arc::clone(&meter_again), Arc::clone(&counters), log.clone());
+            let (core, meter, counters, log, admission) = (
+                core.clone(),
+                Arc::clone(&meter_again),
+                Arc::clone(&counters),
+                log.clone(),
+                admission.clone(),
+            );
             async move {
                 meter.gather_counters(&counters, &log);
+                if let Some(protection) = admission.borrow().as_deref() {
+                    meter.gather_admission(protection);
+                }
                 let gathered = core.ask(move |view| {
-                    let ledger = view.controller.ledger();
-                    let (unprotected, _) = views::unprotected(ledger);
-                    meter.gather(ledger, view.controller.leads(), unprotected, view.now);
+                    meter.gather(view.controller.ledger(), view.controller.leads(), view.now);
                 });
                 matches!(tokio::time::timeout(Duration::from_secs(2), gathered).await, Ok(Ok(())))
             }
@@ -443,6 +452,8 @@ async fn keep_warm(power: Arc<Power>, mut pulse: watch::Receiver<Pulse>) {
     let mut known: BTreeMap<(String, usize, usize), String> = BTreeMap::new();
     loop {
         if !pulse.borrow_and_update().leads {
+            ::metrics::gauge!("defib_bmcs_unusable").set(0.0);
+            ::metrics::gauge!("defib_bmcs").set(0.0);
             if pulse.changed().await.is_err() {
                 return;
             }

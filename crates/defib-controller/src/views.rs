@@ -1,14 +1,16 @@
 //! The ledger as operators see it: pure functions from the loop's view to messages.
 
+use std::time::Duration;
+
 use defib_engine::ledger::{HostRecord, Ledger, Place, Recovery, Standing, VmRecord};
 use defib_model::{
-    EventKind, HostId, Opinion, RecoveryId, Resources, VmId,
+    EventKind, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
     event::Phase,
     inventory::{FenceMethod, Priority, SelfFence, Vm},
 };
 use defib_wire::v1;
 
-use crate::core::View;
+use crate::{admission::Protection, core::View};
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
@@ -317,17 +319,27 @@ fn kind_name(kind: &EventKind) -> String {
         .unwrap_or_default()
 }
 
-/// VMs that would have no place if their host failed now, and the hosts whose failure that would be.
-#[must_use]
-pub fn unprotected(ledger: &Ledger) -> (usize, Vec<String>) {
-    let protection = ledger.index().placer.protection();
-    let hosts = protection.iter().map(|(domain, _)| domain.clone()).collect();
-    (protection.iter().map(|(_, unplaced)| unplaced.len()).sum(), hosts)
+/// What admission control has to say, if anything is wrong.
+fn weakness(protection: &Protection, applied: LogIndex) -> Option<String> {
+    let shown: Vec<&str> = protection.weak.iter().take(5).map(String::as_str).collect();
+    let more = protection.weak.len().saturating_sub(shown.len());
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let age = protection.asked.elapsed();
+    // It follows the newest change within moments, unless there are very many hosts.
+    let old = protection.as_of < applied && age > Duration::from_secs(2);
+    let old = if old { format!(" (as it was {} s ago)", age.as_secs()) } else { String::new() };
+    (!shown.is_empty()).then(|| {
+        format!(
+            "{} VMs would have no place after a failure of: {}{more}{old}; see: defib plan fail-host",
+            protection.unprotected,
+            shown.join(", ")
+        )
+    })
 }
 
 /// The page that an operator looks at first.
 #[must_use]
-pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
+pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protection>) -> v1::Status {
     let ledger = view.controller.ledger();
     let mut hosts = v1::HostCounts { total: count(ledger.hosts().len()), ..v1::HostCounts::default() };
     for record in ledger.hosts().values() {
@@ -342,10 +354,9 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
         };
         *counter += 1;
     }
-    let (unprotected, weak) = unprotected(ledger);
     let mut vms = v1::VmCounts {
         total: count(ledger.inventory().vms.len()),
-        unprotected: count(unprotected),
+        unprotected: count(admission.map_or(0, |protection| protection.unprotected)),
         ..v1::VmCounts::default()
     };
     for (id, record) in ledger.vms() {
@@ -373,10 +384,9 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64) -> v1::Status {
             ));
         }
     }
-    if !weak.is_empty() {
-        let shown: Vec<&str> = weak.iter().take(5).map(String::as_str).collect();
-        attention
-            .push(format!("{unprotected} VMs would have no place after a failure of: {}", shown.join(", ")));
+    match admission {
+        Some(protection) => attention.extend(weakness(protection, ledger.applied())),
+        None => attention.push("whether everything would restart after a failure is not known yet".into()),
     }
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
