@@ -461,6 +461,16 @@ impl<D: Disk> Replica<D> {
         self.raw.raft.raft_log.committed
     }
 
+    /// On the leader: up to which index each member of the replica set, itself included, is known to hold the
+    /// log durably. Empty on others, who don't know.
+    #[must_use]
+    pub fn matched(&self) -> BTreeMap<u64, u64> {
+        if self.raw.raft.state != StateRole::Leader {
+            return BTreeMap::new();
+        }
+        self.raw.raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect()
+    }
+
     /// The newest index that was handed out.
     #[must_use]
     pub fn delivered_index(&self) -> u64 {

@@ -10,6 +10,7 @@ pub mod config;
 pub mod core;
 pub mod effects;
 pub mod join;
+pub mod members;
 pub mod metrics;
 pub mod operator;
 pub mod proposals;

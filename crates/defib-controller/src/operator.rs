@@ -22,9 +22,10 @@ use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     admission,
+    agents::Agents,
     core::{Core, Pulse, View},
+    members::Members,
     proposals::Fate,
-    run::Members,
     views, what_if,
 };
 
@@ -44,6 +45,7 @@ pub struct OperatorService {
     tls: Arc<ClientConfig>,
     leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
     admission: admission::Answer,
+    agents: Arc<Agents>,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -98,6 +100,7 @@ pub(crate) fn host_id(text: &str) -> Result<HostId, Status> {
 
 impl OperatorService {
     /// A service of replica `me`.
+    #[expect(clippy::too_many_arguments, reason = "everything that operators ask about")]
     #[must_use]
     pub fn new(
         me: u64,
@@ -107,8 +110,15 @@ impl OperatorService {
         members: Arc<Members>,
         tls: Arc<ClientConfig>,
         admission: admission::Answer,
+        agents: Arc<Agents>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default(), admission }
+        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default(), admission, agents }
+    }
+
+    /// The release of a host's agent, which its session told.
+    fn add_version(&self, host: &mut v1::HostDetail) {
+        let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
+        host.agent_version = version.unwrap_or_default();
     }
 
     async fn read<T: Send + 'static>(
@@ -219,7 +229,10 @@ impl Operator for OperatorService {
         let protection = self.admission.borrow().clone();
         let mut status =
             self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
+        let (log, matched) = self.members.log();
         for replica in &mut status.replicas {
+            replica.commit = if replica.id == self.me { log.commit } else { 0 };
+            replica.matched = matched.get(&replica.id).copied().unwrap_or(0);
             replica.address = self.members.control_of(replica.id).unwrap_or_default();
             replica.reachable = replica.id == self.me || self.members.reachable(replica.id).await;
         }
@@ -228,7 +241,7 @@ impl Operator for OperatorService {
 
     async fn list_hosts(&self, request: Request<v1::ListHostsRequest>) -> Answer<v1::ListHostsResponse> {
         let (_, message) = on_leader!(self, request, Role::Viewer, list_hosts);
-        let hosts = self
+        let mut hosts: Vec<v1::HostDetail> = self
             .read(move |view| {
                 let ids: Vec<HostId> = view.controller.ledger().hosts().keys().cloned().collect();
                 ids.iter()
@@ -237,6 +250,9 @@ impl Operator for OperatorService {
                     .collect()
             })
             .await?;
+        for host in &mut hosts {
+            self.add_version(host);
+        }
         Ok(Response::new(v1::ListHostsResponse { hosts }))
     }
 
@@ -244,10 +260,12 @@ impl Operator for OperatorService {
         let (_, message) = on_leader!(self, request, Role::Viewer, get_host);
         let id = host_id(&message.host)?;
         let asked = id.clone();
-        self.read(move |view| views::host_detail(view, &asked))
+        let mut host = self
+            .read(move |view| views::host_detail(view, &asked))
             .await?
-            .map(Response::new)
-            .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))
+            .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))?;
+        self.add_version(&mut host);
+        Ok(Response::new(host))
     }
 
     async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {

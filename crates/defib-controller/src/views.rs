@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use defib_engine::ledger::{HostRecord, Ledger, Place, Recovery, Standing, VmRecord};
+use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing, VmRecord};
 use defib_model::{
-    EventKind, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
+    EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
     event::Phase,
     inventory::{FenceMethod, Priority, SelfFence, Vm},
 };
@@ -177,7 +177,6 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
                     }
                     .into(),
                     silent_ms: held.silent_ms,
-                    at_ms: 0,
                 }
             })
             .collect(),
@@ -197,6 +196,7 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         spare: declared.spare,
         labels: declared.labels.iter().cloned().collect(),
         connected: view.controller.reports(id),
+        // Filled in by who knows the sessions.
         agent_version: String::new(),
         proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
         fencing: declared
@@ -337,6 +337,15 @@ fn weakness(protection: &Protection, applied: LogIndex) -> Option<String> {
     })
 }
 
+/// Who stopped automatic action, if it is stopped and the event is still at hand.
+fn paused_by(ledger: &Ledger) -> Option<String> {
+    let stops = ledger.events().since(EventSeq(1)).filter_map(|event| match &event.kind {
+        EventKind::OperatorActed { operator, action } if action == PAUSES => Some(operator.name.clone()),
+        _ => None,
+    });
+    ledger.paused().then(|| stops.last()).flatten()
+}
+
 /// The page that an operator looks at first.
 #[must_use]
 pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protection>) -> v1::Status {
@@ -400,7 +409,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         replicas: Vec::new(),
         disarmed_reason: ledger.disarmed().unwrap_or_default().into(),
         paused: ledger.paused(),
-        paused_by: String::new(),
+        paused_by: paused_by(ledger).unwrap_or_default(),
         hosts: Some(hosts),
         vms: Some(vms),
         brakes: ledger
@@ -415,7 +424,6 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         policy_version: ledger.policy_version(),
         inventory_version: ledger.inventory_version(),
         at_ms: ledger.at().0,
-        wall_ms: 0,
         attention,
         recoveries: ledger
             .open_recoveries()
@@ -431,7 +439,9 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
             role: if leads { "leader" } else { "follower" }.into(),
             session: ledger.session_of(defib_model::ReplicaId(*id)).unwrap_or(0),
             applied: if *id == me { ledger.applied().0 } else { 0 },
+            // The log's own numbers are filled in by who can ask it.
             commit: 0,
+            matched: 0,
             reachable: *id == me,
             address: String::new(),
             voter: view.membership.voters.contains(id),

@@ -113,7 +113,7 @@ fn host_json(host: &v1::HostDetail) -> Value {
     json!({"id": host.id, "domain": host.domain.join("/"), "state": host.state, "epoch": host.epoch,
         "boot_id": host.boot_id, "recovery": host.recovery, "proof": host.proof, "why_not": host.why_not,
         "watchdog_armed": host.watchdog_armed, "self_fence": host.self_fence, "connected": host.connected,
-        "fencing": host.fencing, "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
+        "agent_version": host.agent_version, "fencing": host.fencing, "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
 }
 
 fn host_table(hosts: &[v1::HostDetail]) {
@@ -191,6 +191,33 @@ pub(crate) async fn pause(
     done(ask!(cluster, pause, request)?, output)
 }
 
+/// One replica among all: how far its log is, and how far behind the leader's.
+fn replica_row(one: &v1::ReplicaStatus, all: &[v1::ReplicaStatus]) -> Vec<String> {
+    let newest = all.iter().map(|other| other.matched).max().unwrap_or(0);
+    // Without a leader nobody knows how far the others are.
+    let (log, behind) = if newest == 0 {
+        let own = if one.commit > 0 { one.commit.to_string() } else { "?".into() };
+        (own, "?".into())
+    } else {
+        (one.matched.to_string(), newest.saturating_sub(one.matched).to_string())
+    };
+    vec![
+        one.id.to_string(),
+        one.role.clone(),
+        if one.voter { "voter" } else { "learner" }.into(),
+        one.address.clone(),
+        if one.reachable { "yes" } else { "no" }.into(),
+        log,
+        behind,
+    ]
+}
+
+fn replica_json(one: &v1::ReplicaStatus) -> Value {
+    json!({"id": one.id, "role": one.role, "voter": one.voter, "address": one.address,
+        "reachable": one.reachable, "session": one.session, "matched": one.matched, "applied": one.applied,
+        "commit": one.commit})
+}
+
 /// `defib replica`.
 pub(crate) async fn replica(
     cluster: &Cluster,
@@ -201,31 +228,14 @@ pub(crate) async fn replica(
     let (kind, id, new_id, address, change) = match command {
         ReplicaCommand::List => {
             let status = ask!(cluster, get_status, v1::GetStatusRequest {})?;
-            let cells = |one: &v1::ReplicaStatus| {
-                let part = if one.voter { "voter" } else { "learner" };
-                vec![
-                    one.id.to_string(),
-                    one.role.clone(),
-                    part.into(),
-                    one.address.clone(),
-                    one.applied.to_string(),
-                ]
-            };
             match output {
                 Output::Table => table(
-                    &["replica", "role", "part", "address", "applied"],
-                    status.replicas.iter().map(cells).collect(),
+                    &["replica", "role", "part", "address", "answers", "log", "behind"],
+                    status.replicas.iter().map(|one| replica_row(one, &status.replicas)).collect(),
                 ),
-                Output::Json => json(&Value::Array(
-                    status
-                        .replicas
-                        .iter()
-                        .map(|one| {
-                            json!({"id": one.id, "role": one.role, "voter": one.voter,
-                                "address": one.address, "applied": one.applied})
-                        })
-                        .collect(),
-                )),
+                Output::Json => {
+                    json(&Value::Array(status.replicas.iter().map(replica_json).collect()));
+                }
             }
             return Ok(());
         }
@@ -241,4 +251,24 @@ pub(crate) async fn replica(
     let Change { dry_run, reason } = change;
     let request = v1::ReplicaChangeRequest { kind: kind.into(), id, address, dry_run, reason, new_id };
     done(ask!(cluster, replica_change, request)?, output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(id: u64, matched: u64, commit: u64) -> v1::ReplicaStatus {
+        v1::ReplicaStatus { id, matched, commit, role: "follower".into(), ..v1::ReplicaStatus::default() }
+    }
+
+    #[test]
+    fn followers_show_how_far_they_are_if_anybody_knows() {
+        let told_by_the_leader = [status(1, 40, 39), status(2, 38, 0), status(3, 0, 0)];
+        let shown = |all: &[v1::ReplicaStatus]| -> Vec<[String; 2]> {
+            let rows = all.iter().map(|one| replica_row(one, all));
+            rows.map(|row| [row[5].clone(), row[6].clone()]).collect()
+        };
+        assert_eq!(shown(&told_by_the_leader), [["40", "0"], ["38", "2"], ["0", "40"]]);
+        assert_eq!(shown(&[status(1, 0, 39), status(2, 0, 0)]), [["39", "?"], ["?", "?"]]);
+    }
 }

@@ -62,6 +62,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
     if output == Output::Json {
         json(&json!({
             "cluster": status.cluster, "leader": status.leader, "term": status.term, "paused": status.paused,
+            "paused_by": status.paused_by,
             "disarmed": status.disarmed_reason, "attention": status.attention,
             "hosts": {"total": hosts.total, "in_use": hosts.in_use, "suspected": hosts.suspected,
                 "fenced": hosts.fenced, "unconfirmed": hosts.unconfirmed, "never_seen": hosts.never_seen},

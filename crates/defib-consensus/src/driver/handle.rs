@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -62,6 +62,7 @@ pub(super) struct Shared {
     pub(super) dropped_messages: AtomicU64,
     pub(super) rejected_messages: AtomicU64,
     pub(super) skipped_ticks: AtomicU64,
+    matched: Mutex<BTreeMap<u64, u64>>,
     pub(super) stopped: AtomicBool,
     /// The driver was told to look, and hasn't begun to.
     pub(super) woken: AtomicBool,
@@ -69,6 +70,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn set_matched(&self, matched: BTreeMap<u64, u64>) {
+        *self.matched.lock().unwrap_or_else(PoisonError::into_inner) = matched;
+    }
+
     pub(super) fn set_role(&self, role: RoleChange) {
         let number = match role.role {
             Role::Follower => 0,
@@ -176,6 +181,13 @@ impl Handle {
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
         let _driver_is_awake = self.wake.write(1);
+    }
+
+    /// On the leader, as of its last tick: up to which index each member of the replica set holds the log
+    /// durably. Empty on others.
+    #[must_use]
+    pub fn matched(&self) -> BTreeMap<u64, u64> {
+        self.shared.matched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the replica is doing.

@@ -223,6 +223,27 @@ fn three_replicas_commit_survive_the_leader_and_take_it_back() {
 }
 
 #[test]
+fn the_leader_knows_how_far_each_replica_is() {
+    let mut cluster = Cluster::new(&[1, 2, 3], |_| {});
+    let leader = cluster.leader();
+    cluster.commit(leader, "first");
+    let level = |cluster: &Cluster, ids: &[u64]| {
+        let handle = cluster.members[&leader].driver.handle();
+        let (matched, last) = (handle.matched(), handle.status().last);
+        ids.iter().all(|id| matched.get(id) == Some(&last)).then_some(matched)
+    };
+    let before = cluster.wait_for("all to be level", |cluster| level(cluster, &[1, 2, 3]));
+    let follower = [1, 2, 3].into_iter().find(|id| *id != leader).unwrap();
+    assert!(cluster.members[&follower].driver.handle().matched().is_empty(), "a follower can't know");
+    cluster.kill(follower);
+    cluster.commit(leader, "second");
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != follower).collect();
+    let after = cluster.wait_for("the living to be level", |cluster| level(cluster, &others));
+    assert_eq!(after[&follower], before[&follower], "the dead one stays where it was");
+    assert!(after[&leader] > before[&leader]);
+}
+
+#[test]
 fn reads_are_confirmed_on_leader_and_follower() {
     let mut cluster = Cluster::new(&[1, 2, 3], |_| {});
     let leader = cluster.leader();

@@ -18,6 +18,9 @@ use super::{
     records::{HostRecord, Place, Standing},
 };
 
+/// What the event says of an operator who stops automatic action.
+pub const PAUSES: &str = "stops automatic action";
+
 impl Ledger {
     /// What an operator's command would do now, in words.
     ///
@@ -160,7 +163,7 @@ impl Ledger {
 
     pub(super) fn pause(&mut self, paused: bool, operator: &Operator) {
         self.paused = paused;
-        let action = if paused { "stops automatic action" } else { "resumes automatic action" };
+        let action = if paused { PAUSES } else { "resumes automatic action" };
         if !paused {
             self.disarmed = None;
         }

@@ -22,6 +22,7 @@ use alloc::{
 };
 use core::fmt::Write as _;
 
+pub use apply_operator::PAUSES;
 pub use brakes::BrakeMemory;
 use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
