@@ -23,6 +23,7 @@ use crate::{
     effects::Effects,
     metrics::Meter,
     proposals::{Fate, Proposals},
+    sessions::Session,
 };
 
 /// A question that is answered on the loop's thread, between two steps.
@@ -148,7 +149,7 @@ pub struct Pulse {
 
 /// The loop.
 pub struct Loop {
-    me: ReplicaId,
+    session: Session,
     controller: Controller,
     clock: Clock,
     messages: Receiver<Message>,
@@ -168,7 +169,10 @@ pub struct Loop {
 
 impl std::fmt::Debug for Loop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loop").field("me", &self.me).field("applied", &self.applied).finish_non_exhaustive()
+        f.debug_struct("Loop")
+            .field("session", &self.session)
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,7 +184,7 @@ impl Loop {
     #[expect(clippy::too_many_arguments, reason = "everything that the one owner owns")]
     #[must_use]
     pub fn new(
-        me: ReplicaId,
+        session: Session,
         controller: Controller,
         clock: Clock,
         messages: Receiver<Message>,
@@ -191,7 +195,7 @@ impl Loop {
         meter: Arc<Meter>,
     ) -> Self {
         Self {
-            me,
+            session,
             controller,
             clock,
             messages,
@@ -239,7 +243,7 @@ impl Loop {
                 let entry = Entry {
                     at: self.controller.cluster_now(now),
                     wall: self.clock.wall(),
-                    proposer: self.me,
+                    proposer: self.session.replica,
                     command,
                 };
                 self.propose(&entry, Some(waiter));
@@ -327,6 +331,7 @@ impl Loop {
         })?;
         let before = self.controller.ledger().events().head();
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
+        self.check_session()?;
         // After a restart the log is told again from the last snapshot on: that was counted in its time.
         if self.caught_up {
             self.meter.applied(self.controller.ledger(), before);
@@ -350,7 +355,12 @@ impl Loop {
         let now = self.clock.now();
         let effects = self.controller.restore(now, ledger);
         self.perform(effects);
-        Ok(())
+        self.check_session()
+    }
+
+    /// A life that the ledger knows to be over can't observe, and must make way for the next one.
+    fn check_session(&self) -> anyhow::Result<()> {
+        self.session.check(self.controller.ledger().session_of(self.session.replica))
     }
 
     fn membership_changed(&mut self, membership: Membership) {

@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod operator;
 pub mod proposals;
 pub mod run;
+pub mod sessions;
 pub mod views;
 mod what_if;

@@ -27,7 +27,6 @@ use defib_pki::{
 };
 use defib_rpc::{Incoming, bind};
 use defib_wire::v1::{self, agent_control_server::AgentControlServer, operator_server::OperatorServer};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::watch;
 use tonic::transport::Server;
 
@@ -41,6 +40,7 @@ use crate::{
     members::{Members, peer_addresses},
     metrics::{self, Meter},
     operator::OperatorService,
+    sessions::Session,
 };
 
 /// Messages that may wait for the loop.
@@ -117,17 +117,18 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         udp.push(v1::UdpEndpoint { path: path.clone(), address: reached });
     }
 
-    let session = session_number()?;
-    let observer = Observer::new(me, session, &Policy::default(), clock.now());
+    // From here on the directory is ours alone. What the log says waits until the loop runs.
+    let driver = start_log(&config, &cluster, &credentials, peers, messages.clone())?;
+    let handle = driver.handle().clone();
+    let session = Session::begin(me, &config.data_dir, wall())?;
+    let observer = Observer::new(me, session.number, &Policy::default(), clock.now());
     let to_core = core.clone();
     let heartbeats = Heartbeats::start(me.0, observer, clock, sockets, move |proposal| {
         let _ = to_core.tell(Message::Input(defib_engine::controller::Input::Observed(proposal)));
     })?;
 
-    let driver = start_log(&config, &cluster, &credentials, peers, messages.clone())?;
-    let handle = driver.handle().clone();
     // Empty until the log says whom it was founded by, or restores a snapshot.
-    let controller = Controller::new(me, session, Ledger::new(BTreeSet::new()));
+    let controller = Controller::new(me, session.number, Ledger::new(BTreeSet::new()));
     let agents = Arc::new(Agents::new(me.0, config.cluster.clone(), udp, heartbeats.instructor()));
     let authority = match &config.bmc_authority {
         Some(path) => {
@@ -146,7 +147,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (pulse, pulse_seen) = watch::channel(Pulse::default());
     let (ended, core_ended) = tokio::sync::oneshot::channel();
     let the_loop = Loop::new(
-        me,
+        session,
         controller,
         clock,
         received,
@@ -271,18 +272,6 @@ fn start_log(
     // A loop that is behind slows the log down instead of losing what it says.
     let sink = Box::new(move |output| messages.send(Message::Driver(output)).is_ok());
     Ok(Driver::start(driver, sink)?)
-}
-
-/// A number that no earlier session of this replica had: later starts have later wall clocks; should one jump
-/// back, the log refuses the session, and the next start has another try. The low bits tell two apart.
-fn session_number() -> anyhow::Result<u64> {
-    let mut random = [0; 2];
-    SystemRandom::new()
-        .fill(&mut random)
-        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
-    let millis = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    let millis = u64::try_from(millis).unwrap_or(u64::MAX >> 16);
-    Ok(millis << 16 | u64::from(u16::from_le_bytes(random)))
 }
 
 /// On the leader, keeps every BMC's connection open and says early which one would fail.
