@@ -12,9 +12,11 @@ const SECTOR: usize = 512;
 /// What a power cut does to everything that was not synced.
 #[derive(Clone, Copy, Debug)]
 pub enum Crash {
+    /// Nothing: only the process died. All of it is there to read, and still not safe.
+    Process,
     /// All of it is lost.
     LoseAll,
-    /// All of it had reached the disk by luck (also: only the process died).
+    /// All of it had reached the disk by luck.
     KeepAll,
     /// Each sector, and each length, is kept or lost by a coin; of the changes of names a prefix is kept.
     Torn {
@@ -92,12 +94,18 @@ impl MemoryDisk {
     /// Cuts the power and starts again: applies `crash` to all that was not synced, and clears planned faults.
     pub fn crash(&self, crash: Crash) {
         let mut state = self.lock();
+        state.crash_at = None;
+        state.down = false;
+        state.fail_sync = false;
+        if matches!(crash, Crash::Process) {
+            return;
+        }
         let mut coin = Coin(match crash {
             Crash::Torn { seed } => seed ^ 0x9e37_79b9_7f4a_7c15,
-            Crash::LoseAll | Crash::KeepAll => 1,
+            Crash::Process | Crash::LoseAll | Crash::KeepAll => 1,
         });
         let kept_names = match crash {
-            Crash::LoseAll => 0,
+            Crash::Process | Crash::LoseAll => 0,
             Crash::KeepAll => state.unsynced_names.len(),
             Crash::Torn { .. } => coin.below(state.unsynced_names.len() + 1),
         };
@@ -108,7 +116,7 @@ impl MemoryDisk {
         state.names = state.durable_names.clone();
         for contents in state.files.values_mut() {
             match crash {
-                Crash::LoseAll => {}
+                Crash::Process | Crash::LoseAll => {}
                 Crash::KeepAll => contents.durable = contents.now.clone(),
                 Crash::Torn { .. } => tear(contents, &mut coin),
             }
@@ -117,9 +125,6 @@ impl MemoryDisk {
         }
         let named: Vec<u64> = state.names.values().copied().collect();
         state.files.retain(|file, _| named.contains(file));
-        state.crash_at = None;
-        state.down = false;
-        state.fail_sync = false;
     }
 
     /// From the `operation`th change on (counted from now, 0 is the next), every operation fails until [`Self::crash`].

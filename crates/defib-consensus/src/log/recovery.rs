@@ -24,6 +24,16 @@ impl<D: Disk> Log<D> {
         for (position, (number, name)) in segments.into_iter().enumerate() {
             self.recover_segment(number, name, position + 1 == count)?;
         }
+        self.make_safe()
+    }
+
+    /// What was read may have been written by a process that died before its sync. From now on it counts as
+    /// remembered, and peers are told so without another write: it must survive a power cut.
+    fn make_safe(&mut self) -> Result<(), ConsensusError> {
+        if let Some(last) = self.segments.back() {
+            self.disk.sync(&last.name)?;
+        }
+        self.disk.sync_directory()?;
         Ok(())
     }
 
@@ -142,9 +152,9 @@ impl<D: Disk> Log<D> {
             self.recovery.torn_bytes = (end - offset) as u64;
         }
         self.unmarked = true;
-        // Zeros again, durably, before anything is written here: rests of the torn write must never look like a record.
+        // Zeros again before anything is written here: rests of the torn write must never look like a record,
+        // and are not to be reported at the next start. `make_safe` syncs them.
         self.disk.write_at(name, offset as u64, &vec![0; end - offset])?;
-        self.disk.sync(name)?;
         Ok(())
     }
 }

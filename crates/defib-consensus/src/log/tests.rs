@@ -218,6 +218,84 @@ fn any_flipped_bit_is_harmless_or_refused() {
     assert!(refused > 14 * 300, "only {refused} were noticed");
 }
 
+/// A write whose first sector was lost: the rest of it stands behind the last record until the next start.
+#[test]
+fn rests_of_a_torn_write_are_gone_for_good_after_the_next_start() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk).unwrap();
+    fill(&mut log, 1, 3, 100);
+    let before = contents(&log);
+    let name = log.last_segment().name.clone();
+    let tail = usize::try_from(log.tail).unwrap();
+    drop(log);
+    let mut other = disk.clone();
+    other.write_at(&name, log_sector_after(tail), &[0xa5; 1500]).unwrap();
+    disk.crash(Crash::KeepAll);
+
+    let log = open(&disk).unwrap();
+    assert!(log.recovery().torn_bytes >= 1500, "{:?}", log.recovery());
+    assert_eq!((contents(&log), log.tail), (before.clone(), tail as u64));
+    drop(log);
+    // Even a power cut right after the start brings nothing of it back.
+    disk.crash(Crash::LoseAll);
+    let bytes = disk.read(&name).unwrap();
+    assert!(bytes[tail..].iter().all(|byte| *byte == 0), "the rest is still on the disk");
+    let mut log = open(&disk).unwrap();
+    assert_eq!(log.recovery(), Recovery { frames: 3, torn_bytes: 0 }, "nothing was torn this time");
+    fill(&mut log, 4, 4, 100);
+    drop(log);
+    disk.crash(Crash::LoseAll);
+    let log = open(&disk).unwrap();
+    assert_eq!(log.recovery(), Recovery { frames: 4, torn_bytes: 0 });
+    assert_eq!(log.last_index(), 4);
+}
+
+fn log_sector_after(offset: usize) -> u64 {
+    (offset as u64).next_multiple_of(512)
+}
+
+/// The power goes right after the next segment was made and before its first record: nothing but the older segments
+/// knows the vote then, so a snapshot must not drop them.
+#[test]
+fn compaction_behind_an_empty_segment_keeps_the_vote() {
+    let voted = hard_state(9, 2, 8);
+    let mut found = false;
+    for crash_at in 0..12 {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk).unwrap();
+        fill(&mut log, 1, 8, 300);
+        log.append(&Batch { hard_state: voted.clone(), ..Batch::default() }).unwrap();
+        assert_eq!(log.segments.len(), 1);
+        disk.crash_after(crash_at);
+        let large = Batch { hard_state: voted.clone(), entries: &[entry(9, 9, 3000)], reset: None };
+        let _the_power_goes_before_it_ends = log.append(&large);
+        drop(log);
+        disk.crash(Crash::LoseAll);
+
+        let mut log = open(&disk).unwrap();
+        if log.segments.back().is_none_or(|last| last.frames > 0) {
+            continue;
+        }
+        found = true;
+        log.compact(8).unwrap();
+        drop(log);
+        disk.crash(Crash::LoseAll);
+        let mut log = Log::open(disk.clone(), OWNER, SEGMENT).unwrap();
+        log.adopt_snapshot(8, 1).unwrap();
+        assert_eq!(*log.hard_state(), voted, "crash {crash_at}");
+        // Once a record is there, the older segment may go, and the vote stays.
+        log.append(&large).unwrap();
+        log.compact(8).unwrap();
+        assert_eq!(log.segments.len(), 1);
+        drop(log);
+        disk.crash(Crash::LoseAll);
+        let mut log = Log::open(disk, OWNER, SEGMENT).unwrap();
+        log.adopt_snapshot(8, 1).unwrap();
+        assert_eq!((log.hard_state().clone(), log.last_index()), (voted.clone(), 9));
+    }
+    assert!(found, "no crash left an empty segment");
+}
+
 /// A copy with unsynced changes included, as after a crash of the process alone.
 fn all_of(disk: &MemoryDisk) -> MemoryDisk {
     let mut copy = MemoryDisk::new();

@@ -68,7 +68,7 @@ fn a_crash_at_every_single_write_loses_nothing_acknowledged() {
         let mut points = 0;
         for crash_at in 0.. {
             let mut crashed = false;
-            for crash in [Crash::LoseAll, Crash::KeepAll, Crash::Torn { seed: crash_at }] {
+            for crash in [Crash::Process, Crash::LoseAll, Crash::KeepAll, Crash::Torn { seed: crash_at }] {
                 crashed |= script_survives(victim, crash_at, crash);
             }
             if !crashed {
