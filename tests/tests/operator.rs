@@ -93,16 +93,18 @@ async fn a_follower_takes_every_call_and_the_leader_answers() {
     assert_eq!(hosts.len(), 5);
     assert!(hosts.iter().all(|host| host.agent_version == env!("CARGO_PKG_VERSION")), "{hosts:?}");
     let host = follower.get_host(v1::GetHostRequest { host: "h1".into() }).await.unwrap().into_inner();
-    assert_eq!((host.state.as_str(), host.vms.len()), ("in-use", 3));
     let vms = follower.list_vms(v1::ListVmsRequest::default()).await.unwrap().into_inner().vms;
     assert_eq!(vms.len(), 11);
+    // Where each VM runs is the planner's business: on a busy machine a first start may fail, and go elsewhere.
+    let on = |hosts: &[&str]| vms.iter().filter(|vm| hosts.contains(&vm.host.as_str())).count();
+    assert_eq!((host.state.as_str(), host.vms.len()), ("in-use", on(&["h1"])));
     let vm = follower.get_vm(v1::GetVmRequest { vm: vms[0].id.clone() }).await.unwrap().into_inner();
     assert!(!vm.would_go_to.is_empty() || !vm.would_not_go_because.is_empty(), "{vm:?}");
 
     let request = v1::PlanFailHostRequest { hosts: vec!["h1".into()], domains: vec!["r2".into()] };
     let plan = follower.plan_fail_host(request).await.unwrap().into_inner();
     assert_eq!(plan.hosts, ["h1", "h3", "h4"]);
-    assert_eq!(plan.placements.len() + plan.unplaced.len(), 3 + 2 * 2);
+    assert_eq!(plan.placements.len() + plan.unplaced.len(), on(&["h1", "h3", "h4"]));
     assert!(
         plan.placements.iter().all(|one| plan.hosts.contains(&one.from) && !plan.hosts.contains(&one.to))
     );
