@@ -12,8 +12,8 @@ use std::{
 };
 
 use defib_bmc::{
-    Bmc, CredentialRef, EndpointError, Identity, Pin, PinParseError, PowerOff, PowerReading, RedfishClient,
-    RedfishEndpoint, Trust, WriteGate,
+    Bmc, CredentialRef, CredentialRefError, EndpointError, Identity, Pin, PinParseError, PowerOff,
+    PowerReading, RedfishClient, RedfishEndpoint, Trust, WriteGate,
 };
 use defib_engine::controller::{FenceOrder, PowerQuestion};
 use defib_model::{
@@ -43,19 +43,20 @@ pub enum MethodError {
     },
     /// It has no pin, and this replica has no authority for BMCs.
     #[error(
-        "host {host}: its BMC has no pin and this replica has no bmc-authority; without one of them nobody knows who answers"
+        "host {host}: its BMC has no pin and this replica has no bmc-authority, so nobody would know who answers; add the \
+         pin that defib bmc pin shows to the inventory, or name an authority in the configuration of every replica"
     )]
     NoTrust {
         /// Which host.
         host: HostId,
     },
     /// Its credentials are named in an unknown form.
-    #[error("host {host}: credentials {given:?} are neither file:PATH nor env:NAME")]
+    #[error("host {host}: its BMC's {why}; correct the inventory")]
     Credentials {
         /// Which host.
         host: HostId,
-        /// What was given.
-        given: String,
+        /// What is wrong.
+        why: CredentialRefError,
     },
 }
 
@@ -121,16 +122,8 @@ impl Power {
             (None, Some(authority)) => authority.clone(),
             (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),
         };
-        let credentials = match target.credentials.split_once(':') {
-            Some(("file", path)) => CredentialRef::File(path.into()),
-            Some(("env", name)) => CredentialRef::Environment(name.into()),
-            Some(_) | None => {
-                return Err(MethodError::Credentials {
-                    host: host.clone(),
-                    given: target.credentials.clone(),
-                });
-            }
-        };
+        let wrong = |why: CredentialRefError| MethodError::Credentials { host: host.clone(), why };
+        let credentials = target.credentials.parse::<CredentialRef>().map_err(wrong)?;
         let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
         let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
         endpoint.system.clone_from(&target.system);
@@ -145,7 +138,10 @@ impl Power {
                 match bmcs.get(&key) {
                     Some(Controlled { client: Ok(client), .. }) => Ok(Arc::clone(client)),
                     Some(Controlled { client: Err(error), .. }) => Err(error.to_string()),
-                    None => Err(format!("host {}: this replica does not know its BMC yet", question.host)),
+                    None => Err(format!(
+                        "host {}: this replica does not know its BMC yet; it is asked again once the inventory is applied here",
+                        question.host
+                    )),
                 }
             })
             .collect()
@@ -194,7 +190,12 @@ async fn read_off(
         let reading = match timeout_at(deadline, client.read_power(deadline)).await {
             Ok(Ok(reading)) => reading,
             Ok(Err(error)) => return Ok(methods::judge_error(&error)),
-            Err(_) => return Err(format!("host {}: no answer in time", question.host)),
+            Err(_) => {
+                return Err(format!(
+                    "host {}: its BMC gave no answer within {}; check its power and its network",
+                    question.host, question.timeout
+                ));
+            }
         };
         if !reading.is_off() {
             return Ok(methods::Judged::StillOn(format!("its BMC reads {:?}", reading.state)));

@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write as _},
     os::fd::AsRawFd as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::config::{WatchdogConfig, WatchdogMode};
@@ -18,7 +18,7 @@ mod ioctl {
 
 /// Something that resets the host unless it is petted.
 pub trait Watchdog: fmt::Debug + Send {
-    /// Begins to count, with at most `seconds`; answers the seconds that it really counts.
+    /// Begins to count, with at most `seconds`, or goes on with as many; answers the seconds that it really counts.
     ///
     /// # Errors
     /// When it can't be armed.
@@ -28,51 +28,91 @@ pub trait Watchdog: fmt::Debug + Send {
     /// # Errors
     /// When it does not take it: the host will be reset.
     fn pet(&mut self) -> io::Result<()>;
+    /// Ends the counting of one that could not be armed as wanted. Never called once anybody counts on it.
+    fn disarm(&mut self);
     /// Whether it resets the host for real.
     fn is_real(&self) -> bool;
 }
 
-/// `/dev/watchdog` (linux/watchdog.h). Never closed with the magic 'V' while the agent lives: if the agent dies
-/// it goes on counting, which is its purpose.
+/// The device's file, once it is open: from then on it counts.
+trait Node: fmt::Debug + Send {
+    /// Sets the seconds that it counts; answers those that it really counts.
+    fn set_timeout(&mut self, seconds: u32) -> io::Result<u32>;
+    /// Counts from the beginning again.
+    fn keep_alive(&mut self) -> io::Result<()>;
+    fn write(&mut self, byte: u8) -> io::Result<()>;
+}
+
+impl Node for File {
+    fn set_timeout(&mut self, seconds: u32) -> io::Result<u32> {
+        let mut timeout = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the descriptor is open and the ioctl reads and writes one int.
+        unsafe { ioctl::set_timeout(self.as_raw_fd(), &raw mut timeout) }?;
+        Ok(u32::try_from(timeout).unwrap_or(u32::MAX))
+    }
+
+    fn keep_alive(&mut self) -> io::Result<()> {
+        let mut unused: libc::c_int = 0;
+        // SAFETY: the descriptor is open and the ioctl writes one int at most.
+        unsafe { ioctl::keep_alive(self.as_raw_fd(), &raw mut unused) }?;
+        Ok(())
+    }
+
+    fn write(&mut self, byte: u8) -> io::Result<()> {
+        self.write_all(&[byte])
+    }
+}
+
+/// `/dev/watchdog` (linux/watchdog.h). Once it is armed it is never closed with the magic 'V': if the agent dies it
+/// goes on counting, which is its purpose.
 #[derive(Debug)]
 struct Device {
-    path: String,
-    file: Option<File>,
+    path: PathBuf,
+    open: fn(&Path) -> io::Result<Box<dyn Node>>,
+    node: Option<Box<dyn Node>>,
+}
+
+impl Device {
+    fn new(path: &Path) -> Self {
+        let open = |path: &Path| -> io::Result<Box<dyn Node>> {
+            Ok(Box::new(OpenOptions::new().write(true).open(path)?))
+        };
+        Self { path: path.to_owned(), open, node: None }
+    }
 }
 
 impl Watchdog for Device {
     fn arm(&mut self, seconds: u32) -> io::Result<u32> {
         let explain = |what: &str, error: io::Error| {
+            let path = self.path.display();
             io::Error::new(
                 error.kind(),
                 format!(
-                    "{}: {what}: {error}; is it a watchdog, and does nobody else hold it (systemd's RuntimeWatchdogSec)?",
-                    self.path
+                    "{path}: {what}: {error}; is it a watchdog, and does nobody else hold it (systemd's RuntimeWatchdogSec)?"
                 ),
             )
         };
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .map_err(|error| explain("can't be opened", error))?;
-        let mut timeout = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the descriptor is open and the ioctl reads and writes one int.
-        unsafe { ioctl::set_timeout(file.as_raw_fd(), &raw mut timeout) }
-            .map_err(|errno| explain("its timeout can't be set", errno.into()))?;
-        self.file = Some(file);
-        Ok(u32::try_from(timeout).unwrap_or(u32::MAX))
+        if self.node.is_none() {
+            self.node = Some((self.open)(&self.path).map_err(|error| explain("can't be opened", error))?);
+        }
+        let Some(node) = &mut self.node else { return Ok(seconds) };
+        node.set_timeout(seconds).map_err(|error| explain("its timeout can't be set", error))
     }
 
     fn pet(&mut self) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let mut unused: libc::c_int = 0;
-        // SAFETY: the descriptor is open and the ioctl writes one int at most.
-        let asked = unsafe { ioctl::keep_alive(file.as_raw_fd(), &raw mut unused) };
-        if asked.is_err() {
-            // Older drivers know only a write, of anything but 'V'.
-            file.write_all(b"1")?;
+        let Some(node) = &mut self.node else { return Ok(()) };
+        // Older drivers know only a write, of anything but 'V'.
+        node.keep_alive().or_else(|_| node.write(b'1')).map_err(|error| {
+            let path = self.path.display();
+            io::Error::new(error.kind(), format!("{path}: can't be petted: {error}; it will reset this host"))
+        })
+    }
+
+    fn disarm(&mut self) {
+        let Some(mut node) = self.node.take() else { return };
+        if let Err(error) = node.write(b'V') {
+            tracing::error!(device = %self.path.display(), %error, "the watchdog can't be stopped again: it will reset this host");
         }
-        Ok(())
     }
 
     fn is_real(&self) -> bool {
@@ -94,6 +134,8 @@ impl Watchdog for DryRun {
         Ok(())
     }
 
+    fn disarm(&mut self) {}
+
     fn is_real(&self) -> bool {
         false
     }
@@ -105,19 +147,18 @@ pub fn open(config: &WatchdogConfig) -> Option<Box<dyn Watchdog>> {
     match config.mode {
         WatchdogMode::Off => None,
         WatchdogMode::DryRun => Some(Box::new(DryRun)),
-        WatchdogMode::Armed => Some(device(&config.device)),
+        WatchdogMode::Armed => Some(Box::new(Device::new(&config.device))),
     }
-}
-
-fn device(path: &Path) -> Box<dyn Watchdog> {
-    Box::new(Device { path: path.display().to_string(), file: None })
 }
 
 /// When a watchdog is armed and petted: with the first coverage, and only while it lasts.
 #[derive(Debug)]
 pub struct Keeper {
     watchdog: Option<Box<dyn Watchdog>>,
-    armed: bool,
+    /// The bound that it was armed for, in milliseconds.
+    armed_for_ms: Option<u64>,
+    /// It counts longer than the bound that is in force.
+    late: bool,
     covered: bool,
 }
 
@@ -125,16 +166,18 @@ impl Keeper {
     /// Nothing is armed yet.
     #[must_use]
     pub const fn new(watchdog: Option<Box<dyn Watchdog>>) -> Self {
-        Self { watchdog, armed: false, covered: true }
+        Self { watchdog, armed_for_ms: None, late: false, covered: true }
     }
 
-    /// Whether the host would really be reset.
+    /// Whether the host would really be reset, and in time.
     #[must_use]
     pub fn is_armed(&self) -> bool {
-        self.armed && self.watchdog.as_ref().is_some_and(|watchdog| watchdog.is_real())
+        let real = self.watchdog.as_ref().is_some_and(|watchdog| watchdog.is_real());
+        self.armed_for_ms.is_some() && !self.late && real
     }
 
-    /// To be called several times per timeout; `covered` was just read. `bound_ms`: the policy's watchdog time.
+    /// To be called several times per timeout; `covered` was just read. `bound_ms`: the watchdog's time by the policy
+    /// that is in force.
     ///
     /// # Errors
     /// When it can't be armed: the agent must not pretend.
@@ -142,77 +185,184 @@ impl Keeper {
         let Some(watchdog) = &mut self.watchdog else { return Ok(()) };
         if covered != self.covered {
             self.covered = covered;
-            if !covered && self.armed {
+            if !covered && self.armed_for_ms.is_some() {
                 tracing::error!("not covered by a lease any more: the watchdog is not petted");
             }
         }
+        // Setting the time may count from the beginning again, which is petting.
         if !covered {
             return Ok(());
         }
-        if !self.armed {
-            // Whole seconds, rounded down: it must not bite later than the policy says.
-            let wanted = u32::try_from(bound_ms / 1000).unwrap_or(u32::MAX).max(1);
-            let counts = watchdog.arm(wanted)?;
-            if u64::from(counts) * 1000 > bound_ms {
-                return Err(io::Error::other(format!(
-                    "the watchdog counts {counts} s at least, but the policy's lease.watchdog is {bound_ms} ms; raise the policy, or choose mode: off"
-                )));
+        if self.armed_for_ms != Some(bound_ms) {
+            match (arm(watchdog.as_mut(), bound_ms), self.armed_for_ms) {
+                (Ok(()), _) => self.late = false,
+                (Err(error), None) => {
+                    watchdog.disarm();
+                    return Err(error);
+                }
+                // VMs may run already, and nothing has happened to them: they are not taken down for a new policy.
+                (Err(error), Some(_)) => {
+                    tracing::error!(%error, "the watchdog does not bite in the time of the new policy; it is reported as not armed");
+                    self.late = true;
+                }
             }
-            tracing::info!(seconds = counts, real = watchdog.is_real(), "watchdog armed");
-            self.armed = true;
+            self.armed_for_ms = Some(bound_ms);
         }
         watchdog.pet()
     }
 }
 
+fn arm(watchdog: &mut dyn Watchdog, bound_ms: u64) -> io::Result<()> {
+    // Whole seconds, rounded down: it must not bite later than the policy says.
+    let wanted = u32::try_from(bound_ms / 1000).unwrap_or(u32::MAX).max(1);
+    let counts = watchdog.arm(wanted)?;
+    if u64::from(counts) * 1000 > bound_ms {
+        return Err(io::Error::other(format!(
+            "the watchdog counts {counts} s at least, but the policy's lease.watchdog is {bound_ms} ms; raise the policy, or choose mode: off"
+        )));
+    }
+    tracing::info!(seconds = counts, real = watchdog.is_real(), "watchdog armed");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
-    #[derive(Debug, Clone, Default)]
-    struct Recording(Arc<Mutex<Vec<String>>>, u32);
+    /// What happened to fake devices, by their path. Each test has a path of its own.
+    static SEEN: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
 
-    impl Watchdog for Recording {
-        fn arm(&mut self, seconds: u32) -> io::Result<u32> {
-            self.0.lock().unwrap().push(format!("arm {seconds}"));
-            Ok(seconds.max(self.1))
+    /// A device whose driver counts between 2 and 10 seconds. If its path says so it is old and knows no ioctl for
+    /// petting, or it can't set a time at all.
+    #[derive(Debug)]
+    struct Fake(PathBuf);
+
+    impl Fake {
+        fn see(&self, what: impl Into<String>) {
+            SEEN.lock().unwrap().push((self.0.clone(), what.into()));
         }
-        fn pet(&mut self) -> io::Result<()> {
-            self.0.lock().unwrap().push("pet".into());
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            self.see("closed");
+        }
+    }
+
+    impl Node for Fake {
+        fn set_timeout(&mut self, seconds: u32) -> io::Result<u32> {
+            self.see(format!("set {seconds}"));
+            if self.0.ends_with("fixed") {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            Ok(seconds.clamp(2, 10))
+        }
+        fn keep_alive(&mut self) -> io::Result<()> {
+            if self.0.ends_with("old") {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            self.see("pet");
             Ok(())
         }
-        fn is_real(&self) -> bool {
-            true
+        fn write(&mut self, byte: u8) -> io::Result<()> {
+            self.see(char::from(byte));
+            Ok(())
         }
     }
 
-    #[test]
-    fn it_is_armed_by_the_first_coverage_and_petted_only_while_covered() {
-        let recording = Recording::default();
-        let mut keeper = Keeper::new(Some(Box::new(recording.clone())));
-        keeper.tend(false, 5500).unwrap();
-        assert!(!keeper.is_armed());
-        keeper.tend(true, 5500).unwrap();
-        keeper.tend(false, 5500).unwrap();
-        keeper.tend(true, 5500).unwrap();
-        assert!(keeper.is_armed());
-        assert_eq!(*recording.0.lock().unwrap(), ["arm 5", "pet", "pet"]);
+    fn keeper(path: &str) -> Keeper {
+        let open = |path: &Path| -> io::Result<Box<dyn Node>> {
+            let fake = Fake(path.to_owned());
+            fake.see("open");
+            Ok(Box::new(fake))
+        };
+        Keeper::new(Some(Box::new(Device { path: path.into(), open, node: None })))
+    }
+
+    fn seen(path: &str) -> Vec<String> {
+        let seen = SEEN.lock().unwrap();
+        seen.iter().filter(|(of, _)| of == Path::new(path)).map(|(_, what)| what.clone()).collect()
     }
 
     #[test]
-    fn a_watchdog_that_bites_too_late_is_refused() {
-        let mut keeper = Keeper::new(Some(Box::new(Recording(Arc::default(), 60))));
+    fn it_is_armed_by_the_first_coverage_petted_only_while_covered_and_never_let_go() {
+        let mut keeper = keeper("/fake/new");
+        keeper.tend(false, 5500).unwrap();
+        assert!(!keeper.is_armed());
+        assert!(seen("/fake/new").is_empty(), "opening it would begin to count");
+        keeper.tend(true, 5500).unwrap();
+        assert!(keeper.is_armed());
+        keeper.tend(false, 5500).unwrap();
+        keeper.tend(false, 5500).unwrap();
+        assert_eq!(seen("/fake/new"), ["open", "set 5", "pet"]);
+        keeper.tend(true, 5500).unwrap();
+        // The agent ends, however: no magic 'V', so it goes on counting.
+        drop(keeper);
+        assert_eq!(seen("/fake/new"), ["open", "set 5", "pet", "pet", "closed"]);
+    }
+
+    #[test]
+    fn an_old_driver_is_petted_by_a_write_that_is_not_the_magic_one() {
+        let mut keeper = keeper("/fake/old");
+        keeper.tend(true, 5000).unwrap();
+        keeper.tend(true, 5000).unwrap();
+        assert_eq!(seen("/fake/old"), ["open", "set 5", "1", "1"]);
+    }
+
+    #[test]
+    fn one_that_bites_too_late_is_refused_and_stopped_again() {
+        let mut keeper = keeper("/fake/slow");
+        let error = keeper.tend(true, 1500).unwrap_err();
+        assert!(error.to_string().contains("counts 2 s at least"), "{error}");
+        assert!(!keeper.is_armed());
+        drop(keeper);
+        assert_eq!(
+            seen("/fake/slow"),
+            ["open", "set 1", "V", "closed"],
+            "a wrong policy must not reset the host"
+        );
+    }
+
+    #[test]
+    fn one_whose_time_can_not_be_set_is_refused_and_stopped_again() {
+        let mut keeper = keeper("/fake/fixed");
         let error = keeper.tend(true, 5000).unwrap_err();
-        assert!(error.to_string().contains("counts 60 s at least"), "{error}");
+        assert!(error.to_string().contains("/fake/fixed: its timeout can't be set"), "{error}");
+        assert_eq!(seen("/fake/fixed"), ["open", "set 5", "V", "closed"]);
+    }
+
+    #[test]
+    fn a_new_policy_sets_the_time_anew_and_one_that_it_can_not_keep_is_not_pretended() {
+        let mut keeper = keeper("/fake/policy");
+        keeper.tend(true, 9000).unwrap();
+        keeper.tend(true, 4000).unwrap();
+        assert!(keeper.is_armed());
+        keeper.tend(false, 3000).unwrap();
+        keeper.tend(true, 1500).unwrap();
+        assert!(!keeper.is_armed(), "it bites after 2 s, the policy counts on 1.5");
+        keeper.tend(true, 1500).unwrap();
+        keeper.tend(true, 6000).unwrap();
+        assert!(keeper.is_armed());
+        let expected = ["open", "set 9", "pet", "set 4", "pet", "set 1", "pet", "pet", "set 6", "pet"];
+        assert_eq!(seen("/fake/policy"), expected);
+    }
+
+    #[test]
+    fn a_dry_run_is_never_reported_as_armed() {
+        let config = WatchdogConfig { mode: WatchdogMode::DryRun, device: "/no/such/watchdog".into() };
+        let mut keeper = Keeper::new(open(&config));
+        keeper.tend(true, 5000).unwrap();
+        keeper.tend(true, 5000).unwrap();
+        assert!(!keeper.is_armed());
     }
 
     #[test]
     fn a_device_that_is_no_watchdog_is_refused_with_the_reason() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = device(file.path()).arm(5).unwrap_err();
+        let error = Device::new(file.path()).arm(5).unwrap_err();
         assert!(error.to_string().contains("its timeout can't be set"), "{error}");
-        let error = device(Path::new("/no/such/watchdog")).arm(5).unwrap_err();
+        let error = Device::new(Path::new("/no/such/watchdog")).arm(5).unwrap_err();
         assert!(error.to_string().contains("can't be opened"), "{error}");
     }
 }

@@ -15,8 +15,9 @@ use crate::resources::{Collection, Reset, ServiceRoot, System, allowed_by_action
 use crate::session::{LoginAnswer, Session, judge_login, login_body};
 use crate::transport::{Answer, Authorization, Call, Connection, dial, within};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, EndpointError, ErrorKind, FenceOutcome, IdentityProblem,
-    Phase, PowerOff, PowerReading, RedfishEndpoint, ReportedIdentity, ResetOutcome, WriteGate, trust,
+    Bmc, BmcError, BmcFuture, CredentialError, EndpointError, ErrorKind, FenceOutcome, Identity,
+    IdentityProblem, Phase, PowerOff, PowerReading, PowerState, RedfishEndpoint, ReportedIdentity,
+    ResetOutcome, WriteGate, trust,
 };
 
 /// More systems than any chassis has behind one BMC.
@@ -45,6 +46,39 @@ pub struct RedfishClient {
     action_info: Mutex<Option<(String, Vec<String>)>>,
 }
 
+/// A system as it was read: power and identity, and how it is reset.
+type Read = Result<(PowerReading, Option<Reset>), BmcError>;
+
+/// A system that a BMC controls, for an operator who records its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemSeen {
+    /// Its path at the BMC.
+    pub path: String,
+    /// What it says that it is.
+    pub identity: ReportedIdentity,
+    /// Its power. No proof of anything: nobody has said yet which machine it should be.
+    pub power: PowerState,
+    /// Whether an identity of it would tell it from others.
+    pub identifiable: bool,
+}
+
+/// Shows which systems a BMC controls, so that an operator can record an identity. Only reads. `endpoint` needs no
+/// identity yet; its trust must be known, because a password is sent.
+pub async fn survey(endpoint: RedfishEndpoint, deadline: Instant) -> Result<Vec<SystemSeen>, BmcError> {
+    let host = endpoint.host.clone();
+    let client = RedfishClient::unidentified(endpoint)
+        .map_err(|error| BmcError::new(&host, ErrorKind::Endpoint(error)))?;
+    let systems = client.every_system(deadline).await;
+    client.log_out(deadline).await;
+    let seen = |(path, read): (String, Read)| {
+        let (reading, _) = read?;
+        let (uuid, serial) = (reading.identity.uuid.clone(), reading.identity.serial.clone());
+        let identifiable = Identity { uuid, serial }.is_usable();
+        Ok(SystemSeen { path, identity: reading.identity, power: reading.state, identifiable })
+    };
+    systems?.into_iter().map(seen).collect()
+}
+
 #[derive(Debug)]
 struct LoginRefusal {
     until: Instant,
@@ -61,6 +95,11 @@ impl RedfishClient {
     /// A client that has not connected yet. Fails only on a configuration that can't be used.
     pub fn new(endpoint: RedfishEndpoint) -> Result<Self, EndpointError> {
         endpoint.validate()?;
+        Self::unidentified(endpoint)
+    }
+
+    /// A client that knows no machine yet: it may only look around.
+    fn unidentified(endpoint: RedfishEndpoint) -> Result<Self, EndpointError> {
         Ok(Self {
             address: endpoint.address()?,
             tls: trust::client_config(&endpoint)?,
@@ -260,31 +299,38 @@ impl RedfishClient {
         Ok((reading, system.reset))
     }
 
-    /// Looks at every system of the BMC and takes the one with the host's identity.
-    async fn find_system(&self, deadline: Instant) -> Result<(PowerReading, Option<Reset>), BmcError> {
+    /// Reads every system of the BMC, whoever it is.
+    async fn every_system(&self, deadline: Instant) -> Result<Vec<(String, Read)>, BmcError> {
         let session = self.session(deadline).await?;
         let root = self.service_root(session.authorization(), deadline).await?;
         let mut page = Some(root.systems);
-        let (mut seen, mut matching, mut trouble) = (Vec::new(), Vec::new(), None);
+        let mut systems = Vec::new();
         while let Some(path) = page.take() {
             let collection = Collection::parse(&self.get(&path, deadline).await?);
-            for member in collection.members {
-                if seen.len() >= SYSTEMS_MAX {
-                    break;
+            for member in collection.members.into_iter().take(SYSTEMS_MAX - systems.len()) {
+                let read = self.read_one(&member, deadline).await;
+                systems.push((member, read));
+            }
+            page = collection.next.filter(|next| *next != path && systems.len() < SYSTEMS_MAX);
+        }
+        Ok(systems)
+    }
+
+    /// Looks at every system of the BMC and takes the one with the host's identity.
+    async fn find_system(&self, deadline: Instant) -> Result<(PowerReading, Option<Reset>), BmcError> {
+        let (mut seen, mut matching, mut trouble) = (Vec::new(), Vec::new(), None);
+        for (member, read) in self.every_system(deadline).await? {
+            match read {
+                Ok(found) if self.endpoint.identity.matches(&found.0.identity) => {
+                    seen.push((member, found.0.identity.clone()));
+                    matching.push(found);
                 }
-                match self.read_one(&member, deadline).await {
-                    Ok(found) if self.endpoint.identity.matches(&found.0.identity) => {
-                        seen.push((member, found.0.identity.clone()));
-                        matching.push(found);
-                    }
-                    Ok((reading, _)) => seen.push((member, reading.identity)),
-                    Err(error) => {
-                        seen.push((member, ReportedIdentity::default()));
-                        trouble = Some(error);
-                    }
+                Ok((reading, _)) => seen.push((member, reading.identity)),
+                Err(error) => {
+                    seen.push((member, ReportedIdentity::default()));
+                    trouble = Some(error);
                 }
             }
-            page = collection.next.filter(|next| *next != path && seen.len() < SYSTEMS_MAX);
         }
         match matching.pop() {
             Some(only) if matching.is_empty() => {

@@ -95,6 +95,24 @@ pub enum CredentialError {
     },
 }
 
+impl std::str::FromStr for CredentialRef {
+    type Err = CredentialRefError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("env", name)) if !name.is_empty() => Ok(Self::Environment(name.into())),
+            // What stands there may be the password itself: it is not repeated.
+            Some(_) | None => Err(CredentialRefError),
+        }
+    }
+}
+
+/// Text that says in no known form where credentials are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("credentials are named as file:PATH or env:NAME, never written out")]
+pub struct CredentialRefError;
+
 impl CredentialRef {
     /// Reads user name and password now. Blocks for one small file.
     pub fn resolve(&self) -> Result<Credentials, CredentialError> {

@@ -26,8 +26,8 @@ mod session;
 mod transport;
 mod trust;
 
-pub use client::RedfishClient;
-pub use credentials::{CredentialError, CredentialRef, Credentials};
+pub use client::{RedfishClient, SystemSeen, survey};
+pub use credentials::{CredentialError, CredentialRef, CredentialRefError, Credentials};
 pub use endpoint::{EndpointError, Limits, RedfishEndpoint};
 pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
 pub use identity::{Identity, ReportedIdentity};

@@ -1,5 +1,6 @@
 //! `defib`, the operator's tool.
 
+mod bmc;
 mod cluster;
 mod commands;
 mod files;
@@ -64,6 +65,9 @@ enum Command {
     /// Certificates and join tokens.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
+    /// BMCs, asked directly.
+    #[command(subcommand)]
+    Bmc(bmc::BmcCommand),
     /// Completions for a shell.
     Completions {
         /// Which shell.
@@ -83,6 +87,13 @@ fn main() -> std::process::ExitCode {
     }
 }
 
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Refused(format!("the system gives no resources to wait with: {error}")))
+}
+
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { shell } => {
@@ -90,12 +101,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Pki(command) => pki::run(command),
+        Command::Bmc(command) => runtime()?.block_on(bmc::run(command, cli.output)),
         Command::Events(arguments) if arguments.verifies_file() => commands::verify_file(&arguments),
         command => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| Failure::Refused(format!("no runtime: {error}")))?;
+            let runtime = runtime()?;
             let config = files::Config::load(&cli.config)?;
             runtime.block_on(async {
                 let cluster = cluster::Cluster::connect(&config)?;
@@ -112,7 +121,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                     Command::Pause(change) => commands::pause(&cluster, true, &change, output).await,
                     Command::Resume(change) => commands::pause(&cluster, false, &change, output).await,
                     Command::Replica(command) => commands::replica(&cluster, command, output).await,
-                    Command::Pki(_) | Command::Completions { .. } => Ok(()),
+                    Command::Pki(_) | Command::Bmc(_) | Command::Completions { .. } => Ok(()),
                 }
             })
         }

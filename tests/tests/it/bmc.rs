@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use defib_bmc::{
     AlwaysAllowed, Bmc, BmcFuture, CredentialRef, ErrorKind, FenceOutcome, Identity, IdentityProblem,
-    PowerOff, PowerState, RedfishClient, RedfishEndpoint, ResetOutcome, Trust, WriteGate, fetch_pin,
+    PowerOff, PowerState, RedfishClient, RedfishEndpoint, ResetOutcome, Trust, WriteGate, fetch_pin, survey,
 };
 use defib_lab::redfish::{
     Answer, Body, EmulatorConfig, Faults, Hang, Plug, RedfishEmulator, Running, SessionFault, SystemConfig,
@@ -354,6 +354,35 @@ async fn a_changed_certificate_is_refused_until_its_pin_is_recorded() {
         rig.client = RedfishClient::new(rig.endpoint.clone()).unwrap();
         assert_eq!(rig.client.read_power(Instant::now() + AMPLE).await.unwrap().state, PowerState::On);
     }
+}
+
+#[tokio::test]
+async fn a_survey_shows_every_system_and_sends_the_password_to_nobody_but_the_owner_of_the_pin() {
+    let second = SystemConfig {
+        id: "2".to_owned(),
+        uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        serial: "To be filled by O.E.M.".to_owned(),
+        host: None,
+        power_on: false,
+    };
+    let mut config = config();
+    config.systems.push(second);
+    let mut rig = rig(config).await;
+    rig.endpoint.identity = Identity::default();
+    let systems = survey(rig.endpoint.clone(), Instant::now() + AMPLE).await.unwrap();
+    let shown: Vec<_> =
+        systems.iter().map(|one| (one.path.as_str(), one.power.clone(), one.identifiable)).collect();
+    let paths = ("/redfish/v1/Systems/1", "/redfish/v1/Systems/2");
+    assert_eq!(shown, [(paths.0, PowerState::On, true), (paths.1, PowerState::Off, false)]);
+    assert_eq!(systems[0].identity.serial.as_deref(), Some(SERIAL));
+    assert!(rig.resets().is_empty());
+    assert_eq!(rig.bmc.truth().await.sessions, 0, "the session was closed");
+
+    let before = rig.bmc.requests().len();
+    rig.bmc.change_certificate().unwrap();
+    let error = survey(rig.endpoint.clone(), Instant::now() + AMPLE).await.unwrap_err();
+    assert!(matches!(&*error.kind, ErrorKind::PinMismatch { .. }), "{}", error.chain());
+    assert_eq!(rig.bmc.requests().len(), before, "something was sent to a BMC that is not ours");
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "defib-cli",
         layer: 3,
-        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
+        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-bmc", "defib-rpc"],
     },
     Wall {
         name: "defib-lab",
