@@ -146,10 +146,11 @@ impl Agents {
         self.tell_all(&controller_message::Message::Policy(policy));
     }
 
-    /// A new inventory: all agents must know who may be asked.
-    pub fn inventory_changed(&self, ledger: &Ledger) {
+    /// Hosts or replicas changed: all agents must know whom to ask, and whose promises make a lease. The version is the log
+    /// position that this is the state of: whichever replica an agent hears it from, a higher one is newer.
+    pub fn electorate_changed(&self, ledger: &Ledger) {
         let electorate = v1::Electorate {
-            version: ledger.inventory_version(),
+            version: ledger.applied().0,
             hosts: ledger
                 .inventory()
                 .hosts

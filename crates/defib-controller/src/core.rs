@@ -1,6 +1,10 @@
 //! The one loop, on a thread of its own: takes one message, asks the controller, hands its effects out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use defib_consensus::{
@@ -160,6 +164,8 @@ pub struct Loop {
     next_read: u64,
     role: RoleChange,
     membership: Membership,
+    /// Whom agents were told to count the promises of.
+    voters: BTreeSet<ReplicaId>,
     pulse: watch::Sender<Pulse>,
     meter: Arc<Meter>,
     applied: u64,
@@ -202,6 +208,7 @@ impl Loop {
             next_read: 0,
             role: RoleChange::default(),
             membership: Membership::default(),
+            voters: BTreeSet::new(),
             pulse,
             meter,
             applied: 0,
@@ -414,6 +421,10 @@ impl Loop {
                 Effect::Published { .. } => {}
             }
         }
+        if self.voters != *self.controller.ledger().voters() {
+            self.voters.clone_from(self.controller.ledger().voters());
+            self.effects.replicas_changed(self.controller.ledger());
+        }
         let pulse = Pulse {
             head: self.controller.ledger().events().head(),
             leads: self.controller.leads(),
@@ -435,8 +446,7 @@ impl Loop {
 
     /// After taking the lead: the voters may have changed under the former leader.
     fn check_voters_once(&mut self) {
-        let voters: std::collections::BTreeSet<ReplicaId> =
-            self.membership.voters.iter().copied().map(ReplicaId).collect();
+        let voters: BTreeSet<ReplicaId> = self.membership.voters.iter().copied().map(ReplicaId).collect();
         if !voters.is_empty()
             && self.membership.outgoing.is_empty()
             && *self.controller.ledger().voters() != voters

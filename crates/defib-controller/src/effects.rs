@@ -158,7 +158,12 @@ impl Effects {
         for error in self.power.configure(ledger.inventory()) {
             tracing::error!(%error, "a fencing method can't be used");
         }
-        self.agents.inventory_changed(ledger);
+        self.agents.electorate_changed(ledger);
+    }
+
+    /// Tells all agents whose promises make a lease.
+    pub fn replicas_changed(&self, ledger: &Ledger) {
+        self.agents.electorate_changed(ledger);
     }
 
     /// This replica began or ceased to lead.
