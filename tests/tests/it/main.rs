@@ -7,7 +7,7 @@ mod bad_certificates;
 mod bad_input;
 mod bmc;
 mod cli;
-// mod demo;
+mod demo;
 mod kills;
 mod membership;
 mod restarts;
