@@ -1,6 +1,10 @@
 //! The one loop, on a thread of its own: takes one message, asks the controller, hands its effects out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use defib_consensus::{
@@ -462,8 +466,7 @@ impl Loop {
 
     /// After taking the lead: the voters may have changed under the former leader.
     fn check_voters_once(&mut self) {
-        let voters: std::collections::BTreeSet<ReplicaId> =
-            self.membership.voters.iter().copied().map(ReplicaId).collect();
+        let voters: BTreeSet<ReplicaId> = self.membership.voters.iter().copied().map(ReplicaId).collect();
         if !voters.is_empty()
             && self.membership.outgoing.is_empty()
             && *self.controller.ledger().voters() != voters

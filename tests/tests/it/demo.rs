@@ -1,1 +1,283 @@
-//! To come.
+//! The demo as its user meets it: what it prints, reports, keeps and leaves behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::ensure;
+use defib_lab::cluster::wait_until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::MutexGuard;
+use tokio::time::timeout;
+
+use crate::rig::{AMPLE, ended, program, run, turn};
+
+/// Where a demo works, alone on the machine.
+struct Place {
+    // The demo wants to make this directory itself.
+    path: PathBuf,
+    _work: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let turn = turn().await;
+        let work = tempfile::tempdir().unwrap();
+        Self { path: work.path().join("demo"), _work: work, _turn: turn }
+    }
+
+    fn demo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("defib-demo"));
+        command.args(["--hosts", "5", "--profile", "fast", "--work-dir"]).arg(&self.path).args(arguments);
+        command
+    }
+
+    /// Processes whose command line names this place, but those that ended and wait for PID 1 to notice.
+    fn processes(&self) -> Vec<(i32, String)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(self.path.to_str().unwrap()) && pid != std::process::id().cast_signed() {
+                found.push((pid, line));
+            }
+        }
+        found
+    }
+
+    async fn assert_nothing_is_left(&self) {
+        wait_until("nothing is left", AMPLE, || async {
+            let left = self.processes();
+            ensure!(left.is_empty(), "{left:?}");
+            ensure!(!self.path.exists(), "{} is there", self.path.display());
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// A demo whose output is read as it comes.
+struct Watched {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    seen: String,
+}
+
+impl Watched {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines, seen: String::new() }
+    }
+
+    async fn wait_until_it_says(&mut self, wanted: &str) {
+        while !self.seen.contains(wanted) {
+            let line = timeout(AMPLE, self.lines.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("no {wanted:?} in: {}", self.seen)).unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended without {wanted:?}: {}", self.seen));
+            self.seen += &format!("{line}\n");
+        }
+    }
+
+    async fn wait_until_it_ends(&mut self) -> Option<i32> {
+        while let Some(line) = timeout(AMPLE, self.lines.next_line()).await.unwrap().unwrap() {
+            self.seen += &format!("{line}\n");
+        }
+        timeout(AMPLE, self.child.wait()).await.unwrap().unwrap().code()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
+    }
+}
+
+fn invariants() -> Vec<String> {
+    (1..=11).map(|number| format!("I{number}")).collect()
+}
+
+#[tokio::test]
+async fn a_piped_demo_is_plain_lines_reports_every_agreed_field_and_leaves_nothing() {
+    let place = Place::new().await;
+    let report = place.path.with_extension("json");
+    let shown =
+        ended(place.demo(&["--scenario", "power-cut", "--report", report.to_str().unwrap()])).await.done();
+    assert!(!shown.contains('\u{1b}') && !shown.contains('\r'), "escape codes in what is piped: {shown}");
+    for step in
+        ["fault", "suspicion", "question", "proof", "plan", "restart", "recovered", "Kubernetes", "vSphere"]
+    {
+        assert!(shown.contains(step), "no {step:?} in: {shown}");
+    }
+    assert!(shown.contains("every scenario passed, every invariant held"), "{shown}");
+    let report: Value = serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
+    let scenario = &report["scenarios"][0];
+    assert_eq!((&scenario["name"], &scenario["passed"]), (&Value::from("power-cut"), &Value::from(true)));
+    let steps = scenario["steps_ms"].as_object().unwrap();
+    for step in ["suspicion", "verdict", "proof", "first_running", "last_running"] {
+        let value = steps.get(step).unwrap_or_else(|| panic!("no {step} in {steps:?}"));
+        // A host whose BMC reads off needs no verdict.
+        assert!(value.as_f64().is_some_and(|ms| ms > 0.0) || step == "verdict", "{step}: {value}");
+    }
+    let held = scenario["invariants"].as_object().unwrap();
+    for name in invariants() {
+        assert_eq!(held.get(&name), Some(&Value::from(true)), "{name} in {held:?}");
+    }
+    assert_eq!(held.len(), 11);
+    place.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_broken_invariant_is_found_reported_and_makes_the_exit_code_1() {
+    let place = Place::new().await;
+    let report = place.path.with_extension("json");
+    let command = place.demo(&["--scenario", "frozen-host", "--report", report.to_str().unwrap()]);
+    let mut demo = Watched::start(command);
+    // Some beats of every guest after the fault.
+    demo.wait_until_it_says("suspicion").await;
+    // A guest of a host that nothing happened to is killed, as no controller may do.
+    let victim = place.processes().into_iter().find(|(pid, line)| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment).replace('\0', " ");
+        line.contains("defib-lab-guest") && environment.contains("DEFIB_VM=svc-4-")
+    });
+    let (victim, _) = victim.unwrap_or_else(|| panic!("no guest of h4: {}", demo.seen));
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    assert_eq!(demo.wait_until_it_ends().await, Some(1), "{}", demo.seen);
+    assert!(
+        demo.seen.contains("I11 BROKEN") && demo.seen.contains("NOT every scenario passed"),
+        "{}",
+        demo.seen
+    );
+    let report: Value = serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
+    let scenario = &report["scenarios"][0];
+    assert_eq!(
+        (&scenario["passed"], &scenario["invariants"]["I11"]),
+        (&Value::from(false), &Value::from(false))
+    );
+    assert_eq!(scenario["invariants"]["I1"], true, "{scenario}");
+    place.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn an_interrupt_at_any_moment_leaves_no_process_and_no_file() {
+    let place = Place::new().await;
+    for (arguments, moment, signal) in [
+        (&[][..], "power-cut", Signal::SIGINT),
+        (&["--scenario", "power-cut"], "fault", Signal::SIGINT),
+        (&["--scenario", "dark-bmc", "--keep"], "fault", Signal::SIGINT),
+        (&["--scenario", "frozen-host"], "fault", Signal::SIGTERM),
+    ] {
+        let mut demo = Watched::start(place.demo(arguments));
+        demo.wait_until_it_says(moment).await;
+        demo.signal(signal);
+        assert_eq!(demo.wait_until_it_ends().await, Some(130), "{arguments:?}: {}", demo.seen);
+        assert!(demo.seen.contains("everything that was started has been stopped"), "{}", demo.seen);
+        place.assert_nothing_is_left().await;
+    }
+    // Nobody can clean up after SIGKILL, but nothing goes on running.
+    let mut demo = Watched::start(place.demo(&["--scenario", "power-cut"]));
+    demo.wait_until_it_says("fault").await;
+    demo.signal(Signal::SIGKILL);
+    demo.wait_until_it_ends().await;
+    wait_until("no process is left", AMPLE, || async {
+        let left = place.processes();
+        // A guest has no parent to die with: it ends when its lab's directory is gone.
+        let left: Vec<_> = left.iter().filter(|(_, line)| !line.contains("defib-lab-guest")).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let stopped = run("defib-demo", ["--stop".as_ref(), place.path.as_os_str()]).await.done();
+    assert!(stopped.contains("what they left is removed"), "{stopped}");
+    place.assert_nothing_is_left().await;
+}
+
+/// The lines of a text that begin with four spaces: what one is to type.
+fn to_type(text: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_kept_cluster_works_as_printed_and_stops_as_printed() {
+    let place = Place::new().await;
+    let shown = ended(place.demo(&["--scenario", "power-cut", "--keep"])).await.done();
+    let (_, hint) = shown.split_once("The cluster runs on").unwrap_or_else(|| panic!("no hint in: {shown}"));
+    let commands = to_type(hint);
+    let (stop, commands) = commands.split_last().unwrap();
+    assert!(commands.len() > 5 && commands[0].starts_with("export DEFIB_CONFIG="), "{commands:?}");
+    assert!(stop.contains("--stop"), "{stop}");
+    for command in &commands[1..] {
+        // What follows would not end by itself.
+        let command = command.replace("events --follow", "events --limit 5");
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("{}\n{command}", commands[0])]);
+        let out = ended(shell).await.done();
+        assert!(!out.is_empty(), "{command}");
+    }
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", stop]);
+    assert!(ended(shell).await.done().contains("stopped"));
+    place.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn wrong_arguments_are_named_before_anything_is_started() {
+    let place = Place::new().await;
+    let told = ended(place.demo(&["--scenario", "meteor"])).await.failed(2);
+    assert!(told.contains("meteor") && told.contains("power-cut") && told.contains("switch-cut"), "{told}");
+    let told = run("defib-demo", ["--hosts", "4"]).await.failed(2);
+    assert!(told.contains("give 5 to 64"), "{told}");
+    fs::create_dir(&place.path).unwrap();
+    let told = ended(place.demo(&[])).await.failed(1);
+    assert!(told.contains("exists; give a directory that does not"), "{told}");
+    let told = run("defib-demo", ["--stop".as_ref(), place.path.as_os_str()]).await.failed(1);
+    assert!(told.contains("is no directory of a running demo"), "{told}");
+    assert_eq!(fs::read_dir(&place.path).unwrap().count(), 0);
+    fs::remove_dir(&place.path).unwrap();
+    let told = ended(place.demo(&["--programs", "/nowhere"])).await.failed(1);
+    assert!(told.contains("no defibd in /nowhere"), "{told}");
+    let listed = run("defib-demo", ["--list"]).await.done();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    for line in listed.lines() {
+        let name = line.split_whitespace().next().unwrap();
+        assert!(page.contains(&format!("| `{name}` |")), "the README does not name the scenario {name}");
+    }
+    place.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn the_demo_needs_no_root() {
+    use std::os::unix::fs::PermissionsExt as _;
+    const NOBODY: u32 = 65_534;
+    let place = Place::new().await;
+    let everybody = place.path.parent().unwrap();
+    fs::set_permissions(everybody, fs::Permissions::from_mode(0o777)).unwrap();
+    // Where the programs were built may be closed to others.
+    let programs = everybody.join("programs");
+    fs::create_dir(&programs).unwrap();
+    for name in ["defib-demo", "defibd", "defib-agent", "defib-bmc-emulator", "defib-lab-guest"] {
+        fs::copy(program(name), programs.join(name)).unwrap();
+    }
+    fs::set_permissions(&programs, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(programs.join("defib-demo"));
+    command
+        .args(["--hosts", "5", "--profile", "fast", "--scenario", "power-cut", "--work-dir"])
+        .arg(&place.path);
+    command.current_dir(everybody).env_clear();
+    // Whoever runs this test as somebody else has shown it already.
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let shown = ended(command).await.done();
+    assert!(shown.contains("every scenario passed, every invariant held"), "{shown}");
+    place.assert_nothing_is_left().await;
+}

@@ -1,1 +1,161 @@
-//! To come.
+//! Agents and replicas restart in any order, announced or not, and no VM notices.
+
+use std::collections::BTreeMap;
+
+use anyhow::ensure;
+use defib_lab::clock::monotonic_ns;
+use defib_lab::cluster::wait_until;
+use defib_lab::measure::restore;
+use defib_lab::oracle::Life;
+use defib_model::{EventKind, Millis, Opinion, Policy};
+use nix::sys::signal::Signal;
+
+use crate::rig::{AMPLE, Rig, SMALL, quick};
+
+/// Leases that run out within a test's time, and hosts that may be late on a busy machine.
+fn policy() -> Policy {
+    let mut policy = quick();
+    policy.detection.act_after = Millis(3000);
+    policy.detection.upgrade_grace = Millis(8000);
+    policy.lease.lease = Millis(3000);
+    policy.lease.watchdog = Millis(1000);
+    policy.lease.answer_freshness = Millis(1000);
+    policy
+}
+
+/// Which process runs each VM.
+fn running(rig: &Rig) -> BTreeMap<String, i32> {
+    let lives: Vec<Life> = rig.cluster.living().unwrap();
+    lives.into_iter().map(|life| (life.vm, life.pid)).collect()
+}
+
+/// Everything is well again, and the same processes run, each as the first and only instance of its VM.
+async fn assert_untouched(rig: &Rig, before: &BTreeMap<String, i32>, after: &str) {
+    rig.cluster.settle(AMPLE).await.unwrap_or_else(|error| panic!("after {after}: {error:#}"));
+    assert_eq!(running(rig), *before, "after {after}");
+    let lives = rig.cluster.oracle().lives().unwrap();
+    assert_eq!(lives.len(), before.len(), "after {after}: something was started: {lives:?}");
+}
+
+async fn restart_agents(rig: &Rig, signal: Signal) {
+    for host in rig.cluster.host_names() {
+        let former = rig.cluster.agent_pid(&host).await.unwrap();
+        rig.cluster.signal_agent(&host, signal).await.unwrap();
+        wait_until("another agent runs", AMPLE, || async {
+            let pid = rig.cluster.agent_pid(&host).await?;
+            ensure!(pid != former, "{pid} is the former one");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// Lets time pass, as an outage takes it.
+async fn wait_out(time: Millis) {
+    let until = monotonic_ns() + time.0 * 1_000_000;
+    wait_until("the time is over", AMPLE, || async {
+        ensure!(monotonic_ns() >= until, "not yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+async fn assert_nobody_was_accused(rig: &Rig) {
+    for event in rig.events().await {
+        let accuses = matches!(
+            event.kind,
+            EventKind::HostConfirmed { .. } | EventKind::FenceIntended { .. } | EventKind::DeathProven { .. }
+        );
+        assert!(!accuses, "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn agents_and_replicas_restart_in_any_order_and_no_vm_is_touched() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let before = running(&rig);
+    assert_eq!(before.len(), rig.cluster.inventory().vms.len());
+
+    restart_agents(&rig, Signal::SIGKILL).await;
+    assert_untouched(&rig, &before, "every agent was killed").await;
+    restart_agents(&rig, Signal::SIGTERM).await;
+    assert_untouched(&rig, &before, "every agent was stopped").await;
+    for id in [2, 3, 1] {
+        rig.cluster.kill_replica(id);
+        rig.cluster.restart_replica(id).unwrap();
+        assert_untouched(&rig, &before, &format!("replica {id} was killed")).await;
+    }
+
+    // First all replicas, then, without any, all agents; and for longer than leases and the watchdog last.
+    for id in [1, 2, 3] {
+        rig.cluster.kill_replica(id);
+    }
+    restart_agents(&rig, Signal::SIGKILL).await;
+    wait_out(policy().lease.expiry_wait().plus(Millis(1000))).await;
+    assert_eq!(running(&rig), before, "no replica, no lease, new agents, and every VM runs on");
+    for id in [3, 1, 2] {
+        rig.cluster.restart_replica(id).unwrap();
+    }
+    assert_untouched(&rig, &before, "replicas came back to agents that had never seen one").await;
+
+    // First all agents, then all replicas; agents come back last.
+    for host in rig.cluster.host_names() {
+        rig.cluster.hold_agent(&host, true).unwrap();
+        rig.cluster.signal_agent(&host, Signal::SIGTERM).await.unwrap();
+    }
+    for host in rig.cluster.host_names() {
+        rig.wait_for_no_agent(&host).await;
+    }
+    for id in [1, 2, 3] {
+        rig.cluster.kill_replica(id);
+        rig.cluster.restart_replica(id).unwrap();
+    }
+    for host in rig.cluster.host_names() {
+        rig.cluster.hold_agent(&host, false).unwrap();
+    }
+    assert_untouched(&rig, &before, "agents came back to replicas that had never seen them").await;
+    assert_nobody_was_accused(&rig).await;
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspicion_in_its_grace() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let before = running(&rig);
+    let from = rig.events().await.len();
+    rig.cluster.hold_agent("h3", true).unwrap();
+    rig.cluster.signal_agent("h3", Signal::SIGTERM).await.unwrap();
+    rig.wait_for_no_agent("h3").await;
+    let told = rig.wait_for(&["host", "show", "h3"], "it announced a silence").await;
+    assert!(told.contains("nobody suspects it for"), "{told}");
+    // Longer than silence that is not announced takes to raise a question.
+    wait_out(policy().detection.heartbeat_interval.times(20)).await;
+    rig.cluster.hold_agent("h3", false).unwrap();
+    assert_untouched(&rig, &before, "an announced silence").await;
+    for event in rig.events().await.split_off(from) {
+        if let EventKind::OpinionChanged { host, to, .. } = &event.kind {
+            assert!(host.as_str() != "h3" || *to == Opinion::Alive, "{event:?}");
+        }
+    }
+    assert_nobody_was_accused(&rig).await;
+
+    // The same without a goodbye is noticed, as soon as the grace is over that the last goodbye began.
+    rig.cluster.hold_agent("h3", true).unwrap();
+    rig.cluster.signal_agent("h3", Signal::SIGKILL).await.unwrap();
+    wait_until("somebody misses it", AMPLE, || async {
+        let missed = rig.events().await.into_iter().any(|event| {
+            matches!(&event.kind, EventKind::OpinionChanged { host, to, .. }
+                if host.as_str() == "h3" && *to != Opinion::Alive)
+        });
+        ensure!(missed, "nobody does");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    rig.cluster.hold_agent("h3", false).unwrap();
+    // It may have been fenced meanwhile, as it must be.
+    restore(&rig.cluster, "h3", AMPLE).await.unwrap();
+    rig.assert_calm();
+}

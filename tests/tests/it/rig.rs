@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
-use defib_model::{Event, Policy};
+use defib_model::{Event, Millis, Policy};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -77,6 +77,13 @@ pub(crate) async fn turn() -> MutexGuard<'static, ()> {
 /// The smallest cluster.
 pub(crate) const SMALL: Size = Size { hosts: 5, victim_vms: 3, other_vms: 1 };
 
+/// The fast profile, with observers that soon trust themselves.
+pub(crate) fn quick() -> Policy {
+    let mut policy = Policy::fast();
+    policy.detection.start_grace = Millis(500);
+    policy
+}
+
 /// A running cluster, whole.
 pub(crate) struct Rig {
     // First: the cluster must be gone before its directory and its turn.
@@ -86,9 +93,9 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// A small cluster with the fast profile.
+    /// A small and quick cluster.
     pub(crate) async fn small() -> Self {
-        Self::with(SMALL, Policy::fast()).await
+        Self::with(SMALL, quick()).await
     }
 
     /// With this policy.
