@@ -10,7 +10,10 @@ use defib_engine::{
     controller::{Input, OrderOutcome},
     ledger::Ledger,
 };
-use defib_model::{Epoch, HostId, Incarnation, Policy, VmId, command::AgentReport};
+use defib_model::{
+    Epoch, HostId, Incarnation, Policy, VmId,
+    command::{AgentReport, Goodbye},
+};
 use defib_observe::heartbeats::{Instruction, Instructor};
 use defib_pki::PeerIdentity;
 use defib_rpc::caller;
@@ -330,8 +333,20 @@ impl AgentControl for AgentService {
     }
 }
 
-/// Turns what an agent says into an input. A host speaks only for itself.
-fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
+/// What an agent said.
+#[derive(Debug)]
+pub enum Heard {
+    /// For the controller as it is.
+    Input(Box<Input>),
+    /// Which boot it is of, the ledger knows.
+    Goodbye(Goodbye),
+}
+
+/// Turns what an agent says into what the controller is told. A host speaks only for itself.
+///
+/// # Errors
+/// What is wrong with the message: it was made by a faulty or a newer agent.
+pub fn heard(host: &HostId, said: v1::AgentMessage) -> anyhow::Result<Heard> {
     let Some(said) = said.message else { anyhow::bail!("it is empty, or of a newer release") };
     let input = match said {
         agent_message::Message::Hello(_) => anyhow::bail!("hello came twice"),
@@ -352,8 +367,16 @@ fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()
             }
         }
         agent_message::Message::Goodbye(goodbye) => {
-            let kind = v1::GoodbyeKind::try_from(goodbye.kind)?;
-            let goodbye = defib_model::command::Goodbye::try_from(kind)?;
+            return Ok(Heard::Goodbye(v1::GoodbyeKind::try_from(goodbye.kind)?.try_into()?));
+        }
+    };
+    Ok(Heard::Input(Box::new(input)))
+}
+
+fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
+    match heard(host, said)? {
+        Heard::Input(input) => core.tell(Message::Input(*input))?,
+        Heard::Goodbye(goodbye) => {
             let asking = host.clone();
             let core_again = core.clone();
             core.tell(Message::Query(Box::new(move |view| {
@@ -363,10 +386,8 @@ fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()
                     let _ = core_again.tell(Message::Input(input));
                 }
             })))?;
-            return Ok(());
         }
-    };
-    core.tell(Message::Input(input))?;
+    }
     Ok(())
 }
 

@@ -14,4 +14,4 @@ pub mod operator;
 pub mod proposals;
 pub mod run;
 pub mod views;
-mod what_if;
+pub mod what_if;

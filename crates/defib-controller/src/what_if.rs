@@ -9,7 +9,10 @@ use tonic::Status;
 use crate::{core::View, operator::host_id};
 
 /// The planner's answer; nothing changes.
-pub(crate) fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, Status> {
+///
+/// # Errors
+/// When it names no host, or one that is not in the inventory.
+pub fn plan(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<v1::Plan, Status> {
     let ledger = view.controller.ledger();
     let mut lost: BTreeSet<HostId> = BTreeSet::new();
     for name in &request.hosts {
