@@ -50,6 +50,30 @@ fn digest(text: &str) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The file's content for a state.
+///
+/// # Errors
+/// When a part of it has no JSON form.
+pub fn encode(durable: &Durable) -> Result<String, serde_json::Error> {
+    let state = serde_json::to_string(durable)?;
+    serde_json::to_string(&Envelope { version: VERSION, sha256: digest(&state), state })
+}
+
+/// The state in a file's content.
+///
+/// # Errors
+/// How it shows that the file is damaged.
+pub fn decode(text: &str) -> Result<Durable, String> {
+    let envelope: Envelope = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if envelope.version != VERSION {
+        return Err(format!("it has layout {}, this release reads {VERSION}", envelope.version));
+    }
+    if digest(&envelope.state) != envelope.sha256 {
+        return Err("its checksum does not fit".into());
+    }
+    serde_json::from_str(&envelope.state).map_err(|error| error.to_string())
+}
+
 /// The file, by its folder.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -85,15 +109,7 @@ impl Store {
             }
             Err(source) => return Err(DurableError::Io { path, source }),
         };
-        let damaged = |why: String| DurableError::Damaged { path: path.clone(), why };
-        let envelope: Envelope = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        if envelope.version != VERSION {
-            return Err(damaged(format!("it has layout {}, this release reads {VERSION}", envelope.version)));
-        }
-        if digest(&envelope.state) != envelope.sha256 {
-            return Err(damaged("its checksum does not fit".into()));
-        }
-        serde_json::from_str(&envelope.state).map(Some).map_err(|error| damaged(error.to_string()))
+        decode(&text).map(Some).map_err(|why| DurableError::Damaged { path, why })
     }
 
     /// Writes: temporary file, fsync, rename, fsync of the folder. When this returns it is on the disk.
@@ -104,10 +120,8 @@ impl Store {
         let path = self.path();
         let temporary = self.directory.join(format!("{FILE}.new"));
         let write = || -> io::Result<()> {
-            let state = serde_json::to_string(durable)?;
-            let envelope = Envelope { version: VERSION, sha256: digest(&state), state };
             let mut file = File::create(&temporary)?;
-            file.write_all(serde_json::to_string(&envelope)?.as_bytes())?;
+            file.write_all(encode(durable)?.as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.directory)?.sync_all()

@@ -185,7 +185,10 @@ fn timing(policy: &v1::AgentPolicy) -> Vec<Said> {
 }
 
 /// Turns a message into what the guard is told.
-fn hear(replica: ReplicaId, said: controller_message::Message) -> anyhow::Result<Vec<Said>> {
+///
+/// # Errors
+/// What is wrong with the message: it was made by a faulty or a newer replica.
+pub fn hear(replica: ReplicaId, said: controller_message::Message) -> anyhow::Result<Vec<Said>> {
     Ok(match said {
         controller_message::Message::Welcome(_) => Vec::new(),
         controller_message::Message::Electorate(electorate) => {

@@ -21,7 +21,7 @@ mod identity;
 mod off;
 mod port;
 mod power;
-mod resources;
+pub mod resources;
 mod session;
 mod transport;
 mod trust;

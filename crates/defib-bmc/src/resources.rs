@@ -10,7 +10,8 @@ const MESSAGE_CHARS_MAX: usize = 300;
 
 /// The part of a URI that may be asked of the same BMC: an absolute path. A BMC may answer with a whole URI; where it
 /// points to is not believed.
-pub(crate) fn local_path(raw: &str) -> Option<String> {
+#[must_use]
+pub fn local_path(raw: &str) -> Option<String> {
     let uri: http::Uri = raw.trim().parse().ok()?;
     let path = uri.path_and_query()?.as_str();
     path.starts_with('/').then(|| path.to_owned())
@@ -36,14 +37,17 @@ fn texts(value: Option<&Value>) -> Option<Vec<String>> {
 
 /// Where the service root leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ServiceRoot {
-    pub(crate) systems: String,
+pub struct ServiceRoot {
+    /// The collection of systems.
+    pub systems: String,
     /// Where sessions are made; `None` when the service has none.
-    pub(crate) sessions: Option<String>,
+    pub sessions: Option<String>,
 }
 
 impl ServiceRoot {
-    pub(crate) fn parse(root: &Value) -> Self {
+    /// Reads what there is.
+    #[must_use]
+    pub fn parse(root: &Value) -> Self {
         let sessions =
             root.get("Links").and_then(|links| links.get("Sessions")).and_then(link).or_else(|| {
                 root.get("SessionService")
@@ -57,13 +61,17 @@ impl ServiceRoot {
 
 /// One page of a collection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Collection {
-    pub(crate) members: Vec<String>,
-    pub(crate) next: Option<String>,
+pub struct Collection {
+    /// Paths of its members.
+    pub members: Vec<String>,
+    /// The next page.
+    pub next: Option<String>,
 }
 
 impl Collection {
-    pub(crate) fn parse(collection: &Value) -> Self {
+    /// Reads what there is.
+    #[must_use]
+    pub fn parse(collection: &Value) -> Self {
         let members =
             collection.get("Members").or_else(|| collection.get("members")).and_then(Value::as_array);
         Self {
@@ -75,24 +83,30 @@ impl Collection {
 
 /// How a system is reset.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reset {
-    pub(crate) target: String,
+pub struct Reset {
+    /// Where the request goes.
+    pub target: String,
     /// What the service says it takes; `None` when it doesn't say.
-    pub(crate) allowed: Option<Vec<String>>,
+    pub allowed: Option<Vec<String>>,
     /// Where it says so, when it doesn't say it here.
-    pub(crate) action_info: Option<String>,
+    pub action_info: Option<String>,
 }
 
 /// A system: identity and power from one and the same answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct System {
-    pub(crate) identity: ReportedIdentity,
-    pub(crate) power: PowerState,
-    pub(crate) reset: Option<Reset>,
+pub struct System {
+    /// Who it says it is.
+    pub identity: ReportedIdentity,
+    /// What it says of its power.
+    pub power: PowerState,
+    /// How it is reset; `None` when it doesn't say.
+    pub reset: Option<Reset>,
 }
 
 impl System {
-    pub(crate) fn parse(system: &Value) -> Self {
+    /// Reads what there is.
+    #[must_use]
+    pub fn parse(system: &Value) -> Self {
         let action = system.get("Actions").and_then(|actions| actions.get("#ComputerSystem.Reset"));
         let reset = action.and_then(|action| {
             Some(Reset {
@@ -111,7 +125,8 @@ impl System {
 }
 
 /// The reset types that an `ActionInfo` resource allows.
-pub(crate) fn allowed_by_action_info(info: &Value) -> Option<Vec<String>> {
+#[must_use]
+pub fn allowed_by_action_info(info: &Value) -> Option<Vec<String>> {
     let parameters = info.get("Parameters")?.as_array()?;
     let reset_type =
         parameters.iter().find(|p| p.get("Name").and_then(Value::as_str) == Some("ResetType"))?;
@@ -119,7 +134,8 @@ pub(crate) fn allowed_by_action_info(info: &Value) -> Option<Vec<String>> {
 }
 
 /// The human part of a Redfish error, in one short line; empty when there is none.
-pub(crate) fn error_message(body: &[u8]) -> String {
+#[must_use]
+pub fn error_message(body: &[u8]) -> String {
     let Ok(value) = serde_json::from_slice::<Value>(body) else { return String::new() };
     let error = value.get("error").unwrap_or(&value);
     let extended =

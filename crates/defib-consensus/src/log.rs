@@ -386,6 +386,20 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
+    /// What was committed is there.
+    pub(crate) fn check_commit(&self) -> Result<(), ConsensusError> {
+        let (commit, last) = (self.hard_state.commit, self.last_index());
+        if commit <= last {
+            return Ok(());
+        }
+        Err(ConsensusError::Corrupt {
+            file: self.segments.back().map_or_else(String::new, |last| last.name.clone()),
+            offset: 0,
+            index: last + 1,
+            what: format!("entries up to {commit} were committed, but the log ends at {last}"),
+        })
+    }
+
     #[cfg(test)]
     pub(crate) fn entries(&self) -> &VecDeque<Entry> {
         &self.entries

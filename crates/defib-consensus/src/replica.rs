@@ -7,7 +7,7 @@
 
 mod elections;
 mod inbound;
-mod membership;
+pub(crate) mod membership;
 mod outputs;
 mod reads;
 

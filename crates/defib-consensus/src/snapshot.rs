@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfState, Snapshot};
 use crate::ConsensusError;
 use crate::disk::Disk;
 use crate::log::Owner;
+use crate::replica::membership::is_consistent;
 
 const MAGIC: &[u8; 8] = b"defibsnp";
 const VERSION: u32 = 1;
@@ -162,6 +163,9 @@ fn decode(bytes: Bytes, name: &str, owner: Owner) -> Result<(SnapshotMeta, Bytes
     conf_state
         .merge_from_bytes(&bytes[HEADER..conf_end])
         .map_err(|_| damaged("its membership can't be read"))?;
+    if !is_consistent(&conf_state) || word(40) == 0 || word(40) == u64::MAX {
+        return Err(damaged("its place in the log or its membership makes no sense"));
+    }
     Ok((SnapshotMeta { index: word(40), term: word(48), conf_state }, bytes.slice(conf_end..)))
 }
 

@@ -67,6 +67,7 @@ impl<D: Disk> Store<D> {
         let mut log = Log::open(disk, owner, segment_bytes)?;
         let (meta, data) = found.unwrap_or_default();
         log.adopt_snapshot(meta.index, meta.term)?;
+        log.check_commit()?;
         let conf_states = VecDeque::from([(meta.index, meta.conf_state.clone())]);
         let store = Self {
             log,

@@ -7,6 +7,7 @@
 
 mod connect;
 mod connection;
+mod frames;
 mod outbox;
 
 #[cfg(test)]
@@ -20,6 +21,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 pub(crate) use connect::{Connector, TransportEvent};
 pub(crate) use connection::Connection;
+pub use frames::{FrameError, FrameReader};
 pub(crate) use outbox::Outbox;
 
 use crate::ConsensusError;

@@ -330,10 +330,13 @@ impl AgentControl for AgentService {
     }
 }
 
-/// Turns what an agent says into an input. A host speaks only for itself.
-fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
+/// Turns what an agent says into what the controller is told. A host speaks only for itself.
+///
+/// # Errors
+/// What is wrong with the message: it was made by a faulty or a newer agent.
+pub fn heard(host: &HostId, said: v1::AgentMessage) -> anyhow::Result<Input> {
     let Some(said) = said.message else { anyhow::bail!("it is empty, or of a newer release") };
-    let input = match said {
+    Ok(match said {
         agent_message::Message::Hello(_) => anyhow::bail!("hello came twice"),
         agent_message::Message::Report(report) => {
             let report = AgentReport::try_from(report)?;
@@ -352,13 +355,15 @@ fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()
             }
         }
         agent_message::Message::Goodbye(goodbye_said) => {
-            let kind = v1::GoodbyeKind::try_from(goodbye_said.kind)?;
-            let goodbye = defib_model::command::Goodbye::try_from(kind)?;
+            let goodbye = v1::GoodbyeKind::try_from(goodbye_said.kind)?.try_into()?;
             let (boot, epoch) = (BootId::parse(&goodbye_said.boot_id)?, Epoch(goodbye_said.epoch));
             Input::Goodbye { host: host.clone(), boot, epoch, goodbye }
         }
-    };
-    core.tell(Message::Input(input))?;
+    })
+}
+
+fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
+    core.tell(Message::Input(heard(host, said)?))?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use defib_pki::{ClusterName, TlsFiles};
-use defib_process::{DocumentError, LogConfig, WrongField, read_yaml};
+use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
 
 /// What the file holds.
@@ -133,6 +133,14 @@ impl Config {
     /// File, line, column and field of what is wrong.
     pub fn read(path: &Path) -> Result<Self, DocumentError> {
         read_yaml(path, Self::validate)
+    }
+
+    /// Reads and checks the text of a file that is called `file`.
+    ///
+    /// # Errors
+    /// File, line, column and field of what is wrong.
+    pub fn parse(file: &str, text: &str) -> Result<Self, DocumentError> {
+        checked_yaml(file, text, Self::validate)
     }
 
     fn validate(&self) -> Result<(), WrongField> {

@@ -17,4 +17,4 @@ pub mod proposals;
 pub mod run;
 pub mod sessions;
 pub mod views;
-mod what_if;
+pub mod what_if;

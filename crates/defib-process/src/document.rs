@@ -60,6 +60,24 @@ pub fn place_of(field: &str, text: &str) -> Option<(u64, u64)> {
     })
 }
 
+/// Reads a document and checks what YAML can't say.
+///
+/// # Errors
+/// File, line, column and field of what is wrong.
+pub fn checked_yaml<T: DeserializeOwned>(
+    file: &str,
+    text: &str,
+    check: impl FnOnce(&T) -> Result<(), WrongField>,
+) -> Result<T, DocumentError> {
+    let document = from_yaml(file, text)?;
+    check(&document).map_err(|(field, message)| DocumentError {
+        file: file.into(),
+        at: place_of(field, text),
+        message: format!("{field}: {message}"),
+    })?;
+    Ok(document)
+}
+
 /// Reads a file and checks what YAML can't say. Changes nothing.
 ///
 /// # Errors
@@ -74,13 +92,7 @@ pub fn read_yaml<T: DeserializeOwned>(
         at: None,
         message: format!("can't be read: {error}"),
     })?;
-    let document = from_yaml(&file, &text)?;
-    check(&document).map_err(|(field, message)| DocumentError {
-        file,
-        at: place_of(field, &text),
-        message: format!("{field}: {message}"),
-    })?;
-    Ok(document)
+    checked_yaml(&file, &text, check)
 }
 
 #[cfg(test)]

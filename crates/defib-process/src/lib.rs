@@ -10,7 +10,7 @@ use std::{
     process::{ExitCode, Termination},
 };
 
-pub use document::{DocumentError, WrongField, from_yaml, place_of, read_yaml};
+pub use document::{DocumentError, WrongField, checked_yaml, from_yaml, place_of, read_yaml};
 pub use log::{LogConfig, LogFormat, log_by_environment};
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -1,10 +1,26 @@
 //! Reading the log on start: what is whole, what was torn, what is damaged.
 
-use super::frame::{FrameKind, decode};
+use super::frame::{Frame, FrameKind, decode};
 use super::segment::{SPARE, SegmentHeader, SegmentInfo, segment_number};
 use super::{Log, SEGMENT_HEADER};
 use crate::ConsensusError;
 use crate::disk::Disk;
+
+/// What no replica would have written, whatever the checksum says: Raft would panic on it.
+fn contradiction(frame: &Frame) -> Option<String> {
+    let mut before: Option<(u64, u64)> = None;
+    for entry in &frame.entries {
+        let follows = before
+            .is_none_or(|(index, term)| index.checked_add(1) == Some(entry.index) && term <= entry.term);
+        if !follows || entry.index == u64::MAX || entry.term > frame.hard_state.term {
+            return Some(format!("entry {} of term {} is out of order in it", entry.index, entry.term));
+        }
+        before = Some((entry.index, entry.term));
+    }
+    let (index, term) = frame.reset?;
+    (index == u64::MAX || term > frame.hard_state.term)
+        .then(|| format!("it begins anew behind entry {index} of term {term}, which can't be"))
+}
 
 /// Frames start at multiples of this.
 const ALIGNMENT: usize = 8;
@@ -59,10 +75,10 @@ impl<D: Disk> Log<D> {
         }
         match self.segments.back() {
             None => self.sequence = header.first_sequence.saturating_sub(1),
-            Some(before) if before.number + 1 != number => {
-                return Err(damaged(self, 0, format!("segment {} before it is missing", before.number + 1)));
+            Some(before) if before.number.checked_add(1) != Some(number) => {
+                return Err(damaged(self, 0, format!("the segment that follows {} is missing", before.name)));
             }
-            Some(before) if header.first_sequence != self.sequence + 1 => {
+            Some(before) if self.sequence.checked_add(1) != Some(header.first_sequence) => {
                 let what = format!(
                     "{} ends at record {} but should end at record {}: records at its end are damaged",
                     before.name,
@@ -84,12 +100,15 @@ impl<D: Disk> Log<D> {
 
         let mut offset = usize::try_from(SEGMENT_HEADER).unwrap_or(64);
         while let Some(frame) = decode(&bytes, offset, number) {
-            if frame.sequence != self.sequence + 1 {
-                let what = format!("record {} stands where {} belongs", frame.sequence, self.sequence + 1);
+            if self.sequence.checked_add(1) != Some(frame.sequence) {
+                let what = format!("record {} follows record {}", frame.sequence, self.sequence);
                 return Err(damaged(self, offset, what));
             }
             if frame.kind == FrameKind::Mark {
                 break;
+            }
+            if let Some(what) = contradiction(&frame) {
+                return Err(damaged(self, offset, what));
             }
             let start = frame.entries.first().map(|entry| entry.index);
             if let Some(start) = start {

@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::StateRole;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType, SnapshotMetadata};
 
 use super::Replica;
+use super::membership::is_consistent;
 use crate::ConsensusError;
 use crate::disk::Disk;
 
@@ -58,10 +60,17 @@ impl<D: Disk> Replica<D> {
             Type::MsgReadIndex | Type::MsgReadIndexResp if message.entries.len() != 1 => {
                 Err("a read must have one entry")
             }
-            Type::MsgAppend => check_append(message),
-            Type::MsgSnapshot if message.get_snapshot().get_metadata().index == 0 => {
-                Err("the snapshot has no index")
+            Type::MsgAppend => self.check_append(message),
+            Type::MsgAppendResponse if !message.reject && message.index > self.last_index() => {
+                Err("it acknowledges entries that this replica never had")
             }
+            // Raft passes on what it can't do itself, and panics if that came from outside.
+            Type::MsgTransferLeader
+                if self.raw.raft.state != StateRole::Leader || message.term != self.raw.raft.term =>
+            {
+                Err("a hand-over is for the leader of its term")
+            }
+            Type::MsgSnapshot => check_snapshot(message.get_snapshot().get_metadata()),
             Type::MsgHup
             | Type::MsgBeat
             | Type::MsgUnreachable
@@ -69,7 +78,6 @@ impl<D: Disk> Replica<D> {
             | Type::MsgCheckQuorum => Err("it is of a kind that never leaves a replica"),
             Type::MsgReadIndex
             | Type::MsgReadIndexResp
-            | Type::MsgSnapshot
             | Type::MsgAppendResponse
             | Type::MsgRequestVote
             | Type::MsgRequestVoteResponse
@@ -80,6 +88,21 @@ impl<D: Disk> Replica<D> {
             | Type::MsgRequestPreVote
             | Type::MsgRequestPreVoteResponse => Ok(()),
         }
+    }
+
+    fn check_append(&self, message: &Message) -> Result<(), &'static str> {
+        let (mut index, mut term) = (message.index, message.log_term);
+        for entry in message.entries.iter() {
+            if index.checked_add(1) != Some(entry.index) || entry.term < term || entry.term > message.term {
+                return Err("its entries are out of order");
+            }
+            (index, term) = (entry.index, entry.term);
+            let held = self.raw.raft.raft_log.term(index);
+            if index <= self.commit_index() && held.is_ok_and(|held| held != 0 && held != term) {
+                return Err("it contradicts what is committed");
+            }
+        }
+        Ok(())
     }
 
     /// A leader tells a follower in its heartbeat only of commits that the follower itself has acknowledged.
@@ -115,13 +138,12 @@ fn check_proposal(entries: &[Entry]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_append(message: &Message) -> Result<(), &'static str> {
-    let (mut index, mut term) = (message.index, message.log_term);
-    for entry in message.entries.iter() {
-        if entry.index != index + 1 || entry.term < term || entry.term > message.term {
-            return Err("its entries are out of order");
-        }
-        (index, term) = (entry.index, entry.term);
+fn check_snapshot(metadata: &SnapshotMetadata) -> Result<(), &'static str> {
+    if metadata.index == 0 || metadata.index == u64::MAX {
+        return Err("the snapshot has no index");
+    }
+    if !is_consistent(metadata.get_conf_state()) {
+        return Err("the snapshot's replica set contradicts itself");
     }
     Ok(())
 }

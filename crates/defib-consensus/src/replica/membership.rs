@@ -32,6 +32,28 @@ impl Membership {
     }
 }
 
+/// Whether Raft can run with it: each replica has one part, or the two that a change under way may give it.
+pub(crate) fn is_consistent(conf_state: &ConfState) -> bool {
+    let set = |ids: &[u64]| {
+        let set: BTreeSet<u64> = ids.iter().copied().collect();
+        (set.len() == ids.len() && !set.contains(&0)).then_some(set)
+    };
+    let (Some(voters), Some(learners), Some(outgoing), Some(learners_next)) = (
+        set(&conf_state.voters),
+        set(&conf_state.learners),
+        set(&conf_state.voters_outgoing),
+        set(&conf_state.learners_next),
+    ) else {
+        return false;
+    };
+    !voters.is_empty()
+        && learners.is_disjoint(&voters)
+        && learners.is_disjoint(&outgoing)
+        && learners_next.is_subset(&outgoing)
+        && learners_next.is_disjoint(&voters)
+        && !(conf_state.auto_leave && outgoing.is_empty())
+}
+
 /// A change of the replica set; all of it takes effect together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MembershipChange {

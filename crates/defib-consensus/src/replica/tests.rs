@@ -393,6 +393,7 @@ fn messages_that_make_no_sense_are_counted_and_ignored() {
     let leader = cluster.leader();
     cluster.commit(leader, "something");
     let follower = cluster.other_than(&[leader]);
+    let term = cluster.members[&leader].role().term;
     let build = |change: &dyn Fn(&mut Message)| {
         let mut message = Message::default();
         (message.from, message.to, message.term) = (leader, follower, 50);
@@ -423,6 +424,27 @@ fn messages_that_make_no_sense_are_counted_and_ignored() {
             message.mut_entries().push(entry);
         }),
         build(&|message| message.set_msg_type(MessageType::MsgSnapshot)),
+        build(&|message| {
+            message.set_msg_type(MessageType::MsgSnapshot);
+            let metadata = message.mut_snapshot().mut_metadata();
+            metadata.index = 90;
+            metadata.mut_conf_state().set_voters(vec![1, 2, 3]);
+            metadata.mut_conf_state().set_learners(vec![3]);
+        }),
+        build(&|message| {
+            message.set_msg_type(MessageType::MsgAppendResponse);
+            message.index = 1000;
+        }),
+        build(&|message| {
+            message.set_msg_type(MessageType::MsgAppend);
+            (message.index, message.log_term) = (u64::MAX, 3);
+            message.mut_entries().push(Entry { term: 3, ..Entry::default() });
+        }),
+        // Raft would pass it on to its leader, with a term in it, and panic on that.
+        build(&|message| {
+            message.set_msg_type(MessageType::MsgTransferLeader);
+            message.term = term;
+        }),
     ];
     for (number, bytes) in odd.iter().enumerate() {
         cluster.replica(follower).receive(leader, bytes).unwrap();

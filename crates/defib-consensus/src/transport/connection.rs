@@ -4,10 +4,9 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::outbox::{FRAME_HEADER, KIND_LAST_PIECE, KIND_MESSAGE, KIND_PIECE};
-use super::{MAX_MESSAGE, MAX_SNAPSHOT, Outbox};
+use super::{FrameReader, Outbox};
 
 /// Bytes read from one peer before others get their turn.
 const FAIR_SHARE: usize = 1 << 20;
@@ -16,8 +15,7 @@ const FAIR_SHARE: usize = 1 << 20;
 pub(crate) struct Connection {
     socket: TcpStream,
     tls: rustls::Connection,
-    received: BytesMut,
-    pieces: Vec<u8>,
+    frames: FrameReader,
     scratch: Vec<u8>,
 }
 
@@ -30,7 +28,7 @@ impl Connection {
     pub(crate) fn new(socket: TcpStream, mut tls: rustls::Connection) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         tls.set_buffer_limit(None);
-        Ok(Self { socket, tls, received: BytesMut::new(), pieces: Vec::new(), scratch: Vec::new() })
+        Ok(Self { socket, tls, frames: FrameReader::default(), scratch: Vec::new() })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -71,41 +69,9 @@ impl Connection {
         loop {
             match self.tls.reader().read(&mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
+                Ok(count) => self.frames.read(&buffer[..count], messages).map_err(broken)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
-            }
-            self.take_frames(messages)?;
-        }
-        Ok(())
-    }
-
-    fn take_frames(&mut self, messages: &mut Vec<Bytes>) -> io::Result<()> {
-        while self.received.len() >= FRAME_HEADER {
-            let length =
-                u32::from_le_bytes([self.received[0], self.received[1], self.received[2], self.received[3]]);
-            let kind = self.received[4];
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            if length > MAX_MESSAGE {
-                return Err(broken("the peer sent a frame above the limit"));
-            }
-            if self.received.len() < FRAME_HEADER + length {
-                break;
-            }
-            self.received.advance(FRAME_HEADER);
-            let frame = self.received.split_to(length).freeze();
-            match kind {
-                KIND_MESSAGE => messages.push(frame),
-                KIND_PIECE | KIND_LAST_PIECE => {
-                    if self.pieces.len() + frame.len() > MAX_SNAPSHOT {
-                        return Err(broken("the peer sent a snapshot above the limit"));
-                    }
-                    self.pieces.extend_from_slice(&frame);
-                    if kind == KIND_LAST_PIECE {
-                        messages.push(std::mem::take(&mut self.pieces).into());
-                    }
-                }
-                _ => return Err(broken("the peer sent a frame of an unknown kind")),
             }
         }
         Ok(())
