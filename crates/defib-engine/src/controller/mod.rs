@@ -19,8 +19,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, Millis,
-    RecoveryId, ReplicaId, UnixMillis, VmId,
+    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, LogIndex,
+    Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
     command::{AgentReport, Committed, FenceResult, Goodbye},
 };
 pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, StartOrder};
@@ -103,6 +103,9 @@ const REPROPOSE_AFTER: Millis = Millis(500);
 const REDELIVER_AFTER: Millis = Millis(200);
 /// How long the first placement of a VM waits for the host that it is declared for.
 const FIRST_HOST_WAIT: Millis = Millis(30_000);
+/// How long it waits for hosts that were never seen if it may go to any: the hosts of a site that starts come one
+/// after the other, and the first one should not get everything.
+const FIRST_SPREAD_WAIT: Millis = Millis(5000);
 
 /// What was proposed and is not in the log yet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,8 +137,8 @@ pub struct Controller {
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
     reports: BTreeMap<HostId, AgentReport>,
-    /// When each report came, in cluster time.
-    reported_at: BTreeMap<HostId, ClusterTime>,
+    /// When each report came: in cluster time, and after which log entry.
+    reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,
     burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
     starts: starts::Starts,
     planned_at: Option<u64>,
@@ -226,7 +229,8 @@ impl Controller {
             Input::Role(role) => self.role_changed(now, role),
             Input::Observed(proposal) => self.observed(now, proposal, &mut effects),
             Input::Reported(report) => {
-                self.reported_at.insert(report.host.clone(), self.cluster_now(now));
+                let after = (self.cluster_now(now), self.ledger.applied());
+                self.reported_at.insert(report.host.clone(), after);
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
@@ -266,7 +270,9 @@ impl Controller {
             consider(at.plus(REPROPOSE_AFTER));
         }
         for at in self.first_seen.values() {
-            consider(at.plus(FIRST_HOST_WAIT));
+            // What is over and still waits, waits for something else than time.
+            let waits = [at.plus(FIRST_SPREAD_WAIT), at.plus(FIRST_HOST_WAIT)];
+            waits.into_iter().filter(|at| *at > now).for_each(&mut consider);
         }
         if let Some(at) = self.starts.next_deadline(&self.ledger, now) {
             consider(at);
@@ -339,6 +345,10 @@ impl Controller {
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
         let (observer, session) = (self.me, self.session);
+        // Nobody would count it: this replica left the voters, or is not heard of yet.
+        if self.ledger.session_of(observer) != Some(session) {
+            return;
+        }
         let command = match proposal {
             Proposal::Opinions(changes) => Command::Opinions { observer, session, changes },
             Proposal::LeasesExpired(votes) => Command::LeasesExpired { observer, session, votes },
@@ -394,6 +404,7 @@ impl Controller {
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }
+            | Command::LiftQuarantine { .. }
             | Command::Pause { .. }
             | Command::SetPolicy { .. }
             | Command::SetInventory { .. }
@@ -410,6 +421,10 @@ impl Controller {
             self.propose_once(now, Proposed::ObserverStarted, command, effects);
         }
         let Role::Leader { term } = self.role else { return };
+        if self.ledger.term() > term {
+            // Another one leads, and this replica is about to be told.
+            return;
+        }
         if !self.leads() {
             self.propose_once(now, Proposed::LeaderStarted, || Command::LeaderStarted { term }, effects);
             return;

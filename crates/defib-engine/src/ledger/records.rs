@@ -56,9 +56,13 @@ pub struct HostRecord {
     pub recovery: Option<RecoveryId>,
     /// The proof of its death in the current epoch.
     pub proof: Option<ProofRecord>,
+    /// Boots that were proven to be over, newest last: none of them is ever let in again, however it speaks.
+    pub over_boots: Vec<BootId>,
+    /// Whether it was told that a boot speaks that is proven to be over.
+    pub contradicted: bool,
     /// When it came back after a death, newest last; for the flap brake.
     pub returns: Vec<ClusterTime>,
-    /// Came and went too often: not used for placements until an operator readmits it.
+    /// Came and went too often: gets no VM, and when it is dead does not come back, until an operator lifts it.
     pub quarantined: bool,
     /// Until when it is expected to be silent.
     pub expected_silent_until: Option<ClusterTime>,
@@ -75,6 +79,8 @@ impl Default for HostRecord {
             watchdog_armed: false,
             recovery: None,
             proof: None,
+            over_boots: Vec::new(),
+            contradicted: false,
             returns: Vec::new(),
             quarantined: false,
             expected_silent_until: None,
@@ -82,7 +88,21 @@ impl Default for HostRecord {
     }
 }
 
+/// Boots that are over and remembered, per host. A report of an older one would have been on its way for as many
+/// reboots.
+const OVER_BOOTS: usize = 16;
+
 impl HostRecord {
+    /// Its boot is over for ever.
+    pub(crate) fn end_boot(&mut self) {
+        if let Some(boot) = self.boot.filter(|boot| !self.over_boots.contains(boot)) {
+            if self.over_boots.len() >= OVER_BOOTS {
+                self.over_boots.remove(0);
+            }
+            self.over_boots.push(boot);
+        }
+    }
+
     /// How many of `voters` hold an opinion at least as bad as `opinion`.
     #[must_use]
     pub fn opinions_at_least(&self, opinion: Opinion, voters: &BTreeSet<ReplicaId>) -> usize {

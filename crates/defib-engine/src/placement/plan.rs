@@ -108,6 +108,12 @@ impl Placer {
         {
             return Some(host);
         }
+        if let Some(host) = options.prefer.get(id).and_then(|host| self.host_numbers.get(host)).copied()
+            && fits(host)
+            && self.score(occupancy, vm, host, false).broken == 0
+        {
+            return Some(host);
+        }
         if avoid.is_none() && self.is_scored_by_domain(vm) {
             return self.best_by_domain(occupancy, vm, fits);
         }
