@@ -393,7 +393,13 @@ impl Controller {
             Command::Place { .. } => Proposed::Place,
             Command::StartEnded { vm, incarnation, .. } => Proposed::StartEnded(vm.clone(), *incarnation),
             Command::AgentReported(report) => Proposed::Reported(report.host.clone()),
-            Command::Readmit { host, epoch, .. } => Proposed::Readmit(host.clone(), *epoch),
+            Command::Readmit { host, epoch, .. } => {
+                // Refused: tried again after a while, not at once and for ever.
+                if self.ledger.hosts().get(host).is_some_and(|record| record.epoch == *epoch) {
+                    return;
+                }
+                Proposed::Readmit(host.clone(), *epoch)
+            }
             Command::Tick => {
                 self.proposed.retain(|key, _| !matches!(key, Proposed::Tick(_)));
                 return;
@@ -415,6 +421,8 @@ impl Controller {
     }
 
     fn derive(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        // What is still wanted is proposed again below; what is not must not wake anybody.
+        self.proposed.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
         if !self.caught_up && self.ledger.voters().contains(&self.me) {
             let (observer, session) = (self.me, self.session);
             let command = || Command::ObserverStarted { observer, session };
