@@ -117,7 +117,9 @@ impl Log {
         assert_eq!(self.ledger.inventory_version(), replaces + 1, "{:?}", self.last_event());
     }
 
+    /// A quorum hears the host, and its agent reports.
     fn readmit(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
+        self.opinions(name, Opinion::Alive);
         let epoch = self.epoch(name);
         self.apply(Command::Readmit { host: host(name), epoch, boot, vms: vms.to_vec() });
     }

@@ -11,8 +11,16 @@ mod agents;
 mod checks;
 #[path = "scenarios/commands.rs"]
 mod commands;
+#[path = "scenarios/declare.rs"]
+mod declare;
+#[path = "scenarios/happen.rs"]
+mod happen;
 #[path = "scenarios/machines.rs"]
 mod machines;
+#[path = "scenarios/operate.rs"]
+mod operate;
+#[path = "scenarios/show.rs"]
+mod show;
 #[path = "scenarios/world.rs"]
 mod world;
 

@@ -298,7 +298,7 @@ mod tests {
     }
 
     fn recovered(at_ms: u64, of: &str) -> Seen {
-        seen(at_ms, EventKind::HostRecovered { host: host(of), restarted: 1, left: 0 })
+        seen(at_ms, EventKind::HostRecovered { host: host(of), restarted: 1, left: 0, passed_on: 0 })
     }
 
     #[test]

@@ -259,6 +259,13 @@ pub enum Command {
         /// What its agent reported of its VMs.
         vms: Vec<VmReport>,
     },
+    /// An operator trusts a quarantined host again: it may come back, and its returns are forgotten.
+    LiftQuarantine {
+        /// Which host.
+        host: HostId,
+        /// Who says so.
+        operator: Operator,
+    },
     /// An agent said that it will be silent.
     GoodbyeSaid {
         /// Which host.

@@ -58,6 +58,13 @@ impl ProofKind {
     pub const fn is_positive(&self) -> bool {
         !matches!(self, Self::LeaseExpired { .. })
     }
+
+    /// Whether it says that the host's boot is over, not only that nothing of ours runs there: whoever is heard
+    /// of that boot afterwards shows that it was wrong.
+    #[must_use]
+    pub const fn ends_the_boot(&self) -> bool {
+        matches!(self, Self::PowerFoundOff { .. } | Self::PowerFenced { .. } | Self::NewBoot { .. })
+    }
 }
 
 impl fmt::Display for ProofKind {
@@ -293,10 +300,13 @@ pub enum EventKind {
     HostRecovered {
         /// Which host.
         host: HostId,
-        /// VMs that run elsewhere.
+        /// VMs that run again.
         restarted: usize,
         /// VMs that still have no place.
         left: usize,
+        /// VMs whose new host was lost as well: they belong to that host's recovery.
+        #[serde(default)]
+        passed_on: usize,
     },
     /// A host is in use (again).
     HostReadmitted {
@@ -306,6 +316,15 @@ pub enum EventKind {
         epoch: Epoch,
         /// Its boot.
         boot: BootId,
+    },
+    /// A boot is heard that was proven to be over: what proved it was wrong, or somebody pretends.
+    ProofContradicted {
+        /// Which host.
+        host: HostId,
+        /// The boot that should not be able to speak.
+        boot: BootId,
+        /// What had proven its end.
+        proof: ProofKind,
     },
     /// A host comes and goes too often and is not used any more until an operator says so.
     HostQuarantined {
@@ -454,11 +473,22 @@ impl fmt::Display for EventKind {
                     "vm {vm}: does not start, {attempts} attempts in a row failed; the next one comes after restart.retry-after, or at once if its definition changes"
                 )
             }
-            Self::HostRecovered { host, restarted, left } => {
-                write!(f, "host {host}: recovered: {restarted} VMs run elsewhere, {left} have no place")
+            Self::HostRecovered { host, restarted, left, passed_on } => {
+                write!(f, "host {host}: recovered: {restarted} VMs run again, {left} do not start")?;
+                if *passed_on == 0 {
+                    Ok(())
+                } else {
+                    write!(f, ", {passed_on} went down with their new host and belong to its recovery")
+                }
             }
             Self::HostReadmitted { host, epoch, boot } => {
                 write!(f, "host {host}: in use, epoch {epoch}, boot {boot}")
+            }
+            Self::ProofContradicted { host, boot, proof } => {
+                write!(
+                    f,
+                    "host {host}: PROOF CONTRADICTED: boot {boot} speaks though its end was proven ({proof}); the host stays out of use until it has a new boot: cut its power by hand, then find out why it read as off"
+                )
             }
             Self::HostQuarantined { host, returns } => {
                 write!(f, "host {host}: quarantined after {returns} returns; an operator must readmit it")

@@ -9,7 +9,7 @@ const LINES_MAX: usize = 600;
 const COLUMNS_MAX: usize = 120;
 
 /// Ratchet: files that are longer, and by how much they may be at most. Numbers only shrink, entries only go.
-pub(crate) const LONG_FILES: &[(&str, usize)] = &[("crates/defib-engine/tests/scenarios/commands.rs", 731)];
+pub(crate) const LONG_FILES: &[(&str, usize)] = &[];
 
 /// Ratchet: lines that are wider, per folder. Numbers only shrink, entries only go.
 pub(crate) const WIDE_LINES: &[(&str, usize)] = &[

@@ -7,12 +7,12 @@ use alloc::{
 };
 
 use defib_model::{
-    Command, Instant, Millis, Opinion, RecoveryId, VmId,
+    Command, HostId, Instant, Millis, Opinion, RecoveryId, VmId,
     command::{FenceResult, Placement, Unplaced},
     event::Phase,
 };
 
-use super::{Controller, Effect, FIRST_HOST_WAIT, FenceOrder, PowerQuestion, Proposed};
+use super::{Controller, Effect, FIRST_HOST_WAIT, FIRST_SPREAD_WAIT, FenceOrder, PowerQuestion, Proposed};
 use crate::{
     ledger::{Place, Recovery, Standing},
     placement::PlanOptions,
@@ -160,7 +160,13 @@ impl Controller {
             let command = || Command::FenceIntended { recovery: id, attempt, level };
             self.propose_once(now, Proposed::FenceIntended(id, attempt), command, effects);
         }
-        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt));
+        // An order that may still be on its way to a BMC is remembered until it ends.
+        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt) || fence.result.is_none());
+    }
+
+    /// Whether an order to power off may still take effect, as far as this leader knows.
+    pub(super) fn fence_under_way(&self, id: RecoveryId) -> bool {
+        self.fences.get(&id).is_some_and(|fence| fence.result.is_none())
     }
 
     fn carry_on_fence(
@@ -203,6 +209,10 @@ impl Controller {
             self.first_seen.clear();
             return;
         }
+        let never_seen = |host: &HostId| {
+            self.ledger.hosts().get(host).is_some_and(|host| host.standing == Standing::NeverSeen)
+        };
+        let some_unseen = self.ledger.hosts().keys().any(never_seen);
         let mut held = false;
         let mut wanted: Vec<VmId> = Vec::new();
         let mut first: Vec<VmId> = Vec::new();
@@ -212,11 +222,12 @@ impl Controller {
                 continue;
             }
             let declared = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.first_host.as_ref());
-            let unseen = declared
-                .and_then(|host| self.ledger.hosts().get(host))
-                .is_some_and(|host| host.standing == Standing::NeverSeen);
+            let (unseen, wait) = match declared {
+                Some(host) => (never_seen(host), FIRST_HOST_WAIT),
+                None => (some_unseen, FIRST_SPREAD_WAIT),
+            };
             let since = *self.first_seen.entry(vm.clone()).or_insert(now);
-            if unseen && now < since.plus(FIRST_HOST_WAIT) {
+            if unseen && now < since.plus(wait) {
                 held = true;
             } else {
                 first.push(vm.clone());
@@ -235,10 +246,14 @@ impl Controller {
         }
         let mut options = PlanOptions::default();
         for vm in &wanted {
-            if let Some(record) = self.ledger.vms().get(vm)
-                && !record.failed_on.is_empty()
-            {
+            let Some(record) = self.ledger.vms().get(vm) else { continue };
+            if !record.failed_on.is_empty() {
                 options.avoid.insert(vm.clone(), record.failed_on.clone());
+            } else if let Place::Down { host } = &record.place
+                && record.attempts == 0
+            {
+                // It ran there for long: its host is well, and its disk is near.
+                options.prefer.insert(vm.clone(), host.clone());
             }
         }
         options.first_placements = first.iter().cloned().collect();

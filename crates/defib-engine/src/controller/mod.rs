@@ -19,8 +19,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, Millis,
-    RecoveryId, ReplicaId, UnixMillis, VmId,
+    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, LogIndex,
+    Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
     command::{AgentReport, Committed, FenceResult, Goodbye},
 };
 pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, StartOrder};
@@ -105,6 +105,9 @@ const REPROPOSE_AFTER: Millis = Millis(500);
 const REDELIVER_AFTER: Millis = Millis(200);
 /// How long the first placement of a VM waits for the host that it is declared for.
 const FIRST_HOST_WAIT: Millis = Millis(30_000);
+/// How long it waits for hosts that were never seen if it may go to any: the hosts of a site that starts come one
+/// after the other, and the first one should not get everything.
+const FIRST_SPREAD_WAIT: Millis = Millis(5000);
 
 /// What was proposed and is not in the log yet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,8 +139,8 @@ pub struct Controller {
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
     reports: BTreeMap<HostId, AgentReport>,
-    /// When each report came, in cluster time.
-    reported_at: BTreeMap<HostId, ClusterTime>,
+    /// When each report came: in cluster time, and after which log entry.
+    reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,
     burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
     starts: starts::Starts,
     planned_at: Option<u64>,
@@ -231,7 +234,8 @@ impl Controller {
             Input::Role(role) => self.role_changed(now, role),
             Input::Observed(proposal) => self.observed(now, proposal, &mut effects),
             Input::Reported(report) => {
-                self.reported_at.insert(report.host.clone(), self.cluster_now(now));
+                let after = (self.cluster_now(now), self.ledger.applied());
+                self.reported_at.insert(report.host.clone(), after);
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
@@ -271,7 +275,9 @@ impl Controller {
             consider(at.plus(REPROPOSE_AFTER));
         }
         for at in self.first_seen.values() {
-            consider(at.plus(FIRST_HOST_WAIT));
+            // What is over and still waits, waits for something else than time.
+            let waits = [at.plus(FIRST_SPREAD_WAIT), at.plus(FIRST_HOST_WAIT)];
+            waits.into_iter().filter(|at| *at > now).for_each(&mut consider);
         }
         if let Some(at) = self.starts.next_deadline(&self.ledger, now) {
             consider(at);
@@ -349,6 +355,10 @@ impl Controller {
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
         let (observer, session) = (self.me, self.session);
+        // Nobody would count it: this replica left the voters, or is not heard of yet.
+        if self.ledger.session_of(observer) != Some(session) {
+            return;
+        }
         let command = match proposal {
             Proposal::Opinions(changes) => Command::Opinions { observer, session, changes },
             Proposal::LeasesExpired(votes) => Command::LeasesExpired { observer, session, votes },
@@ -393,7 +403,13 @@ impl Controller {
             Command::Place { .. } => Proposed::Place,
             Command::StartEnded { vm, incarnation, .. } => Proposed::StartEnded(vm.clone(), *incarnation),
             Command::AgentReported(report) => Proposed::Reported(report.host.clone()),
-            Command::Readmit { host, epoch, .. } => Proposed::Readmit(host.clone(), *epoch),
+            Command::Readmit { host, epoch, .. } => {
+                // Refused: tried again after a while, not at once and for ever.
+                if self.ledger.hosts().get(host).is_some_and(|record| record.epoch == *epoch) {
+                    return;
+                }
+                Proposed::Readmit(host.clone(), *epoch)
+            }
             Command::Tick => {
                 self.proposed.retain(|key, _| !matches!(key, Proposed::Tick(_)));
                 return;
@@ -404,6 +420,7 @@ impl Controller {
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }
+            | Command::LiftQuarantine { .. }
             | Command::Pause { .. }
             | Command::SetPolicy { .. }
             | Command::SetInventory { .. }
@@ -414,12 +431,18 @@ impl Controller {
     }
 
     fn derive(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        // What is still wanted is proposed again below; what is not must not wake anybody.
+        self.proposed.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
         if !self.caught_up && self.ledger.voters().contains(&self.me) {
             let (observer, session) = (self.me, self.session);
             let command = || Command::ObserverStarted { observer, session };
             self.propose_once(now, Proposed::ObserverStarted, command, effects);
         }
         let Role::Leader { term } = self.role else { return };
+        if self.ledger.term() > term {
+            // Another one leads, and this replica is about to be told.
+            return;
+        }
         if !self.leads() {
             self.propose_once(now, Proposed::LeaderStarted, || Command::LeaderStarted { term }, effects);
             return;

@@ -20,33 +20,50 @@ impl Controller {
         let mut clean: Vec<(AgentReport, Epoch)> = Vec::new();
         for report in self.reports.values() {
             let Some(record) = self.ledger.hosts().get(&report.host) else { continue };
+            let heard = record.opinions_at_least(Opinion::Asks, self.ledger.voters()) < self.ledger.quorum();
+            // What came before the proof says nothing of the time after it.
+            let fresh = record.proof.as_ref().is_none_or(|proof| {
+                self.reported_at.get(&report.host).is_some_and(|(_, after)| *after >= proof.index())
+            });
+            let over = record.over_boots.contains(&report.boot);
+            if over && record.standing == Standing::Dead && fresh && heard && !record.contradicted {
+                clean.push((report.clone(), record.epoch));
+            }
+            if !fresh {
+                continue;
+            }
             let stale = report.vms.iter().filter(|vm| vm.running && !self.ledger.may_run(&report.host, vm));
             let before = burns.len();
             for vm in stale {
                 burns.push((report.host.clone(), record.epoch, vm.vm.clone(), vm.incarnation));
             }
+            if self.ledger.is_news(report) {
+                news.push(report.clone());
+            }
             if record.standing == Standing::Active {
-                if self.ledger.is_news(report) {
-                    news.push(report.clone());
-                }
                 if report.epoch == record.epoch && record.boot == Some(report.boot) {
                     self.unreported(report, &mut burns);
                 }
                 continue;
             }
-            if burns.len() > before {
+            if burns.len() > before || over {
                 continue;
             }
-            // A fence under way ends first; a condemned host is let in only once a quorum hears it.
+            // A fence under way ends first; who was missed is let in only once a quorum hears it.
             let recovery = record.recovery.and_then(|id| self.ledger.recoveries().get(&id));
-            let fencing = recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing);
+            let under_way = record.recovery.is_some_and(|id| self.fence_under_way(id));
+            let fencing = under_way || recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing);
             let wanted_off = recovery.is_some_and(|recovery| {
                 recovery.by_operator && !recovery.phase.is_over() && recovery.phase < Phase::Fenced
             });
-            let missed = record.standing == Standing::Condemned
-                && record.boot == Some(report.boot)
-                && record.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum();
-            if !fencing && !wanted_off && !missed && !record.is_over(report.boot) {
+            let may_return = match record.standing {
+                Standing::NeverSeen => true,
+                // Of another boot it is news, and dead first.
+                Standing::Condemned => heard && record.boot == Some(report.boot),
+                Standing::Dead => heard && !record.quarantined,
+                Standing::Active => false,
+            };
+            if !fencing && !wanted_off && may_return {
                 clean.push((report.clone(), record.epoch));
             }
         }
@@ -78,7 +95,7 @@ impl Controller {
     /// only a durable promise makes it safe to start them anew.
     fn unreported(&self, report: &AgentReport, burns: &mut Vec<(HostId, Epoch, VmId, Incarnation)>) {
         let Some(here) = self.ledger.index().on_host.get(&report.host) else { return };
-        let Some(reported) = self.reported_at.get(&report.host) else { return };
+        let Some((reported, _)) = self.reported_at.get(&report.host) else { return };
         for vm in here {
             let Some(record) = self.ledger.vms().get(vm) else { continue };
             let named = report.vms.iter().any(|one| one.vm == *vm && one.incarnation >= record.incarnation);

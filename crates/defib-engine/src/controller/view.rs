@@ -27,6 +27,7 @@ impl Controller {
                 watched: matches!(record.standing, Standing::Active | Standing::Condemned),
                 grantable: record.standing == Standing::Active,
                 condemned: record.standing == Standing::Condemned,
+                dead: record.standing == Standing::Dead,
                 muted_for: record.expected_silent_until.map(|until| until.since(self.ledger.at())),
                 recorded: opinion.opinion,
                 vote_recorded: record.expiry_votes.contains(&self.me),

@@ -228,13 +228,20 @@ impl Ledger {
         if record.epoch != epoch || record.standing == Standing::Active {
             return self.refuse("readmit", format!("host {host} is in epoch {} already", record.epoch));
         }
-        if record.is_over(boot) {
-            return self.refuse("readmit", format!("host {host}: boot {boot} is over"));
+        if record.over_boots.contains(&boot) {
+            return self.boot_is_over(host, boot);
+        }
+        let missed = record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum();
+        if record.standing != Standing::NeverSeen && missed {
+            return self.refuse("readmit", format!("host {host} is missed by a quorum of observers"));
         }
         let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
         if recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing) {
             // Power may be cut at any moment: first the fence ends, then the host may come back.
             return self.refuse("readmit", format!("host {host} is being fenced"));
+        }
+        if record.standing == Standing::Dead && record.quarantined {
+            return self.refuse("readmit", format!("host {host} is quarantined"));
         }
         if let Some(stale) = vms.iter().find(|report| report.running && !self.may_run(host, report)) {
             return self.refuse(
@@ -250,21 +257,6 @@ impl Ledger {
             self.prove(id, ProofKind::NewBoot { former, now: boot });
         }
         let Some(record) = self.hosts.get_mut(host) else { return };
-        let recovery = record.recovery;
-        record.epoch = record.epoch.next();
-        record.standing = Standing::Active;
-        if former != Some(boot) {
-            if let Some(former) = former {
-                record.end_boot(former);
-            }
-            // Not known of this boot yet.
-            record.watchdog_armed = false;
-        }
-        record.boot = Some(boot);
-        record.opinions.clear();
-        record.expiry_votes.clear();
-        record.proof = None;
-        record.expected_silent_until = None;
         let window = self.policy.brakes.window.times(10);
         let now = self.at;
         record.returns.retain(|at| now.since(*at) < window);
@@ -272,6 +264,29 @@ impl Ledger {
             record.returns.push(now);
         }
         let returns = u32::try_from(record.returns.len()).unwrap_or(u32::MAX);
+        if returns > self.policy.brakes.flap_limit && !record.quarantined {
+            record.quarantined = true;
+            self.event(None, EventKind::HostQuarantined { host: host.clone(), returns });
+        }
+        let Some(record) = self.hosts.get_mut(host) else { return };
+        // What was never proven dead may run VMs, so it is let in to be managed, but gets no more of them.
+        if record.quarantined && record.standing == Standing::Dead {
+            return self.host_changed(host);
+        }
+        let recovery = record.recovery;
+        record.epoch = record.epoch.next();
+        record.standing = Standing::Active;
+        if former != Some(boot) {
+            record.end_boot();
+            // Not known of this boot yet.
+            record.watchdog_armed = false;
+        }
+        record.boot = Some(boot);
+        record.opinions.clear();
+        record.expiry_votes.clear();
+        record.proof = None;
+        record.contradicted = false;
+        record.expected_silent_until = None;
         let epoch = record.epoch;
         let open = recovery.filter(|id| self.index.open.contains(id));
         let still_restarting =
@@ -285,12 +300,6 @@ impl Ledger {
             record.recovery = None;
         }
         self.event(open, EventKind::HostReadmitted { host: host.clone(), epoch, boot });
-        if returns > self.policy.brakes.flap_limit {
-            if let Some(record) = self.hosts.get_mut(host) {
-                record.quarantined = true;
-            }
-            self.event(None, EventKind::HostQuarantined { host: host.clone(), returns });
-        }
         self.host_changed(host);
         // Incarnations recorded here keep their place; the agent's orders carry on from the new epoch.
         let here: Vec<_> = self.index.on_host.get(host).into_iter().flatten().cloned().collect();
@@ -302,6 +311,20 @@ impl Ledger {
             });
         }
         self.report_vms(host, vms);
+    }
+
+    /// A boot wants in that was proven to be over. Told once: it is the BMC that lied, or an impostor.
+    fn boot_is_over(&mut self, host: &HostId, boot: BootId) {
+        let Some(record) = self.hosts.get_mut(host) else { return };
+        match &record.proof {
+            Some(proof) if record.standing == Standing::Dead && record.boot == Some(boot) => {
+                let proof = proof.kind().clone();
+                if !core::mem::replace(&mut record.contradicted, true) {
+                    self.event(None, EventKind::ProofContradicted { host: host.clone(), boot, proof });
+                }
+            }
+            Some(_) | None => self.refuse("readmit", format!("boot {boot} of host {host} is over")),
+        }
     }
 
     /// Only what was said in the present boot and epoch counts: a replica that was stopped for a while, or its
@@ -321,11 +344,11 @@ impl Ledger {
             }
             Goodbye::Shutdown => {
                 let detail = "it shuts down, all its VMs were stopped".to_string();
-                self.event(None, EventKind::GoodbyeSaid { host: host.clone(), detail });
                 let id = match self.hosts.get(host).and_then(|record| record.recovery) {
                     Some(id) => id,
-                    None => self.open_recovery(host, false),
+                    None => self.open_recovery(host),
                 };
+                self.event(Some(id), EventKind::GoodbyeSaid { host: host.clone(), detail });
                 self.prove(id, ProofKind::CleanShutdown);
             }
         }

@@ -78,6 +78,16 @@ impl Ledger {
                 self.judge_inventory(inventory)?;
                 Ok(format!("inventory version {} comes into force", self.inventory_version.saturating_add(1)))
             }
+            Command::LiftQuarantine { host, .. } => {
+                let record = self
+                    .hosts
+                    .get(host)
+                    .ok_or_else(|| format!("there is no host {host} in the inventory"))?;
+                if !record.quarantined {
+                    return Err(format!("host {host} is not quarantined"));
+                }
+                Ok(format!("host {host} is trusted again; it comes into use when its agent reports"))
+            }
             Command::Pause { paused: true, .. } => Ok("no new verdict, fence or placement begins".into()),
             Command::Pause { paused: false, .. } => Ok("automatic action goes on".into()),
             Command::JoinTokenUsed { nonce, .. } if self.used_tokens.contains(nonce) => {
@@ -132,7 +142,7 @@ impl Ledger {
         }
         let id = match self.hosts.get(host).and_then(|record| record.recovery) {
             Some(id) => id,
-            None => self.open_recovery(host, true),
+            None => self.open_recovery(host),
         };
         let action = format!("confirms that host {host} is dead");
         self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
@@ -148,7 +158,7 @@ impl Ledger {
         }
         let id = match self.hosts.get(host).and_then(|record| record.recovery) {
             Some(id) => id,
-            None => self.open_recovery(host, true),
+            None => self.open_recovery(host),
         };
         if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.by_operator = true;
@@ -159,6 +169,20 @@ impl Ledger {
         if self.recoveries.get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected) {
             self.condemn(id, "an operator ordered it");
         }
+    }
+
+    pub(super) fn lift_quarantine(&mut self, host: &HostId, operator: &Operator) {
+        let command = Command::LiftQuarantine { host: host.clone(), operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("lift-quarantine", why);
+        }
+        if let Some(record) = self.hosts.get_mut(host) {
+            record.quarantined = false;
+            record.returns.clear();
+        }
+        let action = format!("lifts the quarantine of host {host}");
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        self.host_changed(host);
     }
 
     pub(super) fn pause(&mut self, paused: bool, operator: &Operator) {

@@ -160,7 +160,12 @@ impl Ledger {
             record.attempts = attempts;
             record.changed = now;
             record.readiness = None;
-            record.failed_on.insert(host.clone());
+            // What had run for long enough may well run again where it was.
+            if lasted {
+                record.failed_on.clear();
+            } else {
+                record.failed_on.insert(host.clone());
+            }
             record.lost_by = None;
             record.place = if give_up {
                 Place::GivenUp { host: host.clone() }
@@ -181,12 +186,15 @@ impl Ledger {
         let Some(record) = self.hosts.get_mut(&report.host) else {
             return self.refuse("agent-reported", format!("host {} is not in the inventory", report.host));
         };
-        if record.standing != Standing::Active {
-            return;
-        }
-        if record.is_over(report.boot) {
+        if record.over_boots.contains(&report.boot) {
             let detail = format!("host {}: boot {} is over", report.host, report.boot);
             return self.refuse("agent-reported", detail);
+        }
+        if record.standing == Standing::Condemned {
+            return self.new_boot_proves(report);
+        }
+        if record.standing != Standing::Active {
+            return;
         }
         if record.watchdog_armed != report.watchdog_armed {
             record.watchdog_armed = report.watchdog_armed;
@@ -194,18 +202,23 @@ impl Ledger {
                 EventKind::WatchdogChanged { host: report.host.clone(), armed: report.watchdog_armed };
             self.event(None, event);
         }
-        let Some(record) = self.hosts.get(&report.host) else { return };
-        if let Some(former) = record.boot
-            && former != report.boot
-        {
-            // It has rebooted faster than anybody missed it: nothing of the former boot runs.
-            let id = match record.recovery {
-                Some(id) => id,
-                None => self.open_recovery(&report.host, false),
-            };
-            return self.prove(id, ProofKind::NewBoot { former, now: report.boot });
+        let former = self.hosts.get(&report.host).and_then(|record| record.boot);
+        if former.is_some_and(|former| former != report.boot) {
+            // It has rebooted faster than anybody missed it.
+            return self.new_boot_proves(report);
         }
         self.report_vms(&report.host, &report.vms);
+    }
+
+    /// A boot that was never heard before: nothing of the former one runs.
+    fn new_boot_proves(&mut self, report: &AgentReport) {
+        let Some(record) = self.hosts.get(&report.host) else { return };
+        let Some(former) = record.boot.filter(|former| *former != report.boot) else { return };
+        let id = match record.recovery {
+            Some(id) => id,
+            None => self.open_recovery(&report.host),
+        };
+        self.prove(id, ProofKind::NewBoot { former, now: report.boot });
     }
 
     /// An agent remembers every incarnation that it was ever ordered to start and starts none twice, so its
@@ -225,8 +238,13 @@ impl Ledger {
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
         let Some(record) = self.hosts.get(&report.host) else { return false };
-        if record.standing != Standing::Active || record.is_over(report.boot) {
+        if record.over_boots.contains(&report.boot) {
             return false;
+        }
+        match record.standing {
+            Standing::Active => {}
+            Standing::Condemned => return record.boot.is_some_and(|former| former != report.boot),
+            Standing::NeverSeen | Standing::Dead => return false,
         }
         if record.watchdog_armed != report.watchdog_armed || record.boot != Some(report.boot) {
             return true;

@@ -23,6 +23,8 @@ pub struct Index {
     pub pending: BTreeSet<VmId>,
     /// Which VMs run, or may run, on a host.
     pub on_host: BTreeMap<HostId, BTreeSet<VmId>>,
+    /// Hosts in use or condemned: those whose silence says something.
+    pub in_use: BTreeSet<HostId>,
     /// Hosts that announced a silence.
     pub expected_silent: BTreeSet<HostId>,
     /// Hosts whose record changed since the controller last looked.
@@ -66,6 +68,9 @@ impl Index {
         };
         for (id, host) in hosts {
             index.placer.set_host(id, usability(host));
+            if matches!(host.standing, Standing::Active | Standing::Condemned) {
+                index.in_use.insert(id.clone());
+            }
             if host.expected_silent_until.is_some() {
                 index.expected_silent.insert(id.clone());
             }
@@ -147,6 +152,11 @@ impl Ledger {
                 self.index.room_changes = self.index.room_changes.saturating_add(1);
             }
             self.index.placer.set_host(id, usable);
+            if matches!(record.standing, Standing::Active | Standing::Condemned) {
+                self.index.in_use.insert(id.clone());
+            } else {
+                self.index.in_use.remove(id);
+            }
             if record.expected_silent_until.is_some() {
                 self.index.expected_silent.insert(id.clone());
             } else {

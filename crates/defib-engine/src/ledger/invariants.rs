@@ -59,6 +59,15 @@ pub fn check(ledger: &Ledger) -> Result<(), String> {
             }
         }
     }
+    for (host, record) in &ledger.hosts {
+        let in_use = matches!(record.standing, Standing::Active | Standing::Condemned);
+        if in_use != ledger.index.in_use.contains(host) {
+            return Err(format!("index: host {host} is {:?}", record.standing));
+        }
+        if in_use && record.boot.is_some_and(|boot| record.over_boots.contains(&boot)) {
+            return Err(format!("I2: host {host} is in use in a boot that is proven to be over"));
+        }
+    }
     for (host, vms) in &ledger.index.on_host {
         for vm in vms {
             if ledger.vms.get(vm).and_then(|record| record.occupied_host()) != Some(host) {

@@ -157,6 +157,7 @@ impl Ledger {
             }
             Command::AgentReported(report) => self.agent_reported(report),
             Command::Readmit { host, epoch, boot, vms } => self.readmit(host, *epoch, *boot, vms),
+            Command::LiftQuarantine { host, operator } => self.lift_quarantine(host, operator),
             Command::GoodbyeSaid { host, boot, epoch, goodbye } => {
                 self.goodbye_said(host, *boot, *epoch, *goodbye);
             }
@@ -401,16 +402,12 @@ impl Ledger {
                         consider(release);
                     }
                 }
+                Phase::Suspected => consider(recovery.opened.plus(self.policy.detection.act_after)),
                 Phase::Unconfirmed | Phase::Confirmed => {
                     consider(recovery.retry_at);
                     consider(self.leases_settle_at);
                 }
-                Phase::Suspected
-                | Phase::Fencing
-                | Phase::Fenced
-                | Phase::Restarting
-                | Phase::Recovered
-                | Phase::Abandoned => {}
+                Phase::Fencing | Phase::Fenced | Phase::Restarting | Phase::Recovered | Phase::Abandoned => {}
             }
         }
         for record in self.index.given_up.iter().filter_map(|vm| self.vms.get(vm)) {
@@ -433,6 +430,9 @@ impl Ledger {
         self.now.ordinal = self.now.ordinal.saturating_add(1);
         let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);
         if let Some(recovery) = recovery.and_then(|id| self.recoveries.get_mut(&id)) {
+            if recovery.opened_by == EventSeq(0) {
+                recovery.opened_by = seq;
+            }
             recovery.last_event = seq;
         }
         seq

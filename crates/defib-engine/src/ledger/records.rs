@@ -70,9 +70,11 @@ pub struct HostRecord {
     pub recovery: Option<RecoveryId>,
     /// The proof of its death in the current epoch.
     pub proof: Option<ProofRecord>,
+    /// Whether it was told that a boot speaks that is proven to be over.
+    pub contradicted: bool,
     /// When it came back after a death, newest last; for the flap brake.
     pub returns: Vec<ClusterTime>,
-    /// Came and went too often: not used for placements until an operator readmits it.
+    /// Came and went too often: gets no VM, and when it is dead does not come back, until an operator lifts it.
     pub quarantined: bool,
     /// Until when it is expected to be silent.
     pub expected_silent_until: Option<ClusterTime>,
@@ -90,6 +92,7 @@ impl Default for HostRecord {
             watchdog_armed: false,
             recovery: None,
             proof: None,
+            contradicted: false,
             returns: Vec::new(),
             quarantined: false,
             expected_silent_until: None,
@@ -102,15 +105,9 @@ impl Default for HostRecord {
 const OVER_BOOTS_RETAINED: usize = 64;
 
 impl HostRecord {
-    /// Whether a boot is over for certain.
-    #[must_use]
-    pub fn is_over(&self, boot: BootId) -> bool {
-        self.over_boots.contains(&boot)
-    }
-
-    /// A boot has ended for certain.
-    pub(super) fn end_boot(&mut self, boot: BootId) {
-        if !self.is_over(boot) {
+    /// Its boot is over for ever.
+    pub(crate) fn end_boot(&mut self) {
+        if let Some(boot) = self.boot.filter(|boot| !self.over_boots.contains(boot)) {
             if self.over_boots.len() >= OVER_BOOTS_RETAINED {
                 self.over_boots.remove(0);
             }

@@ -17,7 +17,7 @@ use defib_model::{
 
 use super::{
     Ledger,
-    records::{Place, Recovery, Standing},
+    records::{OpinionRecord, Place, Recovery, Standing},
 };
 use crate::proof::ProofRecord;
 
@@ -45,11 +45,12 @@ impl Ledger {
         while let Some(host) = self.index.dirty.pop_first() {
             self.settle_suspicion(&host);
         }
+        let crowd = self.crowd();
         let open: Vec<RecoveryId> = self.index.open.iter().copied().collect();
         for id in open {
             let Some(recovery) = self.recoveries.get(&id) else { continue };
             match recovery.phase {
-                Phase::Suspected => self.settle_verdict(id),
+                Phase::Suspected => self.settle_verdict(id, crowd.as_deref()),
                 Phase::Confirmed | Phase::Fencing | Phase::Unconfirmed => self.settle_expiry(id),
                 Phase::Fenced | Phase::Restarting => self.settle_completion(id),
                 Phase::Recovered | Phase::Abandoned => {}
@@ -69,7 +70,6 @@ impl Ledger {
             self.update_vm(&vm, |record| {
                 if let Place::GivenUp { host } = &record.place {
                     record.place = Place::Down { host: host.clone() };
-                    record.attempts = record.attempts.saturating_sub(1);
                     record.failed_on.clear();
                 }
             });
@@ -89,12 +89,13 @@ impl Ledger {
             && record.expected_silent_until.is_none()
             && record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum()
         {
-            self.open_recovery(host, false);
+            let id = self.open_recovery(host);
+            self.event(Some(id), EventKind::HostSuspected { host: host.clone() });
         }
     }
 
-    /// Opens a recovery in phase suspected.
-    pub(super) fn open_recovery(&mut self, host: &HostId, by_operator: bool) -> RecoveryId {
+    /// Opens a recovery in phase suspected; the first event of it says why.
+    pub(super) fn open_recovery(&mut self, host: &HostId) -> RecoveryId {
         let id = self.next_recovery;
         self.next_recovery = id.next();
         self.recoveries.insert(
@@ -105,7 +106,7 @@ impl Ledger {
                 opened: self.at,
                 opened_by: EventSeq(0),
                 last_event: EventSeq(0),
-                by_operator,
+                by_operator: false,
                 brake: None,
                 fence: None,
                 retry_at: self.at,
@@ -117,16 +118,32 @@ impl Ledger {
         if let Some(record) = self.hosts.get_mut(host) {
             record.recovery = Some(id);
         }
-        let seq = self.event(Some(id), EventKind::HostSuspected { host: host.clone() });
-        if let Some(recovery) = self.recoveries.get_mut(&id) {
-            recovery.opened_by = seq;
-        }
         self.host_changed(host);
         id
     }
 
+    /// So many hosts in use are missed by a quorum at once that the network is to blame rather than they: the
+    /// brake that follows. Each observer by itself accuses nobody then; this holds what was voted before, and tells.
+    fn crowd(&self) -> Option<String> {
+        let quorum = self.quorum();
+        let missed = |recovery: &Recovery| {
+            self.hosts.get(&recovery.host).is_some_and(|record| {
+                record.standing != Standing::Dead
+                    && record.opinions_at_least(Opinion::Asks, &self.voters) >= quorum
+            })
+        };
+        let silent = self.open_recoveries().filter(|(_, recovery)| missed(recovery)).count();
+        let in_use = self.index.in_use.len();
+        let heard = in_use.saturating_sub(silent);
+        (silent > 0 && (heard == 0 || heard.saturating_mul(2) < in_use)).then(|| {
+            format!(
+                "{silent} of {in_use} hosts in use are silent at once, so the network is suspected rather than they; while less than half are heard, only a reading of Off or an operator (host fence, host confirm-dead) condemns any"
+            )
+        })
+    }
+
     /// The verdict: a quorum votes dead, and no brake holds.
-    fn settle_verdict(&mut self, id: RecoveryId) {
+    fn settle_verdict(&mut self, id: RecoveryId, crowd: Option<&str>) {
         let Some(recovery) = self.recoveries.get(&id) else { return };
         let host = recovery.host.clone();
         let Some(record) = self.hosts.get(&host) else { return };
@@ -135,10 +152,15 @@ impl Ledger {
             return self.abandon(id, "heard again by a quorum");
         }
         let dead = record.opinions_at_least(Opinion::Dead, &self.voters);
-        if dead < quorum || !self.may_act() {
+        if !self.may_act() {
             return;
         }
-        if let Some(detail) = self.brakes.holds(&host, self.at, &self.inventory, &self.policy) {
+        // It is told when a verdict would be due: until then a reading of Off may settle the case.
+        let due = self.at >= recovery.opened.plus(self.policy.detection.act_after);
+        let crowd = crowd.filter(|_| due || dead >= quorum);
+        let used_up = || self.brakes.holds(&host, self.at, &self.inventory, &self.policy);
+        let holds = crowd.map(String::from).or_else(|| (dead >= quorum).then(used_up).flatten());
+        if let Some(detail) = holds {
             if recovery.brake.is_none() {
                 if let Some(recovery) = self.recoveries.get_mut(&id) {
                     recovery.brake = Some(detail.clone());
@@ -151,6 +173,9 @@ impl Ledger {
             && recovery.brake.take().is_some()
         {
             self.event(Some(id), EventKind::BrakeReleased { host: host.clone() });
+        }
+        if dead < quorum {
+            return;
         }
         self.brakes.record(self.at, &host);
         self.condemn(id, &format!("{dead} of {} observers vote dead", self.voters.len()));
@@ -182,7 +207,10 @@ impl Ledger {
         let Some(recovery) = self.recoveries.get(&id) else { return };
         let host = recovery.host.clone();
         let lease = match self.expiry_may_prove(&host) {
-            Ok(()) => format!("its lease will prove it within {} of its last heartbeat", self.expiry_wait()),
+            Ok(()) => format!(
+                "its lease proves it {} after its last heartbeat, if more than half of all hosts hold theirs then",
+                self.expiry_wait()
+            ),
             Err(why) => format!("its lease can't prove it: {why}"),
         };
         let detail = format!(
@@ -227,16 +255,13 @@ impl Ledger {
             record.expiry_votes.clear();
         }
         record.standing = Standing::Dead;
-        match &kind {
-            ProofKind::PowerFenced { .. } | ProofKind::PowerFoundOff { .. } => {
-                if let Some(boot) = record.boot {
-                    record.end_boot(boot);
-                }
-            }
-            ProofKind::NewBoot { former, .. } => record.end_boot(*former),
-            // These say that it runs no VM, not that its kernel is gone: the same boot may come back.
-            ProofKind::LeaseExpired { .. } | ProofKind::CleanShutdown | ProofKind::OperatorWord { .. } => {}
+        record.contradicted = false;
+        if kind.ends_the_boot() {
+            record.end_boot();
         }
+        // Who hears it after this, hears something new.
+        let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0 };
+        record.opinions = self.voters.iter().map(|voter| (*voter, dead)).collect();
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());
         let epoch = record.epoch;
@@ -271,12 +296,11 @@ impl Ledger {
     /// Every VM of the recovery runs, belongs to a later recovery, or was handed to a human.
     fn settle_completion(&mut self, id: RecoveryId) {
         let Some(recovery) = self.recoveries.get(&id) else { return };
-        let mut restarted = 0_usize;
-        let mut left = 0_usize;
+        let (mut restarted, mut left, mut passed_on) = (0_usize, 0_usize, 0_usize);
         for vm in &recovery.vms {
             let Some(record) = self.vms.get(vm) else { continue };
-            if record.recovery != Some(id) {
-                restarted = restarted.saturating_add(1);
+            if record.recovery.is_some_and(|other| other != id) {
+                passed_on = passed_on.saturating_add(1);
                 continue;
             }
             match record.place {
@@ -286,7 +310,7 @@ impl Ledger {
             }
         }
         let host = recovery.host.clone();
-        self.event(Some(id), EventKind::HostRecovered { host: host.clone(), restarted, left });
+        self.event(Some(id), EventKind::HostRecovered { host: host.clone(), restarted, left, passed_on });
         self.close(id, Phase::Recovered);
     }
 
@@ -344,17 +368,21 @@ impl Ledger {
                 lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
             }
             Phase::Confirmed => lines.push("the leader to begin the fence".to_string()),
-            Phase::Fencing => lines.push(format!(
-                "fence attempt {} (level {}) to be read back",
-                recovery.fence.as_ref().map_or(0, |fence| fence.attempt),
-                recovery.fence.as_ref().map_or(0, |fence| fence.level)
-            )),
-            Phase::Unconfirmed => {
-                lines.extend(recovery.unproven.iter().cloned());
-                let votes = record.expiry_votes.len();
-                lines.push(format!("{quorum} votes that its lease has run out ({votes} so far)"));
-                let retry = recovery.retry_at.since(self.at);
-                lines.push(format!("the next fence attempt in {retry}"));
+            Phase::Fencing | Phase::Unconfirmed => {
+                lines.extend(recovery.unproven.iter().map(|why| format!("a proof of its death: {why}")));
+                if recovery.phase == Phase::Fencing {
+                    lines.push(format!(
+                        "fence attempt {} (level {}) to be read back",
+                        recovery.fence.as_ref().map_or(0, |fence| fence.attempt),
+                        recovery.fence.as_ref().map_or(0, |fence| fence.level)
+                    ));
+                } else if self.next_fence_level(id).is_some() {
+                    lines.push(format!("the next fence attempt in {}", recovery.retry_at.since(self.at)));
+                }
+                if self.expiry_may_prove(&recovery.host).is_ok() {
+                    let votes = record.expiry_votes.len();
+                    lines.push(format!("{quorum} votes that its lease has run out ({votes} so far)"));
+                }
             }
             Phase::Fenced | Phase::Restarting => {
                 for vm in &recovery.vms {

@@ -83,7 +83,7 @@ pub struct Ack {
 }
 
 /// What the ledger says of a host, as far as an observer must know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostView {
     /// Its current epoch.
     pub epoch: Epoch,
@@ -93,6 +93,8 @@ pub struct HostView {
     pub grantable: bool,
     /// A verdict was taken, its death is not proven: votes on its lease count.
     pub condemned: bool,
+    /// Its death is proven: whoever hears it again says so, and it counts for nothing else.
+    pub dead: bool,
     /// It announced a silence of this length from now on.
     pub muted_for: Option<Millis>,
     /// This observer's opinion as the ledger has it.
@@ -227,6 +229,13 @@ impl Observer {
                 watched.opinion = Opinion::Alive;
                 watched.trust = 0;
             }
+        }
+        // Who died must be heard anew. And what this replica said in a former life, it takes back only when it hears
+        // the host itself.
+        let died = view.dead && !watched.view.dead;
+        if died || (watched.last_heard.is_none() && view.recorded > watched.opinion) {
+            watched.opinion = view.recorded;
+            watched.trust = 0;
         }
         watched.muted_until = view.muted_for.map(|span| now.plus(span));
         watched.view = view;
@@ -421,7 +430,7 @@ impl Observer {
         let grace = self.policy.detection.start_grace;
         let (started, forgiven) = (self.started, self.forgiven);
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
-        if !watched.view.watched || !caught_up {
+        if !(watched.view.watched || watched.view.dead) || !caught_up {
             return;
         }
         // Where silence counts from: never from before what is forgiven, announced, or granted at our start.

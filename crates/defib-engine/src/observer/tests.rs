@@ -10,6 +10,7 @@ fn view() -> HostView {
         watched: true,
         grantable: true,
         condemned: false,
+        dead: false,
         muted_for: None,
         recorded: Opinion::Alive,
         vote_recorded: false,

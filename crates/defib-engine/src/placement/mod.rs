@@ -30,6 +30,8 @@ pub use reasons::{Constraint, Exclusion, Reason, SoftBreak, Usability};
 pub struct PlanOptions {
     /// Hosts where a VM failed lately: taken only if there is no other.
     pub avoid: BTreeMap<VmId, BTreeSet<HostId>>,
+    /// Where a VM ran well: taken if no rule is broken by it, soft ones included.
+    pub prefer: BTreeMap<VmId, HostId>,
     /// VMs that run for the first time: they prefer their declared host and leave the spares alone.
     pub first_placements: BTreeSet<VmId>,
 }

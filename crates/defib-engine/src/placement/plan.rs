@@ -21,15 +21,15 @@ pub const SWAPS_TRIED: usize = 64;
 /// wins, then the earlier name: that is the order in which hosts are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
+    /// The VM failed there lately: a wish for spread must not send it there again and again.
+    avoided: bool,
     /// Soft rules that it breaks.
     broken: u32,
     /// Members of the VM's groups that share its domains already.
     crowd: u32,
-    /// The VM failed there lately.
-    avoided: bool,
 }
 
-const BEST: Score = Score { broken: 0, crowd: 0, avoided: false };
+const BEST: Score = Score { avoided: false, broken: 0, crowd: 0 };
 
 impl Placer {
     /// The first constraint that forbids a place, if one does.
@@ -85,7 +85,7 @@ impl Placer {
                 broken = broken.saturating_add(1);
             }
         }
-        Score { broken, crowd, avoided: false }
+        Score { avoided: false, broken, crowd }
     }
 
     /// The best host for a VM, or `None`.
@@ -105,6 +105,12 @@ impl Placer {
         if first_placement
             && let Some(host) = self.vms[vm].first_host
             && fits(host)
+        {
+            return Some(host);
+        }
+        if let Some(host) = options.prefer.get(id).and_then(|host| self.host_numbers.get(host)).copied()
+            && fits(host)
+            && self.score(occupancy, vm, host, false).broken == 0
         {
             return Some(host);
         }

@@ -161,9 +161,7 @@ pub(crate) fn view(host: &Host) -> HostView {
         watched: true,
         grantable: !host.condemned,
         condemned: host.condemned,
-        muted_for: None,
-        recorded: Opinion::Alive,
-        vote_recorded: false,
+        ..HostView::default()
     }
 }
 

@@ -53,6 +53,8 @@ impl Order {
 
 /// How long a replica waits for an agent's answer.
 const ORDER_TIMEOUT: u64 = 1000;
+/// How often everything is reported though nothing is news.
+const REPORT_AGAIN: u64 = 10_000;
 /// How long a broken session goes unnoticed.
 const SESSION_TIMEOUT: u64 = 5000;
 
@@ -61,7 +63,7 @@ impl World {
         match act {
             Act::Tick(host) => self.tick(&host),
             Act::Ack { host, boots, from, sent, ack } => {
-                let (now, voters) = (self.now, self.replicas.len());
+                let (now, voters) = (self.now, self.voters());
                 let Some(machine) = self.machines.get_mut(&host) else { return };
                 if machine.boots != boots || !machine.reaches(from) {
                     return;
@@ -69,7 +71,7 @@ impl World {
                 machine.epoch = machine.epoch.max(ack.epoch);
                 machine.stamps.insert(from, ack.stamp);
                 if ack.granted {
-                    machine.promise(now, from, sent + ack.lease_ms, voters);
+                    machine.promise(now, from, sent + ack.lease_ms, &voters);
                 }
             }
             Act::Admit { host, epoch } => {
@@ -80,6 +82,9 @@ impl World {
             }
             Act::Order { from, session, order } => self.order(from, session, order),
             Act::Started { from, session, boots, order } => self.started(from, session, boots, order),
+            Act::Ended { from, session, boots, order, detail } => {
+                self.ended(from, session, boots, &order, detail);
+            }
             Act::Ready { host, vm, incarnation, readiness } => {
                 if let Some(instance) =
                     self.machines.get_mut(&host).and_then(|machine| machine.vms.get_mut(&vm))
@@ -133,26 +138,32 @@ impl World {
     fn tick(&mut self, host: &HostId) {
         let interval = self.policy_now().detection.heartbeat_interval.0;
         self.later(interval, Act::Tick(host.clone()));
-        let (now, voters) = (self.now, self.replicas.len());
+        let (now, voters) = (self.now, self.voters());
         let watchdog = self.policy_now().lease.watchdog.0;
         let excepted = self.neighbours_vouch(host);
         let Some(machine) = self.machines.get_mut(host) else { return };
         if !machine.agent_runs() {
-            let armed = machine.self_fence != SelfFence::None && machine.powered && !machine.booting;
-            if armed && now > machine.petted + watchdog {
-                self.reset(host);
+            let runs = machine.powered && !machine.booting && now > machine.petted + watchdog;
+            match machine.self_fence {
+                SelfFence::Watchdog if runs => self.reset(host),
+                SelfFence::Trusted if runs => self.revoke_storage(host),
+                SelfFence::Watchdog | SelfFence::Trusted | SelfFence::None => {}
             }
             return;
         }
         machine.sequence += 1;
-        let held = machine.holds_lease(now, voters);
-        if held || excepted {
-            machine.petted = now;
-        }
+        let held = machine.holds_lease(now, &voters);
         if !held {
             machine.held_since = None;
+        }
+        // As the guard does: VMs are stopped at three fifths of the watchdog's time, and once that moment has
+        // passed only a lease saves them.
+        let too_late = now >= machine.petted + watchdog * 3 / 5;
+        if held || (excepted && !too_late) {
+            machine.petted = now;
+        } else if too_late {
             let running = machine.vms.values().filter(|instance| instance.running).count();
-            if !excepted && running > 0 {
+            if running > 0 {
                 machine.stop_everything();
                 self.say(&format!("(host {host} has lost its lease and stops {running} VMs)"));
             }
@@ -192,7 +203,7 @@ impl World {
 
     /// I11: a strict majority of all hosts, this one included, answers, and none of them holds a lease.
     fn neighbours_vouch(&self, host: &HostId) -> bool {
-        let (now, voters) = (self.now, self.replicas.len());
+        let (now, voters) = (self.now, self.voters());
         let Some(own) = self.machines.get(host) else { return false };
         if own.cut_from_neighbours {
             return false;
@@ -203,7 +214,7 @@ impl World {
             .filter(|other| other.id != *host && other.agent_runs() && !other.cut_from_neighbours)
             .collect();
         (others.len() + 1) * 2 > self.machines.len()
-            && !others.iter().any(|other| other.holds_lease(now, voters))
+            && !others.iter().any(|other| other.holds_lease(now, &voters))
     }
 
     /// The watchdog was not petted in time.
@@ -216,10 +227,25 @@ impl World {
         self.later(SESSION_TIMEOUT, Act::SessionEnds(host.clone()));
     }
 
-    /// Tells every replica that it reaches what is news to it.
+    /// The storage takes no write of the host any more, so nothing of ours runs there.
+    fn revoke_storage(&mut self, host: &HostId) {
+        let Some(machine) = self.machines.get_mut(host) else { return };
+        if machine.vms.values().any(|instance| instance.running) {
+            machine.stop_everything();
+            self.say(&format!("(the storage shuts host {host} out)"));
+        }
+    }
+
+    /// Tells every replica that it reaches what is news to it, and everything now and then.
     pub(crate) fn report(&mut self, host: &HostId) {
-        let mut news = Vec::new();
+        let (mut news, mut takes) = (Vec::new(), 0);
+        let now = self.now;
         if let Some(machine) = self.machines.get_mut(host) {
+            if now >= machine.report_again {
+                machine.report_again = now + REPORT_AGAIN;
+                machine.reported.clear();
+            }
+            takes = machine.report_takes;
             let report = machine.report();
             for (number, replica) in self.replicas.iter().enumerate() {
                 if machine.reaches(replica.id)
@@ -232,7 +258,7 @@ impl World {
             }
         }
         for (number, session, report) in news {
-            self.tell_replica(2, number, session, Incoming::Input(Box::new(Input::Reported(report))));
+            self.tell_replica(takes, number, session, Incoming::Input(Box::new(Input::Reported(report))));
         }
     }
 
@@ -267,7 +293,7 @@ impl World {
     }
 
     fn order(&mut self, from: usize, session: u64, order: Order) {
-        let (now, voters) = (self.now, self.replicas.len());
+        let (now, voters) = (self.now, self.voters());
         let replica = self.replicas[from].id;
         let Some(machine) = self.machines.get_mut(&order.host) else { return };
         if !machine.reaches(replica) {
@@ -285,14 +311,8 @@ impl World {
         let seen = machine.seen.get(&order.vm).copied().unwrap_or(Incarnation(0));
         if !order.start {
             machine.seen.insert(order.vm.clone(), seen.max(order.incarnation));
-            if seen <= order.incarnation {
-                let gone = Instance { incarnation: order.incarnation, running: false, readiness: None };
-                machine.vms.insert(order.vm.clone(), gone);
-            }
-            let detail = String::from("stopped for good by order");
-            self.answer(50, from, session, &order, OrderOutcome::NotRunning { detail });
-            let host = order.host;
-            self.report(&host);
+            let boots = machine.boots;
+            self.later(50, Act::Ended { from, session, boots, order, detail: "stopped for good by order" });
             return;
         }
         if order.incarnation <= seen {
@@ -312,7 +332,7 @@ impl World {
             self.answer(1, from, session, &order, outcome);
             return;
         }
-        if !machine.holds_lease(now, voters) {
+        if !machine.holds_lease(now, &voters) {
             let detail = String::from("the host holds no lease");
             self.answer(1, from, session, &order, OrderOutcome::Refused { detail });
             return;
@@ -325,10 +345,11 @@ impl World {
             Some(StartFault::Mute) => {}
             Some(StartFault::Fails) => {
                 machine.seen.insert(order.vm.clone(), order.incarnation);
-                let dead = Instance { incarnation: order.incarnation, running: false, readiness: None };
-                machine.vms.insert(order.vm.clone(), dead);
-                let detail = String::from("qemu exited with status 1");
-                self.answer(50, from, session, &order, OrderOutcome::NotRunning { detail });
+                let boots = machine.boots;
+                self.later(
+                    50,
+                    Act::Ended { from, session, boots, order, detail: "qemu exited with status 1" },
+                );
             }
             None => {
                 machine.seen.insert(order.vm.clone(), order.incarnation);
@@ -336,6 +357,22 @@ impl World {
                 self.later(self.start_takes, Act::Started { from, session, boots, order });
             }
         }
+    }
+
+    /// An incarnation was stopped for good, or has never begun to run.
+    fn ended(&mut self, from: usize, session: u64, boots: u64, order: &Order, detail: &str) {
+        let Some(machine) = self.machines.get_mut(&order.host) else { return };
+        if machine.boots != boots || !machine.powered {
+            return;
+        }
+        if machine.vms.get(&order.vm).is_none_or(|instance| instance.incarnation <= order.incarnation) {
+            let gone = Instance { incarnation: order.incarnation, running: false, readiness: None };
+            machine.vms.insert(order.vm.clone(), gone);
+        }
+        if machine.reaches(self.replicas[from].id) {
+            self.answer(1, from, session, order, OrderOutcome::NotRunning { detail: detail.into() });
+        }
+        self.report(&order.host);
     }
 
     fn started(&mut self, from: usize, session: u64, boots: u64, order: Order) {

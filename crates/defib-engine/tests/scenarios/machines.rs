@@ -26,6 +26,8 @@ pub(crate) enum Bmc {
     Refuses(u32),
     /// It is another machine's.
     Wrong,
+    /// It reads Off, whatever the host does.
+    SaysOff,
 }
 
 /// What an agent does with the start of a VM.
@@ -67,7 +69,7 @@ pub(crate) struct Machine {
     pub(crate) sequence: u64,
     pub(crate) promises: BTreeMap<ReplicaId, u64>,
     pub(crate) held_since: Option<u64>,
-    /// When the watchdog was petted last.
+    /// When the watchdog was petted last: when it was last covered, by its lease or by its neighbours' word.
     pub(crate) petted: u64,
     pub(crate) watchdog: bool,
     pub(crate) stamps: BTreeMap<ReplicaId, defib_model::Instant>,
@@ -75,6 +77,10 @@ pub(crate) struct Machine {
     /// The newest incarnation that it was ever ordered to start or burn: durable.
     pub(crate) seen: BTreeMap<VmId, Incarnation>,
     pub(crate) reported: BTreeMap<ReplicaId, AgentReport>,
+    /// When everything is reported again, news or not.
+    pub(crate) report_again: u64,
+    /// How long a report is on its way.
+    pub(crate) report_takes: u64,
     pub(crate) bmcs: BTreeMap<(usize, usize), Bmc>,
     /// How many methods each fencing level has.
     pub(crate) levels: Vec<usize>,
@@ -107,6 +113,8 @@ impl Machine {
             vms: BTreeMap::new(),
             seen: BTreeMap::new(),
             reported: BTreeMap::new(),
+            report_again: 0,
+            report_takes: 2,
             bmcs: BTreeMap::new(),
             levels,
             faults: BTreeMap::new(),
@@ -158,11 +166,12 @@ impl Machine {
     }
 
     /// How many promises are unexpired.
-    pub(crate) fn holds_lease(&self, now: u64, voters: usize) -> bool {
-        self.promises.values().filter(|until| **until > now).count() > voters / 2
+    pub(crate) fn holds_lease(&self, now: u64, voters: &BTreeSet<ReplicaId>) -> bool {
+        let unexpired = |from: &&ReplicaId| self.promises.get(*from).is_some_and(|until| *until > now);
+        voters.iter().filter(unexpired).count() > voters.len() / 2
     }
 
-    pub(crate) fn promise(&mut self, now: u64, from: ReplicaId, until: u64, voters: usize) {
+    pub(crate) fn promise(&mut self, now: u64, from: ReplicaId, until: u64, voters: &BTreeSet<ReplicaId>) {
         let held = self.holds_lease(now, voters);
         let promise = self.promises.entry(from).or_default();
         *promise = until.max(*promise);
@@ -213,12 +222,19 @@ impl Machine {
         let readings = policy.fencing.confirm_spacing.0 * u64::from(policy.fencing.confirm_reads - 1);
         (0..methods)
             .map(|method| match self.bmc(level, method) {
-                Bmc::Ok | Bmc::Refuses(_) | Bmc::Wrong => 20 + readings,
+                Bmc::Ok | Bmc::Refuses(_) | Bmc::Wrong | Bmc::SaysOff => 20 + readings,
                 Bmc::Slow(late) => (late + readings).min(timeout),
                 Bmc::Hang | Bmc::Dark | Bmc::Lying => timeout,
             })
             .max()
             .unwrap_or(0)
+    }
+
+    /// How long an order to switch off needs until it has its effect.
+    pub(crate) fn switch_takes(&self, level: usize) -> u64 {
+        let methods = self.levels.get(level).copied().unwrap_or(0);
+        let late = |method| if let Bmc::Slow(late) = self.bmc(level, method) { late } else { 10 };
+        (0..methods).map(late).max().unwrap_or(0)
     }
 
     /// The order to switch off arrives; whether the host lost its power by it.
@@ -240,7 +256,7 @@ impl Machine {
                 Bmc::Refuses(left) => {
                     self.bmcs.insert((level, method), Bmc::Refuses(left - 1));
                 }
-                Bmc::Hang | Bmc::Dark | Bmc::Lying | Bmc::Wrong => {}
+                Bmc::Hang | Bmc::Dark | Bmc::Lying | Bmc::Wrong | Bmc::SaysOff => {}
             }
         }
         let off = methods > 0 && (0..methods).all(|method| self.switched_off.contains(&(level, method)));
@@ -257,7 +273,7 @@ impl Machine {
         let mut readings = Vec::new();
         for method in 0..methods {
             let bmc = self.bmc(level, method);
-            let off = self.reads_off(level, method);
+            let off = self.reads_off(level, method) || bmc == Bmc::SaysOff;
             match bmc {
                 Bmc::Wrong => {
                     return FenceResult::WrongMachine {
@@ -279,7 +295,7 @@ impl Machine {
                         detail: format!("204 No Content, but On after {timeout} ms"),
                     };
                 }
-                Bmc::Ok | Bmc::Slow(_) | Bmc::Refuses(_) | Bmc::Lying if off => {
+                Bmc::Ok | Bmc::Slow(_) | Bmc::Refuses(_) | Bmc::Lying | Bmc::SaysOff if off => {
                     let identity = if methods == 1 {
                         format!("uuid-{}", self.id)
                     } else {
@@ -287,7 +303,7 @@ impl Machine {
                     };
                     readings.push(PowerOffReading { level, method, identity, reads });
                 }
-                Bmc::Ok | Bmc::Slow(_) | Bmc::Refuses(_) | Bmc::Lying => {
+                Bmc::Ok | Bmc::Slow(_) | Bmc::Refuses(_) | Bmc::Lying | Bmc::SaysOff => {
                     return FenceResult::StillOn { detail: "power reads On".into() };
                 }
             }

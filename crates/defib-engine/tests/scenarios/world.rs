@@ -11,8 +11,8 @@ use defib_engine::{
     observer::{Ack, Beat, Observer},
 };
 use defib_model::{
-    Command, Entry, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex, Policy, ReplicaId,
-    UnixMillis, VmId, command::Committed, inventory::Readiness,
+    Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex, Policy,
+    ReplicaId, UnixMillis, VmId, command::Committed, inventory::Readiness,
 };
 
 use super::{agents::Order, checks::Checks, machines::Machine};
@@ -118,6 +118,13 @@ pub(crate) enum Act {
         boots: u64,
         order: Order,
     },
+    Ended {
+        from: usize,
+        session: u64,
+        boots: u64,
+        order: Order,
+        detail: &'static str,
+    },
     Ready {
         host: HostId,
         vm: VmId,
@@ -161,6 +168,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     pub(crate) checks: Checks,
     printed: EventSeq,
+    /// Opinions and votes are not printed.
+    pub(crate) quiet: bool,
     /// What is to be printed: the operator's log, and the world's own doings in brackets.
     pub(crate) lines: Vec<String>,
     /// How long each VM's guest needs to become ready; `None`: for ever.
@@ -188,6 +197,7 @@ impl World {
             policy: Policy::default(),
             checks: Checks::default(),
             printed: EventSeq(0),
+            quiet: false,
             lines: Vec::new(),
             guest_boot: BTreeMap::new(),
             start_takes: 200,
@@ -286,7 +296,11 @@ impl World {
         for event in events {
             self.checks.event(&event);
             self.printed = event.seq;
-            self.say(&event.kind.to_string());
+            let opinion =
+                matches!(event.kind, EventKind::OpinionChanged { .. } | EventKind::LeaseExpiryVoted { .. });
+            if !(self.quiet && opinion) {
+                self.say(&event.kind.to_string());
+            }
         }
     }
 
@@ -308,7 +322,9 @@ impl World {
                     .machines
                     .get(&host)
                     .map_or(1, |machine| machine.bmc_takes(level, &self.policy_now(), timeout));
-                self.later(10.min(takes), Act::Switch { host, level });
+                let switches = self.machines.get(&host).map_or(1, |machine| machine.switch_takes(level));
+                let takes = if switches > 10 { (takes + switches).min(timeout) } else { takes };
+                self.later(switches.min(takes), Act::Switch { host, level });
                 let attempt = Some(order.attempt);
                 self.later(takes, Act::Read { from: number, session, attempt, question: order.question });
             }
@@ -349,6 +365,11 @@ impl World {
         }
     }
 
+    /// Who votes, where it is known best.
+    pub(crate) fn voters(&self) -> BTreeSet<ReplicaId> {
+        self.newest().ledger().voters().clone()
+    }
+
     /// The policy in force where it is known best.
     pub(crate) fn policy_now(&self) -> Policy {
         self.newest().ledger().policy().clone()
@@ -384,8 +405,9 @@ impl World {
         let Some(leader) = self.leader else { return };
         // Who still believes to lead and does not proposes into the void.
         let deluded = from != leader && matches!(self.replicas[from].role, Role::Leader { .. });
-        let quorum =
-            self.replicas.iter().filter(|replica| replica.connected(now)).count() * 2 > self.replicas.len();
+        let voters = self.voters();
+        let connected = |replica: &&Replica| replica.connected(now) && voters.contains(&replica.id);
+        let quorum = self.replicas.iter().filter(connected).count() * 2 > voters.len();
         if deluded || !quorum || !self.replicas[from].connected(now) || !self.replicas[leader].connected(now)
         {
             return;
@@ -442,9 +464,14 @@ impl World {
     /// Elects a leader if there is none that a majority reaches.
     pub(crate) fn elect(&mut self) {
         let now = self.now;
-        let eligible: Vec<usize> =
-            (0..self.replicas.len()).filter(|number| self.replicas[*number].connected(now)).collect();
-        let quorum = eligible.len() * 2 > self.replicas.len();
+        let voters = self.voters();
+        let eligible: Vec<usize> = (0..self.replicas.len())
+            .filter(|number| {
+                let replica = &self.replicas[*number];
+                replica.connected(now) && voters.contains(&replica.id)
+            })
+            .collect();
+        let quorum = eligible.len() * 2 > voters.len();
         if quorum && self.leader.is_some_and(|leader| eligible.contains(&leader)) {
             return;
         }
@@ -466,6 +493,11 @@ impl World {
             self.term += 1;
             let session = self.replicas[leader].session;
             self.tell_replica(0, leader, session, Incoming::Role(Role::Leader { term: self.term }));
+            let id = self.replicas[leader].id;
+            // Agents report anew to who leads.
+            for machine in self.machines.values_mut() {
+                machine.reported.remove(&id);
+            }
             for number in eligible {
                 let session = self.replicas[number].session;
                 self.tell_replica(0, number, session, Incoming::Repropose);

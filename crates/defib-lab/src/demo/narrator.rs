@@ -264,7 +264,9 @@ impl Narrator {
             EventKind::VmDown { .. } | EventKind::VmGivenUp { .. } => {
                 self.step(at, Tone::Doubt, "down", &kind.to_string(), false);
             }
-            EventKind::Disarmed { .. } | EventKind::HostQuarantined { .. } => {
+            EventKind::Disarmed { .. }
+            | EventKind::HostQuarantined { .. }
+            | EventKind::ProofContradicted { .. } => {
                 self.step(at, Tone::Bad, "stopped", &kind.to_string(), false);
             }
             EventKind::GoodbyeSaid { .. }
