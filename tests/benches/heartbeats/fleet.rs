@@ -65,15 +65,7 @@ impl Emulated {
 
 /// What a ledger says of a host that is in use.
 pub(crate) fn in_use(recorded: Opinion) -> HostView {
-    HostView {
-        epoch: Epoch(1),
-        watched: true,
-        grantable: true,
-        condemned: false,
-        muted_for: None,
-        recorded,
-        vote_recorded: false,
-    }
+    HostView { epoch: Epoch(1), watched: true, grantable: true, recorded, ..HostView::default() }
 }
 
 /// A replica's thread, its address and what it counts.

@@ -189,7 +189,7 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     let bytes = fs::read(&segment).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     let mut file = fs::File::options().write(true).open(&segment).unwrap();
-    file.seek(SeekFrom::Start(used as u64 + 8 & !7)).unwrap();
+    file.seek(SeekFrom::Start((used as u64 + 8) & !7)).unwrap();
     file.write_all(&[0xa5; 300]).unwrap();
     drop(file);
     rig.cluster.restart_replica(2).unwrap();
