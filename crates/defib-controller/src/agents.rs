@@ -146,8 +146,9 @@ impl Agents {
         self.tell_all(&controller_message::Message::Policy(policy));
     }
 
-    /// Hosts or replicas changed: all agents must know whom to ask, and whose promises make a lease. The version is the log
-    /// position that this is the state of: whichever replica an agent hears it from, a higher one is newer.
+    /// Hosts or replicas changed: all agents must know whom to ask, and whose promises make a lease. The
+    /// version is the log position that this is the state of: whichever replica an agent hears it from, a
+    /// higher one is newer.
     pub fn electorate_changed(&self, ledger: &Ledger) {
         let electorate = v1::Electorate {
             version: ledger.applied().0,
