@@ -319,8 +319,8 @@ async fn an_event_file_that_was_cut_or_changed_is_not_whole_and_the_line_is_name
     rig.assert_calm();
 }
 
-/// Not everybody may mount a file system that is soon full. But everybody may limit how large the files of a process get, which
-/// the kernel tells in the same way; who may mount meets both.
+/// Not everybody may mount a file system that is soon full. But everybody may limit how large the files of a
+/// process get, which the kernel tells in the same way; who may mount meets both.
 #[tokio::test]
 async fn a_replica_whose_disk_is_full_says_so_ends_and_can_be_started_again() {
     let rig = Rig::small().await;

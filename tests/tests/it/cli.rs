@@ -17,8 +17,8 @@ fn page() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/cli.md")).unwrap()
 }
 
-/// The commands that the page's first table names, without `defib`: short forms (`diff` after `policy get`) belong to the word
-/// before them.
+/// The commands that the page's first table names, without `defib`: short forms (`diff` after `policy get`)
+/// belong to the word before them.
 fn commands_of_the_page() -> Vec<Vec<String>> {
     let page = page();
     let mut commands = Vec::new();
@@ -65,7 +65,8 @@ const LOOKS: &[(&[&str], &str)] = &[
     (&["replica", "list"], "voter"),
 ];
 
-/// Commands that change something. Each has `--dry-run`, and each is done in some test of this file or its neighbours.
+/// Commands that change something. Each has `--dry-run`, and each is done in some test of this file or its
+/// neighbours.
 const CHANGES: &[&[&str]] = &[
     &["host", "fence", "h2"],
     &["policy", "apply", "POLICY"],

@@ -44,8 +44,8 @@ fn seed() -> u64 {
     }
 }
 
-/// Brakes that let one host after the other be struck, leases that run out within a test's time, and patience with agents that a
-/// busy machine starts late.
+/// Brakes that let one host after the other be struck, leases that run out within a test's time, and patience
+/// with agents that a busy machine starts late.
 fn policy() -> Policy {
     let mut policy = failover::policy(Profile::Fast);
     policy.detection.start_grace = Millis(500);
@@ -127,8 +127,8 @@ impl Round {
         self.judge(at, victim, from, what).await;
     }
 
-    /// Switches on whatever was fenced, until everything is in use. On a busy machine an agent that was killed may come back too
-    /// late, so that its host is fenced as well, even after the recovery that was waited for.
+    /// Switches on whatever was fenced, until everything is in use. On a busy machine an agent that was killed
+    /// may come back too late, so that its host is fenced as well, even after the recovery that was waited for.
     async fn heal(&self, what: &str) {
         let cluster = &self.rig.cluster;
         let healed = wait_until("everything is in use", AMPLE, || async {
@@ -159,7 +159,8 @@ impl Round {
         }
     }
 
-    /// All invariants hold. A host whose agent was killed and came back too late on a busy machine was struck as well.
+    /// All invariants hold. A host whose agent was killed and came back too late on a busy machine was struck
+    /// as well.
     async fn judge(&mut self, at: u64, victim: &str, from: usize, what: &str) {
         drain(&mut self.follower).await;
         let mut struck = BTreeSet::from([victim.to_owned()]);
@@ -214,8 +215,8 @@ async fn killing_any_process_at_any_moment_of_a_failover_breaks_no_invariant() {
         round.heal(&what).await;
     }
 
-    // At last the BMCs, which nobody starts again: first one of a living host, whom that does no harm, then that of a host which
-    // dies at the same moment, so that only its lease can prove its death.
+    // At last the BMCs, which nobody starts again: first one of a living host, whom that does no harm, then
+    // that of a host which dies at the same moment, so that only its lease can prove its death.
     let victim = draw.pick(&hosts);
     let others: Vec<String> = hosts.iter().filter(|host| **host != victim).cloned().collect();
     let bystander = draw.pick(&others);

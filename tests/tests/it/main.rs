@@ -1,5 +1,5 @@
-//! Whole clusters of real processes, driven as operators and accidents drive them: bad input, the walk-through of the
-//! documentation, every command, changes of replicas, restarts and kills in any order, the demo.
+//! Whole clusters of real processes, driven as operators and accidents drive them: bad input, the walk-through
+//! of the documentation, every command, changes of replicas, restarts and kills in any order, the demo.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 

@@ -12,13 +12,14 @@ use nix::sys::signal::Signal;
 
 use crate::rig::{AMPLE, Rig, SMALL, quick};
 
-/// Leases that run out within a test's time, and hosts that may be late on a busy machine.
+/// Leases that run out within a test's time, and otherwise patience with agents that a busy machine starts late.
 fn policy() -> Policy {
     let mut policy = quick();
-    policy.detection.act_after = Millis(3000);
+    policy.detection.act_after = Millis(60_000);
+    policy.detection.act_after_max = Millis(60_000);
     policy.detection.upgrade_grace = Millis(8000);
-    policy.lease.lease = Millis(3000);
-    policy.lease.watchdog = Millis(1000);
+    policy.lease.lease = Millis(8000);
+    policy.lease.watchdog = Millis(2000);
     policy.lease.answer_freshness = Millis(1000);
     policy
 }

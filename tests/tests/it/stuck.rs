@@ -1,4 +1,5 @@
-//! When nothing is being done, `defib recovery explain` and `defib vm show` say why, and what an operator can do about it works.
+//! When nothing is being done, `defib recovery explain` and `defib vm show` say why, and what an operator can
+//! do about it works.
 
 use std::fs;
 

@@ -1,8 +1,9 @@
-//! docs/operations/deploy.md, followed word by word: its `sh` blocks are run as they stand, with the example files, in a
-//! directory of their own. The page says how each further host repeats two steps; the second agent is made like that.
+//! docs/operations/deploy.md, followed word by word: its `sh` blocks are run as they stand, with the example
+//! files, in a directory of their own. The page says how each further host repeats two steps; the second agent
+//! is made like that.
 //!
-//! The page's addresses are used as they are: 127.0.0.x belongs to every machine. So this test needs the ports 7440 to
-//! 7445 there, and says so where something has them.
+//! The page's addresses are used as they are: 127.0.0.x belongs to every machine. So this test needs the ports
+//! 7440 to 7445 there, and says so where something has them.
 
 use std::fs;
 use std::net::TcpListener;

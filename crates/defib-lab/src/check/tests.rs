@@ -286,3 +286,11 @@ fn i11_a_vm_that_stops_on_a_host_that_nothing_happened_to_is_found() {
     evidence.lives[3].last_ns = evidence.read_at_ns;
     assert_eq!(broken(&evidence), ["I11"]);
 }
+
+#[test]
+fn i11_a_vm_that_has_a_successor_has_stopped_although_it_beat_just_now() {
+    let mut evidence = good();
+    assert!(evidence.lives.iter().all(|life| evidence.is_living(life)), "read soon after");
+    evidence.struck.clear();
+    assert_eq!(broken(&evidence), ["I11"]);
+}

@@ -192,11 +192,15 @@ pub(super) fn nothing_forgotten(evidence: &Evidence) -> Vec<String> {
 
 /// I11: what ran on a host that was not struck still runs, the same instance.
 pub(super) fn nothing_else_stopped(evidence: &Evidence) -> Vec<String> {
+    // Whoever has a successor has stopped, however short ago that was.
+    let is_followed =
+        |life: &Life| evidence.lives.iter().any(|one| one.vm == life.vm && one.started_ns > life.started_ns);
     evidence
         .lives
         .iter()
         .filter(|life| life.started_ns < evidence.fault_at_ns && life.last_ns >= evidence.fault_at_ns)
-        .filter(|life| !evidence.struck.contains(&life.host) && !evidence.is_living(life))
+        .filter(|life| !evidence.struck.contains(&life.host))
+        .filter(|life| !evidence.is_living(life) || is_followed(life))
         .map(|life| {
             let after = millis_between(evidence.fault_at_ns, life.last_ns);
             format!(

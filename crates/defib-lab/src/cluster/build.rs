@@ -25,15 +25,15 @@ use crate::oracle::Oracle;
 use crate::redfish::admin::AdminClient;
 use crate::relay::{Relay, Switch};
 
-/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty; then its agent runs, and is
-/// started again 100 ms after it ended, as its systemd unit says, unless it is held.
+/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty; then its agent
+/// runs, and is started again 100 ms after it ended, as its systemd unit says, unless it is held.
 const BOOT: &str = "rm -rf \"$1\" && mkdir \"$1\" && cat /proc/sys/kernel/random/uuid > \"$2\" && \
     export DEFIB_LAB_NAME=\"$3\" && while :; do while [ -e \"$6\" ]; do sleep 0.02; done; \
     \"$4\" run --config \"$5\"; sleep 0.1; done";
 
 impl Cluster {
-    /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and its inventory
-    /// when this returns; [`Self::settle`] waits until everything runs.
+    /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and
+    /// its inventory when this returns; [`Self::settle`] waits until everything runs.
     ///
     /// # Errors
     /// When a part can't be built or started; what was started is stopped again.

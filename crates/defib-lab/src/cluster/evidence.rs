@@ -27,7 +27,8 @@ impl Cluster {
     ) -> anyhow::Result<Evidence> {
         let operator = self.operator();
         let ids: Vec<u64> = self.ports().iter().map(|ports| ports.id).collect();
-        // All replicas have told us all that there is, or they have had their time: then the checker says who did not.
+        // All replicas have told us all that there is, or they have had their time: then the checker says who
+        // did not.
         let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
             let told = follower.last();
             for id in &ids {

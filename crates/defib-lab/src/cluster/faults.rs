@@ -62,7 +62,8 @@ impl Cluster {
         fallen
     }
 
-    /// Pulls a host's plug, with its BMC's power if `bmc_dark`. Returns the moment of the cut, when nothing of it is left.
+    /// Pulls a host's plug, with its BMC's power if `bmc_dark`. Returns the moment of the cut, when nothing of
+    /// it is left.
     ///
     /// # Errors
     /// When the emulator does not answer.
@@ -141,8 +142,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Writes one more replica into the files of all replicas, and starts it, empty: it waits to be added. The other replicas
-    /// read their files when they are started again.
+    /// Writes one more replica into the files of all replicas, and starts it, empty: it waits to be added. The
+    /// other replicas read their files when they are started again.
     ///
     /// # Errors
     /// When it can't be started.
