@@ -16,8 +16,7 @@ async fn wait_for_voters(rig: &Rig, wanted: &[u64]) {
     wait_until(&format!("{wanted:?} vote"), AMPLE, || async {
         for asked in wanted {
             let status = rig.cluster.operator().status_of(*asked).await?;
-            let voters: Vec<u64> =
-                status.replicas.iter().filter(|one| one.voter).map(|one| one.id).collect();
+            let voters: Vec<u64> = status.replicas.iter().filter(|one| one.voter).map(|one| one.id).collect();
             ensure!(voters == wanted, "replica {asked} says {voters:?}");
         }
         Ok(())
@@ -202,7 +201,10 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     fs::rename(&data, rig.path("aside")).unwrap();
     let config = rig.path("replica-2/replica.yaml").display().to_string();
     let told = run("defibd", ["--config", &config]).await.failed(1);
-    assert!(told.contains("replica 2 had acknowledged index") && told.contains("rebuilt from its peers"), "{told}");
+    assert!(
+        told.contains("replica 2 had acknowledged index") && told.contains("rebuilt from its peers"),
+        "{told}"
+    );
     // With another's directory neither.
     fs::remove_dir_all(&data).unwrap();
     fs::create_dir(&data).unwrap();
@@ -219,7 +221,8 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     let second = fs::read_to_string(&config).unwrap();
     let ports = rig.cluster.ports()[1].clone();
     let listed = [ports.peers, ports.control, ports.heartbeat, ports.metrics];
-    let elsewhere = listed.iter().fold(second, |text, address| text.replacen(&address.to_string(), "127.0.0.1:0", 1));
+    let elsewhere =
+        listed.iter().fold(second, |text, address| text.replacen(&address.to_string(), "127.0.0.1:0", 1));
     let file = rig.write("second.yaml", &elsewhere);
     let told = run("defibd", ["--config", file.to_str().unwrap()]).await.failed(1);
     assert!(told.contains("is in use by another process"), "{told}");
