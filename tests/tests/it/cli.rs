@@ -89,6 +89,8 @@ const APART: &[&[&str]] = &[
     &["pki", "issue"],
     &["pki", "token"],
     &["pki", "show"],
+    // In `operator`, with a BMC of its own.
+    &["bmc", "pin", "--pin", "--credentials"],
     &["completions"],
 ];
 

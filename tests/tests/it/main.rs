@@ -10,6 +10,7 @@ mod cli;
 mod demo;
 mod kills;
 mod membership;
+mod operator;
 mod restarts;
 mod rig;
 mod stuck;

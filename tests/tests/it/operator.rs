@@ -1,8 +1,6 @@
 //! The operator API and the metrics of real replicas: every call on a follower, what a recovery leaves in the numbers,
 //! and the tool that asks a BMC by itself.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
-
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -15,14 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
+use crate::rig::turn;
+
 /// Longer than anything takes that is expected to work, on any machine.
 const AMPLE: Duration = Duration::from_secs(120);
 
-/// One cluster at a time: two of them on a small machine only wait for each other.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
 async fn cluster() -> (tokio::sync::MutexGuard<'static, ()>, tempfile::TempDir, Cluster) {
-    let turn = TURN.lock().await;
+    let turn = turn().await;
     let directory = tempfile::tempdir().unwrap();
     let mut options = Options::new(directory.path().join("lab"), Profile::Default);
     options.size = Size { hosts: 5, victim_vms: 3, other_vms: 2 };
