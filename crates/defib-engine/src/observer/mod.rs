@@ -103,7 +103,7 @@ pub enum Proposal {
     LeasesExpired(Vec<ExpiryVote>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Watched {
     host: HostId,
     view: HostView,
@@ -127,7 +127,7 @@ struct Watched {
 }
 
 /// An observer. See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Observer {
     me: ReplicaId,
     session: u64,
