@@ -36,7 +36,7 @@ impl Emulated {
         let secret = SessionSecret::from_bytes(&bytes)?;
         let host = HostId::new(name)?;
         let sealing = SealingSession::new(&secret, session, Direction::ToReplica);
-        let boot = BootId(u128::from(session) + 1);
+        let boot = BootId(1);
         let instruction = Instruction::Session { session, host: host.clone(), secret };
         Ok((Self { host, sealing, boot, sequence: 0 }, instruction))
     }
@@ -66,6 +66,7 @@ pub(crate) fn in_use(recorded: Opinion) -> HostView {
         epoch: Epoch(1),
         watched: true,
         grantable: true,
+        boot: Some(BootId(1)),
         condemned: false,
         muted_for: None,
         recorded,

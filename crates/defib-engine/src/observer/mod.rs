@@ -84,6 +84,9 @@ pub struct HostView {
     pub watched: bool,
     /// It may hold a lease.
     pub grantable: bool,
+    /// The boot that its epoch was given to: no other is granted a lease. What was ordered of a boot that is over
+    /// must not be started by the next one, which the log may be about to take as proof that nothing runs.
+    pub boot: Option<BootId>,
     /// A verdict was taken, its death is not proven: votes on its lease count.
     pub condemned: bool,
     /// It announced a silence of this length from now on.
@@ -280,6 +283,7 @@ impl Observer {
         }
         let granted = self.caught_up
             && watched.view.grantable
+            && watched.view.boot == Some(beat.boot)
             && beat.epoch == watched.view.epoch
             && watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch);
         let lease = self.policy.lease.lease;
