@@ -8,7 +8,7 @@ use defib_model::{
 };
 
 use super::{BurnOrder, Controller, Effect, Proposed, REPROPOSE_AFTER, Role};
-use crate::ledger::{Place, Standing};
+use crate::ledger::{Ledger, Place, Standing};
 
 /// A report that came this long after a VM began to run was written after that.
 const REPORT_DELAY: Millis = Millis(2000);
@@ -46,7 +46,7 @@ impl Controller {
             let missed = record.standing == Standing::Condemned
                 && record.boot == Some(report.boot)
                 && record.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum();
-            if !fencing && !wanted_off && !missed {
+            if !fencing && !wanted_off && !missed && Ledger::is_of_now(record, report) {
                 clean.push((report.clone(), record.epoch));
             }
         }

@@ -15,7 +15,7 @@ use defib_model::{
 
 use super::{
     Ledger,
-    records::{Place, ReleaseRecord, Standing},
+    records::{HostRecord, Place, ReleaseRecord, Standing},
 };
 
 impl Ledger {
@@ -194,6 +194,9 @@ impl Ledger {
         if let Some(former) = record.boot
             && former != report.boot
         {
+            if !Self::is_of_now(record, report) {
+                return;
+            }
             // It has rebooted faster than anybody missed it: nothing of the former boot runs.
             let id = match record.recovery {
                 Some(id) => id,
@@ -217,6 +220,14 @@ impl Ledger {
         }
     }
 
+    /// Whether a report was written in the present epoch of its host. One that was not may be of a boot that is over, late
+    /// by any time (a connection that nobody closed, a replica that was frozen): every boot is let in under an epoch of
+    /// its own, so no former boot can know it, and the present one hears of it with its first acknowledgement.
+    #[must_use]
+    pub(crate) fn is_of_now(record: &HostRecord, report: &AgentReport) -> bool {
+        report.epoch >= record.epoch
+    }
+
     /// Whether a report says anything that the ledger does not hold yet.
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
@@ -224,7 +235,10 @@ impl Ledger {
         if record.standing != Standing::Active {
             return false;
         }
-        if record.watchdog_armed != report.watchdog_armed || record.boot != Some(report.boot) {
+        if record.boot != Some(report.boot) {
+            return Self::is_of_now(record, report);
+        }
+        if record.watchdog_armed != report.watchdog_armed {
             return true;
         }
         report.vms.iter().filter(|one| self.may_run(&report.host, one)).any(|one| {
