@@ -36,7 +36,7 @@ impl Emulated {
         let secret = SessionSecret::from_bytes(&bytes)?;
         let host = HostId::new(name)?;
         let sealing = SealingSession::new(&secret, session, Direction::ToReplica);
-        let boot = BootId(u128::from(session) + 1);
+        let boot = BootId(1);
         let instruction = Instruction::Session { session, host: host.clone(), secret };
         Ok((Self { host, sealing, boot, sequence: 0 }, instruction))
     }
@@ -65,7 +65,8 @@ impl Emulated {
 
 /// What a ledger says of a host that is in use.
 pub(crate) fn in_use(recorded: Opinion) -> HostView {
-    HostView { epoch: Epoch(1), watched: true, grantable: true, recorded, ..HostView::default() }
+    let boot = Some(BootId(1));
+    HostView { epoch: Epoch(1), watched: true, grantable: true, boot, recorded, ..HostView::default() }
 }
 
 /// A replica's thread, its address and what it counts.

@@ -125,7 +125,7 @@ enum Proposed {
 }
 
 /// A controller. See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Controller {
     me: ReplicaId,
     session: u64,

@@ -8,7 +8,7 @@ use defib_model::{
 };
 
 use super::{BurnOrder, Controller, Effect, Proposed, REPROPOSE_AFTER, Role};
-use crate::ledger::{Place, Standing};
+use crate::ledger::{Ledger, Place, Standing};
 
 /// A report that came this long after a VM began to run was written after that.
 const REPORT_DELAY: Millis = Millis(2000);
@@ -63,7 +63,7 @@ impl Controller {
                 Standing::Dead => heard && !record.quarantined,
                 Standing::Active => false,
             };
-            if !fencing && !wanted_off && may_return {
+            if !fencing && !wanted_off && may_return && Ledger::is_of_now(record, report) {
                 clean.push((report.clone(), record.epoch));
             }
         }

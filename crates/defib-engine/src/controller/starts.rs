@@ -45,7 +45,7 @@ struct Gate {
 }
 
 /// What is starting, as the leader knows it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Starts {
     running: BTreeMap<VmId, Start>,
     /// Since when a VM that is running has not been ready.

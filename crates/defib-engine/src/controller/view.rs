@@ -26,6 +26,7 @@ impl Controller {
                 epoch: record.epoch,
                 watched: matches!(record.standing, Standing::Active | Standing::Condemned),
                 grantable: record.standing == Standing::Active,
+                boot: record.boot,
                 condemned: record.standing == Standing::Condemned,
                 dead: record.standing == Standing::Dead,
                 muted_for: record.expected_silent_until.map(|until| until.since(self.ledger.at())),

@@ -15,7 +15,7 @@ use defib_model::{
 
 use super::{
     Ledger,
-    records::{Place, ReleaseRecord, Standing},
+    records::{HostRecord, Place, ReleaseRecord, Standing},
 };
 
 impl Ledger {
@@ -214,6 +214,9 @@ impl Ledger {
     fn new_boot_proves(&mut self, report: &AgentReport) {
         let Some(record) = self.hosts.get(&report.host) else { return };
         let Some(former) = record.boot.filter(|former| *former != report.boot) else { return };
+        if !Self::is_of_now(record, report) {
+            return;
+        }
         let id = match record.recovery {
             Some(id) => id,
             None => self.open_recovery(&report.host),
@@ -234,6 +237,14 @@ impl Ledger {
         }
     }
 
+    /// Whether a report was written in the present epoch of its host. One that was not may be of a boot that is over, late
+    /// by any time (a connection that nobody closed, a replica that was frozen): every boot is let in under an epoch of
+    /// its own, so no former boot can know it, and the present one hears of it with its first acknowledgement.
+    #[must_use]
+    pub(crate) fn is_of_now(record: &HostRecord, report: &AgentReport) -> bool {
+        report.epoch >= record.epoch
+    }
+
     /// Whether a report says anything that the ledger does not hold yet.
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
@@ -243,10 +254,16 @@ impl Ledger {
         }
         match record.standing {
             Standing::Active => {}
-            Standing::Condemned => return record.boot.is_some_and(|former| former != report.boot),
+            Standing::Condemned => {
+                let other = record.boot.is_some_and(|former| former != report.boot);
+                return other && Self::is_of_now(record, report);
+            }
             Standing::NeverSeen | Standing::Dead => return false,
         }
-        if record.watchdog_armed != report.watchdog_armed || record.boot != Some(report.boot) {
+        if record.boot != Some(report.boot) {
+            return Self::is_of_now(record, report);
+        }
+        if record.watchdog_armed != report.watchdog_armed {
             return true;
         }
         report.vms.iter().filter(|one| self.may_run(&report.host, one)).any(|one| {

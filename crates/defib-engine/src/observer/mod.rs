@@ -91,6 +91,9 @@ pub struct HostView {
     pub watched: bool,
     /// It may hold a lease.
     pub grantable: bool,
+    /// The boot that its epoch was given to: no other is granted a lease. What was ordered of a boot that is over
+    /// must not be started by the next one, which the log may be about to take as proof that nothing runs.
+    pub boot: Option<BootId>,
     /// A verdict was taken, its death is not proven: votes on its lease count.
     pub condemned: bool,
     /// Its death is proven: whoever hears it again says so, and it counts for nothing else.
@@ -112,7 +115,7 @@ pub enum Proposal {
     LeasesExpired(Vec<ExpiryVote>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Watched {
     host: HostId,
     view: HostView,
@@ -140,7 +143,7 @@ struct Watched {
 }
 
 /// An observer. See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Observer {
     me: ReplicaId,
     session: u64,
@@ -323,6 +326,7 @@ impl Observer {
         let granted = self.caught_up
             && self.in_touch
             && watched.view.grantable
+            && watched.view.boot == Some(beat.boot)
             && beat.epoch == watched.view.epoch
             && watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch);
         let lease = self.policy.lease.lease;

@@ -9,6 +9,7 @@ fn view() -> HostView {
         epoch: Epoch(1),
         watched: true,
         grantable: true,
+        boot: Some(BootId(1)),
         condemned: false,
         dead: false,
         muted_for: None,
@@ -56,7 +57,7 @@ impl World {
     fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
         let held = self.now.saturating_sub(self.held_from);
         let beat = Beat {
-            boot: BootId(7),
+            boot: BootId(1),
             sequence: self.sequence,
             epoch: Epoch(epoch),
             path: 0,
@@ -228,6 +229,35 @@ fn a_heartbeat_is_granted_only_by_a_caught_up_observer_and_in_the_current_epoch(
     observer.watch(MS(6), &host("h"), HostView { grantable: false, epoch: Epoch(2), ..view() });
     let ack = observer.heartbeat(MS(7), slot, &beat(4, 2)).unwrap();
     assert!(!ack.granted && ack.epoch == Epoch(2), "condemned");
+}
+
+#[test]
+fn a_boot_that_was_not_let_in_is_heard_and_granted_nothing() {
+    let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
+    observer.caught_up(MS(0));
+    let slot = observer.watch(MS(0), &host("h"), view());
+    let beat = |boot, sequence, epoch| Beat {
+        boot: BootId(boot),
+        sequence,
+        epoch: Epoch(epoch),
+        path: 0,
+        lease_held_ms: 0,
+        vm_digest: 0,
+        echo: None,
+        electorate: 0,
+        watchdog: Millis::ZERO,
+        answer_freshness: Millis::ZERO,
+    };
+    assert!(observer.heartbeat(MS(1), slot, &beat(1, 1, 1)).unwrap().granted);
+    assert!(
+        !observer.heartbeat(MS(2), slot, &beat(2, 1, 1)).unwrap().granted,
+        "the log knows of boot 1 only"
+    );
+    observer.watch(MS(3), &host("h"), HostView { epoch: Epoch(3), boot: Some(BootId(2)), ..view() });
+    assert!(
+        observer.heartbeat(MS(4), slot, &beat(2, 2, 3)).unwrap().granted,
+        "let in under an epoch of its own"
+    );
 }
 
 #[test]

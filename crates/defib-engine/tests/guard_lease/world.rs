@@ -160,6 +160,7 @@ pub(crate) fn view(host: &Host) -> HostView {
         epoch: host.epoch,
         watched: true,
         grantable: !host.condemned,
+        boot: Some(host.boot),
         condemned: host.condemned,
         ..HostView::default()
     }
@@ -451,6 +452,10 @@ impl World {
                 host.boot = BootId(host.boot.0 + 1);
                 host.guard = begin(&host.id, host.durable.clone(), host.boot, host.clock.at(self.now));
                 self.step(at, Input::HypervisorListed);
+                if !self.hosts[at].condemned {
+                    // An epoch is given to one boot.
+                    self.judge(at, false);
+                }
             }
             let host = &mut self.hosts[at];
             if host.reset.is_some() || host.frozen_until > self.now {
