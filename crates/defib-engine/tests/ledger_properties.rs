@@ -1,6 +1,8 @@
 //! Random commands, sensible and not, in any order: after each of them the ledger's invariants hold, and the same log
 //! always gives the same ledger, also across a snapshot.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
@@ -145,7 +147,7 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
     let record = ledger.hosts().get(&host);
     let epoch = record.map_or(Epoch(0), |record| record.epoch);
     let epoch = if a > 230 { Epoch(epoch.0.saturating_sub(1)) } else { epoch };
-    let recovery = record.and_then(|record| record.recovery).unwrap_or(RecoveryId(u64::from(a)));
+    let recovery = record.and_then(|record| record.recovery).unwrap_or_else(|| RecoveryId(u64::from(a)));
     let attempt = ledger.recoveries().get(&recovery).and_then(|recovery| recovery.fence.as_ref());
     let attempt = attempt.map_or(0, |fence| fence.attempt);
     let observer = ReplicaId(u64::from(b % 3) + 1);

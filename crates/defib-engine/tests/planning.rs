@@ -1,5 +1,7 @@
 //! The planner against a naive twin: the rules read straight from the inventory, every host tried.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::placement::{Constraint, Placer, PlanOptions, Reason, Usability};
