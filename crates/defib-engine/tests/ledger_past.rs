@@ -117,9 +117,13 @@ impl Log {
         assert_eq!(self.ledger.inventory_version(), replaces + 1, "{:?}", self.last_event());
     }
 
-    /// A quorum hears the host, and its agent reports.
+    /// A quorum hears the host, and it is clean.
     fn readmit(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
         self.opinions(name, Opinion::Alive);
+        self.readmit_unheard(name, boot, vms);
+    }
+
+    fn readmit_unheard(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
         let epoch = self.epoch(name);
         self.apply(Command::Readmit { host: host(name), epoch, boot, vms: vms.to_vec() });
     }
@@ -215,6 +219,19 @@ fn a_boot_that_was_read_off_never_comes_back() {
     assert_eq!(log.standing("h1"), Standing::Dead);
     log.readmit("h1", B, &[]);
     assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
+fn who_died_is_let_in_only_when_a_quorum_hears_it_anew() {
+    let mut log = Log::new();
+    log.opinions("h1", Opinion::Asks);
+    let command = Command::ConfirmDead { host: host("h1"), epoch: log.epoch("h1"), operator: operator() };
+    log.apply(command);
+    log.readmit_unheard("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead);
+    assert!(log.last_event().contains("missed by a quorum"), "{}", log.last_event());
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active, "nothing said that its boot is over");
 }
 
 #[test]

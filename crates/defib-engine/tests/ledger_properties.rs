@@ -152,7 +152,7 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
     let attempt = attempt.map_or(0, |fence| fence.attempt);
     let observer = ReplicaId(u64::from(b % 3) + 1);
     let vm = vm_id(b);
-    match what % 22 {
+    match what % 23 {
         0..=3 => {
             let changes = vec![OpinionChange { host, epoch, opinion: opinion(a), silent_ms: u64::from(c) }];
             Command::Opinions { observer, session: 1, changes }
@@ -224,6 +224,17 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             let goodbye = if c % 2 == 0 { Goodbye::Shutdown } else { Goodbye::AgentRestart };
             Command::GoodbyeSaid { host, boot, epoch, goodbye }
         }
+        21 => {
+            // A VM or a host leaves, or all that ever left are back.
+            let mut changed = inventory();
+            match b % 4 {
+                0 => drop(changed.vms.remove(&vm_id(a))),
+                1 => drop(changed.hosts.remove(&host)),
+                _ => {}
+            }
+            let replaces = ledger.inventory_version();
+            Command::SetInventory { inventory: changed, replaces, operator: operator() }
+        }
         _ => Command::Tick,
     }
 }
@@ -260,7 +271,7 @@ fn sound(ledger: &Ledger) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_is_said_the_invariants_hold_and_the_same_log_gives_the_same_ledger(

@@ -34,6 +34,9 @@ pub struct Index {
     pub(super) dirty: BTreeSet<HostId>,
     /// Grows whenever a VM that had no place might have one now.
     pub room_changes: u64,
+    /// An inventory came into force by which what ran already breaks a rule: a host got smaller, a group stricter,
+    /// a VM came back. Nobody placed it so, and nothing stops it for that.
+    pub inherits_breach: bool,
     /// The planner's view of occupancy.
     pub placer: Placer,
 }
@@ -78,6 +81,7 @@ impl Index {
         for (id, record) in vms {
             index.vm_changed(inventory, id, record, None);
         }
+        index.inherits_breach = index.placer.check().is_err();
         index
     }
 
