@@ -25,7 +25,7 @@ impl Controller {
             let fresh = record.proof.as_ref().is_none_or(|proof| {
                 self.reported_at.get(&report.host).is_some_and(|(_, after)| *after >= proof.index())
             });
-            let over = record.over_boots.contains(&report.boot);
+            let over = record.is_over(report.boot);
             if over && record.standing == Standing::Dead && fresh && heard && !record.contradicted {
                 clean.push((report.clone(), record.epoch));
             }

@@ -228,7 +228,7 @@ impl Ledger {
         if record.epoch != epoch || record.standing == Standing::Active {
             return self.refuse("readmit", format!("host {host} is in epoch {} already", record.epoch));
         }
-        if record.over_boots.contains(&boot) {
+        if record.is_over(boot) {
             return self.boot_is_over(host, boot);
         }
         let missed = record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum();

@@ -186,7 +186,7 @@ impl Ledger {
         let Some(record) = self.hosts.get_mut(&report.host) else {
             return self.refuse("agent-reported", format!("host {} is not in the inventory", report.host));
         };
-        if record.over_boots.contains(&report.boot) {
+        if record.is_over(report.boot) {
             let detail = format!("host {}: boot {} is over", report.host, report.boot);
             return self.refuse("agent-reported", detail);
         }
@@ -249,7 +249,7 @@ impl Ledger {
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
         let Some(record) = self.hosts.get(&report.host) else { return false };
-        if record.over_boots.contains(&report.boot) {
+        if record.is_over(report.boot) {
             return false;
         }
         match record.standing {

@@ -105,9 +105,15 @@ impl Default for HostRecord {
 const OVER_BOOTS_RETAINED: usize = 64;
 
 impl HostRecord {
+    /// Whether a boot is over for certain.
+    #[must_use]
+    pub fn is_over(&self, boot: BootId) -> bool {
+        self.over_boots.contains(&boot)
+    }
+
     /// Its boot is over for ever.
     pub(crate) fn end_boot(&mut self) {
-        if let Some(boot) = self.boot.filter(|boot| !self.over_boots.contains(boot)) {
+        if let Some(boot) = self.boot.filter(|boot| !self.is_over(*boot)) {
             if self.over_boots.len() >= OVER_BOOTS_RETAINED {
                 self.over_boots.remove(0);
             }
