@@ -237,9 +237,10 @@ impl Ledger {
         }
     }
 
-    /// Whether a report was written in the present epoch of its host. One that was not may be of a boot that is over, late
-    /// by any time (a connection that nobody closed, a replica that was frozen): every boot is let in under an epoch of
-    /// its own, so no former boot can know it, and the present one hears of it with its first acknowledgement.
+    /// Whether a report was written in the present epoch of its host. One that was not may be of a boot that is over,
+    /// late by any time (a connection that nobody closed, a replica that was frozen): every boot is let in under an
+    /// epoch of its own, so no former boot can know it, and the present one hears of it with its first
+    /// acknowledgement.
     #[must_use]
     pub(crate) fn is_of_now(record: &HostRecord, report: &AgentReport) -> bool {
         report.epoch >= record.epoch
