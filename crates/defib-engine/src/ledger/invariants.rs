@@ -64,7 +64,7 @@ pub fn check(ledger: &Ledger) -> Result<(), String> {
         if in_use != ledger.index.in_use.contains(host) {
             return Err(format!("index: host {host} is {:?}", record.standing));
         }
-        if in_use && record.boot.is_some_and(|boot| record.over_boots.contains(&boot)) {
+        if in_use && record.boot.is_some_and(|boot| record.is_over(boot)) {
             return Err(format!("I2: host {host} is in use in a boot that is proven to be over"));
         }
     }
