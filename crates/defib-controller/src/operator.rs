@@ -427,6 +427,17 @@ impl Operator for OperatorService {
         self.act(Command::ConfirmDead { host, epoch, operator }, message.dry_run).await.map(Response::new)
     }
 
+    async fn lift_quarantine(
+        &self,
+        request: Request<v1::LiftQuarantineRequest>,
+    ) -> Answer<v1::ActionResponse> {
+        let (who, message) = on_leader!(self, request, Role::Operator, lift_quarantine);
+        let host = host_id(&message.host)?;
+        self.epoch_of(&host).await?;
+        let operator = Person { name: who.name, reason: message.reason };
+        self.act(Command::LiftQuarantine { host, operator }, message.dry_run).await.map(Response::new)
+    }
+
     async fn fence_host(&self, request: Request<v1::FenceHostRequest>) -> Answer<v1::ActionResponse> {
         let (who, message) = on_leader!(self, request, Role::Operator, fence_host);
         let host = host_id(&message.host)?;

@@ -36,6 +36,7 @@ pub fn host_state(ledger: &Ledger, record: &HostRecord) -> &'static str {
         (Standing::Condemned, Some(Phase::Fencing)) => "fencing",
         (Standing::Condemned, Some(Phase::Unconfirmed)) => "unconfirmed",
         (Standing::Condemned, _) => "confirmed-down",
+        (Standing::Dead, _) if record.quarantined => "quarantined",
         (Standing::Dead, _) => "fenced",
     }
 }
@@ -143,7 +144,12 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
                 .into(),
         );
     }
-    if record.standing == Standing::Dead {
+    if record.quarantined {
+        let what = if record.standing == Standing::Dead { "it stays out" } else { "it gets no VMs" };
+        why_not.push(format!(
+            "quarantined: it died and came back too often; {what} until: defib host lift-quarantine {id}"
+        ));
+    } else if record.standing == Standing::Dead {
         why_not.push(
             "it comes back by itself when its agent reports from a new boot and runs nothing stale".into(),
         );

@@ -491,7 +491,10 @@ impl fmt::Display for EventKind {
                 )
             }
             Self::HostQuarantined { host, returns } => {
-                write!(f, "host {host}: quarantined after {returns} returns; an operator must readmit it")
+                write!(
+                    f,
+                    "host {host}: quarantined after {returns} returns; trusted again by: defib host lift-quarantine {host}"
+                )
             }
             Self::GoodbyeSaid { host, detail } => write!(f, "host {host}: says goodbye: {detail}"),
             Self::WatchdogChanged { host, armed } => {

@@ -82,6 +82,7 @@ const CHANGES: &[&[&str]] = &[
 /// Tested apart: they need a host that is not heard, a stream, no cluster, or print no table.
 const APART: &[&[&str]] = &[
     &["host", "confirm-dead", "--yes"],
+    &["host", "lift-quarantine"],
     &["recovery", "explain"],
     &["events", "--follow"],
     &["events", "verify"],
@@ -312,6 +313,8 @@ async fn exit_codes_are_those_of_the_page() {
     // 1: refused.
     let told = rig.defib(["host", "confirm-dead", "h2", "--yes"]).await.failed(1);
     assert!(told.contains("host h2 is heard"), "{told}");
+    let told = rig.defib(["host", "lift-quarantine", "h2"]).await.failed(1);
+    assert!(told.contains("host h2 is not quarantined"), "{told}");
     let told = rig.defib(["replica", "remove", "9"]).await.failed(1);
     assert!(told.contains("r9 is no replica"), "{told}");
     let told = rig.defib(["replica", "transfer", "9"]).await.failed(1);
@@ -328,6 +331,7 @@ async fn exit_codes_are_those_of_the_page() {
         &["host", "show", "h99"][..],
         &["host", "fence", "h99"],
         &["host", "confirm-dead", "h99", "--yes"],
+        &["host", "lift-quarantine", "h99"],
         &["vm", "show", "no-such-vm"],
         &["recovery", "explain", "99"],
         &["recovery", "explain", "h1"],

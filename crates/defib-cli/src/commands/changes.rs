@@ -52,6 +52,13 @@ pub(crate) enum HostCommand {
         #[command(flatten)]
         change: Change,
     },
+    /// Trusts a host again that died and came back too often; until then it gets no VMs, and once dead stays out.
+    LiftQuarantine {
+        /// Which.
+        host: String,
+        #[command(flatten)]
+        change: Change,
+    },
 }
 
 /// Replicas.
@@ -176,6 +183,11 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
             }
             let request = v1::ConfirmDeadRequest { host, epoch, reason, dry_run };
             done(ask!(cluster, confirm_dead, request)?, output)
+        }
+        HostCommand::LiftQuarantine { host, change } => {
+            let Change { dry_run, reason } = change;
+            let request = v1::LiftQuarantineRequest { host, reason, dry_run };
+            done(ask!(cluster, lift_quarantine, request)?, output)
         }
     }
 }
