@@ -115,6 +115,7 @@ async fn agents_and_replicas_restart_in_any_order_and_no_vm_is_touched() {
     }
     for host in rig.cluster.host_names() {
         rig.cluster.hold_agent(&host, false).unwrap();
+        rig.wait_for_agent(&host).await;
     }
     assert_untouched(&rig, &before, "agents came back to replicas that had never seen them").await;
     assert_nobody_was_accused(&rig).await;
@@ -134,6 +135,7 @@ async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspici
     // Longer than silence that is not announced takes to raise a question.
     wait_out(policy().detection.heartbeat_interval.times(20)).await;
     rig.cluster.hold_agent("h3", false).unwrap();
+    rig.wait_for_agent("h3").await;
     assert_untouched(&rig, &before, "an announced silence").await;
     for event in rig.events().await.split_off(from) {
         if let EventKind::OpinionChanged { host, to, .. } = &event.kind {

@@ -171,6 +171,13 @@ impl Rig {
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Waits until a host runs an agent.
+    pub(crate) async fn wait_for_agent(&self, host: &str) {
+        wait_until("the agent is there", AMPLE, || async { self.cluster.agent_pid(host).await.map(drop) })
+            .await
+            .unwrap();
+    }
+
     /// Waits until a host runs no agent.
     pub(crate) async fn wait_for_no_agent(&self, host: &str) {
         wait_until("the agent is gone", AMPLE, || async {
