@@ -146,15 +146,7 @@ impl Round {
             Err(error) => Err(error),
         };
         if let Err(error) = healed {
-            for host in cluster.host_names() {
-                let log = std::fs::read_to_string(self.rig.path(format!("hosts/{host}/host.log"))).unwrap();
-                let tail: Vec<&str> = log.lines().rev().take(20).collect();
-                println!("{host}, its last lines first: {tail:#?}");
-            }
-            let events = self.follower.all();
-            for seen in events.iter().skip(events.len().saturating_sub(60)) {
-                println!("{} {}", seen.event.at.0, seen.event.kind);
-            }
+            self.rig.tell_all().await;
             panic!("{what}: {error:#}");
         }
     }

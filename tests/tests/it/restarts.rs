@@ -33,6 +33,9 @@ fn running(rig: &Rig) -> BTreeMap<String, i32> {
 /// Everything is well again, and the same processes run, each as the first and only instance of its VM.
 async fn assert_untouched(rig: &Rig, before: &BTreeMap<String, i32>, after: &str) {
     rig.cluster.settle(AMPLE).await.unwrap_or_else(|error| panic!("after {after}: {error:#}"));
+    if running(rig) != *before {
+        rig.tell_all().await;
+    }
     assert_eq!(running(rig), *before, "after {after}");
     let lives = rig.cluster.oracle().lives().unwrap();
     assert_eq!(lives.len(), before.len(), "after {after}: something was started: {lives:?}");
