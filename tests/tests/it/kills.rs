@@ -1,5 +1,5 @@
-//! `kill -9` of any process at any moment of a failover, and the invariants hold: judged by the guests' own records, the
-//! BMCs' logs and what every replica tells.
+//! `kill -9` of any process at any moment of a failover, and the invariants hold: judged by the guests' own
+//! records, the BMCs' logs and what every replica tells.
 //!
 //! What is killed when is drawn from a seed, which is printed. `DEFIB_TEST_SEED` repeats one; the interleaving of
 //! processes is the machine's own, so a repeat is likely, not certain.
