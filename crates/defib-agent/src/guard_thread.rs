@@ -147,6 +147,8 @@ pub struct GuardThread {
     next_beat: Instant,
     next_tend: Instant,
     next_hint: Instant,
+    /// Until when the hint in the file says that this host is covered.
+    hinted: Instant,
     next_report: Instant,
     reported: Option<AgentReport>,
     ordered_by: HashMap<EffectId, ReplicaId>,
@@ -208,6 +210,7 @@ impl GuardThread {
             next_beat: now,
             next_tend: now,
             next_hint: now,
+            hinted: Instant(0),
             next_report: now,
             reported: None,
             ordered_by: HashMap::new(),
@@ -242,7 +245,9 @@ impl GuardThread {
                 self.next_tend = now.plus(TEND);
                 self.tend()?;
             }
-            if now >= self.next_hint {
+            // At once where cover begins: whoever takes over within the second must not find that there was none.
+            let begins = self.hinted <= now && self.guard.resume_hint().covered_until > now;
+            if now >= self.next_hint || begins {
                 self.next_hint = now.plus(HINT);
                 self.write_hint();
             }
@@ -486,8 +491,9 @@ impl GuardThread {
         Ok(())
     }
 
-    fn write_hint(&self) {
+    fn write_hint(&mut self) {
         let hint = self.guard.resume_hint();
+        self.hinted = hint.covered_until;
         // Volatile and only ever cautious: no fsync, and an old one is no harm.
         let temporary = self.hint_file.with_extension("new");
         let written = fs::write(&temporary, hint.covered_until.0.to_string())

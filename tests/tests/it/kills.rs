@@ -1,5 +1,5 @@
-//! `kill -9` of any process at any moment of a failover, and the invariants hold: judged by the guests' own records, the
-//! BMCs' logs and what every replica tells.
+//! `kill -9` of any process at any moment of a failover, and the invariants hold: judged by the guests' own
+//! records, the BMCs' logs and what every replica tells.
 //!
 //! What is killed when is drawn from a seed, which is printed. `DEFIB_TEST_SEED` repeats one; the interleaving of
 //! processes is the machine's own, so a repeat is likely, not certain.
@@ -146,15 +146,7 @@ impl Round {
             Err(error) => Err(error),
         };
         if let Err(error) = healed {
-            for host in cluster.host_names() {
-                let log = std::fs::read_to_string(self.rig.path(format!("hosts/{host}/host.log"))).unwrap();
-                let tail: Vec<&str> = log.lines().rev().take(20).collect();
-                println!("{host}, its last lines first: {tail:#?}");
-            }
-            let events = self.follower.all();
-            for seen in events.iter().skip(events.len().saturating_sub(60)) {
-                println!("{} {}", seen.event.at.0, seen.event.kind);
-            }
+            self.rig.tell_all().await;
             panic!("{what}: {error:#}");
         }
     }

@@ -33,6 +33,9 @@ fn running(rig: &Rig) -> BTreeMap<String, i32> {
 /// Everything is well again, and the same processes run, each as the first and only instance of its VM.
 async fn assert_untouched(rig: &Rig, before: &BTreeMap<String, i32>, after: &str) {
     rig.cluster.settle(AMPLE).await.unwrap_or_else(|error| panic!("after {after}: {error:#}"));
+    if running(rig) != *before {
+        rig.tell_all().await;
+    }
     assert_eq!(running(rig), *before, "after {after}");
     let lives = rig.cluster.oracle().lives().unwrap();
     assert_eq!(lives.len(), before.len(), "after {after}: something was started: {lives:?}");
@@ -115,6 +118,7 @@ async fn agents_and_replicas_restart_in_any_order_and_no_vm_is_touched() {
     }
     for host in rig.cluster.host_names() {
         rig.cluster.hold_agent(&host, false).unwrap();
+        rig.wait_for_agent(&host).await;
     }
     assert_untouched(&rig, &before, "agents came back to replicas that had never seen them").await;
     assert_nobody_was_accused(&rig).await;
@@ -134,6 +138,7 @@ async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspici
     // Longer than silence that is not announced takes to raise a question.
     wait_out(policy().detection.heartbeat_interval.times(20)).await;
     rig.cluster.hold_agent("h3", false).unwrap();
+    rig.wait_for_agent("h3").await;
     assert_untouched(&rig, &before, "an announced silence").await;
     for event in rig.events().await.split_off(from) {
         if let EventKind::OpinionChanged { host, to, .. } = &event.kind {

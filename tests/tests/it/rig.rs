@@ -171,6 +171,25 @@ impl Rig {
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Prints what hosts and replicas tell, for whoever must find out why a test failed.
+    pub(crate) async fn tell_all(&self) {
+        for host in self.cluster.host_names() {
+            let log = fs::read_to_string(self.path(format!("hosts/{host}/host.log"))).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            println!("{host}, its last lines first: {tail:#?}");
+        }
+        for event in self.events().await {
+            println!("{:>8} ms  {}", event.at.0, event.kind);
+        }
+    }
+
+    /// Waits until a host runs an agent.
+    pub(crate) async fn wait_for_agent(&self, host: &str) {
+        wait_until("the agent is there", AMPLE, || async { self.cluster.agent_pid(host).await.map(drop) })
+            .await
+            .unwrap();
+    }
+
     /// Waits until a host runs no agent.
     pub(crate) async fn wait_for_no_agent(&self, host: &str) {
         wait_until("the agent is gone", AMPLE, || async {
