@@ -1,7 +1,7 @@
 //! A certificate that is renewed while its process runs: short-lived ones must not cost a restart.
 //!
-//! Handshakes from then on show the new certificate. Connections that are open stay as they are: they proved who is at their
-//! other end when they were opened.
+//! Handshakes from then on show the new certificate. Connections that are open stay as they are: they proved who
+//! is at their other end when they were opened.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},

@@ -7,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How often the files are looked at without being told.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// From when on a certificate that nobody renews is complained about, before its end; with a short-lived one, in the last
-/// third of its life.
+/// From when on a certificate that nobody renews is complained about, before its end; with a short-lived one, in
+/// the last third of its life.
 const RENEW_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 #[expect(clippy::disallowed_methods, reason = "certificates live in wall-clock time")]
@@ -26,8 +26,8 @@ fn age(info: &CertificateInfo, now: SystemTime) -> &'static str {
     }
 }
 
-/// Shows the certificate of `files` in new connections as soon as it is a new one: on SIGHUP at once, else within a minute.
-/// Runs for as long as the process does. What is wrong is logged once, and the former certificate stays.
+/// Shows the certificate of `files` in new connections as soon as it is a new one: on SIGHUP at once, else within
+/// a minute. Runs for as long as the process does. What is wrong is logged once, and the former certificate stays.
 ///
 /// # Errors
 /// When the kernel refuses the handler.
