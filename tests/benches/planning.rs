@@ -31,6 +31,9 @@ fn main() -> Result<()> {
     let rounds = size("DEFIB_BENCH_ROUNDS", 20).max(1);
     for (members, limit, kind) in [(5, 1, "groups_of_5"), (200, 2, "groups_of_200")] {
         let inventory = inventory(members, limit)?;
+        if members == 5 {
+            admission(&inventory, rounds);
+        }
         for (dead, target) in [(50, "p99 <= 20"), (500, "p99 <= 200")] {
             let (samples, lost) = plan(&inventory, dead, rounds)?;
             Figure::new(&format!("planning_{lost}_lost_vms_{HOSTS}_hosts_{kind}"), "ms", target)
@@ -41,11 +44,32 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Plans for the VMs of `dead` hosts, all in neighbouring racks; every plan is carried out and checked once.
-fn plan(inventory: &Inventory, dead: usize, rounds: usize) -> Result<(Vec<f64>, usize)> {
+/// What admission control costs: a copy of the planner's books, which the core loop gives, and the plans for every host
+/// and rack, which another thread makes.
+fn admission(inventory: &Inventory, rounds: usize) {
+    let placer = settled(inventory);
+    let (mut copies, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let copy = placer.clone();
+        copies.push(start.elapsed().as_secs_f64() * 1e3);
+        if answers.len() < 3 {
+            let start = Instant::now();
+            let weak = copy.protection();
+            answers.push(start.elapsed().as_secs_f64() * 1e3);
+            drop(weak);
+        }
+    }
+    Figure::new(&format!("admission_copy_{HOSTS}_hosts"), "ms", "p99 <= 20").samples(&copies).print();
+    Figure::new(&format!("admission_answer_{HOSTS}_hosts"), "ms", "none: beside the loop")
+        .samples(&answers)
+        .print();
+}
+
+/// Every host in use, every VM on its first host.
+fn settled(inventory: &Inventory) -> Placer {
     let mut placer = Placer::new(inventory);
-    let hosts: Vec<&HostId> = inventory.hosts.keys().collect();
-    for host in &hosts {
+    for host in inventory.hosts.keys() {
         placer.set_host(host, Usability::Usable);
     }
     for vm in inventory.vms.values() {
@@ -53,6 +77,13 @@ fn plan(inventory: &Inventory, dead: usize, rounds: usize) -> Result<(Vec<f64>, 
             placer.occupy(&vm.id, host);
         }
     }
+    placer
+}
+
+/// Plans for the VMs of `dead` hosts, all in neighbouring racks; every plan is carried out and checked once.
+fn plan(inventory: &Inventory, dead: usize, rounds: usize) -> Result<(Vec<f64>, usize)> {
+    let mut placer = settled(inventory);
+    let hosts: Vec<&HostId> = inventory.hosts.keys().collect();
     placer.check().map_err(anyhow::Error::msg)?;
     let dead: BTreeSet<&HostId> = hosts.iter().copied().take(dead).collect();
     let mut lost = Vec::new();

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use defib_engine::guard::{self, Guard, Input, ResumeHint, Timing};
 use defib_model::{BootId, HostId, Instant, policy::Policy};
 use defib_pki::{ClientCertificates, ClientTls, ClusterName, Credentials, PeerIdentity, ServerTls};
-use defib_rpc::{Incoming, bind};
+use defib_rpc::{Incoming, bind, keep_renewed};
 use defib_wire::v1::{self, agent_message, neighbour_server::NeighbourServer};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tonic::transport::Server;
@@ -94,6 +94,7 @@ fn lock(directory: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
 /// Why it can't start or go on: the process ends, its supervisor starts it again, and VMs run on meanwhile.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let (credentials, host, cluster) = credentials(&config)?;
+    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
     let boot = read_boot(&config.boot_id_file)?;
     let listener = bind(config.neighbour.listen).context("neighbour.listen")?;
     let store = Store::open(&config.state_dir)?;

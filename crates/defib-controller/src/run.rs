@@ -25,7 +25,7 @@ use defib_pki::{
     ClientCertificates, ClientTls, ClusterAuthority, ClusterName, Credentials, PeerIdentity, ServerTls,
     peer_identity_from_der,
 };
-use defib_rpc::{Incoming, bind};
+use defib_rpc::{Incoming, bind, keep_renewed};
 use defib_wire::v1::{self, agent_control_server::AgentControlServer, operator_server::OperatorServer};
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -47,8 +47,6 @@ use crate::{
 const QUEUE: usize = 65_536;
 /// How often BMCs are prepared by the leader, and how long that may take.
 const WARM_EVERY: Duration = Duration::from_secs(3);
-/// How long before its end an own certificate is complained about.
-const RENEW_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// A number for a cluster's name: what the log's directory is marked with.
 fn cluster_number(name: &str) -> u128 {
@@ -93,9 +91,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         "the certificate is that of {}, but the configuration says replica {me}",
         credentials.identity()
     );
-    if credentials.info().expires_in(wall()).is_none_or(|left| left < RENEW_BEFORE) {
-        tracing::warn!(subject = ?credentials.info(), "this replica's certificate ends soon; issue a new one: defib pki issue replica {me}");
-    }
+    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
     let clock = Clock::start();
     let meter = Arc::new(Meter::install(me)?);
     let (messages, received) = crossbeam_channel::bounded(QUEUE);

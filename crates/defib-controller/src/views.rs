@@ -392,7 +392,9 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         attention.push("automatic action is paused; resume it with: defib resume".into());
     }
     for (id, recovery) in ledger.open_recoveries() {
-        if recovery.phase == Phase::Unconfirmed {
+        // While a fence is tried again as well: what failed before has proven nothing.
+        let tried = recovery.fence.as_ref().is_some_and(|fence| fence.attempt > 1);
+        if recovery.phase == Phase::Unconfirmed || (recovery.phase == Phase::Fencing && tried) {
             attention.push(format!(
                 "host {}: nothing proves its death; see: defib recovery explain {id}",
                 recovery.host

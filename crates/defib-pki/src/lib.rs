@@ -7,13 +7,14 @@
 //!
 //! Deliberately absent: a clock (`now` is an argument), a plaintext mode, TLS before 1.3, session
 //! resumption (each connection proves its certificate anew) and revocation lists (host certificates are
-//! short-lived instead).
+//! short-lived instead, and renewed while their process runs: [`Credentials::renew`]).
 
 mod authority;
 mod certificate;
 mod error;
 mod files;
 mod identity;
+mod renewal;
 mod request;
 mod tls;
 mod token;

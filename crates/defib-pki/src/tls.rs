@@ -16,7 +16,7 @@ use rustls::{
         ParsedCertificate, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::CertifiedKey,
     version::TLS13,
 };
 
@@ -24,6 +24,7 @@ use crate::{
     CertificateInfo, ClusterName, PeerIdentity, PkiError, SpkiPin, TlsFiles,
     certificate::{bad_file, check_certificate, cluster_of_authority, peer_identity_from_der, read_chain},
     files,
+    renewal::Shown,
 };
 
 /// The name to give to TLS when joining: which replica answers at an address of the token is not known
@@ -39,10 +40,9 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct Credentials {
     cluster: ClusterName,
     identity: PeerIdentity,
-    info: CertificateInfo,
     authority: CertificateDer<'static>,
-    /// Its own [`std::fmt::Debug`] shows no key.
-    certified: Arc<CertifiedKey>,
+    /// Shared by all clones and by what is built from them. Its own [`std::fmt::Debug`] shows no key.
+    pub(crate) shown: Arc<Shown>,
 }
 
 impl Credentials {
@@ -73,7 +73,8 @@ impl Credentials {
                 format!("{reason} (key {}, authority {})", paths.key.display(), paths.authority.display());
             bad_file(&paths.certificate, &at)
         })?;
-        Ok(Self { cluster, identity, info, authority: authority.clone(), certified: Arc::new(certified) })
+        let shown = Arc::new(Shown::new(certified, info));
+        Ok(Self { cluster, identity, authority: authority.clone(), shown })
     }
 
     /// The cluster of the authority.
@@ -88,10 +89,10 @@ impl Credentials {
         &self.identity
     }
 
-    /// What our certificate says, for example until when it holds.
+    /// What our certificate says by now, for example until when it holds.
     #[must_use]
-    pub const fn info(&self) -> &CertificateInfo {
-        &self.info
+    pub fn info(&self) -> CertificateInfo {
+        self.shown.info()
     }
 
     /// The authority's certificate, DER.
@@ -172,7 +173,7 @@ impl ServerTls {
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| PkiError::crypto("preparing TLS", error))?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&credentials.certified))));
+            .with_cert_resolver(credentials.shown.clone());
         config.alpn_protocols = protocols(alpn);
         // A resumed session would outlive the certificate that it was opened with.
         config.send_tls13_tickets = 0;
@@ -194,7 +195,7 @@ impl ClientTls {
     pub fn build(credentials: &Credentials, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, PkiError> {
         let mut config = client_builder()?
             .with_root_certificates(credentials.roots()?)
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&credentials.certified))));
+            .with_client_cert_resolver(credentials.shown.clone());
         config.alpn_protocols = protocols(alpn);
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))

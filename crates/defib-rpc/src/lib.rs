@@ -5,6 +5,8 @@
 
 mod connect;
 mod listen;
+mod renew;
 
 pub use connect::{Connecting, channel};
 pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
+pub use renew::keep_renewed;

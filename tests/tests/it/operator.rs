@@ -253,6 +253,87 @@ async fn what_happens_to_hosts_is_in_the_metrics() {
 }
 
 #[tokio::test]
+async fn a_renewed_certificate_is_taken_without_a_restart() {
+    let (_turn, _directory, mut cluster) = cluster().await;
+    let home = cluster.directory().join("replica-1");
+    let issue = |out: &std::path::Path| {
+        let mut command = tokio::process::Command::new(binary(None, "defib").unwrap());
+        command.args(["pki", "issue", "replica", "1", "--address", "127.0.0.1", "--dir"]);
+        command.arg(cluster.directory().join("pki")).arg("--out").arg(out);
+        async move { assert!(command.status().await.unwrap().success()) }
+    };
+    let new = cluster.directory().join("new-tls");
+    issue(&new).await;
+    for file in ["tls.key", "tls.crt"] {
+        std::fs::copy(new.join(file), home.join("tls").join(file)).unwrap();
+    }
+    let pid = cluster.replica_pid(1).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP).unwrap();
+    let fingerprint = defib_pki::inspect_certificate(&new.join("tls.crt")).unwrap().fingerprint;
+    wait_until("the new certificate is shown", AMPLE, || async {
+        let shown = presented(cluster.ports()[0].control).await?;
+        ensure!(shown == fingerprint, "{shown} is not {fingerprint}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // It is the same process, and all talk to it as before, its peers in new connections too.
+    cluster.kill_replica(2);
+    cluster.restart_replica(2).unwrap();
+    cluster.settle(AMPLE).await.unwrap();
+    assert_eq!((cluster.replica_pid(1), cluster.fallen_replicas()), (Some(pid), Vec::new()));
+}
+
+/// The fingerprint of the certificate that an operator is shown.
+async fn presented(address: SocketAddr) -> anyhow::Result<String> {
+    #[derive(Debug)]
+    struct Anybody;
+    impl rustls::client::danger::ServerCertVerifier for Anybody {
+        fn verify_server_cert(
+            &self,
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &[rustls::pki_types::CertificateDer<'_>],
+            _: &rustls::pki_types::ServerName<'_>,
+            _: &[u8],
+            _: rustls::pki_types::UnixTime,
+        ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+            Ok(rustls::client::danger::ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::General("not offered".into()))
+        }
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            let provider = rustls::crypto::ring::default_provider();
+            provider.signature_verification_algorithms.supported_schemes()
+        }
+    }
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(std::sync::Arc::new(Anybody))
+        .with_no_client_auth();
+    let tcp = TcpStream::connect(address).await?;
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let stream = connector.connect("replica.example".try_into()?, tcp).await?;
+    let chain = stream.get_ref().1.peer_certificates().context("it shows a certificate")?;
+    Ok(defib_pki::fingerprint(chain.first().context("it shows a certificate")?))
+}
+
+#[tokio::test]
 async fn the_tool_shows_a_bmcs_pin_and_behind_it_the_identity() {
     let config = EmulatorConfig::flag("4c4c4544-0035-3410-8050-c6c04f314733", "F54P1G3");
     let directory = tempfile::tempdir().unwrap();

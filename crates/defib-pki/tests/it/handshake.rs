@@ -198,3 +198,45 @@ fn rustls_server_with_chain(theirs: &tempfile::TempDir, ours: &ClusterAuthority)
         .unwrap();
     Arc::new(config)
 }
+
+#[test]
+fn a_renewed_certificate_is_shown_by_what_was_built_before_and_nothing_else_takes_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = authority(directory.path());
+    let give = |authority: &ClusterAuthority, identity: &PeerIdentity, name: &str, validity| {
+        let issued = authority.issue(identity, &[], validity, now()).unwrap();
+        issued.write_new(&directory.path().join(name)).unwrap()
+    };
+    let files = give(&ours, &replica(1), "old", HOUR);
+    let held = Credentials::load(&files, now()).unwrap();
+    let accepting = server(&held, ClientCertificates::Required);
+    let calling = ClientTls::build(&held, H2).unwrap();
+    let other = server(&credentials(&ours, &replica(2)), ClientCertificates::Required);
+    let others = client(&ours, &replica(2));
+    let works = |at| {
+        let serves = shake(&others, &accepting, &server_name(&replica(1)), at).is_ok();
+        let calls = shake(&calling, &other, &server_name(&replica(2)), at).is_ok();
+        (serves, calls)
+    };
+    let later = now() + 2 * HOUR;
+    assert_eq!((works(now()), works(later)), ((true, true), (false, false)), "it has expired by then");
+    assert_eq!(held.renew(&files, now()).unwrap(), None, "the same again is no renewal");
+
+    // What is not ours, of somebody else, or half written changes nothing.
+    let stranger = authority(&directory.path().join("elsewhere"));
+    let half = give(&ours, &replica(1), "half", 9 * HOUR);
+    std::fs::copy(&files.key, &half.key).unwrap();
+    for (wrong, what) in [
+        (give(&stranger, &replica(1), "stranger", 9 * HOUR), "another authority's"),
+        (give(&ours, &host("replica-1"), "host", 9 * HOUR), "not of replica/1"),
+        (half, "does not belong to the certificate"),
+    ] {
+        let error = held.renew(&wrong, now()).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        assert_eq!((works(now()), works(later)), ((true, true), (false, false)), "{what}");
+    }
+
+    let renewed = held.renew(&give(&ours, &replica(1), "new", 9 * HOUR), now()).unwrap().unwrap();
+    assert_eq!(held.info(), renewed);
+    assert_eq!(works(later), (true, true));
+}
