@@ -18,7 +18,7 @@ mod fault_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
@@ -128,6 +128,8 @@ pub struct Replica<D: Disk> {
     rejected_messages: u64,
     /// The commit index that the last append told the followers.
     announced: u64,
+    /// Ticks since a member's last message.
+    silent: BTreeMap<u64, usize>,
 }
 
 impl<D: Disk> fmt::Debug for Replica<D> {
@@ -207,6 +209,7 @@ impl<D: Disk> Replica<D> {
             snapshot_wanted: false,
             rejected_messages: 0,
             announced: 0,
+            silent: BTreeMap::new(),
             config,
         };
         replica.elections.redraw(&mut replica.raw);
@@ -216,6 +219,11 @@ impl<D: Disk> Replica<D> {
     /// One tick passed.
     pub fn tick(&mut self) {
         self.raw.tick();
+        let members = self.raw.raft.prs();
+        self.silent.retain(|id, _| members.get(*id).is_some());
+        for ticks in self.silent.values_mut() {
+            *ticks = ticks.saturating_add(1);
+        }
         if self.reads.tick() {
             self.raw.read_index(self.reads.round_context());
         }
@@ -266,9 +274,9 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Proposes a change of the replica set. More than one replica changed at once goes through joint
-    /// consensus. It ends like a proposal; a change that is refused because another one is under way commits
-    /// as an entry without a membership.
+    /// Proposes a change of the replica set. Whatever changes who votes goes through joint consensus. It ends like a
+    /// proposal; the leader drops it at once while another change is under way. Where a follower passes it on to a
+    /// leader that refuses it, it commits as an entry without a membership.
     pub fn change_membership(&mut self, id: ProposalId, change: &MembershipChange) {
         let mut entry = Entry::default();
         entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -276,7 +284,11 @@ impl<D: Disk> Replica<D> {
             self.dropped.push(id);
             return;
         };
-        if change.is_empty() {
+        // Raft would put an empty entry in the place of a change that it refuses, and nobody would learn of it.
+        let raft = &self.raw.raft;
+        let under_way = raft.state == StateRole::Leader
+            && (raft.has_pending_conf() || !raft.prs().conf().to_conf_state().voters_outgoing.is_empty());
+        if change.is_empty() || under_way {
             self.dropped.push(id);
             return;
         }
@@ -469,6 +481,18 @@ impl<D: Disk> Replica<D> {
             return BTreeMap::new();
         }
         self.raw.raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect()
+    }
+
+    /// On the leader: the members of the replica set, itself included, that it heard of within the last two election
+    /// timeouts. Empty on others.
+    #[must_use]
+    pub fn heard(&self) -> BTreeSet<u64> {
+        if self.raw.raft.state != StateRole::Leader {
+            return BTreeSet::new();
+        }
+        let recent = |ticks: &usize| *ticks <= 2 * self.config.election_ticks;
+        let heard = self.silent.iter().filter(|(_, ticks)| recent(ticks)).map(|(id, _)| *id);
+        heard.chain([self.config.replica]).collect()
     }
 
     /// The newest index that was handed out.

@@ -1,6 +1,6 @@
 //! How other threads talk to the driver: bounded, never blocking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,6 +63,7 @@ pub(super) struct Shared {
     pub(super) rejected_messages: AtomicU64,
     pub(super) skipped_ticks: AtomicU64,
     matched: Mutex<BTreeMap<u64, u64>>,
+    heard: Mutex<BTreeSet<u64>>,
     pub(super) stopped: AtomicBool,
     /// The driver was told to look, and hasn't begun to.
     pub(super) woken: AtomicBool,
@@ -70,8 +71,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn set_matched(&self, matched: BTreeMap<u64, u64>) {
+    pub(super) fn set_members(&self, matched: BTreeMap<u64, u64>, heard: BTreeSet<u64>) {
         *self.matched.lock().unwrap_or_else(PoisonError::into_inner) = matched;
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
     }
 
     pub(super) fn set_role(&self, role: RoleChange) {
@@ -188,6 +190,13 @@ impl Handle {
     #[must_use]
     pub fn matched(&self) -> BTreeMap<u64, u64> {
         self.shared.matched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// On the leader, as of its last tick: the members of the replica set, itself included, that it heard of within the
+    /// last two election timeouts. Empty on others.
+    #[must_use]
+    pub fn heard(&self) -> BTreeSet<u64> {
+        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the replica is doing.

@@ -179,7 +179,7 @@ impl Run {
         if ticked {
             self.peers.dial_due(now_ms);
             self.replica.maintain()?;
-            self.handle.shared.set_matched(self.replica.matched());
+            self.handle.shared.set_members(self.replica.matched(), self.replica.heard());
         }
         self.publish_status();
         Ok(())

@@ -241,6 +241,9 @@ fn the_leader_knows_how_far_each_replica_is() {
     let after = cluster.wait_for("the living to be level", |cluster| level(cluster, &others));
     assert_eq!(after[&follower], before[&follower], "the dead one stays where it was");
     assert!(after[&leader] > before[&leader]);
+    // It also knows whom it hears.
+    let heard = |cluster: &Cluster| cluster.members[&leader].driver.handle().heard();
+    cluster.wait_for("the dead one to be missed", |cluster| heard(cluster).iter().eq(&others).then_some(()));
 }
 
 #[test]

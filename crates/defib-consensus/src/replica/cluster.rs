@@ -17,6 +17,7 @@ pub(super) struct Member {
     pub(super) reads: BTreeMap<u64, u64>,
     pub(super) reads_failed: BTreeSet<u64>,
     pub(super) restores: usize,
+    pub(super) memberships: Vec<Membership>,
     snapshot_wanted: bool,
     pub(super) failure: Option<ConsensusError>,
 }
@@ -115,6 +116,7 @@ impl Cluster {
             reads: BTreeMap::new(),
             reads_failed: BTreeSet::new(),
             restores: 0,
+            memberships: Vec::new(),
             snapshot_wanted: false,
             failure: None,
         };
@@ -206,6 +208,7 @@ impl Cluster {
         member.reads.extend(output.reads);
         member.reads_failed.extend(output.reads_failed);
         member.dropped.extend(output.dropped);
+        member.memberships.extend(output.membership);
         if let Some(role) = output.role.filter(|role| role.role == Role::Leader) {
             let leader = *self.leaders.entry(role.term).or_insert(id);
             assert_eq!(leader, id, "two leaders in term {}", role.term);

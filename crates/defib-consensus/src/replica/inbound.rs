@@ -30,6 +30,9 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         }
         self.check_not_rolled_back(&message)?;
+        if self.raw.raft.prs().get(from).is_some() {
+            self.silent.insert(from, 0);
+        }
         let _dropped_or_from_a_stranger = self.raw.step(message);
         self.elections.redraw(&mut self.raw);
         Ok(())

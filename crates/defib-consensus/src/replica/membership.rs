@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 
 /// Who the replicas are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,11 @@ impl MembershipChange {
             (ConfChangeType::RemoveNode, &self.remove),
         ];
         let mut change = ConfChangeV2::default();
+        if !self.add_voters.is_empty() || !self.remove.is_empty() {
+            // Joint for a single voter as well: Raft would change it at once, which is safe, but then there are two ways
+            // to go wrong, and the rarer one is the less tried.
+            change.set_transition(ConfChangeTransition::Implicit);
+        }
         for (kind, replicas) in kinds {
             for replica in replicas {
                 let mut single = ConfChangeSingle::default();

@@ -171,6 +171,32 @@ fn the_whole_set_changes_at_once_by_joint_consensus() {
 }
 
 #[test]
+fn a_change_of_one_voter_is_joint_too_and_a_second_one_meanwhile_is_dropped_at_once() {
+    let mut cluster = Cluster::new(&[1, 2, 3, 4, 5]);
+    let leader = cluster.leader();
+    cluster.commit(leader, "before");
+    let change = |cluster: &mut Cluster, id, change| {
+        cluster.replica(leader).change_membership(ProposalId(id), &change);
+    };
+    change(&mut cluster, 901, MembershipChange::add_voter(4));
+    change(&mut cluster, 902, MembershipChange::add_voter(5));
+    cluster.work(leader);
+    let told = |cluster: &Cluster, id| cluster.members[&leader].dropped.contains(&ProposalId(id));
+    assert!(told(&cluster, 902) && !told(&cluster, 901), "who asked is told at once");
+    let mut joint = false;
+    for _ in 0..40 {
+        cluster.tick(1);
+        joint |= cluster.members[&leader].memberships.iter().any(|one| !one.outgoing.is_empty());
+    }
+    assert!(joint, "both majorities had to agree");
+    let membership = cluster.replica(leader).membership();
+    assert_eq!((membership.voters, membership.outgoing.len()), ([1, 2, 3, 4].into(), 0));
+    change(&mut cluster, 903, MembershipChange::remove(4));
+    cluster.tick(40);
+    assert_eq!(cluster.replica(leader).membership().voters, [1, 2, 3].into());
+}
+
+#[test]
 fn a_leader_can_remove_itself() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     let leader = cluster.leader();
