@@ -15,7 +15,7 @@ use defib_model::{
     chain::ChainVerifier,
     command::{
         AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
-        StartResult, Unplaced, VmReport,
+        ReplicaOrder, StartResult, Unplaced, VmReport,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -213,10 +213,14 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             let vms = if c > 200 { vec![vm_report(ledger, a, true)] } else { vec![] };
             Command::Readmit { boot: boot(&host, b), host, epoch, vms }
         }
-        19 => match b % 4 {
+        19 => match b % 5 {
             0 => Command::ConfirmDead { host, epoch, operator: operator() },
             1 => Command::FenceHost { host, epoch, operator: operator() },
             2 => Command::LiftQuarantine { host, operator: operator() },
+            3 => Command::ReplicasOrdered {
+                order: ReplicaOrder::Lead { id: ReplicaId(u64::from(a)) },
+                operator: operator(),
+            },
             _ => Command::Pause { paused: c % 4 == 0, operator: operator() },
         },
         20 => {

@@ -169,6 +169,38 @@ pub struct Operator {
     pub reason: String,
 }
 
+/// What an operator wants done with the replicas. The log's own entries do it; this one says who wanted it, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaOrder {
+    /// A new one learns, and votes once it has caught up.
+    Add {
+        /// Its number.
+        id: ReplicaId,
+        /// Where its peers reach it.
+        address: String,
+    },
+    /// One leaves.
+    Remove {
+        /// Its number.
+        id: ReplicaId,
+    },
+    /// A new one learns, and takes the place of another once it has caught up.
+    Replace {
+        /// The number of the one that leaves.
+        id: ReplicaId,
+        /// The number of the new one.
+        by: ReplicaId,
+        /// Where its peers reach the new one.
+        address: String,
+    },
+    /// One shall lead.
+    Lead {
+        /// Its number.
+        id: ReplicaId,
+    },
+}
+
 /// Everything that the log may hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -324,6 +356,13 @@ pub enum Command {
     ReplicasChanged {
         /// All voters from now on.
         voters: BTreeSet<ReplicaId>,
+    },
+    /// An operator is about to change the replicas, or who leads them.
+    ReplicasOrdered {
+        /// What is wanted.
+        order: ReplicaOrder,
+        /// Who.
+        operator: Operator,
     },
     /// A join token was used; it can't be used again.
     JoinTokenUsed {

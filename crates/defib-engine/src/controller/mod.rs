@@ -425,6 +425,7 @@ impl Controller {
             | Command::SetPolicy { .. }
             | Command::SetInventory { .. }
             | Command::ReplicasChanged { .. }
+            | Command::ReplicasOrdered { .. }
             | Command::JoinTokenUsed { .. } => return,
         };
         self.proposed.remove(&key);

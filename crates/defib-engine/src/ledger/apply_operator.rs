@@ -9,7 +9,7 @@ use alloc::{
 
 use defib_model::{
     Command, Epoch, EventKind, HostId, Inventory, Opinion, Policy, VmId,
-    command::Operator,
+    command::{Operator, ReplicaOrder},
     event::{Phase, ProofKind},
 };
 
@@ -193,6 +193,19 @@ impl Ledger {
         }
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action: action.to_string() });
         self.index.room_changes = self.index.room_changes.saturating_add(1);
+    }
+
+    /// Who votes is the log's business, and it tells when that has changed: here it is only told who wanted it.
+    pub(super) fn replicas_ordered(&mut self, order: &ReplicaOrder, operator: &Operator) {
+        let action = match order {
+            ReplicaOrder::Add { id, address } => format!("adds replica r{id} at {address}"),
+            ReplicaOrder::Remove { id } => format!("removes replica r{id}"),
+            ReplicaOrder::Replace { id, by, address } => {
+                format!("puts replica r{by} at {address} in the place of r{id}")
+            }
+            ReplicaOrder::Lead { id } => format!("hands the lead to replica r{id}"),
+        };
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
     }
 
     pub(super) fn set_policy(&mut self, policy: &Policy, replaces: u64, operator: &Operator) {

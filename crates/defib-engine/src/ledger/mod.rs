@@ -169,6 +169,7 @@ impl Ledger {
                 self.set_inventory(inventory, *replaces, operator);
             }
             Command::ReplicasChanged { voters } => self.replicas_changed(voters),
+            Command::ReplicasOrdered { order, operator } => self.replicas_ordered(order, operator),
             Command::JoinTokenUsed { nonce, identity } => self.join_token_used(nonce, identity),
             Command::Tick => {}
         }
