@@ -9,7 +9,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use defib_consensus::{
     driver::{DriverOutput, Handle},
-    replica::{CommittedEntry, Membership, RoleChange, SnapshotBytes},
+    replica::{CommittedEntry, Membership, MembershipChange, RoleChange, SnapshotBytes},
 };
 use defib_engine::{
     controller::{Controller, Effect, Input, Role},
@@ -46,6 +46,13 @@ pub enum Message {
         /// Whom to tell.
         waiter: oneshot::Sender<Fate>,
     },
+    /// A change of the replica set, and who wants to know what became of it.
+    Change {
+        /// What.
+        change: MembershipChange,
+        /// Whom to tell.
+        waiter: oneshot::Sender<Fate>,
+    },
     /// A linearizable read: called when everything committed before is applied, or with `false`.
     Confirm(oneshot::Sender<bool>),
     /// A question.
@@ -60,6 +67,7 @@ impl std::fmt::Debug for Message {
             Self::Driver(_) => "Driver",
             Self::Input(_) => "Input",
             Self::Propose { .. } => "Propose",
+            Self::Change { .. } => "Change",
             Self::Confirm(_) => "Confirm",
             Self::Query(_) => "Query",
             Self::Stop => "Stop",
@@ -130,6 +138,16 @@ impl Core {
     pub async fn propose(&self, command: Command) -> Result<Fate, Overloaded> {
         let (waiter, receiver) = oneshot::channel();
         self.tell(Message::Propose { command, waiter })?;
+        receiver.await.map_err(|_| Overloaded)
+    }
+
+    /// Proposes a change of the replica set and waits for its fate. The membership itself changes a moment later.
+    ///
+    /// # Errors
+    /// When the loop does not answer.
+    pub async fn change(&self, change: MembershipChange) -> Result<Fate, Overloaded> {
+        let (waiter, receiver) = oneshot::channel();
+        self.tell(Message::Change { change, waiter })?;
         receiver.await.map_err(|_| Overloaded)
     }
 
@@ -251,6 +269,13 @@ impl Loop {
                     command,
                 };
                 self.propose(&entry, Some(waiter));
+            }
+            Message::Change { change, waiter } => {
+                let id = self.proposals.begin(self.clock.now(), Some(waiter));
+                if let Err(error) = self.driver.change_membership(id, change) {
+                    tracing::warn!(%error, "a change of the replicas was not taken");
+                    self.proposals.end(id, Fate::Unknown);
+                }
             }
             Message::Confirm(waiter) => {
                 self.next_read = self.next_read.wrapping_add(1);

@@ -9,6 +9,7 @@ pub mod agents;
 pub mod config;
 pub mod core;
 pub mod effects;
+mod events;
 pub mod join;
 pub mod members;
 pub mod metrics;

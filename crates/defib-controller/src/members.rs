@@ -1,33 +1,35 @@
 //! The replicas as one set: where they are, how far they are, and changes of the set.
+//!
+//! A new replica learns first: it receives the log and does not count, so one that never comes up costs nothing. It
+//! votes once it has caught up. Whatever leaves too few living voters for a decision is refused, because the decision
+//! that would undo it could not be made either.
+
+mod orders;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use defib_consensus::{
     driver::{Handle, Status as LogStatus},
-    replica::{MembershipChange, ProposalId},
     transport::PeerAddress,
 };
 use defib_model::ReplicaId;
 use defib_pki::{PeerIdentity, server_name};
-use defib_wire::v1;
-use tonic::Status;
 
-use crate::{
-    config::Config,
-    core::{Core, Overloaded},
-};
+use crate::config::Config;
+
+pub(crate) use orders::order;
 
 /// The replicas, as this one reaches them.
 #[derive(Debug)]
 pub struct Members {
-    me: u64,
     handle: Handle,
     control: Mutex<BTreeMap<u64, String>>,
     peers: Mutex<BTreeMap<u64, PeerAddress>>,
+    own: (u64, String),
 }
 
 fn peer_address(id: u64, address: &str) -> PeerAddress {
@@ -42,12 +44,12 @@ impl Members {
     #[must_use]
     pub fn new(config: &Config, handle: Handle) -> Self {
         Self {
-            me: config.replica,
             handle,
             control: Mutex::new(
                 config.replicas.iter().map(|replica| (replica.id, replica.control.clone())).collect(),
             ),
             peers: Mutex::new(peer_addresses(config)),
+            own: (config.replica, own_address(config)),
         }
     }
 
@@ -63,129 +65,47 @@ impl Members {
         (self.handle.status(), self.handle.matched())
     }
 
+    /// On the leader: whom it hears, itself included.
+    fn heard(&self) -> BTreeSet<u64> {
+        self.handle.heard()
+    }
+
+    /// Whose peer address that is.
+    fn owner_of(&self, address: &str) -> Option<u64> {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = peers.iter().find(|(_, peer)| peer.address == address).map(|(id, _)| *id);
+        other.or_else(|| (self.own.1 == address).then_some(self.own.0))
+    }
+
+    /// Tells the log where a replica is.
+    fn introduce(&self, id: u64, address: &str) -> Result<(), defib_consensus::driver::Busy> {
+        let peers = {
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.insert(id, peer_address(id, address));
+            peers.clone()
+        };
+        self.handle.set_peers(peers)
+    }
+
     /// Whether a replica accepts connections now.
     pub async fn reachable(&self, id: u64) -> bool {
         let Some(address) = self.control_of(id) else { return false };
-        let dial = tokio::net::TcpStream::connect(address);
-        matches!(tokio::time::timeout(Duration::from_millis(300), dial).await, Ok(Ok(_)))
+        dial(&address, Duration::from_millis(300)).await.is_ok()
     }
+}
 
-    /// Adds, removes or replaces a replica by joint consensus.
-    ///
-    /// # Errors
-    /// When the request makes no sense.
-    pub async fn change(
-        &self,
-        core: &Core,
-        request: &v1::ReplicaChangeRequest,
-    ) -> Result<v1::ActionResponse, Status> {
-        let unavailable = |error: Overloaded| Status::unavailable(error.to_string());
-        let membership = core.ask(|view| view.membership.clone()).await.map_err(unavailable)?;
-        let kind =
-            v1::ReplicaChangeKind::try_from(request.kind).unwrap_or(v1::ReplicaChangeKind::Unspecified);
-        let refuse = |message: String| Ok(v1::ActionResponse { accepted: false, message, log_index: 0 });
-        let (change, new, words) = match kind {
-            v1::ReplicaChangeKind::Add => {
-                if membership.contains(request.id) {
-                    return refuse(format!("r{} is a replica already", request.id));
-                }
-                (MembershipChange::add_voter(request.id), Some(request.id), format!("r{} votes", request.id))
-            }
-            v1::ReplicaChangeKind::Remove => {
-                if !membership.contains(request.id) {
-                    return refuse(format!("r{} is no replica", request.id));
-                }
-                if membership.voters.len() <= 1 {
-                    return refuse("the last replica can't be removed".into());
-                }
-                (MembershipChange::remove(request.id), None, format!("r{} leaves", request.id))
-            }
-            v1::ReplicaChangeKind::Replace => {
-                if !membership.contains(request.id)
-                    || membership.contains(request.new_id)
-                    || request.new_id == 0
-                {
-                    return refuse(format!(
-                        "r{} must be a replica and r{} must not be one yet; a replica that lost its disk comes back under a new number",
-                        request.id, request.new_id
-                    ));
-                }
-                let change = MembershipChange {
-                    add_voters: [request.new_id].into(),
-                    remove: [request.id].into(),
-                    ..MembershipChange::default()
-                };
-                (
-                    change,
-                    Some(request.new_id),
-                    format!("r{} takes the place of r{}", request.new_id, request.id),
-                )
-            }
-            v1::ReplicaChangeKind::Unspecified => {
-                return Err(Status::invalid_argument("name a kind of change"));
-            }
-        };
-        if new.is_some() && request.address.is_empty() {
-            return refuse("give the new replica's address for peers, host:port".into());
-        }
-        if request.dry_run {
-            return Ok(v1::ActionResponse {
-                accepted: true,
-                message: format!("dry run: {words}"),
-                log_index: 0,
-            });
-        }
-        if let Some(new) = new {
-            let peers = {
-                let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-                peers.insert(new, peer_address(new, &request.address));
-                peers.clone()
-            };
-            self.handle.set_peers(peers).map_err(|error| Status::unavailable(error.to_string()))?;
-        }
-        self.handle
-            .change_membership(ProposalId(u64::MAX), change)
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(v1::ActionResponse {
-            accepted: true,
-            message: format!(
-                "{words} once a majority of the old and of the new replicas has agreed; follow it with: defib replica list. Expired leases prove nothing for two leases after it"
-            ),
-            log_index: 0,
-        })
+/// Whether somebody accepts connections there.
+async fn dial(address: &str, within: Duration) -> Result<(), String> {
+    match tokio::time::timeout(within, tokio::net::TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer".into()),
     }
+}
 
-    /// Asks the leader to hand over.
-    ///
-    /// # Errors
-    /// When the log takes nothing.
-    pub async fn transfer(
-        &self,
-        core: &Core,
-        request: &v1::TransferLeadershipRequest,
-    ) -> Result<v1::ActionResponse, Status> {
-        let to = request.to;
-        let voter = core
-            .ask(move |view| view.membership.voters.contains(&to))
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        if !voter {
-            return Ok(v1::ActionResponse {
-                accepted: false,
-                message: format!("r{to} does not vote"),
-                log_index: 0,
-            });
-        }
-        if request.dry_run || to == self.me {
-            return Ok(v1::ActionResponse {
-                accepted: true,
-                message: format!("dry run: r{to} would lead"),
-                log_index: 0,
-            });
-        }
-        self.handle.transfer_leadership(to).map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(v1::ActionResponse { accepted: true, message: format!("r{to} is asked to lead"), log_index: 0 })
-    }
+fn own_address(config: &Config) -> String {
+    let own = config.replicas.iter().find(|replica| replica.id == config.replica);
+    own.map_or_else(|| config.listen.peers.to_string(), |own| own.peers.clone())
 }
 
 /// Where the log's other replicas listen.

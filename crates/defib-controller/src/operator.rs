@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use defib_model::{Command, Epoch, EventSeq, HostId, RecoveryId, VmId, command::Operator as Person};
+use defib_model::{
+    Command, Epoch, HostId, RecoveryId, ReplicaId, VmId,
+    command::{Operator as Person, ReplicaOrder},
+};
 use defib_observe::documents::{
     diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
 };
@@ -16,21 +19,25 @@ use defib_rpc::{Connecting, caller, channel};
 use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Operator};
 use futures_util::Stream;
 use rustls::ClientConfig;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     admission,
     agents::Agents,
     core::{Core, Pulse, View},
-    members::Members,
+    events,
+    members::{self, Members},
     proposals::Fate,
     views, what_if,
 };
 
 /// How long a call waits for its proposal to be committed.
 const COMMIT_WAIT: Duration = Duration::from_secs(5);
+/// How long a change of the replicas is waited for. Whoever asked waits a little longer.
+const CHANGE_WAIT: Duration = Duration::from_secs(8);
+/// How long a follower waits for the leader's answer.
+const FORWARD_WAIT: Duration = Duration::from_secs(9);
 /// On whose behalf a replica forwards a call.
 const BEHALF: &str = "x-defib-behalf";
 
@@ -143,7 +150,7 @@ impl OperatorService {
         })?;
         let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = leaders.entry(leader).or_insert_with(|| {
-            let name = server_name(&PeerIdentity::Replica(defib_model::ReplicaId(leader)));
+            let name = server_name(&PeerIdentity::Replica(ReplicaId(leader)));
             channel(Connecting::to(address, name), Arc::clone(&self.tls))
         });
         Ok(Some(OperatorClient::new(channel.clone())))
@@ -155,7 +162,7 @@ impl OperatorService {
         let behalf = format!("operator/{}/{}", who.role, who.name);
         let value = behalf.parse().map_err(|_| Status::internal("the operator's name fits no header"))?;
         request.metadata_mut().insert(BEHALF, value);
-        request.set_timeout(COMMIT_WAIT);
+        request.set_timeout(FORWARD_WAIT);
         Ok(request)
     }
 
@@ -190,6 +197,32 @@ impl OperatorService {
                 "no commit in time, so the outcome is unknown; look at defib events before you try again",
             )),
         }
+    }
+
+    /// Judges what is wanted of the replicas, tells the log who wants it, and waits until it is done.
+    async fn order(
+        &self,
+        who: Who,
+        reason: String,
+        order: ReplicaOrder,
+        dry_run: bool,
+    ) -> Result<v1::ActionResponse, Status> {
+        let until = tokio::time::Instant::now() + CHANGE_WAIT;
+        let verdict = match self.members.judge(&self.core, &order).await? {
+            Ok(verdict) => verdict,
+            Err(message) => return Ok(v1::ActionResponse { accepted: false, message, log_index: 0 }),
+        };
+        if dry_run || verdict.done {
+            let message = if dry_run { format!("dry run: {}", verdict.words) } else { verdict.words };
+            return Ok(v1::ActionResponse { accepted: true, message, log_index: 0 });
+        }
+        // First: that somebody wanted it is in the stream even if it then does not come about.
+        let operator = Person { name: who.name, reason };
+        let said = self.act(Command::ReplicasOrdered { order: order.clone(), operator }, false).await?;
+        if !said.accepted {
+            return Ok(said);
+        }
+        self.members.carry_out(&self.core, &order, until).await
     }
 
     async fn epoch_of(&self, host: &HostId) -> Result<Epoch, Status> {
@@ -270,6 +303,9 @@ impl Operator for OperatorService {
 
     async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {
         let (_, message) = on_leader!(self, request, Role::Viewer, list_vms);
+        if !message.host.is_empty() {
+            self.epoch_of(&host_id(&message.host)?).await?;
+        }
         let vms = self
             .read(move |view| {
                 let ledger = view.controller.ledger();
@@ -360,50 +396,8 @@ impl Operator for OperatorService {
     ) -> Answer<Self::StreamEventsStream> {
         // Every replica has the same events with the same numbers: no need to bother the leader.
         need(&who(&request)?, Role::Viewer)?;
-        let message = request.into_inner();
-        let (sender, receiver) = mpsc::channel(256);
-        let (core, mut pulse) = (self.core.clone(), self.pulse.clone());
-        tokio::spawn(async move {
-            let mut next = EventSeq(message.from_seq.max(1));
-            let mut left = if message.limit == 0 { u64::MAX } else { message.limit };
-            loop {
-                let head = pulse.borrow_and_update().head;
-                let from = next;
-                let Ok(records) = core.ask(move |view| records_from(view, from)).await else { return };
-                let oldest = records.first().map(|record| record.seq);
-                if oldest.is_some_and(|oldest| oldest > next.0) && message.from_seq > 0 {
-                    let text = format!(
-                        "events {next} to {} are not retained here any more; the stream goes on behind that gap",
-                        oldest.unwrap_or(0).saturating_sub(1)
-                    );
-                    if sender.send(Err(Status::out_of_range(text))).await.is_err() {
-                        return;
-                    }
-                    return;
-                }
-                let empty = records.is_empty();
-                for record in records {
-                    next = EventSeq(record.seq.saturating_add(1));
-                    if sender.send(Ok(record)).await.is_err() {
-                        return;
-                    }
-                    left = left.saturating_sub(1);
-                    if left == 0 {
-                        return;
-                    }
-                }
-                if empty || next > head {
-                    if !message.follow {
-                        return;
-                    }
-                    tokio::select! {
-                        changed = pulse.changed() => if changed.is_err() { return },
-                        () = sender.closed() => return,
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let stream = events::stream(self.core.clone(), self.pulse.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn plan_fail_host(&self, request: Request<v1::PlanFailHostRequest>) -> Answer<v1::Plan> {
@@ -545,31 +539,19 @@ impl Operator for OperatorService {
     }
 
     async fn replica_change(&self, request: Request<v1::ReplicaChangeRequest>) -> Answer<v1::ActionResponse> {
-        let (_, message) = on_leader!(self, request, Role::Admin, replica_change);
-        self.members.change(&self.core, &message).await.map(Response::new)
+        let (who, message) = on_leader!(self, request, Role::Admin, replica_change);
+        let order = members::order(&message)?;
+        self.order(who, message.reason, order, message.dry_run).await.map(Response::new)
     }
 
     async fn transfer_leadership(
         &self,
         request: Request<v1::TransferLeadershipRequest>,
     ) -> Answer<v1::ActionResponse> {
-        let (_, message) = on_leader!(self, request, Role::Operator, transfer_leadership);
-        self.members.transfer(&self.core, &message).await.map(Response::new)
+        let (who, message) = on_leader!(self, request, Role::Operator, transfer_leadership);
+        let order = ReplicaOrder::Lead { id: ReplicaId(message.to) };
+        self.order(who, message.reason, order, message.dry_run).await.map(Response::new)
     }
-}
-
-fn records_from(view: &View<'_>, from: EventSeq) -> Vec<v1::EventRecord> {
-    view.controller
-        .ledger()
-        .events()
-        .since(from)
-        .take(512)
-        .map(|event| v1::EventRecord {
-            seq: event.seq.0,
-            json: serde_json::to_string(event).unwrap_or_default(),
-            hash: event.hash.clone(),
-        })
-        .collect()
 }
 
 fn applied(answer: v1::ActionResponse, version: u64, dry_run: bool, diff: Vec<String>) -> v1::ApplyResponse {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -70,24 +71,58 @@ async fn assert_same_stream(rig: &Rig, replicas: &[u64]) {
 #[tokio::test]
 async fn a_replica_is_added_and_another_removed_while_the_cluster_works() {
     let mut rig = Rig::small().await;
+    // Nobody is there, or somebody else: whatever is typed, however often, those who vote stay able to decide.
+    for address in ["127.0.0.1:1", "nonsense", "127.0.0.1:0", &rig.cluster.ports()[1].peers.to_string()] {
+        for dry_run in [&["--dry-run"][..], &[]] {
+            let add = [&["replica", "add", "7", "--address", address][..], dry_run].concat();
+            let told = rig.defib_list(&add).await.failed(1);
+            assert!(
+                ["nobody can be reached at", "is no address", "is the peer address of r2"]
+                    .iter()
+                    .any(|why| told.contains(why)),
+                "{told}"
+            );
+        }
+    }
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stranger = stranger.local_addr().unwrap().to_string();
+    let told = rig.defib(["replica", "add", "7", "--address", &stranger]).await.failed(1);
+    assert!(told.contains("r7 learns, but does not vote yet: it has taken nothing"), "{told}");
+    wait_for_voters(&rig, &[1, 2, 3]).await;
+    rig.defib(["replica", "remove", "7", "--reason", "never came up"]).await.done();
+    assert!(!rig.defib(["replica", "list"]).await.done().contains("learner"));
     let own = rig.cluster.new_replica(4).unwrap();
     // As docs/operations/replicas.md says: into every file first, then in.
     restart_all(&mut rig, &[1, 2, 3]).await;
     settle(&rig).await;
     assert_same_stream(&rig, &[1, 2, 3]).await;
     let address = own.peers.to_string();
-    let add = ["replica", "add", "4", "--address", &address];
-    let told = rig.defib(add).await.done();
-    assert!(told.contains("r4 votes once a majority"), "{told}");
+    let add = ["replica", "add", "4", "--address", &address, "--reason", "room for a loss"];
+    let told = rig.json(&add).await;
+    // It was waited for: by now it votes, and the answer says where that stands.
+    assert!(told["message"].as_str().unwrap().contains("r4 votes"), "{told}");
+    assert!(told["log_index"].as_u64().unwrap() > 0, "{told}");
+    let listed = rig.json(&["replica", "list"]).await;
+    assert!(listed.as_array().unwrap().iter().any(|one| one["id"] == 4 && one["voter"] == true), "{listed}");
     wait_for_voters(&rig, &[1, 2, 3, 4]).await;
     assert!(rig.defib(add).await.failed(1).contains("r4 is a replica already"));
     settle(&rig).await;
     assert_same_stream(&rig, &[1, 2, 3, 4]).await;
 
     // Two of four may not be lost, so the fourth stands for the first from here on.
-    rig.defib(["replica", "remove", "1"]).await.done();
+    rig.defib(["replica", "remove", "1", "--reason", "an odd number"]).await.done();
     wait_for_voters(&rig, &[2, 3, 4]).await;
     rig.cluster.kill_replica(1);
+    let acted = rig.acted().await;
+    for (action, reason) in [
+        (format!("adds replica r7 at {stranger}"), ""),
+        ("removes replica r7".to_owned(), "never came up"),
+        (format!("adds replica r4 at {address}"), "room for a loss"),
+        ("removes replica r1".to_owned(), "an odd number"),
+    ] {
+        let wanted = ("demo".to_owned(), action, reason.to_owned());
+        assert!(acted.contains(&wanted), "{wanted:?} is not in {acted:?}");
+    }
     settle(&rig).await;
     rig.cluster.kill_replica(2);
     let mut follower = rig.cluster.follow();
@@ -98,6 +133,11 @@ async fn a_replica_is_added_and_another_removed_while_the_cluster_works() {
     })
     .await
     .unwrap();
+    // One of the two would be left of two voters, and the other is dead.
+    let told = rig.defib(["replica", "remove", "3"]).await.failed(1);
+    assert!(told.contains("Not heard: r2") && told.contains("decisions need 2"), "{told}");
+    let told = rig.defib(["replica", "transfer", "2"]).await.failed(1);
+    assert!(told.contains("r2 can't be heard"), "{told}");
     // A host dies meanwhile: the new replica's ears and vote count.
     power_cut(&rig.cluster, &mut follower, "h1", AMPLE).await.unwrap();
     rig.cluster.restart_replica(2).unwrap();
@@ -155,7 +195,7 @@ async fn a_replica_whose_log_is_damaged_in_the_middle_never_guesses_and_is_rebui
     restart_all(&mut rig, &[1, 2]).await;
     let address = own.peers.to_string();
     let told = rig.defib(["replica", "replace", "3", "--by", "4", "--address", &address]).await.done();
-    assert!(told.contains("r4 takes the place of r3"), "{told}");
+    assert!(told.contains("r4 votes in the place of r3"), "{told}");
     wait_for_voters(&rig, &[1, 2, 4]).await;
     settle(&rig).await;
     assert_same_stream(&rig, &[1, 2, 4]).await;

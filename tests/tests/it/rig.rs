@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
-use defib_model::{Event, Millis, Policy};
+use defib_model::{Event, EventKind, Millis, Policy};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -169,6 +169,15 @@ impl Rig {
     pub(crate) async fn events(&self) -> Vec<Event> {
         let out = self.defib(["--output", "json", "events"]).await.done();
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// What operators did, as the stream tells it: who, what and why.
+    pub(crate) async fn acted(&self) -> Vec<(String, String, String)> {
+        let acted = |event: Event| match event.kind {
+            EventKind::OperatorActed { operator, action } => Some((operator.name, action, operator.reason)),
+            _ => None,
+        };
+        self.events().await.into_iter().filter_map(acted).collect()
     }
 
     /// Prints what hosts and replicas tell, for whoever must find out why a test failed.

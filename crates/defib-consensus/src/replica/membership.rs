@@ -102,8 +102,8 @@ impl MembershipChange {
         ];
         let mut change = ConfChangeV2::default();
         if !self.add_voters.is_empty() || !self.remove.is_empty() {
-            // Joint for a single voter as well: Raft would change it at once, which is safe, but then there are two ways
-            // to go wrong, and the rarer one is the less tried.
+            // Joint for a single voter as well: Raft would change it at once, which is safe, but then there are two
+            // ways to go wrong, and the rarer one is the less tried.
             change.set_transition(ConfChangeTransition::Implicit);
         }
         for (kind, replicas) in kinds {

@@ -5,7 +5,7 @@ use alloc::{collections::VecDeque, string::String};
 use defib_model::{ClusterTime, Event, EventKind, EventSeq, LogIndex, RecoveryId, UnixMillis, chain};
 use serde::{Deserialize, Serialize};
 
-/// How many events a replica keeps at hand for readers. Older ones are announced as an explicit gap.
+/// How many events a replica keeps at hand for readers. Who is due an older one is told which are gone.
 pub const EVENTS_RETAINED: usize = 8192;
 
 /// The end of the event stream.
