@@ -91,6 +91,12 @@ impl Store {
         Ok(Self { directory: directory.to_owned() })
     }
 
+    /// A store in `directory` that only reads: it makes nothing.
+    #[must_use]
+    pub fn look(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
     fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }

@@ -48,6 +48,7 @@ pub fn serve(run_dir: &Path) -> io::Result<mpsc::Receiver<(Wish, UnixStream)>> {
                 Ok(Ok(length)) => match word.get(..length).map(<[u8]>::trim_ascii) {
                     Some(b"restart") => Wish::Restart,
                     Some(b"shutdown") => Wish::Shutdown,
+                    Some(b"") => continue,
                     _ => {
                         let _ = stream.write_all(b"say restart or shutdown\n").await;
                         continue;
@@ -63,15 +64,32 @@ pub fn serve(run_dir: &Path) -> io::Result<mpsc::Receiver<(Wish, UnixStream)>> {
     Ok(receiver)
 }
 
+fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(path).map_err(|error| {
+        io::Error::new(error.kind(), format!("{}: {error}; does the agent run, and as whom?", path.display()))
+    })
+}
+
+/// What [`ask`] would have the running agent do. Changes nothing.
+///
+/// # Errors
+/// When no agent runs.
+pub fn rehearse(run_dir: &Path, wish: Wish) -> io::Result<String> {
+    // A connection that says nothing is forgotten.
+    drop(connect(&path(run_dir))?);
+    Ok(match wish {
+        Wish::Restart => "dry run: the replicas would expect a silence; VMs would run on",
+        Wish::Shutdown => "dry run: all VMs of this host would be stopped, and the replicas would know",
+    }
+    .into())
+}
+
 /// Asks the running agent and waits for its answer.
 ///
 /// # Errors
 /// When no agent runs, or it does not answer.
 pub fn ask(run_dir: &Path, wish: Wish) -> io::Result<String> {
-    let path = path(run_dir);
-    let mut stream = std::os::unix::net::UnixStream::connect(&path).map_err(|error| {
-        io::Error::new(error.kind(), format!("{}: {error}; does the agent run, and as whom?", path.display()))
-    })?;
+    let mut stream = connect(&path(run_dir))?;
     stream.write_all(match wish {
         Wish::Restart => b"restart\n",
         Wish::Shutdown => b"shutdown\n",

@@ -9,7 +9,7 @@ use defib_agent::{
     local::{self, Wish},
     run,
 };
-use defib_process::{exit_code, install_cryptography, stop_signal};
+use defib_process::{exit_code, install_cryptography, say, stop_signal};
 
 /// Defib's agent on a host.
 #[derive(Debug, Parser)]
@@ -38,6 +38,9 @@ enum What {
         /// The directory for key, certificate and authority; made if missing.
         #[arg(long)]
         out: PathBuf,
+        /// Only say what would be done: asks nobody, and does not use the token up.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Tells the replicas, through the running agent, that this host will be silent.
     Goodbye {
@@ -47,6 +50,9 @@ enum What {
         /// Only the agent restarts: VMs run on.
         #[arg(long)]
         restart: bool,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -69,23 +75,31 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Some(What::CheckConfig) => {
             for note in run::check(&Config::read(&arguments.config)?)? {
-                println!("{note}");
+                say(&note);
             }
-            println!("{}: good", arguments.config.display());
+            say(&format!("{}: good", arguments.config.display()));
             Ok(())
         }
         Some(What::PrintConfig) => {
-            println!("{}", serde_saphyr::to_string(&Config::read(&arguments.config)?)?);
+            say(&serde_saphyr::to_string(&Config::read(&arguments.config)?)?);
             Ok(())
         }
-        Some(What::Join { token_file, out }) => {
-            println!("{}", runtime()?.block_on(join::join(token_file, out))?);
+        Some(What::Join { token_file, out, dry_run }) => {
+            say(&if *dry_run {
+                join::rehearse(token_file, out)?
+            } else {
+                runtime()?.block_on(join::join(token_file, out))?
+            });
             Ok(())
         }
-        Some(What::Goodbye { shutdown, .. }) => {
+        Some(What::Goodbye { shutdown, dry_run, .. }) => {
             let config = Config::read(&arguments.config)?;
             let wish = if *shutdown { Wish::Shutdown } else { Wish::Restart };
-            println!("{}", local::ask(&config.run_dir, wish)?);
+            say(&if *dry_run {
+                local::rehearse(&config.run_dir, wish)?
+            } else {
+                local::ask(&config.run_dir, wish)?
+            });
             Ok(())
         }
     }

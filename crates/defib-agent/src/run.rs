@@ -58,15 +58,16 @@ fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterN
     Ok((credentials, host, cluster))
 }
 
-/// Checks everything that can be checked without starting.
+/// Checks everything that can be checked without starting. Changes nothing.
 ///
 /// # Errors
 /// What is wrong and what to do.
 pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     let (credentials, _, _) = credentials(config)?;
     let boot = read_boot(&config.boot_id_file)?;
-    let store = Store::open(&config.state_dir)?;
-    let known = store.read()?.map_or_else(|| "nothing".into(), |durable| format!("epoch {}", durable.epoch));
+    let known = Store::look(&config.state_dir)
+        .read()?
+        .map_or_else(|| "nothing".into(), |durable| format!("epoch {}", durable.epoch));
     Ok(vec![
         format!("certificate: {}", credentials.identity()),
         format!("boot: {boot}"),

@@ -15,7 +15,7 @@ use crate::{cluster::Failure, output::Output};
 
 const EXIT_CODES: &str =
     "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers or none leads,
-4 not found, 5 verification failed";
+4 not found, 5 the event stream is not whole";
 
 /// Operates a cluster of Defib.
 #[derive(Debug, Parser)]
@@ -97,12 +97,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "defib", &mut std::io::stdout());
+            // Into memory first: the generator panics when a reader goes away.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "defib", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
-        Command::Pki(command) => pki::run(command),
+        Command::Pki(command) => pki::run(command, cli.output),
         Command::Bmc(command) => runtime()?.block_on(bmc::run(command, cli.output)),
-        Command::Events(arguments) if arguments.verifies_file() => commands::verify_file(&arguments),
+        Command::Events(arguments) if arguments.verifies_file() => {
+            commands::verify_file(&arguments, cli.output)
+        }
         command => {
             let runtime = runtime()?;
             let config = files::Config::load(&cli.config)?;

@@ -1,9 +1,8 @@
 //! Tables for people, JSON for programs.
 
-use std::io::Write as _;
-
 use clap::ValueEnum;
 use comfy_table::{Table, presets::NOTHING};
+pub(crate) use defib_process::say as line;
 use serde_json::Value;
 
 /// How to print.
@@ -15,16 +14,17 @@ pub(crate) enum Output {
     Json,
 }
 
-/// Prints a line. A reader that went away wants no more.
-pub(crate) fn line(text: &str) {
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(0);
-    }
-}
-
 /// Prints JSON.
 pub(crate) fn json(value: &Value) {
     line(&serde_json::to_string_pretty(value).unwrap_or_default());
+}
+
+/// Prints what was or would be done, the same for people and for programs.
+pub(crate) fn told(message: &str, output: Output) {
+    match output {
+        Output::Table => line(message),
+        Output::Json => json(&serde_json::json!({"message": message})),
+    }
 }
 
 /// Columns without borders.

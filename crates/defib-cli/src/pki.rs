@@ -3,9 +3,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
-use defib_pki::{ClusterAuthority, ClusterName, PeerIdentity};
+use defib_pki::{ClusterAuthority, ClusterName, PeerIdentity, PkiError};
 
-use crate::{cluster::Failure, output::line};
+use serde_json::json;
+
+use crate::{
+    cluster::Failure,
+    output::{Output, json, line, told},
+};
 
 /// One command.
 #[derive(Debug, Subcommand)]
@@ -18,6 +23,9 @@ pub(crate) enum PkiCommand {
         /// The cluster's name.
         #[arg(long)]
         cluster: String,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Makes a key and its certificate.
     Issue(Issue),
@@ -52,6 +60,9 @@ pub(crate) struct Issue {
     /// How long it holds.
     #[arg(long, default_value = "365d", value_parser = humantime::parse_duration)]
     validity: Duration,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// For whom.
@@ -70,10 +81,21 @@ pub(crate) struct Token {
     /// Join address of a replica; may be given several times.
     #[arg(long, required = true)]
     replica: Vec<String>,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
 }
 
-fn failed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Refused(error.to_string())
+/// With its cause, and what to do.
+fn failed(error: &PkiError) -> Failure {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    match error {
+        PkiError::Read { .. } => Failure::Usage(format!(
+            "{error}{cause}; is the path right, and may you read it? An authority's directory is made by: defib pki init"
+        )),
+        PkiError::BadFile { .. } | PkiError::Invalid { .. } => Failure::Usage(format!("{error}{cause}")),
+        _ => Failure::Refused(format!("{error}{cause}")),
+    }
 }
 
 fn identity(kind: &str, name: &str, role: Option<&str>) -> Result<PeerIdentity, Failure> {
@@ -83,7 +105,7 @@ fn identity(kind: &str, name: &str, role: Option<&str>) -> Result<PeerIdentity, 
         (_, Some(_)) => return Err(Failure::Usage("only an operator has a --role".into())),
         (kind, None) => format!("{kind}/{name}"),
     };
-    text.parse().map_err(|error: defib_pki::PkiError| Failure::Usage(error.to_string()))
+    text.parse().map_err(|error| failed(&error))
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
@@ -92,12 +114,23 @@ fn now() -> std::time::SystemTime {
 }
 
 /// Does it.
-pub(crate) fn run(command: PkiCommand) -> Result<(), Failure> {
+pub(crate) fn run(command: PkiCommand, output: Output) -> Result<(), Failure> {
     match command {
-        PkiCommand::Init { dir, cluster } => {
-            let cluster = ClusterName::new(&cluster).map_err(|error| Failure::Usage(error.to_string()))?;
+        PkiCommand::Init { dir, cluster, dry_run } => {
+            let cluster = ClusterName::new(&cluster).map_err(|error| failed(&error))?;
+            let shown = dir.display();
+            if dry_run {
+                defib_pki::check_vacant(&dir).map_err(|error| failed(&error))?;
+                told(&format!("dry run: the authority of {cluster} would be made in {shown}"), output);
+                return Ok(());
+            }
             let authority = defib_pki::init(&dir, &cluster, now()).map_err(|error| failed(&error))?;
-            line(&format!("authority of {cluster} in {}, pin {}", dir.display(), authority.pin()));
+            let pin = authority.pin().to_string();
+            if output == Output::Json {
+                json(&json!({"cluster": cluster.to_string(), "dir": dir, "pin": pin}));
+                return Ok(());
+            }
+            line(&format!("authority of {cluster} in {shown}, pin {pin}"));
             line("its private key decides who belongs to the cluster: keep it where only you can read it");
         }
         PkiCommand::Issue(issue) => {
@@ -106,8 +139,18 @@ pub(crate) fn run(command: PkiCommand) -> Result<(), Failure> {
             let issued = authority
                 .issue(&identity, &issue.address, issue.validity, now())
                 .map_err(|error| failed(&error))?;
-            issued.write_new(&issue.out).map_err(|error| failed(&error))?;
-            line(&format!("{identity}: key and certificate in {}", issue.out.display()));
+            let shown = issue.out.display();
+            if issue.dry_run {
+                defib_pki::Issued::check_new(&issue.out).map_err(|error| failed(&error))?;
+                told(&format!("dry run: {identity}: key and certificate would be in {shown}"), output);
+                return Ok(());
+            }
+            let files = issued.write_new(&issue.out).map_err(|error| failed(&error))?;
+            match output {
+                Output::Table => line(&format!("{identity}: key and certificate in {shown}")),
+                Output::Json => json(&json!({"identity": identity.to_string(),
+                    "certificate": files.certificate, "key": files.key, "authority": files.authority})),
+            }
         }
         PkiCommand::Token(token) => {
             let identity = identity(&token.kind, &token.name, None)?;
@@ -115,13 +158,29 @@ pub(crate) fn run(command: PkiCommand) -> Result<(), Failure> {
             let minted = authority
                 .mint_token(&identity, token.ttl, &token.replica, now())
                 .map_err(|error| failed(&error))?;
-            line(minted.expose());
+            if token.dry_run {
+                let ttl = humantime::format_duration(token.ttl);
+                told(&format!("dry run: a token would let {identity} join once, within {ttl}"), output);
+                return Ok(());
+            }
+            match output {
+                Output::Table => line(minted.expose()),
+                Output::Json => {
+                    json(&json!({"identity": identity.to_string(), "token": minted.expose()}));
+                }
+            }
         }
         PkiCommand::Show { certificate } => {
             let info = defib_pki::inspect_certificate(&certificate).map_err(|error| failed(&error))?;
+            let days = info.expires_in(now()).map(|left| left.as_secs() / 86_400);
+            if output == Output::Json {
+                json(&json!({"file": certificate, "subject": info.subject, "fingerprint": info.fingerprint,
+                    "expired": days.is_none(), "expires_in_days": days}));
+                return Ok(());
+            }
             line(&format!("{}: {}", certificate.display(), info.subject));
-            match info.expires_in(now()) {
-                Some(left) => line(&format!("expires in {} days", left.as_secs() / 86_400)),
+            match days {
+                Some(days) => line(&format!("expires in {days} days")),
                 None => line("EXPIRED: issue a new one with: defib pki issue"),
             }
         }

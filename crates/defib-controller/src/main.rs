@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use defib_controller::{config::Config, run};
-use defib_process::{exit_code, install_cryptography, stop_signal};
+use defib_process::{exit_code, install_cryptography, say, stop_signal};
 
 /// One replica of the Defib controller.
 #[derive(Debug, Parser)]
@@ -44,13 +44,13 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Some(What::CheckConfig) => {
             for note in run::check(&config)? {
-                println!("{note}");
+                say(&note);
             }
-            println!("{}: good", arguments.config.display());
+            say(&format!("{}: good", arguments.config.display()));
             Ok(())
         }
         Some(What::PrintConfig) => {
-            println!("{}", serde_saphyr::to_string(&config)?);
+            say(&serde_saphyr::to_string(&config)?);
             Ok(())
         }
     }

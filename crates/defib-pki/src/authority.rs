@@ -77,13 +77,22 @@ impl Issued {
     /// # Errors
     /// When one of certificate and key exists, or can't be written.
     pub fn write_new(&self, directory: &Path) -> Result<TlsFiles, PkiError> {
+        let paths = Self::check_new(directory)?;
+        self.write(directory, paths, Existing::Refuse)
+    }
+
+    /// Whether [`Self::write_new`] would find neither certificate nor key there. Changes nothing.
+    ///
+    /// # Errors
+    /// When one of them exists.
+    pub fn check_new(directory: &Path) -> Result<TlsFiles, PkiError> {
         let paths = TlsFiles::in_directory(directory);
         for path in [&paths.key, &paths.certificate] {
             if path.exists() {
                 return Err(PkiError::FileExists { path: path.clone() });
             }
         }
-        self.write(directory, paths, Existing::Refuse)
+        Ok(paths)
     }
 
     /// The same, replacing what is there: a renewal. Each file is replaced whole, the key first.
@@ -131,18 +140,8 @@ impl fmt::Debug for ClusterAuthority {
 /// [`PkiError::AlreadyExists`] when something is in the directory.
 pub fn init(directory: &Path, cluster: &ClusterName, now: SystemTime) -> Result<ClusterAuthority, PkiError> {
     let failed = |source| PkiError::Write { path: directory.to_path_buf(), source };
-    let target = absolute(directory).map_err(failed)?;
     let occupied = || PkiError::AlreadyExists { path: directory.to_path_buf() };
-    match fs::read_dir(&target) {
-        Ok(mut entries) => {
-            if entries.next().is_some() {
-                return Err(occupied());
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(occupied()),
-        Err(error) => return Err(failed(error)),
-    }
+    let target = check_vacant(directory)?;
 
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|error| PkiError::crypto("creating the authority's key", error))?;
@@ -179,6 +178,27 @@ pub fn init(directory: &Path, cluster: &ClusterName, now: SystemTime) -> Result<
     }
     staged?;
     ClusterAuthority::load(directory)
+}
+
+/// Whether [`init`] would find a directory that does not exist or is empty; answers its path. Changes nothing.
+///
+/// # Errors
+/// [`PkiError::AlreadyExists`] when something is in the directory.
+pub fn check_vacant(directory: &Path) -> Result<PathBuf, PkiError> {
+    let failed = |source| PkiError::Write { path: directory.to_path_buf(), source };
+    let occupied = || PkiError::AlreadyExists { path: directory.to_path_buf() };
+    let target = absolute(directory).map_err(failed)?;
+    match fs::read_dir(&target) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                return Err(occupied());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(occupied()),
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(target)
 }
 
 /// A path that has a name and a parent, so that a directory can be put in its place.

@@ -21,7 +21,7 @@ mod token;
 
 pub use authority::{
     AUTHORITY_CERTIFICATE_FILE, AUTHORITY_KEY_FILE, AUTHORITY_VALIDITY, ClusterAuthority, Issued,
-    JOIN_KEY_FILE, default_validity, init,
+    JOIN_KEY_FILE, check_vacant, default_validity, init,
 };
 pub use certificate::{
     CertificateInfo, SpkiPin, check_certificate, fingerprint, inspect_certificate, peer_identity_from_der,

@@ -32,6 +32,13 @@ pub fn exit_code<T: Termination, E: Display>(program: &str, result: Result<T, E>
     }
 }
 
+/// Prints a line on standard output. A reader that went away wants no more: then the process ends, well.
+pub fn say(text: &str) {
+    if writeln!(io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
 /// Listens for SIGTERM and SIGINT from now on; what it returns resolves with the first of them.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use defib_lab::cluster::{Process, Program, wait_until};
-use defib_model::EventKind;
+use defib_model::{Event, EventKind};
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -301,6 +301,20 @@ async fn an_event_file_that_was_cut_or_changed_is_not_whole_and_the_line_is_name
     };
     let told = verify(&whole).await.done();
     assert!(told.contains(&format!("up to event {}", lines.len())), "{told}");
+    // At the end of a line, only a later event can tell.
+    let status = rig.json(&["status"]).await;
+    let newest: Event = serde_json::from_str(lines[lines.len() - 1]).unwrap();
+    assert!(status["event_seq"].as_u64().unwrap() >= newest.seq.0, "{status}");
+    let head = format!("{}:{}", newest.seq, newest.hash);
+    let reach = async |text: &str| {
+        let file = rig.write("events.json", text);
+        run("defib", ["events", "verify", "--head", &head, "--from", file.to_str().unwrap()]).await
+    };
+    let cut = lines[..lines.len() - 1].join("\n") + "\n";
+    verify(&cut).await.done();
+    let told = reach(&cut).await.failed(5);
+    assert!(told.contains(&format!("ends before event {}", newest.seq)), "{told}");
+    reach(&whole).await.done();
     // In the middle of a line: half of the file is gone.
     let half = whole.len() / 2;
     let half = half + usize::from(whole.as_bytes()[half - 1] == b'\n');

@@ -73,10 +73,13 @@ const CHANGES: &[&[&str]] = &[
     &["inventory", "apply", "INVENTORY"],
     &["pause"],
     &["resume"],
-    &["replica", "add", "4", "--address", "127.0.0.1:1"],
+    &["replica", "add", "4", "--address", "REACHED"],
     &["replica", "remove", "1"],
-    &["replica", "replace", "1", "--by", "4", "--address", "127.0.0.1:1"],
+    &["replica", "replace", "1", "--by", "4", "--address", "REACHED"],
     &["replica", "transfer", "FOLLOWER"],
+    &["pki", "init", "--dir", "NEW", "--cluster", "other"],
+    &["pki", "issue", "operator", "eve", "--role", "viewer", "--dir", "PKI", "--out", "NEW"],
+    &["pki", "token", "host", "h9", "--dir", "PKI", "--replica", "127.0.0.1:7443"],
 ];
 
 /// Tested apart: they need a host that is not heard, a stream, no cluster, or print no table.
@@ -117,6 +120,10 @@ async fn filled(rig: &Rig, arguments: &[&str]) -> Vec<String> {
         "POLICY" => rig.path("other-policy.yaml").display().to_string(),
         "INVENTORY" => rig.path("other-inventory.yaml").display().to_string(),
         "FOLLOWER" => follower.clone(),
+        // A port that somebody listens at, and that is no replica's for peers.
+        "REACHED" => rig.cluster.ports()[0].control.to_string(),
+        "PKI" => rig.path("pki").display().to_string(),
+        "NEW" => rig.path("new").display().to_string(),
         word => word.to_owned(),
     };
     arguments.iter().map(fill).collect()
@@ -162,6 +169,31 @@ async fn what_only_looks_answers_as_a_table_and_as_json_and_a_dry_run_changes_no
         }
     }
 
+    let config = rig.path("replica-1/replica.yaml").display().to_string();
+    for arguments in [&["--config", &config, "print-config"][..], &["--config", &config, "check-config"]] {
+        read_by_nobody("defibd", arguments).await;
+    }
+    // What a table shows, the JSON has too.
+    for (arguments, pointers) in [
+        (&["status"][..], &["/brakes", "/hosts/quarantined", "/vms/unprotected", "/event_hash"][..]),
+        (&["host", "list"], &["/0/opinions/0/opinion", "/0/opinions/2/replica", "/0/vms"]),
+        (&["host", "show", "h1"], &["/opinions/0/silent_ms", "/fencing/0"]),
+        (&["replica", "list"], &["/0/matched", "/0/voter"]),
+        (&["events", "verify"], &["/last", "/hash"]),
+        (&["pki", "show", "CERTIFICATE"], &["/subject", "/expires_in_days"]),
+    ] {
+        let certificate = rig.path("operator/tls.crt").display().to_string();
+        let fill = |word: &&'static str| {
+            if *word == "CERTIFICATE" { certificate.clone() } else { (*word).to_owned() }
+        };
+        let arguments: Vec<String> = arguments.iter().map(fill).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let json = rig.json(&arguments).await;
+        for pointer in pointers {
+            assert!(json.pointer(pointer).is_some(), "{arguments:?}: no {pointer} in {json}");
+        }
+    }
+
     let state = async || {
         let status = rig.json(&["status"]).await;
         let members = rig.json(&["replica", "list"]).await;
@@ -185,7 +217,11 @@ async fn what_only_looks_answers_as_a_table_and_as_json_and_a_dry_run_changes_no
         all.extend(&arguments);
         serde_json::from_str::<Value>(&rig.defib_list(&all).await.done()).unwrap();
         assert_eq!(state().await, before, "{arguments:?}");
+        assert!(!rig.path("new").exists(), "{arguments:?}");
     }
+    let leader = before.2.to_string();
+    let told = rig.defib(["replica", "transfer", &leader]).await.done();
+    assert_eq!(told.trim(), format!("r{leader} leads already"));
     // A dry run of what would be refused is refused.
     let told = rig.defib(["host", "confirm-dead", "h2", "--dry-run"]).await.failed(1);
     assert!(told.contains("host h2 is heard"), "{told}");
@@ -243,31 +279,21 @@ async fn any_replica_takes_any_command_and_what_an_operator_did_is_in_the_stream
     assert!(rig.defib(["policy", "diff", &policy]).await.done().contains("nothing differs"));
     let told = rig.defib(["policy", "apply", &policy, "--expected-version", "1"]).await.failed(1);
     assert!(told.contains("version 2 is in force, not 1"), "{told}");
-    let acted: Vec<(String, String)> = rig
-        .events()
-        .await
-        .into_iter()
-        .filter_map(|event| match event.kind {
-            EventKind::OperatorActed { operator, .. } => Some((operator.name, operator.reason)),
-            _ => None,
-        })
-        .collect();
+    let acted: Vec<(String, String)> =
+        rig.acted().await.into_iter().map(|(who, _, reason)| (who, reason)).collect();
     for id in 1..=3 {
         let wanted = ("demo".to_owned(), format!("by way of r{id}"));
         assert!(acted.contains(&wanted), "{wanted:?} is not in {acted:?}");
     }
     assert!(acted.len() >= steps, "{acted:?}");
 
-    // The lead goes where an operator wants it.
+    // The lead goes where an operator wants it, and that is waited for.
     let to = follower(&rig).await;
-    rig.defib(["replica", "transfer", &to.to_string()]).await.done();
-    wait_until("the other one leads", AMPLE, || async {
-        let leader = rig.json(&["status"]).await["leader"].as_u64();
-        anyhow::ensure!(leader == Some(to), "{leader:?} leads, not {to}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let told = rig.defib(["replica", "transfer", &to.to_string(), "--reason", "r1 is patched"]).await.done();
+    assert_eq!(told.trim(), format!("r{to} leads"));
+    let wanted = ("demo".to_owned(), format!("hands the lead to replica r{to}"), "r1 is patched".to_owned());
+    let acted = rig.acted().await;
+    assert!(acted.contains(&wanted), "{wanted:?} is not in {acted:?}");
     rig.cluster.settle(AMPLE).await.unwrap();
     rig.assert_calm();
 }
@@ -326,6 +352,16 @@ async fn exit_codes_are_those_of_the_page() {
     assert!(told.contains("name a host"), "{told}");
     rig.defib(["no-such-command"]).await.failed(2);
     run("defib", ["--config", "/nowhere/operator.yaml", "status"]).await.failed(2);
+    for arguments in [
+        &["pki", "show", "/nowhere"][..],
+        &["pki", "token", "host", "h1", "--replica", "r1:1", "--dir", "/nowhere"],
+    ] {
+        let told = rig.defib_list(arguments).await.failed(2);
+        assert!(
+            told.contains("/nowhere") && told.contains("No such file") && told.contains("is the path right"),
+            "{told}"
+        );
+    }
     // 4: not there.
     for arguments in [
         &["host", "show", "h99"][..],
@@ -333,6 +369,7 @@ async fn exit_codes_are_those_of_the_page() {
         &["host", "confirm-dead", "h99", "--yes"],
         &["host", "lift-quarantine", "h99"],
         &["vm", "show", "no-such-vm"],
+        &["vm", "list", "--host", "h99"],
         &["recovery", "explain", "99"],
         &["recovery", "explain", "h1"],
         &["plan", "fail-host", "h99"],
@@ -372,6 +409,10 @@ async fn exit_codes_are_those_of_the_page() {
     rig.defib(["pause"]).await.failed(3);
     // What every replica has can be read still.
     rig.defib(["events", "verify"]).await.done();
+    // 5: it ends before what should be in it.
+    let head = format!("999999:{}", "0".repeat(64));
+    let told = rig.defib(["events", "verify", "--head", &head]).await.failed(5);
+    assert!(told.contains("ends before event 999999"), "{told}");
     rig.cluster.kill_replica(3);
     let told = rig.defib(["status"]).await.failed(3);
     for id in 1..=3 {
@@ -379,6 +420,20 @@ async fn exit_codes_are_those_of_the_page() {
     }
     crate::rig::assert_no_panic(rig.cluster.directory());
 }
+
+/// Whoever reads only the beginning ends the program, not its manners.
+async fn read_by_nobody(name: &str, arguments: &[&str]) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(program(name));
+    command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).kill_on_drop(true);
+    let output = timeout(AMPLE, command.spawn().unwrap().wait_with_output()).await.unwrap().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.is_empty(), "{name}: {:?} {told}", output.status);
+}
+
+const AGENT: &str = "cluster: x\nhost: h1\ntls: { certificate: a, key: b, authority: c }\nstate-dir: STATE\n\
+                     replicas:\n  - { id: 1, address: \"127.0.0.1:1\" }\nneighbour: { listen: \"127.0.0.1:2\" }\n";
 
 #[tokio::test]
 async fn completions_name_the_commands_and_keys_are_private() {
@@ -388,13 +443,18 @@ async fn completions_name_the_commands_and_keys_are_private() {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
+    let work = tempfile::tempdir().unwrap();
+    let config = work.path().join("agent.yaml");
+    fs::write(&config, AGENT.replace("STATE", &work.path().join("state").display().to_string())).unwrap();
+    let config = config.display().to_string();
+    read_by_nobody("defib", &["completions", "zsh"]).await;
+    read_by_nobody("defib-agent", &["--config", &config, "print-config"]).await;
     if Path::new("/bin/bash").exists() {
         let script = run("defib", ["completions", "bash"]).await.done();
         let mut bash = Command::new("/bin/bash");
         bash.args(["--norc", "-c", &format!("{script}\ncomplete -p defib")]);
         assert!(ended(bash).await.done().contains("defib"));
     }
-    let work = tempfile::tempdir().unwrap();
     let pki = work.path().join("pki").display().to_string();
     run("defib", ["pki", "init", "--dir", &pki, "--cluster", "x"]).await.done();
     let told = run("defib", ["pki", "init", "--dir", &pki, "--cluster", "x"]).await.failed(1);
@@ -412,5 +472,23 @@ async fn completions_name_the_commands_and_keys_are_private() {
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o077, 0, "{key}");
     }
     let token = ["pki", "token", "host", "h1", "--dir", &pki, "--replica", "127.0.0.1:7443"];
-    assert!(run("defib", token).await.done().len() > 40);
+    let token = run("defib", token).await.done();
+    assert!(token.len() > 40);
+    // The agent's own changes can be rehearsed too, and a check changes nothing.
+    let file = work.path().join("h1.token");
+    fs::write(&file, token).unwrap();
+    let (file, out) = (file.display().to_string(), work.path().join("h1").display().to_string());
+    let told = run("defib-agent", ["join", "--token-file", &file, "--out", &out, "--dry-run"]).await.done();
+    assert!(told.contains("dry run: host/h1 would join cluster x by one of 127.0.0.1:7443"), "{told}");
+    assert!(!Path::new(&out).exists());
+    run("defib", ["pki", "issue", "host", "h1", "--dir", &pki, "--out", &out]).await.done();
+    let text = AGENT
+        .replace(
+            "certificate: a, key: b, authority: c",
+            &format!("certificate: {out}/tls.crt, key: {out}/tls.key, authority: {out}/ca.crt"),
+        )
+        .replace("STATE", &work.path().join("state").display().to_string());
+    fs::write(&config, text).unwrap();
+    let told = run("defib-agent", ["--config", &config, "check-config"]).await.done();
+    assert!(told.contains("remembered: nothing") && !work.path().join("state").exists(), "{told}");
 }

@@ -217,6 +217,8 @@ async fn the_walk_through_works_as_it_is_written_with_three_replicas_and_two_age
     assert!(said.contains("used"), "{said}");
 
     // The host shuts down in the documented way: its VM is stopped first, and restarts on the other host.
+    let bye = walk.shell("defib-agent --config agent-2.yaml goodbye --shutdown --dry-run").await.done();
+    assert!(bye.contains("dry run: all VMs of this host would be stopped"), "{bye}");
     let bye = walk.shell("defib-agent --config agent-2.yaml goodbye --shutdown").await.done();
     assert!(bye.contains("all VMs are stopped"), "{bye}");
     walk.wait_for("defib vm show vm-1", &["running", "h1"]).await;

@@ -66,7 +66,7 @@ pub(crate) enum HostCommand {
 pub(crate) enum ReplicaCommand {
     /// All replicas.
     List,
-    /// Adds one that is running and empty.
+    /// Adds one that is running and empty: it learns, and votes once it has caught up.
     Add {
         /// Its number.
         id: u64,
@@ -76,14 +76,14 @@ pub(crate) enum ReplicaCommand {
         #[command(flatten)]
         change: Change,
     },
-    /// Removes one.
+    /// Removes one, unless too few living ones would be left.
     Remove {
         /// Its number.
         id: u64,
         #[command(flatten)]
         change: Change,
     },
-    /// Removes one and adds another in one step.
+    /// Removes one and puts another in its place, in one step, once the other has caught up.
     Replace {
         /// The old one.
         id: u64,
@@ -119,6 +119,8 @@ fn done(answer: v1::ActionResponse, output: Output) -> Result<(), Failure> {
 fn host_json(host: &v1::HostDetail) -> Value {
     json!({"id": host.id, "domain": host.domain.join("/"), "state": host.state, "epoch": host.epoch,
         "boot_id": host.boot_id, "recovery": host.recovery, "proof": host.proof, "why_not": host.why_not,
+        "opinions": host.opinions.iter().map(|one| json!({"replica": one.observer, "opinion": one.opinion,
+            "silent_ms": one.silent_ms})).collect::<Vec<_>>(),
         "watchdog_armed": host.watchdog_armed, "self_fence": host.self_fence, "connected": host.connected,
         "agent_version": host.agent_version, "fencing": host.fencing, "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
 }

@@ -6,12 +6,14 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use defib_model::{Event, chain::ChainVerifier};
+use defib_model::{Event, EventSeq, chain::ChainVerifier};
 use defib_wire::v1;
+use serde_json::json;
+use tonic::Code;
 
 use crate::{
     cluster::{Cluster, Failure},
-    output::{Output, line},
+    output::{Output, json, line},
 };
 
 /// Events.
@@ -38,13 +40,125 @@ enum EventsCommand {
         /// The file; `-` is the standard input. Without it the cluster is asked.
         #[arg(long)]
         from: Option<PathBuf>,
+        /// An event that must be in it, such as the newest one of `defib status`. Without it nobody can tell whether
+        /// the stream was cut behind some event.
+        #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_head)]
+        head: Option<Head>,
     },
+}
+
+/// A number and the hash that belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Head {
+    seq: EventSeq,
+    hash: String,
+}
+
+fn parse_head(text: &str) -> Result<Head, String> {
+    let wrong = || "write the number of an event, a colon and its hash of 64 digits".to_owned();
+    let (seq, hash) = text.split_once(':').ok_or_else(wrong)?;
+    let hash = hash.to_ascii_lowercase();
+    let seq = seq.parse().map(EventSeq).map_err(|_| wrong())?;
+    if hash.len() != 64 || !hash.chars().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    Ok(Head { seq, hash })
 }
 
 impl EventsArguments {
     /// Whether no cluster is needed.
     pub(crate) const fn verifies_file(&self) -> bool {
-        matches!(self.verify, Some(EventsCommand::Verify { from: Some(_) }))
+        matches!(self.verify, Some(EventsCommand::Verify { from: Some(_), .. }))
+    }
+}
+
+/// What is looked at while a stream is judged.
+#[derive(Debug)]
+struct Judge {
+    chain: ChainVerifier,
+    first: Option<EventSeq>,
+    head: Option<Head>,
+    met: bool,
+}
+
+impl Judge {
+    fn new(head: Option<Head>) -> Self {
+        Self { chain: ChainVerifier::new(), first: None, head, met: false }
+    }
+
+    fn take(&mut self, number: usize, text: &str) -> Result<(), String> {
+        self.chain.push_line(number, text).map_err(|error| error.to_string())?;
+        let Some((seq, hash)) = self.chain.last() else { return Ok(()) };
+        self.first.get_or_insert(seq);
+        if let Some(head) = self.head.as_ref().filter(|head| head.seq == seq) {
+            if head.hash != hash {
+                return Err(format!("event {seq} is another one: its hash is {hash}, not {}", head.hash));
+            }
+            self.met = true;
+        }
+        Ok(())
+    }
+
+    /// What is said at its end.
+    fn whole(self, output: Output) -> Result<(), Failure> {
+        let (Some(first), Some((seq, hash))) = (self.first, self.chain.last()) else {
+            return Err(Failure::NotWhole("there is no event".into()));
+        };
+        if let Some(head) = self.head.filter(|_| !self.met) {
+            let what = if head.seq < first { "begins behind" } else { "ends before" };
+            return Err(Failure::NotWhole(format!(
+                "the stream {what} event {}: it holds events {first} to {seq}",
+                head.seq
+            )));
+        }
+        if output == Output::Json {
+            json(
+                &json!({"whole": true, "first": first.0, "last": seq.0, "hash": hash, "reaches_head": self.met}),
+            );
+            return Ok(());
+        }
+        let begins = if first.0 == 1 {
+            String::new()
+        } else {
+            format!("; it begins with event {first}, not with the first")
+        };
+        line(&format!("the stream is whole up to event {seq}, hash {hash}{begins}"));
+        Ok(())
+    }
+}
+
+/// Prints a stream, and lets nothing pass unsaid that is missing or does not fit.
+#[derive(Debug)]
+struct Printer {
+    chain: ChainVerifier,
+    due: Option<u64>,
+    output: Output,
+}
+
+impl Printer {
+    fn take(&mut self, record: &v1::EventRecord) -> Result<(), Failure> {
+        if let Some(due) = self.due.filter(|due| *due != record.seq) {
+            return Err(Failure::NotWhole(if record.seq > due {
+                format!("events {due} to {} are missing", record.seq.saturating_sub(1))
+            } else {
+                format!("event {} came where event {due} is due", record.seq)
+            }));
+        }
+        self.due = Some(record.seq.saturating_add(1));
+        let event = serde_json::from_str::<Event>(&record.json);
+        let text = match (self.output, &event) {
+            (Output::Table, Ok(event)) => format!("{:>6}  {}", record.seq, event.kind),
+            (Output::Json, _) | (Output::Table, Err(_)) => record.json.clone(),
+        };
+        match event {
+            Ok(event) if serde_json::to_string(&event).is_ok_and(|text| text == record.json) => {
+                self.chain.push(&event).map_err(|error| Failure::NotWhole(error.to_string()))?;
+            }
+            // From a newer release: its hash can't be computed here, and what follows it not be judged by it.
+            Ok(_) | Err(_) => self.chain = ChainVerifier::new(),
+        }
+        line(&text);
+        Ok(())
     }
 }
 
@@ -54,10 +168,13 @@ pub(crate) async fn events(
     arguments: &EventsArguments,
     output: Output,
 ) -> Result<(), Failure> {
-    let mut chain = arguments.verify.is_some().then(ChainVerifier::new);
+    let verify = arguments.verify.as_ref();
+    let mut judge = verify.map(|EventsCommand::Verify { head, .. }| Judge::new(head.clone()));
+    let due = (arguments.from > 0).then_some(arguments.from);
+    let mut printer = Printer { chain: ChainVerifier::new(), due, output };
     let mut next = arguments.from;
     let mut left = arguments.limit;
-    let mut problems = Vec::new();
+    let (mut problems, mut gone) = (Vec::new(), None);
     for (id, client) in &cluster.replicas {
         let request = v1::StreamEventsRequest { from_seq: next, follow: arguments.follow, limit: left };
         let mut stream = match client.clone().stream_events(request).await {
@@ -70,7 +187,13 @@ pub(crate) async fn events(
         loop {
             match stream.message().await {
                 Ok(Some(record)) => {
-                    take(&record, chain.as_mut(), output)?;
+                    match &mut judge {
+                        Some(judge) => {
+                            let number = usize::try_from(record.seq).unwrap_or(usize::MAX);
+                            judge.take(number, &record.json).map_err(Failure::NotWhole)?;
+                        }
+                        None => printer.take(&record)?,
+                    }
                     next = record.seq.saturating_add(1);
                     if arguments.limit != 0 {
                         left = left.saturating_sub(1);
@@ -80,7 +203,12 @@ pub(crate) async fn events(
                     }
                 }
                 Ok(None) if arguments.follow => break,
-                Ok(None) => return whole(chain),
+                Ok(None) => return judge.map_or(Ok(()), |judge| judge.whole(output)),
+                // Another replica may still have them.
+                Err(status) if status.code() == Code::OutOfRange => {
+                    gone = Some(status.message().to_owned());
+                    break;
+                }
                 Err(status) => {
                     problems.push(format!("replica {id}: {}", status.message()));
                     break;
@@ -88,50 +216,31 @@ pub(crate) async fn events(
             }
         }
     }
+    if let Some(gone) = gone {
+        return Err(Failure::NotWhole(gone));
+    }
     Err(Failure::Unreachable(format!("the stream ended before event {next}: {}", problems.join("; "))))
 }
 
-fn take(record: &v1::EventRecord, chain: Option<&mut ChainVerifier>, output: Output) -> Result<(), Failure> {
-    let Some(chain) = chain else {
-        match (output, serde_json::from_str::<Event>(&record.json)) {
-            (Output::Table, Ok(event)) => line(&format!("{:>6}  {}", record.seq, event.kind)),
-            (Output::Json, _) | (Output::Table, Err(_)) => line(&record.json),
-        }
-        return Ok(());
-    };
-    let number = usize::try_from(record.seq).unwrap_or(usize::MAX);
-    chain.push_line(number, &record.json).map_err(|error| Failure::NotWhole(error.to_string()))
-}
-
-fn whole(chain: Option<ChainVerifier>) -> Result<(), Failure> {
-    let Some(chain) = chain else { return Ok(()) };
-    match chain.last() {
-        Some((seq, hash)) => line(&format!("the stream is whole up to event {seq}, hash {hash}")),
-        None => return Err(Failure::NotWhole("there is no event".into())),
-    }
-    Ok(())
-}
-
 /// `defib events verify --from FILE`.
-pub(crate) fn verify_file(arguments: &EventsArguments) -> Result<(), Failure> {
-    let Some(EventsCommand::Verify { from: Some(path) }) = &arguments.verify else { return Ok(()) };
+pub(crate) fn verify_file(arguments: &EventsArguments, output: Output) -> Result<(), Failure> {
+    let Some(EventsCommand::Verify { from: Some(path), head }) = &arguments.verify else { return Ok(()) };
+    let judge = Judge::new(head.clone());
     if path == Path::new("-") {
-        return verify(std::io::stdin(), "the standard input");
+        return verify(judge, std::io::stdin(), "the standard input")?.whole(output);
     }
     let unreadable = |error| Failure::Usage(format!("{} can't be read: {error}", path.display()));
-    verify(std::fs::File::open(path).map_err(unreadable)?, &path.display().to_string())
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    verify(judge, file, &path.display().to_string())?.whole(output)
 }
 
-fn verify(reader: impl Read, name: &str) -> Result<(), Failure> {
-    let mut chain = ChainVerifier::new();
+fn verify(mut judge: Judge, reader: impl Read, name: &str) -> Result<Judge, Failure> {
     for (number, text) in BufReader::new(reader).lines().enumerate() {
-        let text =
-            text.map_err(|error| Failure::NotWhole(format!("{name}, line {}: {error}", number + 1)))?;
-        chain
-            .push_line(number + 1, &text)
-            .map_err(|error| Failure::NotWhole(format!("{name}, line {}: {error}", number + 1)))?;
+        let wrong = |problem: String| Failure::NotWhole(format!("{name}, line {}: {problem}", number + 1));
+        let text = text.map_err(|error| wrong(error.to_string()))?;
+        judge.take(number + 1, &text).map_err(wrong)?;
     }
-    whole(Some(chain))
+    Ok(judge)
 }
 
 #[cfg(test)]
@@ -166,8 +275,65 @@ mod tests {
             .collect()
     }
 
+    fn judge_for(head: Option<Head>, lines: &[String]) -> Result<(), Failure> {
+        verify(Judge::new(head), lines.join("\n").as_bytes(), "events.json")?.whole(Output::Json)
+    }
+
     fn judge(lines: &[String]) -> Result<(), Failure> {
-        verify(lines.join("\n").as_bytes(), "events.json")
+        judge_for(None, lines)
+    }
+
+    fn hash_of(line: &str) -> String {
+        serde_json::from_str::<Event>(line).expect("an event").hash
+    }
+
+    #[test]
+    fn a_stream_that_was_cut_behind_an_event_is_found_by_the_head_that_it_should_reach() {
+        let good = stream(5);
+        let head = |seq: u64, line: usize| Some(Head { seq: EventSeq(seq), hash: hash_of(&good[line]) });
+        judge(&good[..3]).expect("nobody can tell");
+        judge_for(head(5, 4), &good).expect("it is there");
+        judge_for(head(3, 2), &good).expect("it goes on behind it");
+        for (name, head, lines) in [
+            ("cut", head(5, 4), &good[..4]),
+            ("another one", head(5, 3), &good[..]),
+            ("cut at its begin", head(1, 0), &good[2..]),
+        ] {
+            assert_eq!(judge_for(head, lines).expect_err(name).code(), 5, "{name}");
+        }
+        let text = format!("5:{}", hash_of(&good[4]));
+        assert_eq!(parse_head(&text).ok(), head(5, 4));
+        for wrong in ["", "5", "5:", "x:00", &text[..40]] {
+            parse_head(wrong).expect_err(wrong);
+        }
+    }
+
+    #[test]
+    fn whoever_only_reads_is_told_of_a_gap_too() {
+        let records: Vec<v1::EventRecord> = (1..)
+            .zip(stream(5))
+            .map(|(seq, json)| v1::EventRecord { seq, hash: hash_of(&json), json })
+            .collect();
+        let read = |due, records: &[&v1::EventRecord]| {
+            let mut printer = Printer { chain: ChainVerifier::new(), due, output: Output::Json };
+            records.iter().try_for_each(|record| printer.take(record)).map_err(|failure| {
+                assert_eq!(failure.code(), 5);
+                failure.to_string()
+            })
+        };
+        let [one, two, three, four, _] = records.iter().collect::<Vec<_>>()[..] else { panic!("five") };
+        assert_eq!(read(None, &[one, two, three, four]), Ok(()));
+        assert_eq!(read(None, &[three, four]), Ok(()), "whatever is kept was asked for");
+        assert_eq!(read(None, &[one, three]), Err("events 2 to 2 are missing".into()));
+        assert_eq!(read(Some(2), &[four]), Err("events 2 to 3 are missing".into()));
+        assert_eq!(read(None, &[one, one]), Err("event 1 came where event 2 is due".into()));
+        let mut altered = three.clone();
+        altered.json = altered.json.replace("h1", "h2");
+        assert!(read(None, &[one, two, &altered]).is_err());
+        // One of a newer release is shown, and the next one is taken by its number.
+        let mut newer = three.clone();
+        newer.json = r#"{"seq":3,"kind":"unheard-of"}"#.into();
+        assert_eq!(read(None, &[one, two, &newer, four]), Ok(()));
     }
 
     #[test]

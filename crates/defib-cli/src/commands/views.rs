@@ -65,9 +65,12 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
             "paused_by": status.paused_by,
             "disarmed": status.disarmed_reason, "attention": status.attention,
             "hosts": {"total": hosts.total, "in_use": hosts.in_use, "suspected": hosts.suspected,
-                "fenced": hosts.fenced, "unconfirmed": hosts.unconfirmed, "never_seen": hosts.never_seen},
+                "fenced": hosts.fenced, "unconfirmed": hosts.unconfirmed, "never_seen": hosts.never_seen,
+                "quarantined": hosts.quarantined, "other": hosts.other},
             "vms": {"total": vms.total, "running": vms.running, "starting": vms.starting, "down": vms.down,
                 "unprotected": vms.unprotected, "disabled": vms.disabled},
+            "brakes": status.brakes.iter().map(|brake| json!({"host": brake.host, "detail": brake.detail}))
+                .collect::<Vec<_>>(),
             "event_seq": status.event_seq, "event_hash": status.event_hash,
             "policy_version": status.policy_version, "inventory_version": status.inventory_version,
             "recoveries": status.recoveries.iter().map(recovery_json).collect::<Vec<_>>(),
@@ -85,6 +88,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         "VMs: {} run of {}; starting {}, down {}, would not all restart if their host failed now: {}",
         vms.running, vms.total, vms.starting, vms.down, vms.unprotected
     ));
+    line(&format!("events: {}, the newest with hash {}", status.event_seq, status.event_hash));
     if status.paused {
         let by =
             if status.paused_by.is_empty() { String::new() } else { format!(" by {}", status.paused_by) };
@@ -177,6 +181,12 @@ fn recovery_json(one: &v1::RecoverySummary) -> Value {
         "vms_unplaced": one.vms_unplaced, "proof": one.proof})
 }
 
+fn recovery_vm_json(one: &v1::RecoveryVm) -> Value {
+    let mut vm = vm_json(&one.vm.clone().unwrap_or_default());
+    vm["reasons"] = json!(one.reasons);
+    vm
+}
+
 fn recovery_table(recoveries: &[v1::RecoverySummary]) {
     let rows = recoveries.iter().map(|one| {
         let vms = format!("{} of {}", one.vms_running, one.vms_total);
@@ -214,7 +224,7 @@ pub(crate) async fn recovery(
                         "kind": step.kind, "text": step.text})
                 });
                 json(&json!({"recovery": recovery_json(&summary), "timeline": timeline.collect::<Vec<_>>(),
-                    "waiting_on": answer.waiting_on}));
+                    "waiting_on": answer.waiting_on, "vms": answer.vms.iter().map(recovery_vm_json).collect::<Vec<_>>()}));
                 return Ok(());
             }
             recovery_table(&[summary]);
