@@ -245,6 +245,14 @@ async fn wrong_arguments_are_named_before_anything_is_started() {
     fs::remove_dir(&place.path).unwrap();
     let told = ended(place.demo(&["--programs", "/nowhere"])).await.failed(1);
     assert!(told.contains("no defibd in /nowhere"), "{told}");
+    let told = ended(place.demo(&["--report", "/nowhere/report.json"])).await.failed(2);
+    assert!(told.contains("--report: /nowhere/report.json can't be written"), "{told}");
+    // What fails for another reason leaves no empty report.
+    let report = tempfile::tempdir().unwrap();
+    let report = report.path().join("report.json");
+    let (text, nowhere) = (report.to_str().unwrap(), ["--programs", "/nowhere", "--report"]);
+    ended(place.demo(&[&nowhere[..], &[text]].concat())).await.failed(1);
+    assert!(!report.exists());
     let listed = run("defib-demo", ["--list"]).await.done();
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     for line in listed.lines() {

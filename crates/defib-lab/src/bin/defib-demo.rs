@@ -14,6 +14,7 @@ use clap::{Parser, ValueEnum};
 use defib_lab::cluster::layout::{HOSTS_MAX, HOSTS_MIN};
 use defib_lab::cluster::{Profile, wait_until};
 use defib_lab::demo::narrator::{Narrator, Tone};
+use defib_lab::demo::report::Report;
 use defib_lab::demo::{Scenario, Settings, how_to_use, show};
 use defib_process::{exit_code, install_cryptography, log_by_environment};
 use nix::sys::signal::{Signal, kill};
@@ -27,7 +28,7 @@ use tokio::sync::oneshot;
 #[command(
     version,
     after_help = "Exit code: 0 if every scenario passed and every invariant held, 1 if not, 2 if the \
-arguments are wrong, 130 if it was interrupted."
+arguments are wrong or the report can't be written, 130 if it was interrupted."
 )]
 struct Arguments {
     /// Only this scenario; may be given several times. Without it all are shown.
@@ -121,6 +122,14 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
     // A keeper's standard input is its front's end of a socket: it ends when nobody waits for us any more.
     let front = arguments.keeper.then(|| UnixStream::from(clone_input()));
     let abandoned = front.as_ref().map(watch_front).transpose()?;
+    // Before anything is started: who asks for a report shall not learn at the end that there is none.
+    let report_file = match arguments.report.as_deref().map(ReportFile::open).transpose() {
+        Ok(file) => file,
+        Err(error) => {
+            eprintln!("defib-demo: {error:#}");
+            return Ok(ExitCode::from(2));
+        }
+    };
     let work_dir = WorkDir::create(arguments.work_dir.as_deref())?;
     let settings = Settings {
         scenarios: if arguments.scenario.is_empty() {
@@ -151,9 +160,8 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(130));
     };
     let (report, kept) = shown?;
-    if let Some(path) = &arguments.report {
-        report.write(path)?;
-    }
+    // A disk that filled up meanwhile costs the report, not the cluster that shall be kept.
+    let written = report_file.map_or(Ok(()), |file| file.write(&report));
     narrator.line("");
     narrator.line(&report.table());
     let (tone, text) = if report.passed() {
@@ -163,7 +171,10 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let text = narrator.paint(tone, text);
     narrator.line(&text);
-    let code = u8::from(!report.passed());
+    if let Err(error) = &written {
+        narrator.line(&format!("the report is not written: {error:#}"));
+    }
+    let code = u8::from(!report.passed() || written.is_err());
     if let (Some(cluster), Some(mut front)) = (kept, front) {
         let own = std::env::current_exe()?;
         narrator.line("");
@@ -178,6 +189,40 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
         drop(cluster);
     }
     Ok(ExitCode::from(code))
+}
+
+/// Where the report will go: known to be writable, and gone again unless it is written.
+#[derive(Debug)]
+struct ReportFile {
+    path: PathBuf,
+    new: bool,
+}
+
+impl ReportFile {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let new = !path.exists();
+        File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("--report: {} can't be written", path.display()))?;
+        Ok(Self { path: path.to_owned(), new })
+    }
+
+    fn write(mut self, report: &Report) -> anyhow::Result<()> {
+        report.write(&self.path)?;
+        self.new = false;
+        Ok(())
+    }
+}
+
+impl Drop for ReportFile {
+    fn drop(&mut self) {
+        if self.new {
+            // Nothing of ours is in it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Fires when the front is gone before the show is over.
