@@ -18,7 +18,7 @@ mod fault_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
@@ -128,8 +128,8 @@ pub struct Replica<D: Disk> {
     rejected_messages: u64,
     /// The commit index that the last append told the followers.
     announced: u64,
-    /// Ticks since a member's last message.
-    silent: BTreeMap<u64, usize>,
+    /// Messages of each member since it is one.
+    heard: BTreeMap<u64, u64>,
 }
 
 impl<D: Disk> fmt::Debug for Replica<D> {
@@ -209,7 +209,7 @@ impl<D: Disk> Replica<D> {
             snapshot_wanted: false,
             rejected_messages: 0,
             announced: 0,
-            silent: BTreeMap::new(),
+            heard: BTreeMap::new(),
             config,
         };
         replica.elections.redraw(&mut replica.raw);
@@ -220,10 +220,7 @@ impl<D: Disk> Replica<D> {
     pub fn tick(&mut self) {
         self.raw.tick();
         let members = self.raw.raft.prs();
-        self.silent.retain(|id, _| members.get(*id).is_some());
-        for ticks in self.silent.values_mut() {
-            *ticks = ticks.saturating_add(1);
-        }
+        self.heard.retain(|id, _| members.get(*id).is_some());
         if self.reads.tick() {
             self.raw.read_index(self.reads.round_context());
         }
@@ -483,16 +480,11 @@ impl<D: Disk> Replica<D> {
         self.raw.raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect()
     }
 
-    /// On the leader: the members of the replica set, itself included, that it heard of within the last two election
-    /// timeouts. Empty on others.
+    /// On the leader: how many messages each other member has sent it so far. Each that lives answers every heartbeat,
+    /// so one whose number grows lives. Empty on others.
     #[must_use]
-    pub fn heard(&self) -> BTreeSet<u64> {
-        if self.raw.raft.state != StateRole::Leader {
-            return BTreeSet::new();
-        }
-        let recent = |ticks: &usize| *ticks <= 2 * self.config.election_ticks;
-        let heard = self.silent.iter().filter(|(_, ticks)| recent(ticks)).map(|(id, _)| *id);
-        heard.chain([self.config.replica]).collect()
+    pub fn heard(&self) -> BTreeMap<u64, u64> {
+        if self.raw.raft.state == StateRole::Leader { self.heard.clone() } else { BTreeMap::new() }
     }
 
     /// The newest index that was handed out.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use defib_consensus::{
-    driver::{Handle, Status as LogStatus},
+    driver::{Busy, Handle, Status as LogStatus},
     transport::PeerAddress,
 };
 use defib_model::ReplicaId;
@@ -22,6 +22,9 @@ use defib_pki::{PeerIdentity, server_name};
 use crate::config::Config;
 
 pub(crate) use orders::order;
+
+/// So many messages show that a replica lives: fewer may have been on their way when it ended.
+const ANSWERS: u64 = 3;
 
 /// The replicas, as this one reaches them.
 #[derive(Debug)]
@@ -65,9 +68,14 @@ impl Members {
         (self.handle.status(), self.handle.matched())
     }
 
-    /// On the leader: whom it hears, itself included.
-    fn heard(&self) -> BTreeSet<u64> {
-        self.handle.heard()
+    /// On the leader: itself, and who has sent enough since these were counted. Whoever is not among them is counted
+    /// from now.
+    fn heard_since(&self, counted: &mut BTreeMap<u64, u64>) -> BTreeSet<u64> {
+        let lives = |(id, count): (u64, u64)| {
+            let had = *counted.entry(id).or_insert(count);
+            (count.saturating_sub(had) >= ANSWERS).then_some(id)
+        };
+        self.handle.heard().into_iter().filter_map(lives).chain([self.own.0]).collect()
     }
 
     /// Whose peer address that is.
@@ -78,10 +86,22 @@ impl Members {
     }
 
     /// Tells the log where a replica is.
-    fn introduce(&self, id: u64, address: &str) -> Result<(), defib_consensus::driver::Busy> {
+    fn introduce(&self, id: u64, address: &str) -> Result<(), Busy> {
+        self.change_peers(|peers| drop(peers.insert(id, peer_address(id, address))))
+    }
+
+    /// Lets the log look no longer for a replica that left, unless this replica's file names it.
+    fn forget(&self, id: u64) -> Result<(), Busy> {
+        if self.control_of(id).is_some() {
+            return Ok(());
+        }
+        self.change_peers(|peers| drop(peers.remove(&id)))
+    }
+
+    fn change_peers(&self, change: impl FnOnce(&mut BTreeMap<u64, PeerAddress>)) -> Result<(), Busy> {
         let peers = {
             let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            peers.insert(id, peer_address(id, address));
+            change(&mut peers);
             peers.clone()
         };
         self.handle.set_peers(peers)

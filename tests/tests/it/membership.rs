@@ -91,6 +91,8 @@ async fn a_replica_is_added_and_another_removed_while_the_cluster_works() {
     wait_for_voters(&rig, &[1, 2, 3]).await;
     rig.defib(["replica", "remove", "7", "--reason", "never came up"]).await.done();
     assert!(!rig.defib(["replica", "list"]).await.done().contains("learner"));
+    // Only its number was wrong, perhaps: the address is free again.
+    rig.defib(["replica", "add", "8", "--address", &stranger, "--dry-run"]).await.done();
     let own = rig.cluster.new_replica(4).unwrap();
     // As docs/operations/replicas.md says: into every file first, then in.
     restart_all(&mut rig, &[1, 2, 3]).await;

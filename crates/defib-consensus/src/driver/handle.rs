@@ -1,6 +1,6 @@
 //! How other threads talk to the driver: bounded, never blocking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,7 +63,7 @@ pub(super) struct Shared {
     pub(super) rejected_messages: AtomicU64,
     pub(super) skipped_ticks: AtomicU64,
     matched: Mutex<BTreeMap<u64, u64>>,
-    heard: Mutex<BTreeSet<u64>>,
+    heard: Mutex<BTreeMap<u64, u64>>,
     pub(super) stopped: AtomicBool,
     /// The driver was told to look, and hasn't begun to.
     pub(super) woken: AtomicBool,
@@ -71,7 +71,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn set_members(&self, matched: BTreeMap<u64, u64>, heard: BTreeSet<u64>) {
+    pub(super) fn set_members(&self, matched: BTreeMap<u64, u64>, heard: BTreeMap<u64, u64>) {
         *self.matched.lock().unwrap_or_else(PoisonError::into_inner) = matched;
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
     }
@@ -192,10 +192,10 @@ impl Handle {
         self.shared.matched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// On the leader, as of its last tick: the members of the replica set, itself included, that it heard of within the
-    /// last two election timeouts. Empty on others.
+    /// On the leader, as of its last tick: how many messages each other member has sent it so far. One whose number
+    /// grows lives. Empty on others.
     #[must_use]
-    pub fn heard(&self) -> BTreeSet<u64> {
+    pub fn heard(&self) -> BTreeMap<u64, u64> {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

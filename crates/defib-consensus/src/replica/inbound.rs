@@ -31,7 +31,8 @@ impl<D: Disk> Replica<D> {
         }
         self.check_not_rolled_back(&message)?;
         if self.raw.raft.prs().get(from).is_some() {
-            self.silent.insert(from, 0);
+            let heard = self.heard.entry(from).or_default();
+            *heard = heard.saturating_add(1);
         }
         let _dropped_or_from_a_stranger = self.raw.step(message);
         self.elections.redraw(&mut self.raw);

@@ -16,7 +16,7 @@ use crate::{
 
 /// How long a new replica may take to accept a connection.
 const DIAL_WAIT: Duration = Duration::from_secs(1);
-/// How long too few may be heard before it counts: a leader that was late itself hears nobody for a moment.
+/// How long it is waited for signs of life. Who lives gives some with every tick, but a machine may stall.
 const HEAR_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether something has come about.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -191,7 +191,9 @@ impl Members {
             told => return Ok(told),
         };
         if let Some((id, address)) = newcomer(order) {
-            if let Some(owner) = self.owner_of(address).filter(|owner| *owner != id) {
+            if let Some(owner) =
+                self.owner_of(address).filter(|owner| *owner != id && members.contains(*owner))
+            {
                 return Ok(Err(format!("{address} is the peer address of r{owner}")));
             }
             if let Err(why) = dial(address, DIAL_WAIT).await {
@@ -201,9 +203,11 @@ impl Members {
                 )));
             }
         }
-        let wait = Instant::now() + HEAR_WAIT;
+        // From now on: who was heard a moment ago may have ended since.
+        let (wait, mut counted) = (Instant::now() + HEAR_WAIT, self.handle.heard());
         loop {
-            let Some(problem) = too_quiet(order, &members, &self.heard()) else { return Ok(Ok(verdict)) };
+            let heard = self.heard_since(&mut counted);
+            let Some(problem) = too_quiet(order, &members, &heard) else { return Ok(Ok(verdict)) };
             if !a_moment(wait).await {
                 return Ok(Err(problem));
             }
@@ -238,6 +242,10 @@ impl Members {
             if !a_moment(at).await {
                 return Err(unknown());
             }
+        }
+        for gone in &change.remove {
+            // Otherwise it is dialled until the next restart, and no more.
+            let _ = self.forget(*gone);
         }
         let words = match order {
             ReplicaOrder::Add { id, .. } => format!("r{id} votes"),
