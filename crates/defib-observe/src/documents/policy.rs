@@ -153,7 +153,8 @@ mod tests {
             message("lease:\n  lease: 5s\n  watchdgo: 5s\n"),
             "policy.yaml:3:3: unknown field `watchdgo`, expected one of lease, watchdog, answer-freshness, drift-ppm"
         );
-        assert!(message("lease:\n  lease: 5\n").starts_with("policy.yaml:2:10: lease.lease: \"5\" is no duration"));
+        let unitless = message("lease:\n  lease: 5\n");
+        assert!(unitless.starts_with("policy.yaml:2:10: lease: \"5\" is no duration"), "{unitless}");
         assert!(
             message("fencing:\n  confirm-reads: 1\n")
                 .starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading")
