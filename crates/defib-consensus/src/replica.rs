@@ -326,7 +326,10 @@ impl<D: Disk> Replica<D> {
     /// Starts an election now, without waiting for the timeout. For tests and for a lone replica.
     pub fn campaign(&mut self) {
         self.assert_idle();
-        let _refused_if_pointless = self.raw.campaign();
+        // Without a vote there is nobody to win, and Raft would find that nobody stands against it.
+        if self.raw.raft.promotable() {
+            let _refused_if_pointless = self.raw.campaign();
+        }
         self.elections.redraw(&mut self.raw);
     }
 

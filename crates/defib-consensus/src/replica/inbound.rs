@@ -74,7 +74,7 @@ impl<D: Disk> Replica<D> {
             {
                 Err("a hand-over is for the leader of its term")
             }
-            Type::MsgSnapshot => check_snapshot(message.get_snapshot().get_metadata()),
+            Type::MsgSnapshot => check_snapshot(message.get_snapshot().get_metadata(), message.term),
             Type::MsgHup
             | Type::MsgBeat
             | Type::MsgUnreachable
@@ -96,6 +96,10 @@ impl<D: Disk> Replica<D> {
 
     fn check_append(&self, message: &Message) -> Result<(), &'static str> {
         let (mut index, mut term) = (message.index, message.log_term);
+        // Raft takes term 0 for that of every entry that it does not have.
+        if (index == 0) != (term == 0) {
+            return Err("it follows an entry without a term");
+        }
         for entry in message.entries.iter() {
             if index.checked_add(1) != Some(entry.index) || entry.term < term || entry.term > message.term {
                 return Err("its entries are out of order");
@@ -142,9 +146,12 @@ fn check_proposal(entries: &[Entry]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_snapshot(metadata: &SnapshotMetadata) -> Result<(), &'static str> {
+fn check_snapshot(metadata: &SnapshotMetadata, term: u64) -> Result<(), &'static str> {
     if metadata.index == 0 || metadata.index == u64::MAX {
         return Err("the snapshot has no index");
+    }
+    if metadata.term == 0 || metadata.term > term {
+        return Err("the snapshot's term makes no sense");
     }
     if !is_consistent(metadata.get_conf_state()) {
         return Err("the snapshot's replica set contradicts itself");
