@@ -1,9 +1,10 @@
-//! What a developer types: `cargo xtask test`, `demo`, `bench`, `tidy`, `ci`. CI types the same.
+//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
 mod ci;
 mod demo;
+mod fuzz;
 mod steps;
 mod target;
 mod test;
@@ -40,6 +41,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Feed every decoder and every machine with what nobody would write; name the input that breaks one.
+    Fuzz {
+        /// Only this target.
+        target: Option<String>,
+        /// How long each target is fed.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
     /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
@@ -51,6 +60,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Demo { arguments } => demo::run(&arguments),
         Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Tidy => ci::tidy(),
         Command::Ci => ci::run(),
     };

@@ -1,0 +1,88 @@
+//! What a BMC answers, and how one is addressed.
+
+use defib_bmc::{
+    CredentialRef, Identity, Pin, PowerState, RedfishEndpoint, Trust,
+    resources::{Collection, ServiceRoot, System, allowed_by_action_info, error_message, local_path},
+};
+use serde_json::Value;
+
+use crate::seeds::tagged;
+
+/// First byte 0: a body; 1: a path; 2: an address and a pin; 3: an authority's PEM.
+pub(crate) fn redfish(data: &[u8]) {
+    let Some((mode, bytes)) = data.split_first() else { return };
+    match (mode % 4, std::str::from_utf8(bytes)) {
+        (0, _) => body(bytes),
+        (1, Ok(text)) => path(local_path(text).as_deref()),
+        (2, Ok(text)) => address(text),
+        (3, _) => {
+            let _ = Trust::ca_from_pem(bytes);
+        }
+        _ => {}
+    }
+}
+
+/// The client asks nobody but this BMC, whatever a body says.
+fn path(path: Option<&str>) {
+    let Some(path) = path else { return };
+    assert!(path.starts_with('/'), "{path:?} leads elsewhere");
+    assert!(path.bytes().all(|byte| byte > b' ' && byte != 0x7f), "{path:?} could end the request line");
+}
+
+fn body(bytes: &[u8]) {
+    let message = error_message(bytes);
+    assert!(message.chars().count() <= 300 && !message.chars().any(char::is_control));
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return };
+    let system = System::parse(&value);
+    let said = value.get("PowerState").and_then(Value::as_str);
+    assert_eq!(system.power == PowerState::Off, said == Some("Off"), "only `Off` is off");
+    let recorded = Identity::by_uuid("38947555-7742-3448-3784-823347823834");
+    if recorded.matches(&system.identity) {
+        let uuid = value.get("UUID").and_then(Value::as_str).expect("an identity that matches was said");
+        let digits = |text: &str| text.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        assert_eq!(digits(uuid), digits("38947555-7742-3448-3784-823347823834"));
+    }
+    if let Some(reset) = system.reset {
+        path(Some(&reset.target));
+        path(reset.action_info.as_deref());
+    }
+    let collection = Collection::parse(&value);
+    collection.members.iter().for_each(|member| path(Some(member)));
+    path(collection.next.as_deref());
+    let root = ServiceRoot::parse(&value);
+    path(Some(&root.systems));
+    path(root.sessions.as_deref());
+    let _ = allowed_by_action_info(&value);
+}
+
+fn address(text: &str) {
+    let (url, pin) = text.split_once('\n').unwrap_or((text, ""));
+    if let Ok(pin) = pin.parse::<Pin>() {
+        assert_eq!(pin.to_string().parse::<Pin>().ok().map(|pin| pin.to_string()), Some(pin.to_string()));
+        let credentials = CredentialRef::Environment("BMC".into());
+        let endpoint =
+            RedfishEndpoint::new("h1", url, Identity::by_serial("S1"), Trust::Pin(pin), credentials);
+        if let Err(error) = endpoint.validate() {
+            assert!(error.to_string().contains("h1"), "{error} names no host");
+        }
+    }
+}
+
+pub(crate) fn redfish_seeds() -> Vec<Vec<u8>> {
+    let system = r##"{"@odata.id":"/redfish/v1/Systems/1","UUID":"38947555-7742-3448-3784-823347823834","SerialNumber":"437XR1138R2","PowerState":"Off","Actions":{"#ComputerSystem.Reset":{"target":"/redfish/v1/Systems/1/Actions/ComputerSystem.Reset","ResetType@Redfish.AllowableValues":["On","ForceOff"],"@Redfish.ActionInfo":"/redfish/v1/Systems/1/ResetActionInfo"}}}"##;
+    let root = r#"{"RedfishVersion":"1.15.0","Systems":{"@odata.id":"/redfish/v1/Systems"},"SessionService":{"@odata.id":"/redfish/v1/SessionService"},"Links":{"Sessions":{"href":"https://10.0.0.1/redfish/v1/SessionService/Sessions"}}}"#;
+    let collection = r#"{"Members@odata.count":1,"Members":[{"@odata.id":"/redfish/v1/Systems/1"},{"href":"/2"}],"Members@odata.nextLink":"/redfish/v1/Systems?$skip=1"}"#;
+    let info = r#"{"Parameters":[{"Name":"ResetType","AllowableValues":["On","ForceOff"]}]}"#;
+    let error = r#"{"error":{"code":"Base.1.8.GeneralError","message":"general","@Message.ExtendedInfo":[{"MessageId":"Base.1.8.InsufficientPrivilege","Message":"There are insufficient\nprivileges."}]}}"#;
+    let mut seeds: Vec<Vec<u8>> = [system, root, collection, info, error].map(|body| tagged(0, body)).into();
+    for text in ["/redfish/v1", "https://10.0.0.1:443/redfish/v1?x=1#y", "//other/path", "*"] {
+        seeds.push(tagged(1, text));
+    }
+    let digits = "0123456789abcdef".repeat(4);
+    for url in ["https://10.0.0.1", "https://[::1]:8443", "https://bmc.example:443/"] {
+        seeds.push(tagged(2, format!("{url}\nsha256:{digits}")));
+        seeds.push(tagged(2, format!("{url}\n{digits}")));
+    }
+    seeds.push(tagged(3, include_str!("../seeds/authority.pem")));
+    seeds
+}
