@@ -11,7 +11,7 @@ use crate::{core::View, operator::host_id};
 
 /// All that the planner must know to answer, taken from the loop at one moment.
 #[derive(Debug)]
-pub(crate) struct Question {
+pub struct Question {
     lost: BTreeSet<HostId>,
     placer: Placer,
     /// Of each VM on a lost host: its priority and where it is now.
@@ -20,7 +20,10 @@ pub(crate) struct Question {
 
 impl Question {
     /// Which hosts are meant, and what is on them.
-    pub(crate) fn read(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<Self, Status> {
+    ///
+    /// # Errors
+    /// When it names no host, or one that is not in the inventory.
+    pub fn read(view: &View<'_>, request: &v1::PlanFailHostRequest) -> Result<Self, Status> {
         let ledger = view.controller.ledger();
         let mut lost: BTreeSet<HostId> = BTreeSet::new();
         for name in &request.hosts {
@@ -62,7 +65,8 @@ impl Question {
     }
 
     /// The planner's answer; nothing changes.
-    pub(crate) fn plan(&self) -> v1::Plan {
+    #[must_use]
+    pub fn plan(&self) -> v1::Plan {
         let clock = defib_observe::clock::Clock::start();
         let began = clock.now();
         let plan = self.placer.what_if_hosts(&self.lost);

@@ -460,7 +460,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
                 Some(held) if !one_in(u, 6)? => held,
                 _ => boot(u)?,
             };
-            Command::GoodbyeSaid { host, boot, goodbye }
+            Command::GoodbyeSaid { epoch: epoch(u, ledger, &host)?, host, boot, goodbye }
         }
         14 => {
             let host = host(u)?;

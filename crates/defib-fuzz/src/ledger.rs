@@ -16,16 +16,24 @@ const STEPS_MAX: usize = 200;
 
 /// What must hold after every command, whatever it was.
 pub(crate) fn apply_checked(ledger: &mut Ledger, index: LogIndex, entry: &Entry) {
-    let (head, at) = (ledger.events().head(), ledger.at());
+    let (head, at, before) = (ledger.events().head(), ledger.at(), invariants::check(ledger));
     ledger.apply(index, entry);
     assert_eq!(ledger.applied(), index);
     assert!(ledger.at() >= at, "cluster time ran backwards");
     assert!(ledger.events().head() >= head);
-    let broken = invariants::check(ledger);
-    assert!(
-        broken.is_ok() || ledger.disarmed().is_some(),
-        "{broken:?} after {entry:?}, and the ledger is still armed"
-    );
+    if let Err(broken) = invariants::check(ledger) {
+        // More may run on a host than fits: agents report what runs, and an operator may write that a host has
+        // become smaller. No decision may bring that about.
+        let is_fact = matches!(
+            entry.command,
+            Command::SetInventory { .. } | Command::AgentReported(_) | Command::Readmit { .. }
+        );
+        let overbooked = broken.starts_with("I6: ") && (is_fact || before.is_err());
+        assert!(
+            overbooked || ledger.disarmed().is_some(),
+            "{broken} after {entry:?}, and the ledger is still armed"
+        );
+    }
     let _ = ledger.next_wait();
 }
 

@@ -58,17 +58,16 @@ fn from_agent(said: v1::AgentMessage) {
         assert_eq!(EffectId::try_from(v1::EffectId::from(&effect)).as_ref(), Ok(&effect));
     }
     let host = host_named(1);
-    let heard = agents::heard(&host, said);
     // A host speaks only for itself; the controller takes the rest as it is.
-    if let Ok(agents::Heard::Input(input)) = heard {
+    if let Ok(input) = agents::heard(&host, said) {
         use defib_engine::controller::Input;
-        match &*input {
+        match &input {
             Input::Reported(report) => assert_eq!(report.host, host),
-            Input::Ordered { host: of, .. } => assert_eq!(*of, host),
+            Input::Ordered { host: of, .. } | Input::Goodbye { host: of, .. } => assert_eq!(of, &host),
             other => panic!("an agent can't say {other:?}"),
         }
         let mut controller = Controller::new(ReplicaId(1), 1, seen_hosts());
-        let _ = controller.step(Instant::from_millis(1000), UnixMillis(1), *input);
+        let _ = controller.step(Instant::from_millis(1000), UnixMillis(1), input);
     }
 }
 
@@ -153,7 +152,11 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
             reason: 4,
             detail: "no".into(),
         }))),
-        from_agent(agent_message::Message::Goodbye(v1::Goodbye { kind: 2 })),
+        from_agent(agent_message::Message::Goodbye(v1::Goodbye {
+            kind: 2,
+            boot_id: boot_id.clone(),
+            epoch: 1,
+        })),
         from_agent(agent_message::Message::Hello(v1::Hello {
             host: "h1".into(),
             boot_id: boot_id.clone(),
@@ -276,8 +279,8 @@ fn plan(request: &v1::PlanFailHostRequest) {
         role: RoleChange::default(),
         membership: &membership,
     };
-    if let Ok(plan) = what_if::plan(&view, request) {
-        assert!(!plan.hosts.is_empty());
+    if let Ok(question) = what_if::Question::read(&view, request) {
+        assert!(!question.plan().hosts.is_empty());
     }
 }
 
