@@ -28,6 +28,9 @@ pub struct Steps {
     pub first_running: Option<f64>,
     /// The last of them does.
     pub last_running: Option<f64>,
+    /// The process of the last of them was made, so its start was ordered before; told in ticks of 10 ms, rounded up.
+    #[serde(skip)]
+    pub last_made: Option<f64>,
 }
 
 /// Watches one recovery, of one host or several at once.
@@ -134,9 +137,10 @@ impl Recovery {
         let whole = |of: &BTreeMap<String, u64>| {
             (of.len() == self.struck.len()).then(|| of.values().max().copied().map(since)).flatten()
         };
-        let mut starts: BTreeMap<&str, u64> = BTreeMap::new();
+        let (mut starts, mut made) = (BTreeMap::new(), BTreeMap::new());
         for life in self.restarted(lives) {
             starts.entry(life.vm.as_str()).or_insert(life.started_ns);
+            made.entry(life.vm.as_str()).or_insert(life.made_ns);
         }
         Steps {
             suspicion: self.suspicion.values().min().copied().map(since),
@@ -144,6 +148,7 @@ impl Recovery {
             proof: whole(&self.proof),
             first_running: starts.values().min().copied().map(since),
             last_running: starts.values().max().copied().map(since),
+            last_made: made.values().max().copied().map(since),
         }
     }
 }
@@ -272,6 +277,7 @@ mod tests {
             host: host.into(),
             incarnation: 1,
             pid: 1,
+            made_ns: from_ms * MS,
             started_ns: from_ms * MS,
             last_ns: (from_ms + 1) * MS,
             ready_ns: 0,

@@ -10,10 +10,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, process_made_ns};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"DEFIBVM1");
-const FIELDS: usize = 6;
+const MAGIC: u64 = u64::from_le_bytes(*b"DEFIBVM2");
+const FIELDS: usize = 7;
 const BYTES: usize = FIELDS * 8;
 
 /// One instance of a VM, as it wrote itself down. Times are `CLOCK_MONOTONIC` nanoseconds.
@@ -27,6 +27,8 @@ pub struct Life {
     pub incarnation: u64,
     /// Its process.
     pub pid: i32,
+    /// When its process was made, at the latest: the system counts this in ticks of 10 ms.
+    pub made_ns: u64,
     /// First beat.
     pub started_ns: u64,
     /// Last beat so far.
@@ -43,6 +45,7 @@ pub struct Life {
 #[derive(Debug)]
 pub struct Recorder {
     file: File,
+    made_ns: u64,
     started_ns: u64,
     last_ns: u64,
     ready_ns: u64,
@@ -61,8 +64,15 @@ impl Recorder {
         let path = folder.join(format!("{host}.{incarnation}.{}", std::process::id()));
         let file = File::options().write(true).create_new(true).open(path)?;
         let now = monotonic_ns();
-        let mut recorder =
-            Self { file, started_ns: now, last_ns: now, ready_ns: 0, beats: 0, longest_gap_ns: 0 };
+        let mut recorder = Self {
+            file,
+            made_ns: process_made_ns()?,
+            started_ns: now,
+            last_ns: now,
+            ready_ns: 0,
+            beats: 0,
+            longest_gap_ns: 0,
+        };
         recorder.beat()?;
         Ok(recorder)
     }
@@ -83,7 +93,15 @@ impl Recorder {
         self.last_ns = now;
         self.beats += 1;
         let mut bytes = [0; BYTES];
-        let fields = [MAGIC, self.started_ns, self.last_ns, self.ready_ns, self.beats, self.longest_gap_ns];
+        let fields = [
+            MAGIC,
+            self.started_ns,
+            self.last_ns,
+            self.ready_ns,
+            self.beats,
+            self.longest_gap_ns,
+            self.made_ns,
+        ];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
         }
@@ -181,6 +199,7 @@ fn read(path: &Path, vm: &str) -> io::Result<Option<Life>> {
         ready_ns: field(3),
         beats: field(4),
         longest_gap_ns: field(5),
+        made_ns: field(6),
     }))
 }
 
@@ -201,6 +220,7 @@ mod tests {
             ("cp-1", "rack.h1", 7, 2)
         );
         assert_eq!(life.started_ns, recorder.started_ns());
+        assert_eq!(life.made_ns, recorder.made_ns);
         assert!(life.last_ns >= life.started_ns && life.ready_ns == 9);
         assert!(!recorder.is_removed());
         fs::remove_dir_all(dir.path()).unwrap();

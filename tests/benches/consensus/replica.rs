@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,7 +36,7 @@ pub(crate) fn replica_process(directory: &Path, id: u64) -> Result<()> {
     let (sender, outputs) = sync_channel(1 << 16);
     let driver = Driver::start(config, Box::new(move |output| sender.send(output).is_ok()))?;
     let handle = driver.handle().clone();
-    let (question_sender, questions) = channel();
+    let (question_sender, questions) = sync_channel(16);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
             if question_sender.send(line).is_err() {

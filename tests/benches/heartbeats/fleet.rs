@@ -117,7 +117,9 @@ impl Replica {
 
 /// As large as this machine grants.
 pub(crate) fn enlarge(socket: &impl AsFd) {
-    let _ = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
+    }
 }
 
 /// A sender's socket. Acknowledgements arrive there and are not read, so what is sent to it soon is dropped.

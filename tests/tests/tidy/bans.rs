@@ -13,6 +13,8 @@ const BANNED: &[(&str, &str)] = &[
     ),
     ("unbounded()", "every queue is bounded: crossbeam_channel::bounded(size), and count what does not fit"),
     ("std::sync::mpsc::channel", "every queue is bounded: std::sync::mpsc::sync_channel(size)"),
+    ("mpsc::channel()", "every queue is bounded: std::sync::mpsc::sync_channel(size)"),
+    ("= channel()", "every queue is bounded: std::sync::mpsc::sync_channel(size)"),
     ("env::set_var", "process-wide and racy: pass the value"),
     ("mem::forget", "tie it to an owner, or ManuallyDrop with the reason"),
     (
@@ -178,12 +180,13 @@ fn a_planted_bare_node_is_caught() {
 
 #[test]
 fn planted_bans_are_caught_with_line_and_replacement() {
-    let text = "fn a() {\n    todo!()\n}\nfn b() { let (t, r) = tokio::sync::mpsc::unbounded_channel(); }\n";
+    let text = "fn a() {\n    todo!()\n}\nfn b() { let (t, r) = tokio::sync::mpsc::unbounded_channel(); }\n\
+        fn c() { let (t, r) = channel(); }\nfn d() { let (t, r) = mpsc::channel(); }\n";
     let problems = banned(&Rust::new("crates/defib-act/src/lib.rs", text));
     let found: Vec<(usize, bool)> =
         problems.iter().map(|problem| (problem.line, problem.text.contains(": "))).collect();
-    assert_eq!(found, [(2, true), (4, true)]);
-    let harmless = "// todo!( in a comment\nlet a = \"dbg!(\"; let my_unbounded = 1;\n";
+    assert_eq!(found, [(2, true), (4, true), (5, true), (6, true)]);
+    let harmless = "// todo!( in a comment\nlet a = \"dbg!(\"; let my_unbounded = 1;\nlet (a, b) = oneshot::channel();\n";
     assert_eq!(banned(&Rust::new("crates/defib-act/src/lib.rs", harmless)), []);
 }
 

@@ -50,6 +50,7 @@ fn life(name: &str, on: &str, incarnation: u64, from_ms: u64, to_ms: u64) -> Lif
         host: on.into(),
         incarnation,
         pid: 7,
+        made_ns: from_ms * MS,
         started_ns: from_ms * MS,
         last_ns: to_ms * MS,
         ready_ns: 0,
