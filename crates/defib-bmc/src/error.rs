@@ -252,6 +252,11 @@ impl BmcError {
         }
     }
 
+    /// Whether nothing was wrong but that the time for all of it was up.
+    pub(crate) fn is_end_of_operation(&self) -> bool {
+        matches!(&*self.kind, ErrorKind::Timeout { phase: Phase::Operation, .. })
+    }
+
     /// The identity problem, if this is one.
     pub fn identity_problem(&self) -> Option<&IdentityProblem> {
         match &*self.kind {

@@ -102,7 +102,13 @@ pub(crate) async fn power_off<S: Steps>(
                 }
                 tracing::debug!(host, error = %cause.chain(), "power state not readable, trying again");
                 progress.off.clear();
-                progress.trouble = Some(cause);
+                // When time was up in the middle of an observation, the one before it tells more.
+                if progress.trouble.is_none()
+                    || !cause.is_end_of_operation()
+                    || Instant::now() < order.deadline
+                {
+                    progress.trouble = Some(cause);
+                }
                 progress.failures += 1;
                 backoff(host, progress.failures, limits)
             }
@@ -209,6 +215,9 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    /// Instead of a status: no answer until time is up.
+    const HANGS: u16 = 0;
+
     /// A BMC as a list of what it reads next; the last entry repeats.
     struct Script {
         states: Mutex<VecDeque<Result<&'static str, u16>>>,
@@ -242,8 +251,15 @@ mod tests {
     impl Steps for Script {
         type Ticket = ();
 
-        async fn observe(&self, _deadline: Instant) -> Result<(PowerReading, ()), BmcError> {
-            let state = PowerState::parse(next(&self.states).map_err(status_error)?);
+        async fn observe(&self, deadline: Instant) -> Result<(PowerReading, ()), BmcError> {
+            let state = match next(&self.states) {
+                Err(HANGS) => {
+                    sleep_until(deadline).await;
+                    let kind = ErrorKind::Timeout { phase: Phase::Operation, after: Duration::ZERO };
+                    return Err(BmcError::new("h1", kind));
+                }
+                other => PowerState::parse(other.map_err(status_error)?),
+            };
             let identity = crate::ReportedIdentity::default();
             Ok((PowerReading { state, identity, system: "/s".into(), took: Duration::ZERO }, ()))
         }
@@ -339,6 +355,17 @@ mod tests {
         let script = Script::new(&[Ok("On"), Err(503)], &[204]);
         let outcome = run(&script, 2).await;
         assert!(matches!(outcome, FenceOutcome::Unreachable { requests: 1, .. }), "{outcome}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_time_is_up_in_the_middle_what_failed_before_is_told() {
+        let script = Script::new(&[Err(503), Err(HANGS)], &[204]);
+        let outcome = run(&script, 2).await;
+        let FenceOutcome::Unreachable { cause, requests: 0 } = &outcome else { panic!("{outcome}") };
+        assert!(matches!(&*cause.kind, ErrorKind::Status { .. }), "{outcome}");
+        let outcome = run(&Script::new(&[Err(HANGS)], &[204]), 2).await;
+        let FenceOutcome::Unreachable { cause, .. } = &outcome else { panic!("{outcome}") };
+        assert!(cause.is_end_of_operation(), "{outcome}");
     }
 
     #[derive(Debug, Default)]
