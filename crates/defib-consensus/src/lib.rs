@@ -68,6 +68,10 @@ mod store;
 mod test_tls;
 pub mod transport;
 
+/// No term and no index of a log that lived comes near to this; Raft counts on from what it is told, and must not
+/// come to the end of the numbers.
+const NUMBERS_END: u64 = u64::MAX / 2;
+
 pub use error::ConsensusError;
 pub use log::Recovery;
 pub use logger::tracing_logger;

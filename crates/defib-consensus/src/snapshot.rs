@@ -4,10 +4,10 @@ use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Snapshot};
 
-use crate::ConsensusError;
 use crate::disk::Disk;
 use crate::log::Owner;
 use crate::replica::membership::is_consistent;
+use crate::{ConsensusError, NUMBERS_END};
 
 const MAGIC: &[u8; 8] = b"defibsnp";
 const VERSION: u32 = 1;
@@ -163,7 +163,7 @@ fn decode(bytes: Bytes, name: &str, owner: Owner) -> Result<(SnapshotMeta, Bytes
     conf_state
         .merge_from_bytes(&bytes[HEADER..conf_end])
         .map_err(|_| damaged("its membership can't be read"))?;
-    if !is_consistent(&conf_state) || word(40) == 0 || word(40) == u64::MAX {
+    if !is_consistent(&conf_state) || word(40) == 0 || word(40).max(word(48)) > NUMBERS_END {
         return Err(damaged("its place in the log or its membership makes no sense"));
     }
     Ok((SnapshotMeta { index: word(40), term: word(48), conf_state }, bytes.slice(conf_end..)))

@@ -3,22 +3,27 @@
 use super::frame::{Frame, FrameKind, decode};
 use super::segment::{SPARE, SegmentHeader, SegmentInfo, segment_number};
 use super::{Log, SEGMENT_HEADER};
-use crate::ConsensusError;
 use crate::disk::Disk;
+use crate::{ConsensusError, NUMBERS_END};
 
 /// What no replica would have written, whatever the checksum says: Raft would panic on it.
 fn contradiction(frame: &Frame) -> Option<String> {
+    let hard_state = &frame.hard_state;
+    if hard_state.term > NUMBERS_END || hard_state.commit > NUMBERS_END {
+        let (term, commit) = (hard_state.term, hard_state.commit);
+        return Some(format!("it claims term {term} and commits up to {commit}, which no log reaches"));
+    }
     let mut before: Option<(u64, u64)> = None;
     for entry in &frame.entries {
         let follows = before
             .is_none_or(|(index, term)| index.checked_add(1) == Some(entry.index) && term <= entry.term);
-        if !follows || entry.index == u64::MAX || entry.term > frame.hard_state.term {
+        if !follows || entry.index > NUMBERS_END || entry.term > hard_state.term {
             return Some(format!("entry {} of term {} is out of order in it", entry.index, entry.term));
         }
         before = Some((entry.index, entry.term));
     }
     let (index, term) = frame.reset?;
-    (index == u64::MAX || term > frame.hard_state.term)
+    (index > NUMBERS_END || term > hard_state.term)
         .then(|| format!("it begins anew behind entry {index} of term {term}, which can't be"))
 }
 

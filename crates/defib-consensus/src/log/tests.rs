@@ -318,3 +318,13 @@ fn damage_names_file_offset_index_and_the_way_out() {
     assert!(*offset > SEGMENT_HEADER && *offset < SEGMENT_HEADER + 3 * 224, "{offset}");
     assert!(error.to_string().contains("move its directory away"), "{error}");
 }
+
+#[test]
+fn a_term_that_no_log_reaches_is_damage_whatever_its_checksum_says() {
+    let disk = MemoryDisk::new();
+    let state = hard_state(u64::MAX, 1, 0);
+    let mut log = open(&disk).unwrap();
+    log.append(&Batch { hard_state: state, entries: &[entry(1, 1, 10)], reset: None }).unwrap();
+    let error = open(&disk).unwrap_err();
+    assert!(error.to_string().contains("which no log reaches"), "{error}");
+}

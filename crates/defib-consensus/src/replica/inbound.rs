@@ -7,8 +7,8 @@ use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType, Snapsh
 
 use super::Replica;
 use super::membership::is_consistent;
-use crate::ConsensusError;
 use crate::disk::Disk;
+use crate::{ConsensusError, NUMBERS_END};
 
 impl<D: Disk> Replica<D> {
     /// Takes a message from the peer `from`, which the transport has authenticated. One that makes no sense
@@ -58,6 +58,9 @@ impl<D: Disk> Replica<D> {
         let forwarded = matches!(kind, Type::MsgPropose | Type::MsgReadIndex);
         if (message.term == 0) != forwarded {
             return Err("its term makes no sense");
+        }
+        if message.term.max(message.index).max(message.commit) > NUMBERS_END {
+            return Err("its numbers are such as no log reaches");
         }
         match kind {
             Type::MsgPropose => check_proposal(&message.entries),
@@ -147,7 +150,7 @@ fn check_proposal(entries: &[Entry]) -> Result<(), &'static str> {
 }
 
 fn check_snapshot(metadata: &SnapshotMetadata, term: u64) -> Result<(), &'static str> {
-    if metadata.index == 0 || metadata.index == u64::MAX {
+    if metadata.index == 0 || metadata.index > NUMBERS_END {
         return Err("the snapshot has no index");
     }
     if metadata.term == 0 || metadata.term > term {

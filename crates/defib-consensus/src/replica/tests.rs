@@ -466,6 +466,11 @@ fn messages_that_make_no_sense_are_counted_and_ignored() {
             (message.index, message.log_term) = (u64::MAX, 3);
             message.mut_entries().push(Entry { term: 3, ..Entry::default() });
         }),
+        // Raft would count on from it when it stands for election.
+        build(&|message| {
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            message.term = u64::MAX;
+        }),
         // Raft would pass it on to its leader, with a term in it, and panic on that.
         build(&|message| {
             message.set_msg_type(MessageType::MsgTransferLeader);
