@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_engine::placement::{Placer, Plan};
+use defib_engine::placement::{Excluded, Placer, Plan};
 use defib_model::{HostId, VmId};
 use defib_wire::v1;
 use tonic::Status;
 
 use crate::{core::View, operator::host_id};
+
+/// How many pairs of a VM and a host an answer tells of at most.
+const EXCLUSIONS_MAX: usize = 100_000;
 
 /// All that the planner must know to answer, taken from the loop at one moment.
 #[derive(Debug)]
@@ -16,6 +19,7 @@ pub struct Question {
     placer: Placer,
     /// Of each VM on a lost host: its priority and where it is now.
     victims: BTreeMap<VmId, (String, HostId)>,
+    verbose: bool,
 }
 
 impl Question {
@@ -52,6 +56,15 @@ impl Question {
         if lost.is_empty() {
             return Err(Status::invalid_argument("name at least one host or fault domain"));
         }
+        let on_lost_hosts = |host: &HostId| ledger.index().on_host.get(host).map_or(0, BTreeSet::len);
+        let count: usize = lost.iter().map(on_lost_hosts).sum();
+        let pairs = count.saturating_mul(ledger.hosts().len());
+        if request.verbose && pairs > EXCLUSIONS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "{count} VMs on {} hosts make more than {EXCLUSIONS_MAX} answers: leave out --verbose, or name fewer hosts",
+                ledger.hosts().len()
+            )));
+        }
         let on_lost = lost.iter().filter_map(|host| Some((host, ledger.index().on_host.get(host)?)));
         let victims = on_lost
             .flat_map(|(host, vms)| vms.iter().map(move |vm| (vm, host)))
@@ -61,7 +74,7 @@ impl Question {
                 (vm.clone(), (priority, host.clone()))
             })
             .collect();
-        Ok(Self { lost, placer: ledger.index().placer.clone(), victims })
+        Ok(Self { lost, placer: ledger.index().placer.clone(), victims, verbose: request.verbose })
     }
 
     /// The planner's answer; nothing changes.
@@ -69,11 +82,25 @@ impl Question {
     pub fn plan(&self) -> v1::Plan {
         let clock = defib_observe::clock::Clock::start();
         let began = clock.now();
-        let plan = self.placer.what_if_hosts(&self.lost);
-        self.answer(&plan, clock.now().nanos_since(began) / 1000)
+        let (plan, excluded) = if self.verbose {
+            self.placer.what_if_explained(&self.lost)
+        } else {
+            (self.placer.what_if_hosts(&self.lost), BTreeMap::new())
+        };
+        self.answer(&plan, &excluded, clock.now().nanos_since(began) / 1000)
     }
 
-    fn answer(&self, plan: &Plan, took_us: u64) -> v1::Plan {
+    fn answer(&self, plan: &Plan, excluded: &BTreeMap<VmId, Vec<Excluded>>, took_us: u64) -> v1::Plan {
+        let excluded = |vm: &VmId| {
+            let of_vm = excluded.get(vm).into_iter().flatten();
+            of_vm
+                .map(|one| v1::ExcludedHosts {
+                    kind: one.constraint.kind().to_owned(),
+                    constraint: one.constraint.to_string(),
+                    hosts: one.hosts.iter().map(ToString::to_string).collect(),
+                })
+                .collect()
+        };
         let priority =
             |vm: &VmId| self.victims.get(vm).map(|(priority, _)| priority.clone()).unwrap_or_default();
         let from = |vm: &VmId| self.victims.get(vm).map(|(_, host)| host.to_string()).unwrap_or_default();
@@ -88,6 +115,8 @@ impl Question {
                     from: from(&planned.vm),
                     to: planned.host.to_string(),
                     broken: planned.broken.iter().map(ToString::to_string).collect(),
+                    because: planned.because.to_string(),
+                    excluded: excluded(&planned.vm),
                 })
                 .collect(),
             unplaced: plan
@@ -97,6 +126,7 @@ impl Question {
                     vm: left.vm.to_string(),
                     priority: priority(&left.vm),
                     reasons: left.exclusions.iter().map(ToString::to_string).collect(),
+                    excluded: excluded(&left.vm),
                 })
                 .collect(),
             took_us,

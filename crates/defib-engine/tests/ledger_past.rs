@@ -157,6 +157,7 @@ impl Log {
             host: host(name),
             host_epoch: self.epoch(name),
             incarnation,
+            because: String::new(),
             broken: Vec::new(),
         };
         self.apply(Command::Place { placements: vec![placement], unplaced: Vec::new() });

@@ -176,6 +176,7 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
                 host_epoch: ledger.hosts()[&planned.host].epoch,
                 vm: planned.vm,
                 host: planned.host,
+                because: planned.because.to_string(),
                 broken: vec![],
             });
             let unplaced = plan.unplaced.into_iter().map(|left| Unplaced {
@@ -188,7 +189,14 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             // What no planner would say.
             let incarnation =
                 ledger.vms().get(&vm).map_or(Incarnation(1), |record| record.incarnation.next());
-            let placement = Placement { vm, incarnation, host, host_epoch: epoch, broken: vec![] };
+            let placement = Placement {
+                vm,
+                incarnation,
+                host,
+                host_epoch: epoch,
+                because: String::new(),
+                broken: vec![],
+            };
             Command::Place { placements: vec![placement], unplaced: vec![] }
         }
         12 | 13 => {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_engine::placement::{Constraint, Placer, PlanOptions, Reason, Usability};
+use defib_engine::placement::{Because, Constraint, Placer, PlanOptions, Reason, Usability};
 use defib_model::{
     GroupId, Host, HostId, Inventory, Resources, Vm, VmId,
     inventory::{Definition, FaultDomain, Group, Priority, Readiness, SelfFence, SpreadRule},
@@ -234,6 +234,23 @@ proptest! {
                 continue;
             };
             prop_assert!(feasible.contains(&planned.host));
+            let failed_there = |host| world.options.avoid.get(vm).is_some_and(|avoid| avoid.contains(host));
+            match &planned.because {
+                Because::FirstHost => prop_assert!(first),
+                Because::RanWell => prop_assert_eq!(world.options.prefer.get(vm), Some(&planned.host)),
+                Because::OnlyHost => prop_assert_eq!(feasible.len(), 1, "{} had a choice", vm),
+                Because::NotWhereItFailed => prop_assert!(!failed_there(&planned.host)),
+                Because::OnlyWhereItFailed => prop_assert!(feasible.iter().all(failed_there)),
+                Because::MostRoom => prop_assert!(feasible.len() > 1, "{} had no choice", vm),
+                Because::FewestBeside { members } => {
+                    let beside = |host: &HostId| -> u32 {
+                        let rules = world.twin.rules(vm);
+                        rules.map(|(group, rule)| world.twin.members(group, vm, host, rule.level)).sum()
+                    };
+                    prop_assert_eq!(*members, beside(&planned.host));
+                }
+                because => prop_assert!(false, "one alone moves nobody: {because}"),
+            }
             let broken = world.twin.soft_broken(vm, &planned.host);
             prop_assert_eq!(planned.broken.len(), broken, "what is broken is named");
             // Where it failed it goes only if there is no other; a wish is broken only if none keeps it.
@@ -243,6 +260,49 @@ proptest! {
             let choice = if elsewhere.is_empty() { feasible.iter().collect() } else { elsewhere };
             let least = choice.into_iter().map(|host| world.twin.soft_broken(vm, host)).min();
             prop_assert_eq!(Some(broken), least);
+        }
+    }
+
+    #[test]
+    fn every_host_that_may_not_take_a_vm_is_told_with_a_true_reason(world in worlds()) {
+        let mut before = world.twin.clone();
+        let mut placer = world.placer.clone();
+        let lost: BTreeSet<HostId> = before.inventory.hosts.keys().take(1).cloned().collect();
+        // One that is lost takes what nobody carries yet.
+        for vm in &world.wanted {
+            if let Some(host) = lost.iter().find(|host| placer.admits(vm, host).is_ok()) {
+                placer.occupy(vm, host);
+                before.at.insert(vm.clone(), host.clone());
+            }
+        }
+        let (plan, told) = placer.what_if_explained(&lost);
+        prop_assert_eq!(&plan, &placer.what_if_hosts(&lost), "explaining changes nothing");
+        before.at.retain(|_, host| !lost.contains(host));
+        let after_plan = {
+            let mut after = before.clone();
+            after.at.extend(plan.placements.iter().map(|one| (one.vm.clone(), one.host.clone())));
+            after
+        };
+        prop_assert_eq!(told.len(), plan.placements.len() + plan.unplaced.len());
+        for (vm, excluded) in &told {
+            let mut others = after_plan.clone();
+            others.at.remove(vm);
+            let mut seen: BTreeSet<&HostId> = BTreeSet::new();
+            for one in excluded {
+                for host in &one.hosts {
+                    prop_assert!(seen.insert(host), "{host} twice for {vm}");
+                    let assumed = one.constraint == Constraint::Unusable(Reason::Assumed);
+                    let is_true = if assumed {
+                        lost.contains(host)
+                    } else {
+                        others.against(vm, host, false).contains(&one.constraint)
+                    };
+                    prop_assert!(is_true, "{vm} on {host}: {} is not true", one.constraint);
+                }
+            }
+            for host in others.inventory.hosts.keys().filter(|host| !seen.contains(host)) {
+                prop_assert!(others.against(vm, host, false).is_empty(), "{vm} on {host}: nobody says why not");
+            }
         }
     }
 

@@ -334,13 +334,21 @@ fn place(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<Command> {
             host_epoch: epoch(u, ledger, &at)?,
             vm: planned.vm,
             host: at,
+            because: planned.because.to_string(),
             broken: planned.broken.iter().map(ToString::to_string).collect(),
         });
     }
     if one_in(u, 8)? {
         let (vm, host) = (vm(u)?, host(u)?);
         let (incarnation, host_epoch) = (Incarnation(u.int_in_range(0..=4)?), epoch(u, ledger, &host)?);
-        placements.push(Placement { vm, incarnation, host, host_epoch, broken: Vec::new() });
+        placements.push(Placement {
+            vm,
+            incarnation,
+            host,
+            host_epoch,
+            because: String::new(),
+            broken: Vec::new(),
+        });
     }
     let reasons = |exclusions: Vec<defib_engine::placement::Exclusion>| {
         exclusions.iter().map(ToString::to_string).collect()

@@ -325,6 +325,7 @@ pub(crate) fn operator_seeds() -> Vec<Vec<u8>> {
         tagged(
             5,
             v1::PlanFailHostRequest {
+                verbose: false,
                 hosts: vec![host.clone()],
                 domains: vec!["rack1".into(), "zone1/rack1".into()],
             }

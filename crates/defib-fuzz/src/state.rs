@@ -85,6 +85,7 @@ pub(crate) fn snapshot_seeds() -> Vec<Vec<u8>> {
                 host_epoch: small.hosts()[&planned.host].epoch,
                 vm: planned.vm,
                 host: planned.host,
+                because: planned.because.to_string(),
                 broken: Vec::new(),
             })
             .collect();

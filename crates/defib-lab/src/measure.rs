@@ -348,6 +348,7 @@ mod tests {
             host: host("h2"),
             incarnation: Incarnation(2),
             from: Some(host("h1")),
+            because: String::new(),
             broken: Vec::new(),
         };
         recovery.observe(&seen(2, placed));

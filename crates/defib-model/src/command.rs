@@ -94,6 +94,9 @@ pub struct Placement {
     pub host: HostId,
     /// That host's epoch when it was planned.
     pub host_epoch: Epoch,
+    /// What decided for this host, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub because: String,
     /// Soft rules that it breaks, in words; empty for none.
     #[serde(default)]
     pub broken: Vec<String>,

@@ -252,6 +252,9 @@ pub enum EventKind {
         incarnation: Incarnation,
         /// Where it was, if it was anywhere.
         from: Option<HostId>,
+        /// What decided for this host.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        because: String,
         /// Soft rules that the place breaks.
         broken: Vec<String>,
     },
@@ -449,10 +452,13 @@ impl fmt::Display for EventKind {
             Self::DeathProven { host, epoch, proof } => {
                 write!(f, "host {host}: death proven for epoch {epoch}: {proof}")
             }
-            Self::VmPlaced { vm, host, incarnation, from, broken } => {
+            Self::VmPlaced { vm, host, incarnation, from, because, broken } => {
                 write!(f, "vm {vm}: placed on {host} as incarnation {incarnation}")?;
                 if let Some(from) = from {
                     write!(f, " (was on {from})")?;
+                }
+                if !because.is_empty() {
+                    write!(f, ": {because}")?;
                 }
                 if !broken.is_empty() {
                     write!(f, ", breaking {}", broken.join("; "))?;

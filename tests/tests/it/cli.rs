@@ -54,6 +54,7 @@ const LOOKS: &[(&[&str], &str)] = &[
     (&["events", "--limit", "3"], "     3  "),
     (&["events", "--from", "5", "--limit", "2"], "     6  "),
     (&["plan", "fail-host", "h1"], "would have a place"),
+    (&["plan", "fail-host", "h1", "--verbose"], "assumed to have failed"),
     (&["plan", "fail-host", "h2", "h3"], "would have a place"),
     (&["plan", "fail-host", "--domain", "r1"], "would have a place"),
     (&["policy", "get"], "act-after: 700ms"),

@@ -98,13 +98,22 @@ async fn a_follower_takes_every_call_and_the_leader_answers() {
     let vm = follower.get_vm(v1::GetVmRequest { vm: vms[0].id.clone() }).await.unwrap().into_inner();
     assert!(!vm.would_go_to.is_empty() || !vm.would_not_go_because.is_empty(), "{vm:?}");
 
-    let request = v1::PlanFailHostRequest { hosts: vec!["h1".into()], domains: vec!["r2".into()] };
+    let request =
+        v1::PlanFailHostRequest { hosts: vec!["h1".into()], domains: vec!["r2".into()], verbose: true };
     let plan = follower.plan_fail_host(request).await.unwrap().into_inner();
     assert_eq!(plan.hosts, ["h1", "h3", "h4"]);
     assert_eq!(plan.placements.len() + plan.unplaced.len(), on(&["h1", "h3", "h4"]));
     assert!(
         plan.placements.iter().all(|one| plan.hosts.contains(&one.from) && !plan.hosts.contains(&one.to))
     );
+    // What decided, and of each host that is excluded why: those that are assumed to fail are, for every VM.
+    for one in &plan.placements {
+        assert!(!one.because.is_empty(), "{one:?}");
+        let assumed =
+            one.excluded.iter().find(|excluded| excluded.kind == "not-in-use").expect("assumed to fail");
+        assert!(plan.hosts.iter().all(|host| assumed.hosts.contains(host)), "{one:?}");
+        assert!(one.excluded.iter().all(|excluded| !excluded.hosts.contains(&one.to)), "{one:?}");
+    }
 
     // The policy: read, compare, try, apply, and not over somebody else's newer one.
     let held = follower.get_policy(v1::GetPolicyRequest {}).await.unwrap().into_inner();

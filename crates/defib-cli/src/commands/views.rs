@@ -51,6 +51,9 @@ pub(crate) enum PlanCommand {
         /// Also all hosts of a fault domain, as a path such as zone-a/rack-3.
         #[arg(long)]
         domain: Vec<String>,
+        /// Also tell of each VM which hosts may not take it, and why.
+        #[arg(long)]
+        verbose: bool,
     },
 }
 
@@ -245,32 +248,61 @@ pub(crate) async fn recovery(
     Ok(())
 }
 
+fn excluded_json(excluded: &[v1::ExcludedHosts]) -> Value {
+    let each = excluded
+        .iter()
+        .map(|one| json!({"kind": one.kind, "constraint": one.constraint, "hosts": one.hosts}));
+    each.collect()
+}
+
 /// `defib plan`.
 pub(crate) async fn plan(cluster: &Cluster, command: PlanCommand, output: Output) -> Result<(), Failure> {
-    let PlanCommand::FailHost { hosts, domain } = command;
+    let PlanCommand::FailHost { hosts, domain, verbose } = command;
     if hosts.is_empty() && domain.is_empty() {
         return Err(Failure::Usage("name a host, or a fault domain with --domain".into()));
     }
-    let request = v1::PlanFailHostRequest { hosts, domains: domain };
+    let request = v1::PlanFailHostRequest { hosts, domains: domain, verbose };
     let plan = ask!(cluster, plan_fail_host, request)?;
     if output == Output::Json {
         let placements = plan.placements.iter().map(|one| {
-            json!({"vm": one.vm, "priority": one.priority, "from": one.from, "to": one.to, "broken": one.broken})
+            let mut placement = json!({"vm": one.vm, "priority": one.priority, "from": one.from, "to": one.to,
+                "because": one.because, "broken": one.broken});
+            if verbose {
+                placement["excluded"] = excluded_json(&one.excluded);
+            }
+            placement
         });
-        let unplaced = plan
-            .unplaced
-            .iter()
-            .map(|one| json!({"vm": one.vm, "priority": one.priority, "reasons": one.reasons}));
+        let unplaced = plan.unplaced.iter().map(|one| {
+            let mut left = json!({"vm": one.vm, "priority": one.priority, "reasons": one.reasons});
+            if verbose {
+                left["excluded"] = excluded_json(&one.excluded);
+            }
+            left
+        });
         json(&json!({"hosts": plan.hosts, "placements": placements.collect::<Vec<_>>(),
             "unplaced": unplaced.collect::<Vec<_>>(), "took_us": plan.took_us}));
         return Ok(());
     }
     let rows = plan.placements.iter().map(|one| {
-        vec![one.vm.clone(), one.priority.clone(), one.from.clone(), one.to.clone(), one.broken.join("; ")]
+        let (vm, priority, from, to) = (&one.vm, &one.priority, &one.from, &one.to);
+        vec![
+            vm.clone(),
+            priority.clone(),
+            from.clone(),
+            to.clone(),
+            one.because.clone(),
+            one.broken.join("; "),
+        ]
     });
-    table(&["vm", "priority", "from", "to", "soft rules broken"], rows.collect());
+    table(&["vm", "priority", "from", "to", "because", "soft rules broken"], rows.collect());
     for one in &plan.unplaced {
         line(&format!("NO PLACE for {} ({}): {}", one.vm, one.priority, one.reasons.join("; ")));
+    }
+    let of_placed = plan.placements.iter().map(|one| (&one.vm, &one.excluded));
+    for (vm, excluded) in of_placed.chain(plan.unplaced.iter().map(|one| (&one.vm, &one.excluded))) {
+        for one in excluded {
+            line(&format!("{vm} not on {}: {}", one.hosts.join(", "), one.constraint));
+        }
     }
     line(&format!("{} VMs would have a place, {} would not", plan.placements.len(), plan.unplaced.len()));
     Ok(())

@@ -270,6 +270,7 @@ impl Controller {
             placements.push(Placement {
                 incarnation: vm.incarnation.next(),
                 host_epoch: host.epoch,
+                because: planned.because.to_string(),
                 broken: planned.broken.iter().map(ToString::to_string).collect(),
                 vm: planned.vm,
                 host: planned.host,

@@ -96,6 +96,7 @@ impl Ledger {
                 host: placement.host.clone(),
                 incarnation: placement.incarnation,
                 from,
+                because: placement.because.clone(),
                 broken: placement.broken.clone(),
             },
         );

@@ -23,7 +23,7 @@ use alloc::{
 use defib_model::{HostId, Inventory, VmId, inventory::Priority};
 use index::{Domains, HostSlot, Occupancy, VmSlot};
 pub use plan::SWAPS_TRIED;
-pub use reasons::{Constraint, Exclusion, Reason, SoftBreak, Usability};
+pub use reasons::{Because, Constraint, Excluded, Exclusion, Reason, SoftBreak, Usability};
 
 /// What a plan must heed beyond the rules.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +43,8 @@ pub struct Planned {
     pub vm: VmId,
     /// Where.
     pub host: HostId,
+    /// What decided for it.
+    pub because: Because,
     /// Soft rules that this breaks.
     pub broken: Vec<SoftBreak>,
 }
@@ -143,11 +145,34 @@ impl Placer {
     pub fn what_if_hosts(&self, lost: &BTreeSet<HostId>) -> Plan {
         let lost: BTreeSet<usize> =
             lost.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
-        self.what_if(&mut self.occupancy.clone(), &lost)
+        self.what_if(&mut self.occupancy.clone(), &lost, |_, _| {})
     }
 
-    /// `occupancy` is as before when this returns.
-    fn what_if(&self, occupancy: &mut Occupancy, lost: &BTreeSet<usize>) -> Plan {
+    /// The same, and for every VM that is asked about each host that may not take it, when all others of the plan
+    /// have their places. Hosts that are missing there would do, but are no better.
+    #[must_use]
+    pub fn what_if_explained(&self, lost: &BTreeSet<HostId>) -> (Plan, BTreeMap<VmId, Vec<Excluded>>) {
+        let lost: BTreeSet<usize> =
+            lost.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
+        let mut excluded = BTreeMap::new();
+        let plan = self.what_if(&mut self.occupancy.clone(), &lost, |occupancy, vm| {
+            let place = occupancy.host_of(vm);
+            occupancy.remove(&self.hosts, &self.vms, &self.domains, vm);
+            excluded.insert(self.vms[vm].id.clone(), self.excluded(occupancy, vm, &lost));
+            if let Some(host) = place {
+                occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
+            }
+        });
+        (plan, excluded)
+    }
+
+    /// `occupancy` is as before when this returns. `explain` is called for each VM when the plan is made.
+    fn what_if(
+        &self,
+        occupancy: &mut Occupancy,
+        lost: &BTreeSet<usize>,
+        mut explain: impl FnMut(&mut Occupancy, usize),
+    ) -> Plan {
         let victims: Vec<(usize, usize)> = lost
             .iter()
             .flat_map(|host| occupancy.on(*host).iter().map(|vm| (*vm, *host)).collect::<Vec<_>>())
@@ -155,12 +180,15 @@ impl Placer {
         for (vm, _) in &victims {
             occupancy.remove(&self.hosts, &self.vms, &self.domains, *vm);
         }
-        let wanted = victims
+        let wanted: Vec<usize> = victims
             .iter()
             .map(|(vm, _)| *vm)
             .filter(|vm| self.vms[*vm].priority != Priority::Disabled)
             .collect();
-        let plan = self.plan_on(occupancy, wanted, &PlanOptions::default(), lost);
+        let plan = self.plan_on(occupancy, wanted.clone(), &PlanOptions::default(), lost);
+        for vm in wanted {
+            explain(occupancy, vm);
+        }
         for (vm, host) in victims {
             occupancy.remove(&self.hosts, &self.vms, &self.domains, vm);
             occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
@@ -177,7 +205,7 @@ impl Placer {
         for level in 0..=self.level_names.len() {
             for (domain, members) in self.domains.members(level) {
                 let lost: BTreeSet<usize> = members.iter().copied().collect();
-                let plan = self.what_if(&mut occupancy, &lost);
+                let plan = self.what_if(&mut occupancy, &lost, |_, _| {});
                 if !plan.unplaced.is_empty() {
                     weak.push(Unprotected {
                         level: self.level_names.get(level).map_or("host", String::as_str).to_string(),

@@ -10,7 +10,8 @@ use core::cmp::Reverse;
 use defib_model::{HostId, inventory::Priority};
 
 use super::{
-    Constraint, Exclusion, Placer, Plan, PlanOptions, Planned, Reason, SoftBreak, Unplaced, Usability,
+    Because, Constraint, Excluded, Exclusion, Placer, Plan, PlanOptions, Planned, Reason, SoftBreak,
+    Unplaced, Usability,
     index::{Occupancy, Room},
 };
 
@@ -88,14 +89,14 @@ impl Placer {
         Score { avoided: false, broken, crowd }
     }
 
-    /// The best host for a VM, or `None`.
+    /// The best host for a VM and why, or `None`.
     fn best(
         &self,
         occupancy: &Occupancy,
         vm: usize,
         options: &PlanOptions,
         without: &BTreeSet<usize>,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Because)> {
         let id = &self.vms[vm].id;
         let first_placement = options.first_placements.contains(id);
         let avoid = options.avoid.get(id);
@@ -106,13 +107,13 @@ impl Placer {
             && let Some(host) = self.vms[vm].first_host
             && fits(host)
         {
-            return Some(host);
+            return Some((host, Because::FirstHost));
         }
         if let Some(host) = options.prefer.get(id).and_then(|host| self.host_numbers.get(host)).copied()
             && fits(host)
             && self.score(occupancy, vm, host, false).broken == 0
         {
-            return Some(host);
+            return Some((host, Because::RanWell));
         }
         if avoid.is_none() && self.is_scored_by_domain(vm) {
             return self.best_by_domain(occupancy, vm, fits);
@@ -126,33 +127,57 @@ impl Placer {
         vm: usize,
         avoid: Option<&BTreeSet<HostId>>,
         fits: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Because)> {
         let mut best: Option<(Score, usize)> = None;
+        let mut others = false;
         for host in occupancy.by_room() {
             if !fits(host) {
                 continue;
+            }
+            // Even when the best is found, one more is looked for: there is a choice, or there is none.
+            others |= best.is_some();
+            if best.is_some_and(|(held, _)| held == BEST) {
+                break;
             }
             let avoided = avoid.is_some_and(|avoid| avoid.contains(&self.hosts[host].id));
             let score = self.score(occupancy, vm, host, avoided);
             if best.is_none_or(|(held, _)| score < held) {
                 best = Some((score, host));
-                if score == BEST {
-                    break;
-                }
             }
         }
-        best.map(|(_, host)| host)
+        let (score, host) = best?;
+        let because = match avoid {
+            _ if !others => Because::OnlyHost,
+            Some(_) if score.avoided => Because::OnlyWhereItFailed,
+            Some(_) => Because::NotWhereItFailed,
+            None => self.by_score(vm, score),
+        };
+        Some((host, because))
+    }
+
+    /// What decided where there was a choice.
+    fn by_score(&self, vm: usize, score: Score) -> Because {
+        if self.vms[vm].rules.iter().any(|rule| self.scores(*rule)) {
+            Because::FewestBeside { members: score.crowd }
+        } else {
+            Because::MostRoom
+        }
+    }
+
+    /// Whether a rule makes one place better than another. A hard rule that allows one member does not: where there is
+    /// one already no other may be.
+    fn scores(&self, rule: usize) -> bool {
+        let slot = &self.domains.rules[rule];
+        !(slot.hard && slot.limit <= 1)
     }
 
     /// Whether some rule scores the places of a VM, and every rule that does scores whole domains alike: then the
-    /// choice is first of the domain and then of the host. A hard rule that allows one member scores nothing: where
-    /// there is one already no other may be.
+    /// choice is first of the domain and then of the host.
     fn is_scored_by_domain(&self, vm: usize) -> bool {
         let mut scored = false;
         for rule in &self.vms[vm].rules {
-            let slot = &self.domains.rules[*rule];
-            if !(slot.hard && slot.limit <= 1) {
-                if slot.level >= self.level_names.len() {
+            if self.scores(*rule) {
+                if self.domains.rules[*rule].level >= self.level_names.len() {
                     return false;
                 }
                 scored = true;
@@ -168,13 +193,13 @@ impl Placer {
         occupancy: &Occupancy,
         vm: usize,
         fits: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Because)> {
         let examples = self.domains.examples().iter().enumerate();
         let mut domains: Vec<(Score, usize)> =
             examples.map(|(domain, host)| (self.score_above_hosts(occupancy, vm, *host), domain)).collect();
         domains.sort_unstable();
         let mut best: Option<(Score, Room)> = None;
-        for (score, domain) in domains {
+        for &(score, domain) in &domains {
             if best.is_some_and(|(held, _)| held < score) {
                 break;
             }
@@ -186,7 +211,11 @@ impl Placer {
                 best = Some((score, room));
             }
         }
-        best.map(|(_, (_, host))| host)
+        let (score, (_, host)) = best?;
+        let is_other = |other: usize| other != host && fits(other);
+        let others =
+            domains.iter().any(|(_, domain)| occupancy.by_room_in(*domain).any(|(_, other)| is_other(other)));
+        Some((host, if others { self.by_score(vm, score) } else { Because::OnlyHost }))
     }
 
     pub(super) fn plan_on(
@@ -204,13 +233,17 @@ impl Placer {
         });
         wanted.dedup();
         let mut placed: Vec<usize> = Vec::with_capacity(wanted.len());
+        let mut reasons: BTreeMap<usize, Because> = BTreeMap::new();
         let mut unplaced = Vec::new();
         for vm in wanted {
-            if let Some(host) = self.best(occupancy, vm, options, without) {
+            if let Some((host, because)) = self.best(occupancy, vm, options, without) {
                 occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
                 placed.push(vm);
-            } else if self.make_room(occupancy, vm, &placed, options, without) {
+                reasons.insert(vm, because);
+            } else if let Some(moved) = self.make_room(occupancy, vm, &placed, options, without) {
                 placed.push(vm);
+                reasons.insert(vm, Because::RoomMade { moved: self.vms[moved].id.clone() });
+                reasons.insert(moved, Because::MovedFor { vm: self.vms[vm].id.clone() });
             } else {
                 unplaced.push(Unplaced {
                     vm: self.vms[vm].id.clone(),
@@ -221,10 +254,11 @@ impl Placer {
         let placements = placed
             .into_iter()
             .filter_map(|vm| {
-                let host = occupancy.host_of(vm)?;
+                let (host, because) = (occupancy.host_of(vm)?, reasons.remove(&vm)?);
                 Some(Planned {
                     vm: self.vms[vm].id.clone(),
                     host: self.hosts[host].id.clone(),
+                    because,
                     broken: self.broken(occupancy, vm, host),
                 })
             })
@@ -232,7 +266,7 @@ impl Placer {
         Plan { placements, unplaced }
     }
 
-    /// Moves one earlier placement of this plan elsewhere, if that lets `vm` in. Never one of a higher tier.
+    /// Moves one earlier placement of this plan elsewhere, if that lets `vm` in; which one. Never one of a higher tier.
     fn make_room(
         &self,
         occupancy: &mut Occupancy,
@@ -240,7 +274,7 @@ impl Placer {
         placed: &[usize],
         options: &PlanOptions,
         without: &BTreeSet<usize>,
-    ) -> bool {
+    ) -> Option<usize> {
         let first_placement = options.first_placements.contains(&self.vms[vm].id);
         let tier: Priority = self.vms[vm].priority;
         let mut move_one = |other: usize| {
@@ -248,7 +282,7 @@ impl Placer {
             occupancy.remove(&self.hosts, &self.vms, &self.domains, other);
             if self.admissible(occupancy, vm, host, first_placement).is_none() {
                 occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
-                if let Some(elsewhere) = self.best(occupancy, other, options, without) {
+                if let Some((elsewhere, _)) = self.best(occupancy, other, options, without) {
                     occupancy.add(&self.hosts, &self.vms, &self.domains, other, elsewhere);
                     return true;
                 }
@@ -260,9 +294,10 @@ impl Placer {
         placed
             .iter()
             .rev()
-            .filter(|other| self.vms[**other].priority >= tier)
+            .copied()
+            .filter(|other| self.vms[*other].priority >= tier)
             .take(SWAPS_TRIED)
-            .any(|other| move_one(*other))
+            .find(|other| move_one(*other))
     }
 
     fn broken(&self, occupancy: &Occupancy, vm: usize, host: usize) -> Vec<SoftBreak> {
@@ -286,6 +321,36 @@ impl Placer {
             .collect()
     }
 
+    /// Every host that may not take a VM, by the first constraint that says so.
+    pub(super) fn excluded(
+        &self,
+        occupancy: &Occupancy,
+        vm: usize,
+        without: &BTreeSet<usize>,
+    ) -> Vec<Excluded> {
+        let mut hosts: BTreeMap<Constraint, Vec<HostId>> = BTreeMap::new();
+        for host in 0..self.hosts.len() {
+            if let Some(constraint) = self.forbidden(occupancy, vm, host, false, without) {
+                hosts.entry(constraint).or_default().push(self.hosts[host].id.clone());
+            }
+        }
+        hosts.into_iter().map(|(constraint, hosts)| Excluded { constraint, hosts }).collect()
+    }
+
+    fn forbidden(
+        &self,
+        occupancy: &Occupancy,
+        vm: usize,
+        host: usize,
+        first_placement: bool,
+        without: &BTreeSet<usize>,
+    ) -> Option<Constraint> {
+        if without.contains(&host) {
+            return Some(Constraint::Unusable(Reason::Assumed));
+        }
+        self.admissible(occupancy, vm, host, first_placement)
+    }
+
     /// Why no host will do; every host counts once, for the first constraint that excludes it.
     fn exclusions(
         &self,
@@ -297,12 +362,7 @@ impl Placer {
         let first_placement = options.first_placements.contains(&self.vms[vm].id);
         let mut counted: BTreeMap<Constraint, (u32, usize)> = BTreeMap::new();
         for host in 0..self.hosts.len() {
-            let constraint = if without.contains(&host) {
-                Some(Constraint::Unusable(Reason::Assumed))
-            } else {
-                self.admissible(occupancy, vm, host, first_placement)
-            };
-            if let Some(constraint) = constraint {
+            if let Some(constraint) = self.forbidden(occupancy, vm, host, first_placement, without) {
                 let (count, _) = counted.entry(constraint).or_insert((0, host));
                 *count = count.saturating_add(1);
             }

@@ -1,9 +1,9 @@
-//! Why not: typed, with a sentence for people.
+//! Why there, and why not elsewhere: typed, with a sentence for people.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use defib_model::{GroupId, HostId};
+use defib_model::{GroupId, HostId, VmId};
 
 /// Why a host is not in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +52,20 @@ pub enum Constraint {
     },
 }
 
+impl Constraint {
+    /// Its kind in a word, for programs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unusable(_) => "not-in-use",
+            Self::Spare => "spare",
+            Self::Label(_) => "label",
+            Self::Capacity { .. } => "capacity",
+            Self::AntiAffinity { .. } => "anti-affinity",
+        }
+    }
+}
+
 impl fmt::Display for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,6 +80,66 @@ impl fmt::Display for Constraint {
             Self::AntiAffinity { group, level } => write!(f, "anti-affinity of group {group} per {level}"),
         }
     }
+}
+
+/// What decided for a place, among those that every hard rule allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Because {
+    /// It runs for the first time, and is declared to run there.
+    FirstHost,
+    /// It ran well there.
+    RanWell,
+    /// Nothing else fits.
+    OnlyHost,
+    /// Of those that fit it has the most room left.
+    MostRoom,
+    /// Its fault domains hold the fewest members of the VM's groups; among such it has the most room left.
+    FewestBeside {
+        /// How many they hold, counted per rule.
+        members: u32,
+    },
+    /// It failed lately on others that fit, and not there.
+    NotWhereItFailed,
+    /// It failed there lately, and everywhere else that fits.
+    OnlyWhereItFailed,
+    /// Nothing was left, until another VM of the same plan was sent elsewhere.
+    RoomMade {
+        /// Which.
+        moved: VmId,
+    },
+    /// Its better place was left to a VM that fits nowhere else.
+    MovedFor {
+        /// Which.
+        vm: VmId,
+    },
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirstHost => f.write_str("declared to run there first"),
+            Self::RanWell => f.write_str("it ran well there"),
+            Self::OnlyHost => f.write_str("the only host that fits"),
+            Self::MostRoom => f.write_str("most room left"),
+            Self::FewestBeside { members: 0 } => f.write_str("apart from its groups, most room left"),
+            Self::FewestBeside { members } => {
+                write!(f, "fewest of its groups beside it ({members}), most room left")
+            }
+            Self::NotWhereItFailed => f.write_str("it has not failed there lately"),
+            Self::OnlyWhereItFailed => f.write_str("it failed lately on all that fit"),
+            Self::RoomMade { moved } => write!(f, "{moved} was sent elsewhere to make room"),
+            Self::MovedFor { vm } => write!(f, "room was made for {vm}, which fits nowhere else"),
+        }
+    }
+}
+
+/// A host that may not take a VM, and the first constraint that says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excluded {
+    /// Which constraint.
+    pub constraint: Constraint,
+    /// The hosts, in the order of their names.
+    pub hosts: Vec<HostId>,
 }
 
 /// How many hosts one constraint excludes.

@@ -27,6 +27,7 @@ fn placed(name: &str, to: &str, incarnation: u64, from: Option<&str>) -> EventKi
         host: host(to),
         incarnation: Incarnation(incarnation),
         from: from.map(host),
+        because: String::new(),
         broken: Vec::new(),
     }
 }

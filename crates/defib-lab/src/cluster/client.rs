@@ -134,7 +134,11 @@ impl Operator {
     /// # Errors
     /// When no replica answers.
     pub async fn plan_fail(&self, hosts: &[String]) -> anyhow::Result<v1::Plan> {
-        ask!(self, plan_fail_host, v1::PlanFailHostRequest { hosts: hosts.to_vec(), domains: Vec::new() })
+        ask!(
+            self,
+            plan_fail_host,
+            v1::PlanFailHostRequest { hosts: hosts.to_vec(), ..v1::PlanFailHostRequest::default() }
+        )
     }
 
     /// Puts a policy in force.

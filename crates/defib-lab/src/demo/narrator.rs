@@ -223,8 +223,9 @@ impl Narrator {
                 let text = format!("{host} is dead in epoch {epoch}: {proof}");
                 self.step(at, Tone::Certain, "proof", &text, true);
             }
-            EventKind::VmPlaced { vm, host, from, broken, .. } => {
+            EventKind::VmPlaced { vm, host, from, because, broken, .. } => {
                 let text = self.placed(vm, host, from.as_ref(), broken, inventory);
+                let text = format!("{text}; {because}");
                 self.where_vms_are.insert(vm.clone(), host.clone());
                 self.step(at, Tone::Plain, "plan", &text, false);
             }
