@@ -414,8 +414,8 @@ impl GuardThread {
         for effect in effects {
             match effect {
                 Effect::Persist(durable) => self.store.write(&durable)?,
-                Effect::StartVm { vm, incarnation, definition } => {
-                    self.hypervisor.tell(Job::Start { vm, incarnation, definition });
+                Effect::StartVm { vm, incarnation, definition, not_after } => {
+                    self.hypervisor.tell(Job::Start { vm, incarnation, definition, not_after });
                 }
                 Effect::StopVm { vm, incarnation, reason } => {
                     tracing::warn!(%vm, %incarnation, %reason, "stop");

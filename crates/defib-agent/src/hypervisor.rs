@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::guard::{Input, VmObserved};
 use defib_model::{
-    Incarnation, VmId,
+    Incarnation, Instant, VmId,
     inventory::{Definition, Readiness},
 };
 use nix::{
@@ -13,7 +13,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::{guard_thread::GuardHandle, process::ProcessDriver};
+use crate::{clock, guard_thread::GuardHandle, process::ProcessDriver};
 
 /// How often a readiness file is looked for while one is awaited.
 const READINESS_MS: u16 = 25;
@@ -29,6 +29,8 @@ pub enum Job {
         incarnation: Incarnation,
         /// How.
         definition: Definition,
+        /// From when on it must not be started any more.
+        not_after: Instant,
     },
     /// Stop.
     Stop {
@@ -121,8 +123,9 @@ impl HypervisorThread {
 
     fn perform(&mut self, job: Job, guard: &GuardHandle) {
         match job {
-            Job::Start { vm, incarnation, definition } => {
-                let result = self.driver.start(&vm, incarnation, &definition);
+            Job::Start { vm, incarnation, definition, not_after } => {
+                let result = in_time(clock::now(), not_after)
+                    .and_then(|()| self.driver.start(&vm, incarnation, &definition));
                 match &result {
                     Ok(()) => tracing::info!(%vm, %incarnation, "started"),
                     Err(error) => tracing::warn!(%vm, %incarnation, error, "could not be started"),
@@ -135,5 +138,28 @@ impl HypervisorThread {
                 guard.input(Input::StopFinished { vm, incarnation, ok });
             }
         }
+    }
+}
+
+/// The job may have waited in its queue while this process, or the whole host, was frozen.
+fn in_time(now: Instant, not_after: Instant) -> Result<(), String> {
+    if now < not_after {
+        Ok(())
+    } else {
+        Err("the lease of this host ended before the start, so it was not begun".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_waited_until_the_lease_ended_is_not_begun() {
+        let now = clock::now();
+        assert!(in_time(now, now.plus(defib_model::Millis(1))).is_ok());
+        let error = in_time(now, now).unwrap_err();
+        assert!(error.contains("lease"), "{error}");
+        assert!(in_time(clock::now().max(now), now).is_err());
     }
 }

@@ -320,7 +320,8 @@ impl Guard {
         } else {
             self.stopping.then_some(StopReason::LeaseLost)
         };
-        Permit { start: stop_all.is_none() && self.lease.held(now).is_some(), stop_all }
+        let lease = self.lease.held(now).map(|(until, _)| until);
+        Permit { start: lease.filter(|_| stop_all.is_none()), stop_all }
     }
 
     fn coverage_end(&self) -> Instant {

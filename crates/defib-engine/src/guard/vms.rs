@@ -68,8 +68,8 @@ impl Vm {
 /// What the rest of the guard lets VMs do at this moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Permit {
-    /// Starts are allowed: the lease is held.
-    pub(super) start: bool,
+    /// Starts are allowed, since the lease is held until then.
+    pub(super) start: Option<Instant>,
     /// Everything must stop, and why.
     pub(super) stop_all: Option<StopReason>,
 }
@@ -133,7 +133,7 @@ impl Vms {
             effects.push(report(effect, vm, incarnation, Outcome::Started));
             return Ok(());
         }
-        if burnt || !permit.start {
+        if burnt || permit.start.is_none() {
             if seen && !burnt {
                 // It came before and may be on its way, or run: leave it to what becomes of it.
                 return Ok(());
@@ -287,19 +287,20 @@ impl Vms {
             // It was found running after its order had come again.
             effects.push(report(&pending.effect, vm, pending.incarnation, Outcome::Started));
         }
-        if state.pending.is_some() && (!permit.start || permit.stop_all.is_some()) {
+        if state.pending.is_some() && (permit.start.is_none() || permit.stop_all.is_some()) {
             if let Some(pending) = state.pending.take() {
                 self.burn(vm, pending.incarnation, None);
                 let detail = "this host lost its lease before the start".to_string();
                 self.wait(vm, &pending.effect, pending.incarnation, detail, StopReason::LeaseLost);
             }
-        } else if self.listed
+        } else if let Some(not_after) = permit.start
+            && self.listed
             && state.may_run().next().is_none()
             && state.stopping.is_none()
             && let Some(Pending { incarnation, definition, .. }) = state.pending.take()
         {
             state.starting = Some(incarnation);
-            effects.push(Effect::StartVm { vm: vm.clone(), incarnation, definition });
+            effects.push(Effect::StartVm { vm: vm.clone(), incarnation, definition, not_after });
         }
         self.resolve(vm, effects);
     }

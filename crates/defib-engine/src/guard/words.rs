@@ -335,6 +335,9 @@ pub enum Effect {
     /// Write this crash-safely (write, fsync, rename, fsync of the folder) before what follows.
     Persist(Durable),
     /// Start a VM; answered by `StartFinished`. Starting what runs already is a success.
+    ///
+    /// Whoever performs it reads the clock right before, and fails it if `not_after` has come: it may have waited in a
+    /// queue while the whole agent was frozen, and the leader may have proven this host dead meanwhile.
     StartVm {
         /// Which VM.
         vm: VmId,
@@ -342,6 +345,8 @@ pub enum Effect {
         incarnation: Incarnation,
         /// How.
         definition: Definition,
+        /// When the lease ends under which it was permitted.
+        not_after: Instant,
     },
     /// Stop a VM hard, whichever incarnation up to this one runs; a start of one of them that is under way is cancelled and
     /// not answered any more; answered by `StopFinished`. Stopping what does not run is a success.

@@ -156,4 +156,9 @@ fn an_order_to_start_is_obeyed_under_the_lease_only() {
     let now = world.hosts[0].clock.at(world.now);
     let effects = world.hosts[0].guard.step(now, order(1));
     assert!(starts(&effects), "a refusal promises nothing: {effects:?}");
+    // Nor is it a start for ever: whoever performs it late must not.
+    let LeaseState::Held { until, .. } = world.hosts[0].guard.lease(now) else { panic!("there is a lease") };
+    let in_time =
+        |effect: &Effect| matches!(effect, Effect::StartVm { not_after, .. } if *not_after == until);
+    assert!(effects.iter().any(in_time), "{effects:?}");
 }
