@@ -13,7 +13,7 @@ use defib_model::{
 };
 
 use super::{BurnOrder, Controller, Effect, OrderOutcome, Proposed, REDELIVER_AFTER, Role, StartOrder};
-use crate::ledger::{Ledger, Place, VmRecord};
+use crate::ledger::{Ledger, Place, Standing, VmRecord};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
@@ -80,7 +80,7 @@ impl Starts {
             if let Some(since) = self.since(vm) {
                 consider(since.plus(timeout));
             }
-            if !declared.depends_on.is_empty() {
+            if !declared.depends_on.is_empty() || self.since(vm).is_none() {
                 consider(now.plus(Millis(1000)));
             }
         }
@@ -129,6 +129,13 @@ impl Controller {
         let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
         let mut total = 0_u32;
         for vm in self.starts.running.keys() {
+            // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
+            // until its end is proven, which may take an operator.
+            let host = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host);
+            let in_use = host.and_then(|host| self.ledger.hosts().get(host));
+            if in_use.is_none_or(|host| host.standing != Standing::Active) {
+                continue;
+            }
             self.count(vm, &mut per_host, &mut per_datastore, &mut total);
         }
         // Of one tier the earlier placed goes first: the planner's order is the order of start.
@@ -146,9 +153,11 @@ impl Controller {
             }
         }
         candidates.sort();
+        let urgency = self.urgency();
         let policy = self.ledger.policy().restart.clone();
         for (priority, index, vm) in candidates {
-            if priority > gate || !self.ledger.may_act() || !self.dependencies_ready(&vm) {
+            let priority = urgency.get(&vm).copied().unwrap_or(priority).min(priority);
+            if priority > gate || !self.ledger.may_act() || !self.dependencies_ready(now, &vm) {
                 continue;
             }
             let Some(restart) = self.ledger.restart(&vm) else { continue };
@@ -210,7 +219,16 @@ impl Controller {
                 continue;
             };
             let timeout = declared.readiness_timeout.unwrap_or(policy.tier_timeout);
-            let timed_out = self.starts.since(vm).is_some_and(|since| now >= since.plus(timeout));
+            // What could not even be ordered since it was placed has had its time, too.
+            let overdue = match record.place {
+                Place::Intended { since, .. } => self.cluster_now(now).since(since) >= timeout,
+                Place::Never
+                | Place::Running { .. }
+                | Place::Lost { .. }
+                | Place::Down { .. }
+                | Place::GivenUp { .. } => false,
+            };
+            let timed_out = overdue || self.starts.since(vm).is_some_and(|since| now >= since.plus(timeout));
             if !timed_out && !is_ready(declared, record) {
                 gate = gate.min(declared.priority);
             }
@@ -225,7 +243,38 @@ impl Controller {
         if now < opened.since.plus(policy.tier_delay) { opened.before } else { gate }
     }
 
-    fn dependencies_ready(&self, vm: &VmId) -> bool {
+    /// The tiers of VMs that others wait for, where those are of a higher tier: a VM is as urgent as what depends on it,
+    /// or the two would wait for each other for ever.
+    fn urgency(&self) -> BTreeMap<VmId, Priority> {
+        let mut urgency: BTreeMap<VmId, Priority> = BTreeMap::new();
+        let index = self.ledger.index();
+        // What has no place now, or runs already, must not push others ahead.
+        let hopeful = |vm: &&VmId| {
+            self.ledger.vms().get(*vm).is_some_and(|record| {
+                record.unplaced.is_empty() && !matches!(record.place, Place::Running { .. })
+            })
+        };
+        // Dependencies have no cycles, so each round settles one more step of the longest chain.
+        loop {
+            let mut changed = false;
+            for vm in index.pending.iter().chain(&index.waiting).filter(hopeful) {
+                let Some(declared) = self.ledger.inventory().vms.get(vm) else { continue };
+                let own = urgency.get(vm).copied().unwrap_or(declared.priority).min(declared.priority);
+                for other in &declared.depends_on {
+                    let held = urgency.entry(other.clone()).or_insert(Priority::Disabled);
+                    if own < *held {
+                        *held = own;
+                        changed = true;
+                    }
+                }
+            }
+            if !changed {
+                return urgency;
+            }
+        }
+    }
+
+    fn dependencies_ready(&self, now: Instant, vm: &VmId) -> bool {
         let (Some(declared), Some(record)) = (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
         else {
             return false;
@@ -241,7 +290,8 @@ impl Controller {
             };
             is_ready(other_declared, other_record)
                 || matches!(other_record.place, Place::GivenUp { .. })
-                || self.ledger.at().since(since) >= timeout
+                // Not by the last entry's time: while everybody waits, nothing is committed.
+                || self.cluster_now(now).since(since) >= timeout
         })
     }
 
