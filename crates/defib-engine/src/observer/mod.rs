@@ -12,6 +12,7 @@ mod arrivals;
 mod expiry;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use alloc::{
     collections::{BTreeMap, BinaryHeap},
@@ -20,16 +21,14 @@ use alloc::{
 use core::cmp::Reverse;
 
 use crate::ledger::Electorate;
-use arrivals::Arrivals;
 use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
     command::{ExpiryVote, OpinionChange},
 };
+use watched::{Counts, Standing, Watched};
 
 /// Paths that one host may use.
 pub const PATHS_MAX: usize = 4;
-/// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
-const FORMER_BOOTS: usize = 4;
 /// Heartbeats that take back a bad opinion.
 const BEATS_TO_TRUST: u8 = 2;
 /// How soon something is proposed again that the ledger does not show.
@@ -115,33 +114,6 @@ pub enum Proposal {
     LeasesExpired(Vec<ExpiryVote>),
 }
 
-#[derive(Debug, Clone)]
-struct Watched {
-    host: HostId,
-    view: HostView,
-    arrivals: [Arrivals; PATHS_MAX],
-    boot: Option<BootId>,
-    former_boots: [Option<BootId>; FORMER_BOOTS],
-    sequences: [u64; PATHS_MAX],
-    last_heard: Option<Instant>,
-    muted_until: Option<Instant>,
-    /// When it was let in under its present epoch: its agent spoke then, and silence before says nothing.
-    admitted: Option<Instant>,
-    opinion: Opinion,
-    trust: u8,
-    proposed: Option<(Opinion, Instant)>,
-    /// Until when, by any clock within the drift, the host may count on what this replica promised.
-    promised_until: Instant,
-    claim: expiry::Claim,
-    /// What the host said it goes by.
-    electorate: u64,
-    watchdog: Millis,
-    answer_freshness: Millis,
-    voted: Option<(Epoch, Instant)>,
-    /// When its entry in the queue is due; an entry with another time is void.
-    due: Option<Instant>,
-}
-
 /// An observer. See the module.
 #[derive(Debug, Clone)]
 pub struct Observer {
@@ -154,11 +126,12 @@ pub struct Observer {
     electorates: Vec<Electorate>,
     /// Silence before this is forgiven: it was our own.
     forgiven: Instant,
+    /// Whether most hosts were ever heard at once: only then can they be lost and found again.
+    together: bool,
     slots: BTreeMap<HostId, Slot>,
     hosts: Vec<Option<Watched>>,
     queue: BinaryHeap<Reverse<(Instant, Slot)>>,
-    watched: usize,
-    alive: usize,
+    counts: Counts,
 }
 
 impl Observer {
@@ -174,11 +147,11 @@ impl Observer {
             in_touch: true,
             electorates: Vec::new(),
             forgiven: now,
+            together: false,
             slots: BTreeMap::new(),
             hosts: Vec::new(),
             queue: BinaryHeap::new(),
-            watched: 0,
-            alive: 0,
+            counts: Counts::default(),
         }
     }
 
@@ -224,7 +197,7 @@ impl Observer {
             None => self.begin_watch(now, host, &view),
         };
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return slot };
-        let counted = (watched.view.watched, watched.counts_as_alive());
+        let before = watched.standing();
         if view.epoch != watched.view.epoch {
             watched.voted = None;
             if view.watched && !view.condemned {
@@ -236,15 +209,15 @@ impl Observer {
         // Who died must be heard anew. And what this replica said in a former life, it takes back only when it hears
         // the host itself.
         let died = view.dead && !watched.view.dead;
-        if died || (watched.last_heard.is_none() && view.recorded > watched.opinion) {
+        // While the log is told again from its beginning, that is what it said last, not the worst that it ever said.
+        let unheard = watched.last_heard.is_none();
+        if died || (unheard && (view.recorded > watched.opinion || !self.caught_up)) {
             watched.opinion = view.recorded;
             watched.trust = 0;
         }
         watched.muted_until = view.muted_for.map(|span| now.plus(span));
         watched.view = view;
-        let counts = (watched.view.watched, watched.counts_as_alive());
-        adjust(&mut self.watched, counted.0, counts.0);
-        adjust(&mut self.alive, counted.1, counts.1);
+        self.counts.follow(before, watched.standing());
         self.queue(slot, now);
         slot
     }
@@ -253,28 +226,11 @@ impl Observer {
         let free = self.hosts.iter().position(Option::is_none);
         let at = free.unwrap_or(self.hosts.len());
         let slot = Slot(u32::try_from(at).unwrap_or(u32::MAX));
-        let watched = Watched {
-            host: host.clone(),
-            view: HostView { watched: false, ..view.clone() },
-            arrivals: [Arrivals::new(self.policy.detection.heartbeat_interval); PATHS_MAX],
-            boot: None,
-            former_boots: [None; FORMER_BOOTS],
-            sequences: [0; PATHS_MAX],
-            last_heard: None,
-            muted_until: None,
-            admitted: None,
-            opinion: Opinion::Alive,
-            trust: 0,
-            proposed: None,
-            // A former life of this replica may have promised up to its end.
-            promised_until: self.started.max(now).plus(self.policy.lease.promise()),
-            claim: expiry::Claim::default(),
-            electorate: 0,
-            watchdog: Millis::ZERO,
-            answer_freshness: Millis::ZERO,
-            voted: None,
-            due: None,
-        };
+        // A former life of this replica may have promised up to its end.
+        let promised_until = self.started.max(now).plus(self.policy.lease.promise());
+        let interval = self.policy.detection.heartbeat_interval;
+        let view = HostView { watched: false, ..view.clone() };
+        let watched = Watched::new(host.clone(), view, interval, promised_until);
         if free.is_some() {
             self.hosts[at] = Some(watched);
         } else {
@@ -288,8 +244,7 @@ impl Observer {
     pub fn forget(&mut self, host: &HostId) {
         let Some(slot) = self.slots.remove(host) else { return };
         let Some(gone) = self.hosts.get_mut(slot.0 as usize).and_then(Option::take) else { return };
-        adjust(&mut self.watched, gone.view.watched, false);
-        adjust(&mut self.alive, gone.counts_as_alive(), false);
+        self.counts.follow(gone.standing(), Standing::default());
     }
 
     /// The place of a host.
@@ -309,8 +264,9 @@ impl Observer {
         }
         watched.sequences[path] = beat.sequence;
         watched.arrivals[path].heard(now, interval, limit);
-        let before = watched.counts_as_alive();
+        let before = watched.standing();
         watched.last_heard = Some(now);
+        (watched.quiet, watched.excused) = (false, false);
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
         watched.watchdog = beat.watchdog;
@@ -340,8 +296,17 @@ impl Observer {
             lease_ms: if granted { lease.0 } else { 0 },
             stamp: now,
         };
-        let after = watched.counts_as_alive();
-        adjust(&mut self.alive, before, after);
+        let after = watched.standing();
+        let cut_off = self.isolated();
+        self.counts.follow(before, after);
+        if cut_off && !self.isolated() {
+            if self.together {
+                // Most are heard again, so it was the network. The others come back one after the other, as their agents
+                // reconnect: they are given the time that hosts have after a start.
+                self.forgiven = self.forgiven.max(now.plus(self.policy.detection.start_grace));
+            }
+            self.together = true;
+        }
         if changed || before != after {
             self.queue(slot, now);
         }
@@ -402,7 +367,7 @@ impl Observer {
     /// Whether this observer must think that it is itself that is cut off (I9): then it asks, and accuses nobody.
     #[must_use]
     pub const fn isolated(&self) -> bool {
-        self.alive == 0 || self.alive.saturating_mul(2) < self.watched
+        self.counts.most_are_silent()
     }
 
     /// Silence of a host on all paths; `None` if it was never heard.
@@ -445,7 +410,8 @@ impl Observer {
             .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);
         let (ask_at, act_at) = (from.plus(ask_after), from.plus(act_after));
-        let before = watched.counts_as_alive();
+        let before = watched.standing();
+        let listen_again = watched.listen(now, ask_after);
         let worse = if now >= act_at && !isolated {
             Opinion::Dead
         } else if now >= ask_at {
@@ -457,26 +423,32 @@ impl Observer {
             watched.opinion = worse;
             watched.trust = 0;
         }
-        let after = watched.counts_as_alive();
-        adjust(&mut self.alive, before, after);
+        self.counts.follow(before, watched.standing());
         let mut next = match watched.opinion {
             Opinion::Alive => Some(ask_at),
             Opinion::Asks => Some(if now >= act_at { now.plus(RECHECK) } else { act_at }),
-            Opinion::Dead => None,
+            Opinion::Dead => isolated.then(|| now.plus(RECHECK)),
         };
+        // A vote that is not in the log yet may be old when there is a leader again. Whoever is cut off then can't know
+        // whether it is still true, and asks.
+        let withheld = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
+        let said = if withheld { Opinion::Asks } else { watched.opinion };
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
-        if watched.opinion == watched.view.recorded {
+        if let Some(at) = listen_again {
+            sooner(at);
+        }
+        if said == watched.view.recorded {
             watched.proposed = None;
         } else {
             let due = match watched.proposed {
-                Some((opinion, at)) if opinion == watched.opinion => at.plus(REPROPOSE_AFTER),
+                Some((opinion, at)) if opinion == said => at.plus(REPROPOSE_AFTER),
                 Some(_) | None => now,
             };
             if due <= now {
                 let silent_ms = now.since(watched.last_heard.unwrap_or(started)).0;
-                watched.proposed = Some((watched.opinion, now));
-                let (host, epoch, opinion) = (watched.host.clone(), watched.view.epoch, watched.opinion);
-                changes.push(OpinionChange { host, epoch, opinion, silent_ms });
+                watched.proposed = Some((said, now));
+                let (host, epoch) = (watched.host.clone(), watched.view.epoch);
+                changes.push(OpinionChange { host, epoch, opinion: said, silent_ms });
                 sooner(now.plus(REPROPOSE_AFTER));
             } else {
                 sooner(due);
@@ -515,47 +487,5 @@ impl Observer {
         for at in 0..self.hosts.len() {
             self.queue(Slot(u32::try_from(at).unwrap_or(u32::MAX)), now);
         }
-    }
-}
-
-/// Follows one member of a count.
-const fn adjust(count: &mut usize, before: bool, after: bool) {
-    match (before, after) {
-        (false, true) => *count = count.saturating_add(1),
-        (true, false) => *count = count.saturating_sub(1),
-        (true, true) | (false, false) => {}
-    }
-}
-
-impl Watched {
-    fn counts_as_alive(&self) -> bool {
-        self.view.watched && self.last_heard.is_some() && self.opinion == Opinion::Alive
-    }
-
-    /// Whether a beat is new: of the present boot or of one not seen before, and of a higher number on its path.
-    fn accepts(&mut self, beat: &Beat) -> bool {
-        match self.boot {
-            Some(boot) if boot == beat.boot => {}
-            Some(_) if self.former_boots.contains(&Some(beat.boot)) => return false,
-            Some(boot) => {
-                self.former_boots.rotate_right(1);
-                self.former_boots[0] = Some(boot);
-                self.boot = Some(beat.boot);
-                self.sequences = [0; PATHS_MAX];
-            }
-            None => self.boot = Some(beat.boot),
-        }
-        let newest = self.sequences.get(usize::from(beat.path)).copied().unwrap_or(u64::MAX);
-        beat.sequence > newest
-    }
-
-    /// After which silence to ask, and to vote: the policy's floors, widened by how unsteady the best path is.
-    fn thresholds(&self, policy: &Policy) -> (Millis, Millis) {
-        let detection = &policy.detection;
-        let best = self.arrivals.iter().filter(|path| path.last().is_some()).max_by_key(|path| path.last());
-        let extra = best.map_or(Millis::ZERO, |path| path.allowance(detection.heartbeat_interval));
-        let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats)).plus(extra);
-        let act = detection.act_after.plus(extra);
-        (ask.min(detection.act_after_max), act.min(detection.act_after_max))
     }
 }

@@ -166,11 +166,38 @@ fn an_observer_that_hears_less_than_half_asks_but_accuses_nobody() {
         assert_eq!(world.opinions_of(at).len(), 1, "h{at}");
         assert_eq!(world.opinions_of(at)[0].1, Opinion::Asks);
     }
-    // Two of them are heard again: now a majority is, and the votes follow.
+    // Two of them are heard again: now a majority is. The others get the time that hosts have after a start to come
+    // back as well, and then the votes follow.
     world.hosts[0].2 = true;
     world.hosts[1].2 = true;
-    world.run(1000, 100);
+    world.run(5000, 100);
+    assert_eq!(world.opinions_of(4).last().unwrap().1, Opinion::Asks);
+    world.run(1500, 100);
     assert_eq!(world.opinions_of(4).last().unwrap().1, Opinion::Dead);
+}
+
+#[test]
+fn a_vote_that_is_not_in_the_log_is_withheld_while_the_observer_is_cut_off() {
+    let mut world = World::new(8, &Policy::default());
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    world.run(1500, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Dead);
+    // Nobody takes it to the log: no leader. Then the observer hears nobody any more.
+    for at in 1..8 {
+        world.hosts[at].2 = false;
+    }
+    world.run(1000, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
+    let changes = world.opinions_of(0).len();
+    world.run(5000, 100);
+    assert_eq!(world.opinions_of(0).len(), changes, "it goes on asking");
+    // One that the log shows stays: it was given in time.
+    let id = world.hosts[0].0.clone();
+    world.observer.watch(MS(world.now), &id, HostView { recorded: Opinion::Dead, ..view() });
+    world.said.clear();
+    world.run(2000, 100);
+    assert_eq!(world.opinions_of(0), []);
 }
 
 #[test]
@@ -429,4 +456,31 @@ fn a_host_that_goes_by_a_longer_watchdog_is_waited_for_that_long() {
     let first = *votes(&world).first().expect("a vote");
     let wait = Policy::default().lease.or_longer(Millis(30_000), Millis::ZERO).expiry_wait().0;
     assert!(first >= 20_000 + wait && first <= 20_000 + wait + 500, "{first}");
+}
+
+#[test]
+fn an_announced_silence_says_nothing_of_the_network() {
+    let mut world = World::new(4, &Policy::default());
+    world.run(1000, 100);
+    // Two say that they will be silent, and are; one more is heard no more. Of those that ought to be heard that is half.
+    for at in 0..2 {
+        let id = world.hosts[at].0.clone();
+        let muted_for = Some(Millis(20_000));
+        world.observer.watch(MS(world.now), &id, HostView { muted_for, ..view() });
+        world.hosts[at].2 = false;
+    }
+    world.hosts[2].2 = false;
+    world.run(1500, 100);
+    assert_eq!(world.opinions_of(2).last().unwrap().1, Opinion::Dead);
+    // The last one falls silent: all that is left is what was announced, and nobody is accused on the word of that.
+    world.hosts[3].2 = false;
+    world.run(5000, 100);
+    assert!(world.observer.isolated());
+    assert_eq!(world.opinions_of(3).last().unwrap().1, Opinion::Asks);
+    for at in 0..2 {
+        assert_eq!(world.opinions_of(at), [], "h{at}");
+    }
+    // When the announced time is over they ought to be heard as well.
+    world.run(20_000, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
 }

@@ -1,0 +1,150 @@
+//! What an observer knows of one host.
+
+use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy};
+
+use super::{Beat, HostView, PATHS_MAX, arrivals::Arrivals, expiry::Claim};
+
+/// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
+const FORMER_BOOTS: usize = 4;
+
+/// What it is when observers count hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Standing {
+    /// It ought to be heard.
+    pub(super) watched: bool,
+    /// It is.
+    pub(super) alive: bool,
+}
+
+/// Counts, kept up to date one by one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    watched: usize,
+    alive: usize,
+}
+
+impl Counts {
+    pub(super) fn follow(&mut self, before: Standing, after: Standing) {
+        adjust(&mut self.watched, before.watched, after.watched);
+        adjust(&mut self.alive, before.alive, after.alive);
+    }
+
+    /// Whether none of the hosts is heard, or less than half.
+    pub(super) const fn most_are_silent(self) -> bool {
+        self.alive == 0 || self.alive.saturating_mul(2) < self.watched
+    }
+}
+
+/// Follows one member of a count.
+const fn adjust(count: &mut usize, before: bool, after: bool) {
+    match (before, after) {
+        (false, true) => *count = count.saturating_add(1),
+        (true, false) => *count = count.saturating_sub(1),
+        (true, true) | (false, false) => {}
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Watched {
+    pub(super) host: HostId,
+    pub(super) view: HostView,
+    pub(super) arrivals: [Arrivals; PATHS_MAX],
+    pub(super) boot: Option<BootId>,
+    pub(super) former_boots: [Option<BootId>; FORMER_BOOTS],
+    pub(super) sequences: [u64; PATHS_MAX],
+    pub(super) last_heard: Option<Instant>,
+    pub(super) muted_until: Option<Instant>,
+    /// Not heard for as long as makes an observer ask, whatever excuses it.
+    pub(super) quiet: bool,
+    /// It announced that it would be quiet, and is.
+    pub(super) excused: bool,
+    /// When it was let in under its present epoch: its agent spoke then, and silence before says nothing.
+    pub(super) admitted: Option<Instant>,
+    pub(super) opinion: Opinion,
+    pub(super) trust: u8,
+    pub(super) proposed: Option<(Opinion, Instant)>,
+    /// Until when, by any clock within the drift, the host may count on what this replica promised.
+    pub(super) promised_until: Instant,
+    pub(super) claim: Claim,
+    /// What the host said it goes by.
+    pub(super) electorate: u64,
+    pub(super) watchdog: Millis,
+    pub(super) answer_freshness: Millis,
+    pub(super) voted: Option<(Epoch, Instant)>,
+    /// When its entry in the queue is due; an entry with another time is void.
+    pub(super) due: Option<Instant>,
+}
+
+impl Watched {
+    pub(super) fn new(host: HostId, view: HostView, interval: Millis, promised_until: Instant) -> Self {
+        Self {
+            host,
+            view,
+            arrivals: [Arrivals::new(interval); PATHS_MAX],
+            boot: None,
+            former_boots: [None; FORMER_BOOTS],
+            sequences: [0; PATHS_MAX],
+            last_heard: None,
+            muted_until: None,
+            quiet: false,
+            excused: false,
+            admitted: None,
+            opinion: Opinion::Alive,
+            trust: 0,
+            proposed: None,
+            promised_until,
+            claim: Claim::default(),
+            electorate: 0,
+            watchdog: Millis::ZERO,
+            answer_freshness: Millis::ZERO,
+            voted: None,
+            due: None,
+        }
+    }
+
+    /// How it counts when the observer asks itself whether it is cut off. Whoever announced a silence and keeps it says
+    /// nothing of the network, neither as one that is heard nor as one that is not.
+    pub(super) fn standing(&self) -> Standing {
+        // Whoever was let in must be heard since: the log may tell of it long after, to a replica that was cut off.
+        let heard =
+            self.last_heard.is_some_and(|heard| self.admitted.is_none_or(|admitted| heard > admitted));
+        let watched = self.view.watched && !self.excused;
+        Standing { watched, alive: watched && heard && !self.quiet && self.opinion == Opinion::Alive }
+    }
+
+    /// Notes whether it is quiet; answers when to look again.
+    pub(super) fn listen(&mut self, now: Instant, ask_after: Millis) -> Option<Instant> {
+        let quiet_at = self.last_heard?.plus(ask_after);
+        self.quiet = now >= quiet_at;
+        let muted = self.muted_until.filter(|until| *until > now);
+        self.excused = self.quiet && muted.is_some();
+        if self.quiet { muted } else { Some(quiet_at) }
+    }
+
+    /// Whether a beat is new: of the present boot or of one not seen before, and of a higher number on its path.
+    pub(super) fn accepts(&mut self, beat: &Beat) -> bool {
+        match self.boot {
+            Some(boot) if boot == beat.boot => {}
+            Some(_) if self.former_boots.contains(&Some(beat.boot)) => return false,
+            Some(boot) => {
+                self.former_boots.rotate_right(1);
+                self.former_boots[0] = Some(boot);
+                self.boot = Some(beat.boot);
+                self.sequences = [0; PATHS_MAX];
+            }
+            None => self.boot = Some(beat.boot),
+        }
+        let newest = self.sequences.get(usize::from(beat.path)).copied().unwrap_or(u64::MAX);
+        beat.sequence > newest
+    }
+
+    /// After which silence to ask, and to vote: the policy's floors, widened by how unsteady the best path is.
+    pub(super) fn thresholds(&self, policy: &Policy) -> (Millis, Millis) {
+        let detection = &policy.detection;
+        let best = self.arrivals.iter().filter(|path| path.last().is_some()).max_by_key(|path| path.last());
+        let extra = best.map_or(Millis::ZERO, |path| path.allowance(detection.heartbeat_interval));
+        let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats)).plus(extra);
+        let act = detection.act_after.plus(extra);
+        (ask.min(detection.act_after_max), act.min(detection.act_after_max))
+    }
+}
