@@ -62,6 +62,11 @@ const WALLS: &[Wall] = &[
         may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
     },
     Wall { name: "defib-fuzz", layer: 4, may_use: &["*"] },
+    Wall {
+        name: "defib-sim",
+        layer: 4,
+        may_use: &["defib-model", "defib-engine", "defib-wire", "defib-consensus"],
+    },
     Wall { name: "defib-tests", layer: 5, may_use: &["*"] },
     Wall { name: "xtask", layer: 0, may_use: &[] },
 ];

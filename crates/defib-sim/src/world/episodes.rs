@@ -1,0 +1,399 @@
+//! How episodes begin and end: each is counted, so that two of a kind overlap without healing each other.
+
+use defib_consensus::replica::MembershipChange;
+use defib_wire::v1;
+
+use super::{Act, End, Fate, Process, World, log::RaftInput, operator::RESUME};
+use crate::{
+    clock::MS,
+    fault::{BmcFault, Fault, Way},
+};
+
+impl World {
+    /// Puts all episodes of the plan into the queue; they count from now.
+    pub(crate) fn schedule_episodes(&mut self) {
+        for number in 0..self.plan.episodes.len() {
+            let at = self.now + self.plan.episodes[number].at_ms * MS;
+            self.queue.push(at, Act::Begin(number));
+        }
+    }
+
+    pub(crate) fn begin_episode(&mut self, number: usize) {
+        if self.healing {
+            return;
+        }
+        let episode = self.plan.episodes[number].clone();
+        if !self.apply(number, &episode.fault, true, episode.for_ms) {
+            return;
+        }
+        self.counts.fault(episode.fault.kind());
+        self.say(|| {
+            format!(
+                "FAULT {}",
+                episode.to_string().trim_start().split_once("  ").map_or("", |(_, text)| text)
+            )
+        });
+        if episode.for_ms > 0 && episode.for_ms < u64::MAX {
+            self.later(episode.for_ms * MS, Act::End(number));
+        }
+    }
+
+    pub(crate) fn end_episode(&mut self, number: usize) {
+        if self.healing {
+            return;
+        }
+        let fault = self.plan.episodes[number].fault.clone();
+        self.apply(number, &fault, false, 0);
+        self.say(|| format!("over: {} #{number}", fault.kind()));
+    }
+
+    fn cut(&mut self, one: End, other: End, way: Way, cut: bool) {
+        if way != Way::Out {
+            self.network.cut(other, one, cut);
+        }
+        if way != Way::In {
+            self.network.cut(one, other, cut);
+        }
+    }
+
+    fn all_hosts(&self) -> impl Iterator<Item = End> + use<> {
+        (0..self.machines.len()).map(End::Host)
+    }
+
+    fn all_replicas(&self) -> impl Iterator<Item = End> + use<> {
+        (0..self.plan.replica_ppm.len()).map(End::Replica)
+    }
+
+    /// Begins or ends a fault; `false`: it makes no sense now and is left out.
+    #[expect(clippy::too_many_lines, reason = "one line per kind of fault")]
+    pub(crate) fn apply(&mut self, number: usize, fault: &Fault, on: bool, for_ms: u64) -> bool {
+        let until = self.now + for_ms.min(1_000_000) * MS;
+        match *fault {
+            Fault::Loss(permille) => {
+                let now = &mut self.network.now;
+                now.loss = if on { now.loss + permille } else { now.loss.saturating_sub(permille) };
+            }
+            Fault::Duplicate(permille) => {
+                let now = &mut self.network.now;
+                now.duplicate =
+                    if on { now.duplicate + permille } else { now.duplicate.saturating_sub(permille) };
+            }
+            Fault::Replay(permille) => {
+                let now = &mut self.network.now;
+                now.replay = if on { now.replay + permille } else { now.replay.saturating_sub(permille) };
+            }
+            Fault::Forge(permille) => {
+                let now = &mut self.network.now;
+                now.forge = if on { now.forge + permille } else { now.forge.saturating_sub(permille) };
+            }
+            Fault::Reorder(ms) => {
+                let now = &mut self.network.now;
+                now.reorder_us = if on { now.reorder_us + ms * 1000 } else { now.reorder_us - ms * 1000 };
+            }
+            Fault::Delay(ms) => {
+                let now = &mut self.network.now;
+                now.delay_us = if on { now.delay_us + ms * 1000 } else { now.delay_us - ms * 1000 };
+            }
+            Fault::HostCut { host } => {
+                for other in self.all_hosts().chain(self.all_replicas()) {
+                    self.cut(End::Host(host), other, Way::Both, on);
+                }
+            }
+            Fault::HostFromReplicas { host, way } => {
+                self.all_replicas().for_each(|other| self.cut(End::Host(host), other, way, on));
+            }
+            Fault::HostFromReplica { host, replica, way } => {
+                self.cut(End::Host(host), End::Replica(replica), way, on);
+            }
+            Fault::HostFromNeighbours { host } => {
+                self.all_hosts().for_each(|other| self.cut(End::Host(host), other, Way::Both, on));
+            }
+            Fault::SwitchCut => {
+                for host in self.all_hosts() {
+                    self.all_replicas().for_each(|other| self.cut(host, other, Way::Both, on));
+                }
+            }
+            Fault::ReplicaCut { replica } => {
+                let bmcs = (0..self.machines.len()).map(End::Bmc);
+                let replicas = self.all_replicas().filter(|other| *other != End::Replica(replica));
+                for other in replicas.chain(self.all_hosts()).chain(bmcs) {
+                    self.cut(End::Replica(replica), other, Way::Both, on);
+                }
+            }
+            Fault::ReplicaDeaf { replica } => {
+                self.all_hosts().for_each(|host| self.cut(End::Replica(replica), host, Way::Both, on));
+            }
+            Fault::ReplicaPair { replica, other, way } => {
+                self.cut(End::Replica(replica), End::Replica(other), way, on);
+            }
+            Fault::BmcNetCut { replica } => {
+                for host in 0..self.machines.len() {
+                    self.cut(End::Replica(replica), End::Bmc(host), Way::Both, on);
+                }
+            }
+            Fault::ReplicaPause { replica } if on => {
+                if !self.replicas[replica].is_up() {
+                    return false;
+                }
+                self.pause(Process::Replica(replica), until);
+            }
+            Fault::AgentPause { host } if on => {
+                if self.machines[host].agent.is_none() {
+                    return false;
+                }
+                self.pause(Process::Agent(host), until);
+            }
+            Fault::ReplicaCrash { replica, power } => return self.hold_down(replica, on, power),
+            Fault::AllReplicasDown => {
+                (0..self.replicas.len()).for_each(|replica| {
+                    self.hold_down(replica, on, false);
+                });
+            }
+            Fault::ReplicaCrashAtWrite { replica, after, power } if on => {
+                if !self.replicas[replica].is_up() {
+                    return false;
+                }
+                self.replicas[replica].power_fails = power;
+                self.replicas[replica].disk.crash_after(after);
+            }
+            Fault::ReplicaSlowThreads { replica, ms } => {
+                let lag = &mut self.replicas[replica].thread_lag_ms;
+                *lag = if on { *lag + ms } else { lag.saturating_sub(ms) };
+            }
+            Fault::FsyncError { replica } if on => self.replicas[replica].disk.fail_next_sync(),
+            Fault::DiskFull { replica } => {
+                let space = on.then_some(0);
+                self.replicas[replica].disk.set_space(space);
+            }
+            Fault::SlowDisk { replica, ms } => {
+                let slow = &mut self.replicas[replica].slow_sync_ms;
+                *slow = if on { *slow + ms } else { slow.saturating_sub(ms) };
+            }
+            Fault::DiskCorrupt { replica } if on => return self.corrupt(replica),
+            Fault::ReplicaReplace { replica } if on => {
+                return self.one_may_be_lost() && self.replace(replica);
+            }
+            Fault::WallJump { replica, ms } if on => self.replicas[replica].wall_error_ms += ms,
+            Fault::LeaderMove { replica } if on => {
+                let id = self.replicas[replica].id;
+                let Some(leader) = self.leader() else { return false };
+                self.raft_input(leader, RaftInput::Transfer(id));
+            }
+            Fault::AgentCrash { host } => {
+                let held = &mut self.machines[host].agent_held;
+                if on {
+                    *held += 1;
+                    self.kill_agent(host, false);
+                } else {
+                    *held = held.saturating_sub(1);
+                    let boots = self.machines[host].boots;
+                    self.later(0, Act::StartAgent { host, boots });
+                }
+            }
+            Fault::AgentCrashAtWrite { host, after, written } if on => {
+                self.machines[host].dies_at_write = Some((after, written));
+            }
+            Fault::AgentDiskFull { host } => {
+                let full = &mut self.machines[host].disk_full;
+                *full = if on { *full + 1 } else { full.saturating_sub(1) };
+            }
+            Fault::AgentUpgrade { host } => {
+                let held = &mut self.machines[host].agent_held;
+                if on {
+                    *held += 1;
+                    self.say_goodbye(host, v1::GoodbyeKind::AgentRestart);
+                    self.kill_agent(host, false);
+                } else {
+                    *held = held.saturating_sub(1);
+                    let boots = self.machines[host].boots;
+                    self.later(0, Act::StartAgent { host, boots });
+                }
+            }
+            Fault::HostShutdown { host } => {
+                let held = &mut self.machines[host].held_off;
+                if on {
+                    *held += 1;
+                    self.begin_leaving(host);
+                } else {
+                    *held = held.saturating_sub(1);
+                    self.power_on(host);
+                }
+            }
+            Fault::ShutdownCalledOff { host } if on => {
+                self.machines[host].called_off = true;
+                self.begin_leaving(host);
+            }
+            Fault::PowerCut { host } => self.power_cut(host, on),
+            Fault::MainsCut { host } => self.mains_cut(host, on),
+            Fault::RackCut { level, ref domain } => {
+                for host in 0..self.machines.len() {
+                    let id = &self.machines[host].id;
+                    if self.plan.inventory.hosts[id].domain.0.get(level) == Some(domain) {
+                        self.mains_cut(host, on);
+                    }
+                }
+            }
+            Fault::HostReset { host } if on => self.reset(host),
+            Fault::Flap { host } if on => {
+                let left = 2 + self.chance.hosts.below(6) as u32;
+                self.later(0, Act::Flap { host, left });
+            }
+            Fault::VmCrash { vm } if on => self.vm_crashes(vm),
+            Fault::StartFails { host } => {
+                let fails = &mut self.machines[host].start_fails;
+                *fails = if on { *fails + 1 } else { fails.saturating_sub(1) };
+            }
+            Fault::StopStuck { host } => {
+                let stuck = &mut self.machines[host].stop_stuck;
+                *stuck = if on { *stuck + 1 } else { stuck.saturating_sub(1) };
+            }
+            Fault::Bmc { host, level, method, how } => {
+                if on && how == BmcFault::LiesOff {
+                    self.checks.excuse(host);
+                }
+                if let Some(bmc) = self.machines[host].bmcs.get_mut(&(level, method)) {
+                    bmc.set(how, on);
+                }
+            }
+            Fault::OperatorPause if !on => self.later(0, Act::Operator { number: RESUME, tries: 0 }),
+            Fault::OperatorFence { .. }
+            | Fault::OperatorPause
+            | Fault::OperatorConfirm { .. }
+            | Fault::OperatorPolicy { .. }
+            | Fault::OperatorInventory { .. }
+                if on =>
+            {
+                self.later(0, Act::Operator { number, tries: 0 });
+            }
+            _ => {}
+        }
+        self.checks.links_changed(self.now);
+        self.links_changed();
+        true
+    }
+
+    fn power_cut(&mut self, host: usize, on: bool) {
+        let held = &mut self.machines[host].held_off;
+        if on {
+            *held += 1;
+            self.lose_power(host);
+        } else {
+            *held = held.saturating_sub(1);
+            self.power_on(host);
+        }
+    }
+
+    fn mains_cut(&mut self, host: usize, on: bool) {
+        if on {
+            self.machines[host].mains = false;
+        } else if self.machines[host].held_off <= 1 {
+            self.machines[host].mains = true;
+        }
+        self.power_cut(host, on);
+    }
+
+    fn hold_down(&mut self, replica: usize, on: bool, power: bool) -> bool {
+        if on {
+            self.replicas[replica].held_down += 1;
+            self.kill_replica(replica, power);
+        } else {
+            let it = &mut self.replicas[replica];
+            it.held_down = it.held_down.saturating_sub(1);
+            let life = it.life;
+            self.later(0, Act::StartReplica { replica, life });
+        }
+        true
+    }
+
+    pub(crate) fn flap(&mut self, host: usize, left: u32) {
+        if self.healing {
+            return;
+        }
+        self.reset(host);
+        if left > 0 {
+            let span = self.machines[host].boot_ms + self.chance.hosts.between(500, 4000);
+            self.later(span * MS, Act::Flap { host, left: left - 1 });
+        }
+    }
+
+    /// Whether all replicas that count are well, and they are as many as ever: then one may be lost for good.
+    fn one_may_be_lost(&self) -> bool {
+        let Some(membership) =
+            self.leader().and_then(|leader| self.replicas[leader].run.as_ref()).map(|run| &run.membership)
+        else {
+            return false;
+        };
+        let well = |id: &u64| self.replica_number(*id).is_some_and(|number| self.replicas[number].is_up());
+        membership.outgoing.is_empty()
+            && membership.voters.len() == self.plan.replicas
+            && membership.voters.iter().all(well)
+    }
+
+    /// What was safe on a stopped replica's disk is altered.
+    fn corrupt(&mut self, replica: usize) -> bool {
+        if !self.one_may_be_lost() || self.leader() == Some(replica) || !self.replicas[replica].is_up() {
+            return false;
+        }
+        self.kill_replica(replica, false);
+        let files = defib_consensus::disk::Disk::list(&self.replicas[replica].disk).unwrap_or_default();
+        if let Some(file) = self.chance.disk.pick(&files).cloned() {
+            // Most of a segment is zeros behind its records; its beginning is what was synced long ago.
+            let offset = self.chance.disk.below(file.length.clamp(1, 1024));
+            let bit = self.chance.disk.below(8) as u8;
+            self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
+            self.checks.disk_altered(self.replicas[replica].id);
+        }
+        // Whether it is noticed or not, its copy is not trusted any more.
+        self.replace(replica)
+    }
+
+    /// An operator gives the place of a replica to a new one.
+    fn replace(&mut self, replica: usize) -> bool {
+        let count = self.replicas.len();
+        if !self.one_may_be_lost() && self.replicas[replica].fate != Fate::Gone
+            || count >= self.plan.replica_ppm.len()
+        {
+            return false;
+        }
+        self.retire_replica(replica);
+        let Some(leader) = self.leader() else { return true };
+        let (old, new) = (self.replicas[replica].id, self.replicas.len() as u64 + 1);
+        self.say(|| format!("replica r{old} is replaced by r{new}"));
+        self.add_replica(new, true);
+        self.agents_learn_of(count);
+        self.raft_input(leader, RaftInput::Change(MembershipChange::replace(old, new)));
+        true
+    }
+
+    /// All that can be healed is; what is broken for good stays.
+    pub(crate) fn heal(&mut self) {
+        self.healing = true;
+        self.network.heal_all();
+        for host in 0..self.machines.len() {
+            let machine = &mut self.machines[host];
+            machine.disk_full = 0;
+            machine.start_fails = 0;
+            machine.stop_stuck = 0;
+            machine.dies_at_write = None;
+            machine.agent_held = 0;
+            machine.called_off = false;
+            let boots = machine.boots;
+            self.later(0, Act::StartAgent { host, boots });
+        }
+        for replica in 0..self.replicas.len() {
+            let it = &mut self.replicas[replica];
+            it.held_down = 0;
+            it.thread_lag_ms = 0;
+            it.slow_sync_ms = 0;
+            it.wall_error_ms = 0;
+            it.disk.set_space(None);
+            let life = it.life;
+            self.later(0, Act::StartReplica { replica, life });
+        }
+        self.links_changed();
+        // Again, for the case that the order to stop was still on its way.
+        for span in [1, 20_000, 60_000] {
+            self.later(span * MS, Act::Operator { number: RESUME, tries: 0 });
+        }
+    }
+}
