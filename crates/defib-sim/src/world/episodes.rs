@@ -356,13 +356,27 @@ impl World {
             return false;
         }
         self.retire_replica(replica);
-        let Some(leader) = self.leader() else { return true };
         let (old, new) = (self.replicas[replica].id, self.replicas.len() as u64 + 1);
         self.say(|| format!("replica r{old} is replaced by r{new}"));
         self.add_replica(new, true);
         self.agents_learn_of(count);
-        self.raft_input(leader, RaftInput::Change(MembershipChange::replace(old, new)));
+        self.replace_until_done(old, new);
         true
+    }
+
+    /// An operator repeats a change that came to nothing: it may have been told to one that leads no more.
+    pub(crate) fn replace_until_done(&mut self, old: u64, new: u64) {
+        if let Some(leader) = self.leader()
+            && let Some(run) = &self.replicas[leader].run
+        {
+            let members = &run.membership;
+            if members.outgoing.is_empty() && members.voters.contains(&new) && !members.voters.contains(&old)
+            {
+                return;
+            }
+            self.raft_input(leader, RaftInput::Change(MembershipChange::replace(old, new)));
+        }
+        self.later(5_000 * MS, Act::Replace { old, new });
     }
 
     /// All that can be healed is; what is broken for good stays.

@@ -211,6 +211,7 @@ impl World {
             Act::Begin(number) => self.begin_episode(number),
             Act::End(number) => self.end_episode(number),
             Act::Operator { number, tries } => self.operator_acts(number, tries),
+            Act::Replace { old, new } => self.replace_until_done(old, new),
             Act::Flap { host, left } => self.flap(host, left),
             Act::PowerOn { host, boots } => self.power_on_if(host, boots),
         }

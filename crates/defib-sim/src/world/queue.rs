@@ -61,6 +61,7 @@ pub(crate) enum Act {
     Begin(usize),
     End(usize),
     Operator { number: usize, tries: u32 },
+    Replace { old: u64, new: u64 },
     Flap { host: usize, left: u32 },
     PowerOn { host: usize, boots: u32 },
 }
@@ -107,7 +108,8 @@ impl Act {
             | Self::End(_)
             | Self::Operator { .. }
             | Self::Flap { .. }
-            | Self::PowerOn { .. } => return None,
+            | Self::PowerOn { .. }
+            | Self::Replace { .. } => return None,
         })
     }
 
