@@ -1,4 +1,5 @@
-//! What can go wrong, as a list of timed episodes: drawn from the seed, written by a scenario, shrunk by leaving some out.
+//! What can go wrong, as a list of timed episodes: drawn from the seed, written by a scenario, shrunk by leaving some
+//! out.
 
 use std::fmt;
 

@@ -169,7 +169,8 @@ impl Plan {
         let policy = draw::policy(&mut rng, profile);
         let inventory = inventory(&mut rng, profile);
         let epsilon = i64::from(policy.lease.drift_ppm);
-        // Two clocks differ by at most ε: each is off by at most half of it. In the drift profile, by up to eight times.
+        // Two clocks differ by at most ε: each is off by at most half of it. In the drift profile, by up to eight
+        // times.
         let widest = if profile == Profile::Drift { epsilon * 4 } else { epsilon / 2 };
         let ppm = |rng: &mut Rng| if smoke { 0 } else { rng.below(2 * widest as u64 + 1) as i64 - widest };
         let hosts = inventory

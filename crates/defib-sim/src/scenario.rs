@@ -1,7 +1,8 @@
 //! Scenarios that an operator can write: who there is, what happens when, and what the log should say then.
 //!
-//! Lines are commands; after a line `----` comes what they print, up to an empty line. The world is the simulator's own, so
-//! a transcript of another HA manager can be played against the real engine. `docs/simulator.md` lists the words.
+//! Lines are commands; after a line `----` comes what they print, up to an empty line. The world is the simulator's
+//! own, so a transcript of another HA manager can be played against the real engine. `docs/simulator.md` lists the
+//! words.
 
 mod words;
 

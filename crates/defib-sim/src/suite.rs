@@ -81,7 +81,8 @@ impl Summary {
     }
 }
 
-/// Runs all seeds of a range. `progress` is called after each, from whichever thread ran it, with the number of runs so far.
+/// Runs all seeds of a range. `progress` is called after each, from whichever thread ran it, with the number of runs
+/// so far.
 pub fn run_all(
     seeds: std::ops::Range<u64>,
     profile: Profile,

@@ -1,5 +1,5 @@
-//! What a reader sees of a run: virtual milliseconds and one line per transition. The operators' log as it is; the world's
-//! own doings, which no replica sees, in brackets.
+//! What a reader sees of a run: virtual milliseconds and one line per transition. The operators' log as it is; the
+//! world's own doings, which no replica sees, in brackets.
 
 use std::fmt;
 

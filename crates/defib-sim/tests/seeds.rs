@@ -1,5 +1,5 @@
-//! A few seeds of every kind, all pinned ones, and what the simulator promises of itself: it repeats to the last bit, its
-//! checkers find what is planted, and shrinking leaves only what matters.
+//! A few seeds of every kind, all pinned ones, and what the simulator promises of itself: it repeats to the last bit,
+//! its checkers find what is planted, and shrinking leaves only what matters.
 
 use defib_sim::{
     fault::{Episode, Fault},
@@ -59,8 +59,9 @@ fn the_same_seed_gives_the_same_run_to_the_last_bit() {
     }
 }
 
-/// A cluster in which the agent of a host whose operator vouches for it (`trust-self-fence`) stands still for longer than a
-/// lease: exactly what that word excludes, so it must end in a VM that runs twice, and the checker must see it.
+/// A cluster in which the agent of a host whose operator vouches for it (`trust-self-fence`) stands still for longer
+/// than a lease: exactly what that word excludes, so it must end in a VM that runs twice, and the checker must see
+/// it.
 fn broken_promise() -> Option<Plan> {
     (0..200).find_map(|seed| {
         let mut plan = Plan::draw(seed, Profile::Full);

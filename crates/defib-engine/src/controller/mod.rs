@@ -306,8 +306,8 @@ impl Controller {
         self.ledger.apply(committed.index, &committed.entry);
         let (instant, cluster) = self.counting_from;
         if self.ledger.at() > cluster.plus(now.since(instant)) {
-            // A new leader may still have to apply what its predecessors stamped. Counting goes on from there, or cluster
-            // time would stand still until the count that began too low has caught up.
+            // A new leader may still have to apply what its predecessors stamped. Counting goes on from there, or
+            // cluster time would stand still until the count that began too low has caught up.
             self.counting_from = (now, self.ledger.at());
         }
         self.settled(now, &committed.entry.command);

@@ -243,8 +243,8 @@ impl Controller {
         if now < opened.since.plus(policy.tier_delay) { opened.before } else { gate }
     }
 
-    /// The tiers of VMs that others wait for, where those are of a higher tier: a VM is as urgent as what depends on it,
-    /// or the two would wait for each other for ever.
+    /// The tiers of VMs that others wait for, where those are of a higher tier: a VM is as urgent as what depends on
+    /// it, or the two would wait for each other for ever.
     fn urgency(&self) -> BTreeMap<VmId, Priority> {
         let mut urgency: BTreeMap<VmId, Priority> = BTreeMap::new();
         let index = self.ledger.index();

@@ -25,8 +25,8 @@ pub(super) struct Lease {
     promises: BTreeMap<ReplicaId, Promise>,
     /// When the promises of a majority run out.
     until: Instant,
-    /// Since when it has been held without a break. Not from when the granted heartbeat was sent: until its answer came,
-    /// this host told its neighbours that it held none.
+    /// Since when it has been held without a break. Not from when the granted heartbeat was sent: until its answer
+    /// came, this host told its neighbours that it held none.
     since: Option<Instant>,
 }
 

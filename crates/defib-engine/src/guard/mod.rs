@@ -5,32 +5,33 @@
 //!
 //! # Coverage
 //! A host's VMs may run while it is *covered*: while it holds the lease (promises of a majority of replicas, each
-//! counted from when the heartbeat was sent), or while a strict majority of all hosts says that it holds none either and nobody
-//! asked says otherwise (the double quorum, design 4.1). From the moment at which coverage ends, the watchdog is not
-//! petted, and at 3/5 of the watchdog's time the VMs are stopped hard; the rest is for the stopping itself, and what does not
-//! end in it, the hardware ends. Once that moment has passed, only the lease saves the VMs, not the neighbours any more, however
-//! late this process noticed (it may have been frozen): a majority of unexpired promises says that no majority of
-//! replicas has voted expiry; the neighbours' answers say nothing of the past.
+//! counted from when the heartbeat was sent), or while a strict majority of all hosts says that it holds none either
+//! and nobody asked says otherwise (the double quorum, design 4.1). From the moment at which coverage ends, the
+//! watchdog is not petted, and at 3/5 of the watchdog's time the VMs are stopped hard; the rest is for the stopping
+//! itself, and what does not end in it, the hardware ends. Once that moment has passed, only the lease saves the VMs,
+//! not the neighbours any more, however late this process noticed (it may have been frozen): a majority of unexpired
+//! promises says that no majority of replicas has voted expiry; the neighbours' answers say nothing of the past.
 //!
 //! # After a restart of the agent
-//! A new process knows no promise. The former one may have lost its coverage at a moment L that the new one can't know, and
-//! the VMs must be gone by L + watchdog. If the former process left a [`ResumeHint`] (written at most a second late, so never later
-//! than the true L), that is L, and all goes on as if there had been no restart. If not, or if L is long past, the VMs are stopped
-//! 2/5 of the watchdog's time after the start unless coverage comes first. Where a hardware watchdog is armed the bound holds in
-//! any case: the former process petted it at L at the latest, and this one does not before it is covered; so if the boot still
-//! runs, L + watchdog has not come, and the neighbours' answers may save the VMs as ever. Where none is armed, nobody can stop
-//! VMs while their agent is dead, so `trust-self-fence` vouches for that too; once L + watchdog has passed, only
-//! a lease saves the VMs, and a replica that says that the host was condemned ends them at once. A new process
-//! never claims to hold a lease before it has one by its own count.
+//! A new process knows no promise. The former one may have lost its coverage at a moment L that the new one can't
+//! know, and the VMs must be gone by L + watchdog. If the former process left a [`ResumeHint`] (written at most a
+//! second late, so never later than the true L), that is L, and all goes on as if there had been no restart. If not,
+//! or if L is long past, the VMs are stopped 2/5 of the watchdog's time after the start unless coverage comes first.
+//! Where a hardware watchdog is armed the bound holds in any case: the former process petted it at L at the latest,
+//! and this one does not before it is covered; so if the boot still runs, L + watchdog has not come, and the
+//! neighbours' answers may save the VMs as ever. Where none is armed, nobody can stop VMs while their agent is dead,
+//! so `trust-self-fence` vouches for that too; once L + watchdog has passed, only a lease saves the VMs, and a
+//! replica that says that the host was condemned ends them at once. A new process never claims to hold a lease before
+//! it has one by its own count.
 //!
 //! # Orders
-//! An order counts only in the newest epoch and term that were seen, and for the newest incarnation. All that is written to the
-//! disk before anything follows from it. What "does not run" means is said in [`vms`](self): never again, on this host.
-//! A guard never starts a VM by itself.
+//! An order counts only in the newest epoch and term that were seen, and for the newest incarnation. All that is
+//! written to the disk before anything follows from it. What "does not run" means is said in [`vms`](self): never
+//! again, on this host. A guard never starts a VM by itself.
 //!
 //! # Change of timing
-//! A shorter time counts at once. A longer one would let VMs run longer than observers wait that don't know of it yet: it counts
-//! after the lease has been held without a break for two leases since it was told.
+//! A shorter time counts at once. A longer one would let VMs run longer than observers wait that don't know of it
+//! yet: it counts after the lease has been held without a break for two leases since it was told.
 
 mod lease;
 mod neighbours;
@@ -91,8 +92,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard of a host that now runs `boot`. `durable`: what was read from the disk. `resume`: what the former process of
-    /// the agent left in this very boot; the shell drops it otherwise.
+    /// A guard of a host that now runs `boot`. `durable`: what was read from the disk. `resume`: what the former
+    /// process of the agent left in this very boot; the shell drops it otherwise.
     #[must_use]
     pub fn new(
         config: Config,
@@ -147,7 +148,8 @@ impl Guard {
         }
     }
 
-    /// Takes one input, or [`Input::Woke`] when [`Self::next_deadline`] has come. `now` is read after the input was received.
+    /// Takes one input, or [`Input::Woke`] when [`Self::next_deadline`] has come. `now` is read after the input was
+    /// received.
     pub fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
         let now = now.max(self.now);
         self.now = now;
@@ -246,7 +248,8 @@ impl Guard {
         self.lease.acknowledged(now, replica, sent_at, ack, &self.electorate.replicas);
     }
 
-    /// Promises are not bound to an epoch (an observer keeps what it promised through every change of epoch), so they stay.
+    /// Promises are not bound to an epoch (an observer keeps what it promised through every change of epoch), so they
+    /// stay.
     fn adopt(&mut self, epoch: Epoch) {
         if epoch > self.epoch {
             self.epoch = epoch;
@@ -382,8 +385,9 @@ impl Guard {
         Answer { holds_lease: self.lease.held(now).is_some(), electorate: self.electorate.version }
     }
 
-    /// Whether the hardware watchdog may be petted. Read the clock right before, pet right after: a pet that comes late
-    /// lengthens the bound by as much. Arm the watchdog only once this has been true, or an isolated host resets in a circle.
+    /// Whether the hardware watchdog may be petted. Read the clock right before, pet right after: a pet that comes
+    /// late lengthens the bound by as much. Arm the watchdog only once this has been true, or an isolated host resets
+    /// in a circle.
     #[must_use]
     pub fn may_pet(&self, now: Instant) -> bool {
         match self.lease(now) {
@@ -467,8 +471,8 @@ impl Guard {
         &self.electorate
     }
 
-    /// Whether a replica refused the lease because this host's epoch is over, and none has granted it since: the host was
-    /// condemned. The shell then reports its VMs at once, so that a leader can readmit it.
+    /// Whether a replica refused the lease because this host's epoch is over, and none has granted it since: the host
+    /// was condemned. The shell then reports its VMs at once, so that a leader can readmit it.
     #[must_use]
     pub const fn overtaken(&self) -> bool {
         self.overtaken

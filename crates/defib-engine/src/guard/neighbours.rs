@@ -33,8 +33,8 @@ impl Neighbours {
         self.answers.retain(|host, _| electorate.hosts.contains_key(host));
     }
 
-    /// Until when a host without a lease may let its VMs run: while a strict majority of all hosts, itself included, says
-    /// that it holds none either, and no fresh answer says otherwise.
+    /// Until when a host without a lease may let its VMs run: while a strict majority of all hosts, itself included,
+    /// says that it holds none either, and no fresh answer says otherwise.
     ///
     /// Only answers by the very electorate that this host knows count: majorities of different electorates need not
     /// share a host.

@@ -1,8 +1,9 @@
 //! The VMs of a host: which incarnations may run here, which do, and what was promised about them.
 //!
 //! An incarnation goes one way only: seen → starting → running → burnt. It is burnt as soon as it is not certain any
-//! more that it runs: when it ended by itself, when it was stopped for whatever reason, when its start failed, when the host
-//! or the agent restarted and it was not found. So "does not run" is never said of one that a late order could still start.
+//! more that it runs: when it ended by itself, when it was stopped for whatever reason, when its start failed, when
+//! the host or the agent restarted and it was not found. So "does not run" is never said of one that a late order
+//! could still start.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -324,8 +325,8 @@ impl Vms {
         self.vms.values().filter_map(|vm| vm.stopping).map(|(_, again)| again).min()
     }
 
-    /// All VMs that ever were here; `None` until the hypervisor has named what it runs. One that does not run is named only
-    /// if it never will again.
+    /// All VMs that ever were here; `None` until the hypervisor has named what it runs. One that does not run is
+    /// named only if it never will again.
     pub(super) fn report(&self) -> Option<Vec<VmReport>> {
         if !self.listed {
             return None;

@@ -328,8 +328,9 @@ impl Outcome {
     }
 }
 
-/// What a guard wants done, in this order. When a `Persist` fails, the shell performs nothing of what follows it in the
-/// list and ends the process: the next one begins with what is on the disk. Stops for a lost lease never stand behind one.
+/// What a guard wants done, in this order. When a `Persist` fails, the shell performs nothing of what follows it in
+/// the list and ends the process: the next one begins with what is on the disk. Stops for a lost lease never stand
+/// behind one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Write this crash-safely (write, fsync, rename, fsync of the folder) before what follows.
@@ -348,8 +349,8 @@ pub enum Effect {
         /// When the lease ends under which it was permitted.
         not_after: Instant,
     },
-    /// Stop a VM hard, whichever incarnation up to this one runs; a start of one of them that is under way is cancelled and
-    /// not answered any more; answered by `StopFinished`. Stopping what does not run is a success.
+    /// Stop a VM hard, whichever incarnation up to this one runs; a start of one of them that is under way is
+    /// cancelled and not answered any more; answered by `StopFinished`. Stopping what does not run is a success.
     StopVm {
         /// Which VM.
         vm: VmId,

@@ -301,8 +301,8 @@ impl Observer {
         self.counts.follow(before, after);
         if cut_off && !self.isolated() {
             if self.together {
-                // Most are heard again, so it was the network. The others come back one after the other, as their agents
-                // reconnect: they are given the time that hosts have after a start.
+                // Most are heard again, so it was the network. The others come back one after the other, as their
+                // agents reconnect: they are given the time that hosts have after a start.
                 self.forgiven = self.forgiven.max(now.plus(self.policy.detection.start_grace));
             }
             self.together = true;

@@ -462,7 +462,8 @@ fn a_host_that_goes_by_a_longer_watchdog_is_waited_for_that_long() {
 fn an_announced_silence_says_nothing_of_the_network() {
     let mut world = World::new(4, &Policy::default());
     world.run(1000, 100);
-    // Two say that they will be silent, and are; one more is heard no more. Of those that ought to be heard that is half.
+    // Two say that they will be silent, and are; one more is heard no more. Of those that ought to be heard that is
+    // half.
     for at in 0..2 {
         let id = world.hosts[at].0.clone();
         let muted_for = Some(Millis(20_000));

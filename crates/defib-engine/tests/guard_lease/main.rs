@@ -1,6 +1,6 @@
-//! The safety of leases (design 4.1), with everything in it that can hurt: three observers and some guards, each by its own
-//! drifting clock, over links that delay, lose and cut, with frozen processes on both sides. Whatever happens: from the moment at
-//! which a majority of observers has voted that a host's lease ran out, no VM runs there.
+//! The safety of leases (design 4.1), with everything in it that can hurt: three observers and some guards, each by
+//! its own drifting clock, over links that delay, lose and cut, with frozen processes on both sides. Whatever
+//! happens: from the moment at which a majority of observers has voted that a host's lease ran out, no VM runs there.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

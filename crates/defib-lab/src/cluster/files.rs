@@ -1,5 +1,5 @@
-//! The configuration files of a lab's cluster, as text. Every format that another part of Defib reads is written here and
-//! nowhere else.
+//! The configuration files of a lab's cluster, as text. Every format that another part of Defib reads is written here
+//! and nowhere else.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

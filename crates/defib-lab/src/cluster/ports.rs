@@ -12,8 +12,9 @@ const FIRST: u16 = 10_000;
 
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// Takes ports that nobody uses, from below the range that the kernel gives to outgoing connections: a port of that range
-/// could be taken by any connection between now and when it is listened on. No port is given twice by one process.
+/// Takes ports that nobody uses, from below the range that the kernel gives to outgoing connections: a port of that
+/// range could be taken by any connection between now and when it is listened on. No port is given twice by one
+/// process.
 ///
 /// # Errors
 /// When there are not enough of them.

@@ -1,5 +1,5 @@
-//! Where others would be, by their defaults, so long after the same fault. Kubernetes, Proxmox and vSphere: their documented
-//! defaults; Pacemaker: measured on a machine of two cores, with a BMC as quick as ours.
+//! Where others would be, by their defaults, so long after the same fault. Kubernetes, Proxmox and vSphere: their
+//! documented defaults; Pacemaker: measured on a machine of two cores, with a BMC as quick as ours.
 
 /// What others can do about it differs by fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

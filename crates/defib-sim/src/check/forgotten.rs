@@ -1,6 +1,6 @@
-//! I10 and L1 to L4: at the end, with a majority healed, nothing is forgotten. Every protected VM runs once, or the ledger
-//! says which constraint keeps it down and a naive count agrees; every dead host is proven dead or loudly in want of an
-//! operator; every healthy host is in use.
+//! I10 and L1 to L4: at the end, with a majority healed, nothing is forgotten. Every protected VM runs once, or the
+//! ledger says which constraint keeps it down and a naive count agrees; every dead host is proven dead or loudly in
+//! want of an operator; every healthy host is in use.
 
 use defib_engine::ledger::{Ledger, Place, Standing};
 use defib_model::{HostId, event::Phase, inventory::Priority};

@@ -1,5 +1,5 @@
-//! I7 (S9, S12): what is committed is kept. Every replica applies the same entries at the same places, without gaps, and
-//! equal places give equal states: the stream's hash at every entry, the whole state at some.
+//! I7 (S9, S12): what is committed is kept. Every replica applies the same entries at the same places, without gaps,
+//! and equal places give equal states: the stream's hash at every entry, the whole state at some.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Checkers that stand outside: they know the true power and what hypervisors truly run, and the log as it was committed.
-//! What a controller believes is what they judge, never what they judge by.
+//! Checkers that stand outside: they know the true power and what hypervisors truly run, and the log as it was
+//! committed. What a controller believes is what they judge, never what they judge by.
 //!
 //! One file per invariant. The first violation ends a run, so that its transcript ends there.
 

@@ -1,4 +1,5 @@
-//! I5 (S8): no VM is ordered to start while one of a higher tier has a place, is not ready, and has not used up its time.
+//! I5 (S8): no VM is ordered to start while one of a higher tier has a place, is not ready, and has not used up its
+//! time.
 //!
 //! A leader's own time begins with the placement or later, so what has waited since the placement for less than its
 //! timeout, by the leader's own count, is certainly not overdue.

@@ -1,5 +1,5 @@
-//! I2 (S2, S3): a VM is placed anew only after it was released, and what is called dead is: nothing truly runs on a host
-//! at the moment at which its death is committed.
+//! I2 (S2, S3): a VM is placed anew only after it was released, and what is called dead is: nothing truly runs on a
+//! host at the moment at which its death is committed.
 
 use std::collections::BTreeMap;
 

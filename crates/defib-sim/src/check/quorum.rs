@@ -1,5 +1,5 @@
-//! I4 (S5, S6): a quorum decides. One leader per term; a write to a BMC follows a committed intent for a condemned host,
-//! and its writer was asked whether it leads after nobody else had begun to.
+//! I4 (S5, S6): a quorum decides. One leader per term; a write to a BMC follows a committed intent for a condemned
+//! host, and its writer was asked whether it leads after nobody else had begun to.
 
 use std::collections::{BTreeMap, BTreeSet};
 

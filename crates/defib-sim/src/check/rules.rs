@@ -1,4 +1,5 @@
-//! I6 (S7): capacity, labels and hard anti-affinity hold for every placement, counted naively from the committed places.
+//! I6 (S7): capacity, labels and hard anti-affinity hold for every placement, counted naively from the committed
+//! places.
 
 use defib_engine::ledger::Ledger;
 use defib_model::{HostId, Inventory, Resources, VmId};

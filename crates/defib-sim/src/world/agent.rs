@@ -1,5 +1,5 @@
-//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper, neighbours' questions. Repeats what
-//! `crates/defib-agent/src/guard_thread.rs` and its neighbours do, without sockets and threads.
+//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper, neighbours' questions. Repeats
+//! what `crates/defib-agent/src/guard_thread.rs` and its neighbours do, without sockets and threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,9 @@
 //! The simulated world: one thread, one queue, true time in nanoseconds.
 //!
 //! What is real here: the controllers, observers, ledgers and guards, the wire codec, and the replicas of the log on
-//! disks that lose and tear. What is not: clocks, networks, disks, BMCs, hypervisors, and the shells between them, whose
-//! translations are repeated here. Everything happens in the order of (time, order of scheduling), so the same plan
-//! gives the same run, to the last bit.
+//! disks that lose and tear. What is not: clocks, networks, disks, BMCs, hypervisors, and the shells between them,
+//! whose translations are repeated here. Everything happens in the order of (time, order of scheduling), so the same
+//! plan gives the same run, to the last bit.
 
 mod agent;
 mod bmc;
