@@ -107,7 +107,7 @@ pub fn operator(replicas: &[ReplicaPorts], directory: &Path) -> String {
 /// The policy, with every value.
 #[must_use]
 pub fn policy(policy: &Policy) -> String {
-    let Policy { detection, lease, fencing, restart, brakes } = policy;
+    let Policy { detection, lease, fencing, restart, brakes, events } = policy;
     let mut text = String::new();
     let mut section = |name: &str, spans: &[(&str, Millis)], numbers: &[(&str, u32)]| {
         let _ = writeln!(text, "{name}:");
@@ -167,6 +167,10 @@ pub fn policy(policy: &Policy) -> String {
             ("flap-limit", brakes.flap_limit),
         ],
     );
+    section("events", &[("sign-every", events.sign_every)], &[("spool", events.spool)]);
+    // JSON is YAML, and sinks have one form everywhere.
+    let sinks = serde_json::to_string(&events.sinks).unwrap_or_default();
+    let _ = writeln!(text, "  sinks: {sinks}");
     text
 }
 
