@@ -16,7 +16,7 @@ struct World {
 }
 
 fn sink(name: &str) -> SinkId {
-    SinkId::new(name).unwrap()
+    SinkId::new(name).expect("a name")
 }
 
 fn operator() -> Operator {
@@ -141,7 +141,7 @@ fn a_new_sink_begins_with_the_oldest_event_at_hand_and_a_removed_one_holds_nothi
     world.deliver("late", head);
     world.configure(&["late", "later"]);
     let oldest = world.ledger.events().oldest().unwrap().0;
-    assert!(world.cursor("later") + 1 <= oldest && oldest > 1);
+    assert!(world.cursor("later") < oldest && oldest > 1);
     assert_eq!(world.cursor("late"), head, "it keeps its place");
 }
 

@@ -30,6 +30,7 @@ const WALLS: &[Wall] = &[
         layer: 2,
         may_use: &["defib-model", "defib-engine", "defib-wire", "defib-bmc"],
     },
+    Wall { name: "defib-export", layer: 2, may_use: &["defib-model"] },
     Wall {
         name: "defib-agent",
         layer: 3,

@@ -1,0 +1,4 @@
+//! Formats against validators that nobody here wrote, sinks against real receivers.
+
+mod support;
+mod validators;
