@@ -157,7 +157,6 @@ impl Facts {
 
     /// What `kind` means.
     #[must_use]
-    #[expect(clippy::too_many_lines, reason = "one row per kind of event: a table, not a decision")]
     pub const fn of(kind: &EventKind) -> Self {
         use Class as C;
         use Severity::{Critical, High, Informational, Low, Medium};

@@ -6,4 +6,8 @@
 
 pub mod facts;
 pub mod formats;
+pub mod pump;
 pub mod samples;
+pub mod signing;
+pub mod sinks;
+pub mod verify;

@@ -14,7 +14,6 @@ use defib_model::{
 ///
 /// # Errors
 /// Never: the names in it are allowed ones.
-#[expect(clippy::too_many_lines, reason = "a list")]
 pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
     let host = HostId::new("h1")?;
     let vm = VmId::new("cp-1")?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Told, severity_of_ten, title};
+use super::{MAPPING, Told, severity_of_ten, title};
 use crate::facts::{Facts, Outcome, Subjects};
 
 /// In the header `\` and `|` are escaped; a line's end can't stand there.
@@ -37,8 +37,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     let event = told.event;
     let subjects = Subjects::of(&event.kind);
     let mut line = format!(
-        "CEF:0|Defib|Defib|{}|{}|{}|{}|",
-        header(&told.context.version),
+        "CEF:0|Defib|Defib|{MAPPING}|{}|{}|{}|",
         header(facts.kind),
         header(&title(facts.kind)),
         severity_of_ten(facts.severity)

@@ -32,8 +32,8 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
             "original": told.canonical()}),
     );
     put("log", json!({"level": level.to_lowercase()}));
-    put("service", json!({"name": "defib", "type": "defib", "version": told.context.version}));
-    put("observer", json!({"vendor": "Defib", "product": "Defib", "version": told.context.version}));
+    put("service", json!({"name": "defib", "type": "defib"}));
+    put("observer", json!({"vendor": "Defib", "product": "Defib"}));
     let mut orchestrator = json!({"cluster": {"name": told.context.cluster}});
     if let (Some(vm), Some(fields)) = (subjects.vm, orchestrator.as_object_mut()) {
         fields.insert("resource".into(), json!({"type": "vm", "name": vm, "id": vm}));

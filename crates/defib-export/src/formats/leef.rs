@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Told, severity_of_ten, timestamp};
+use super::{MAPPING, Told, severity_of_ten, timestamp};
 use crate::facts::{Facts, Outcome, Subjects};
 
 /// The format has no escapes: what would end a field or a line becomes a space.
@@ -13,8 +13,7 @@ fn plain(text: &str) -> String {
 pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     let event = told.event;
     let subjects = Subjects::of(&event.kind);
-    let version = plain(&told.context.version).replace('|', " ");
-    let mut line = format!("LEEF:2.0|Defib|Defib|{version}|{}|x09|", facts.kind);
+    let mut line = format!("LEEF:2.0|Defib|Defib|{MAPPING}|{}|x09|", facts.kind);
     let mut first = true;
     let mut put = |key: &str, text: &str| {
         let tab = if std::mem::take(&mut first) { "" } else { "\t" };

@@ -15,23 +15,23 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::facts::Facts;
 
-/// Grows whenever the same event becomes another text. A verifier that knows another number does not compare texts.
+/// Grows whenever the same event becomes another text: a verifier can make only those texts again whose number it has.
+/// It stands where formats want a product's version. The release that told an event is not part of it: nothing may
+/// stand in a line that does not follow from the event, or it could be altered and nobody would know.
 pub const MAPPING: u32 = 1;
 
-/// Who tells: what is the same for all events of a replica.
+/// Who tells: what is the same for all events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     /// Name of the cluster.
     pub cluster: String,
-    /// Version of the replica that tells.
-    pub version: String,
 }
 
 impl Context {
-    /// Of this release.
+    /// Of a cluster.
     #[must_use]
     pub fn new(cluster: &str) -> Self {
-        Self { cluster: cluster.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+        Self { cluster: cluster.to_owned() }
     }
 }
 

@@ -16,15 +16,13 @@ pub struct NativeLine {
     pub stream: Envelope,
 }
 
-/// Who told an event, and what follows from it.
+/// What follows from an event and its place in the chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// Names the event.
     pub id: String,
     /// Name of the cluster.
     pub cluster: String,
-    /// Version of the replica that told it.
-    pub version: String,
     /// Of [`super::MAPPING`].
     pub mapping: u32,
     /// Hash of the event before.
@@ -42,7 +40,6 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     let stream = Envelope {
         id: told.id(),
         cluster: told.context.cluster.clone(),
-        version: told.context.version.clone(),
         mapping: super::MAPPING,
         previous: told.previous.to_owned(),
         correlation_uid: told.correlation(),

@@ -82,7 +82,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
 fn metadata(told: &Told<'_>, facts: &Facts, has_device: bool) -> Value {
     let mut metadata = json!({
         "version": OCSF,
-        "product": {"name": "Defib", "vendor_name": "Defib", "version": told.context.version},
+        "product": {"name": "Defib", "vendor_name": "Defib"},
         "uid": told.id(),
         "sequence": told.event.seq,
         "event_code": facts.kind,
