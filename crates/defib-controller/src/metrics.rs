@@ -167,6 +167,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 /// Names and explains every metric, and begins it at nothing, so that a rule about one that has never happened
 /// finds a zero and no gap.
 fn describe() {
+    crate::export::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),

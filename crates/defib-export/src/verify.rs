@@ -29,6 +29,8 @@ pub struct Wanted {
     pub keys: Vec<PublicKey>,
     /// The first and the last event that must be there, and be vouched for if there are keys.
     pub range: Option<(EventSeq, EventSeq)>,
+    /// An event that must be there, and its hash.
+    pub head: Option<(EventSeq, String)>,
     /// The same event again is no fault: sinks deliver at least once.
     pub at_least_once: bool,
     /// A filter left events out, so numbers may be missing.
@@ -71,6 +73,8 @@ pub struct Report {
     pub left_out: u64,
     /// Hash of the last event.
     pub hash: String,
+    /// Whether the event that must be there is.
+    pub reaches_head: bool,
     /// The last event that a signature vouches for, and the key.
     pub signed: Option<(EventSeq, String)>,
     /// What a reader should know although nothing is wrong.
@@ -90,6 +94,8 @@ struct Parsed {
 struct Known {
     hash: String,
     previous: Option<String>,
+    /// Which file, and which line of it.
+    place: (usize, u64),
 }
 
 struct Signature {
@@ -109,6 +115,7 @@ pub struct Verifier {
     signatures: Vec<Signature>,
     gaps: Vec<(EventSeq, EventSeq, EventSeq)>,
     cluster: Option<String>,
+    files: Vec<String>,
 }
 
 impl fmt::Debug for Verifier {
@@ -129,6 +136,7 @@ impl Verifier {
             signatures: Vec::new(),
             gaps: Vec::new(),
             cluster,
+            files: Vec::new(),
         }
     }
 
@@ -145,25 +153,32 @@ impl Verifier {
     pub fn read(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut newest: Option<(EventSeq, String)> = None;
         let (mut number, mut bytes) = (0_u64, Vec::new());
+        self.files.push(name.to_owned());
+        let file = self.files.len() - 1;
         loop {
             bytes.clear();
             if reader.read_until(b'\n', &mut bytes)? == 0 {
                 return Ok(());
             }
             number += 1;
-            let place = format!("{name}, line {number}");
             let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
             let parsed = std::str::from_utf8(line)
                 .map_err(|error| format!("it is not text: {error}"))
                 .and_then(|line| parse(line, self.wanted.cluster.as_deref()));
             match parsed {
-                Ok(parsed) => self.take(&place, parsed, &mut newest),
-                Err(problem) => self.find(&place, problem),
+                Ok(parsed) => self.take((file, number), parsed, &mut newest),
+                Err(problem) => self.find(&self.name((file, number)), problem),
             }
         }
     }
 
-    fn take(&mut self, place: &str, parsed: Parsed, newest: &mut Option<(EventSeq, String)>) {
+    /// How a line is called.
+    fn name(&self, (file, number): (usize, u64)) -> String {
+        format!("{}, line {number}", self.files.get(file).map_or("", String::as_str))
+    }
+
+    fn take(&mut self, line: (usize, u64), parsed: Parsed, newest: &mut Option<(EventSeq, String)>) {
+        let place = &self.name(line);
         let Parsed { event, mut previous, cluster } = parsed;
         let seq = event.seq;
         if let Some(cluster) = &cluster {
@@ -202,7 +217,7 @@ impl Verifier {
         self.place_in_order(place, &event, newest);
         match &event.kind {
             EventKind::HeadSigned { upto, head, key, signature } => self.signatures.push(Signature {
-                place: place.to_owned(),
+                place: place.clone(),
                 upto: *upto,
                 head: head.clone(),
                 key: key.clone(),
@@ -212,7 +227,7 @@ impl Verifier {
             EventKind::SinkGap { from, to, .. } => self.gaps.push((*from, *to, seq)),
             _ => {}
         }
-        self.known.entry(seq.0).or_insert(Known { hash: event.hash, previous });
+        self.known.entry(seq.0).or_insert(Known { hash: event.hash, previous, place: line });
     }
 
     fn place_in_order(&mut self, place: &str, event: &Event, newest: &mut Option<(EventSeq, String)>) {
@@ -266,8 +281,11 @@ impl Verifier {
             let told = self.gaps.iter().find(|(from, to, _)| from.0 <= begin && end <= to.0);
             let why = told
                 .map_or_else(String::new, |(_, _, seq)| format!("; they were given up, as event {seq} says"));
-            self.find("", format!("{what}{why}"));
+            // Nothing can be said before all files are read, but whoever looks for it looks here.
+            let after = self.known.get(&end.saturating_add(1)).map(|known| self.name(known.place));
+            self.find(&after.unwrap_or_default(), format!("{what}{why}"));
         }
+        self.check_head(first, last);
         self.check_signatures();
         let vouched = self.report.signed.as_ref().map_or(0, |(seq, _)| seq.0);
         if !self.wanted.keys.is_empty() {
@@ -287,6 +305,25 @@ impl Verifier {
             }
         }
         self.report
+    }
+
+    fn check_head(&mut self, first: u64, last: u64) {
+        let Some((seq, hash)) = self.wanted.head.take() else { return };
+        match self.known.get(&seq.0) {
+            Some(known) if known.hash == hash => self.report.reaches_head = true,
+            Some(known) => {
+                let (place, held) = (self.name(known.place), known.hash.clone());
+                self.find(&place, format!("event {seq} is another one: its hash is {held}, not {hash}"));
+            }
+            None => {
+                let what = match seq.0 {
+                    seq if seq < first => "begins behind",
+                    seq if seq > last => "ends before",
+                    _ => "lacks",
+                };
+                self.find("", format!("the stream {what} event {seq}: it holds events {first} to {last}"));
+            }
+        }
     }
 
     /// Events of different files must fit each other too.

@@ -50,12 +50,21 @@ const WALLS: &[Wall] = &[
             "defib-rpc",
             "defib-observe",
             "defib-act",
+            "defib-export",
         ],
     },
     Wall {
         name: "defib-cli",
         layer: 3,
-        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-bmc", "defib-rpc"],
+        may_use: &[
+            "defib-model",
+            "defib-process",
+            "defib-wire",
+            "defib-pki",
+            "defib-bmc",
+            "defib-rpc",
+            "defib-export",
+        ],
     },
     Wall {
         name: "defib-lab",
