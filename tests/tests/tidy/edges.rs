@@ -69,7 +69,7 @@ const WALLS: &[Wall] = &[
     Wall {
         name: "defib-lab",
         layer: 4,
-        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
+        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc", "defib-export"],
     },
     Wall { name: "defib-fuzz", layer: 4, may_use: &["*"] },
     Wall { name: "defib-tests", layer: 5, may_use: &["*"] },

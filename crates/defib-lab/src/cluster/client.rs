@@ -137,6 +137,14 @@ impl Operator {
         ask!(self, plan_fail_host, v1::PlanFailHostRequest { hosts: hosts.to_vec(), domains: Vec::new() })
     }
 
+    /// Where the event stream is delivered to, and how far each sink is.
+    ///
+    /// # Errors
+    /// When no replica answers.
+    pub async fn sinks(&self) -> anyhow::Result<v1::ListSinksResponse> {
+        ask!(self, list_sinks, v1::ListSinksRequest {})
+    }
+
     /// Puts a policy in force.
     ///
     /// # Errors

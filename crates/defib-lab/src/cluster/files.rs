@@ -73,6 +73,7 @@ pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebui
     if rebuild {
         text.push_str("rebuild: true\n");
     }
+    let _ = writeln!(text, "events: {{ signing-key: {} }}", quoted_path(&directory.join("events.key")));
     text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
     text
 }
