@@ -65,27 +65,26 @@ impl Board {
     pub fn gather(&self, ledger: &Ledger) {
         let statuses = self.statuses();
         for (id, record) in ledger.sinks() {
-            let sink = id.to_string();
-            let served = statuses.get(id);
-            let safe = served.map_or(record.delivered, |status| status.settled.max(record.delivered));
-            let (events, age) = lag(ledger, safe, ledger.at().0);
-            gauge!("defib_sink_lag_events", "sink" => sink.clone()).set(events as f64);
-            gauge!("defib_sink_lag_seconds", "sink" => sink.clone()).set(age as f64 / 1000.0);
-            counter!("defib_sink_given_up_total", "sink" => sink.clone()).absolute(record.given_up);
-            let Some(status) = served else { continue };
-            counter!("defib_sink_delivered_total", "sink" => sink.clone()).absolute(status.delivered);
-            counter!("defib_sink_filtered_total", "sink" => sink.clone()).absolute(status.skipped);
-            counter!("defib_sink_failures_total", "sink" => sink.clone()).absolute(status.failures);
-            gauge!("defib_sink_failing", "sink" => sink).set(if status.trouble.is_some() {
-                1.0
-            } else {
-                0.0
-            });
+            let status = statuses.get(id).cloned().unwrap_or_default();
+            let safe = status.settled.max(record.delivered);
+            show(id, &status, record.given_up, lag(ledger, safe, ledger.at().0));
         }
     }
 }
 
-/// Says what the metrics mean.
+/// Sets all series of a sink. On a replica that does not serve it, what counts attempts stands still.
+pub(crate) fn show(id: &SinkId, status: &Status, given_up: u64, (events, age_ms): (u64, u64)) {
+    let label = || [("sink", id.to_string())];
+    gauge!("defib_sink_lag_events", &label()).set(events as f64);
+    gauge!("defib_sink_lag_seconds", &label()).set(age_ms as f64 / 1000.0);
+    gauge!("defib_sink_failing", &label()).set(if status.trouble.is_some() { 1.0 } else { 0.0 });
+    counter!("defib_sink_given_up_total", &label()).absolute(given_up);
+    counter!("defib_sink_delivered_total", &label()).absolute(status.delivered);
+    counter!("defib_sink_filtered_total", &label()).absolute(status.skipped);
+    counter!("defib_sink_failures_total", &label()).absolute(status.failures);
+}
+
+/// Says what the metrics mean. Their series begin with their sinks.
 pub fn describe() {
     describe_gauge!("defib_sink_lag_events", "Events that a sink does not have for certain");
     describe_gauge!(

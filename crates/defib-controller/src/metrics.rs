@@ -321,7 +321,11 @@ mod tests {
     #[test]
     fn the_page_lists_exactly_the_metrics_that_there_are() {
         let recorder = recorder().expect("the buckets are in order");
-        metrics::with_local_recorder(&recorder, describe);
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            let sink = defib_model::SinkId::new("siem").expect("a name");
+            crate::export::show(&sink, &Default::default(), 0, (0, 0));
+        });
         let text = recorder.handle().render();
         let second = |line: &str| line.split(' ').nth(2).map(str::to_owned);
         let named = |kind: &str| -> BTreeSet<String> {

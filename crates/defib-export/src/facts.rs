@@ -259,6 +259,11 @@ impl Facts {
             EventKind::HostReadmitted { .. } => {
                 Self::new("host-readmitted", Low, C::DeviceConfigStateChange, (1, "Log")).ecs(HOST_START)
             }
+            EventKind::ProofContradicted { .. } => {
+                Self::new("proof-contradicted", Critical, C::IncidentFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
             EventKind::HostQuarantined { .. } => {
                 Self::new("host-quarantined", High, C::DeviceConfigStateChange, (1, "Log"))
                     .ecs(HOST_CHANGE)
@@ -358,6 +363,7 @@ impl<'a> Subjects<'a> {
             | EventKind::HostUnconfirmed { host, .. }
             | EventKind::HostRecovered { host, .. }
             | EventKind::HostReadmitted { host, .. }
+            | EventKind::ProofContradicted { host, .. }
             | EventKind::HostQuarantined { host, .. }
             | EventKind::GoodbyeSaid { host, .. }
             | EventKind::WatchdogChanged { host, .. } => Self::host(host),

@@ -236,7 +236,8 @@ pub struct SinkPolicy {
 /// Delivery of the event stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EventsPolicy {
-    /// How many events are kept for a sink that does not take them. Beyond that the older half is given up, by an event.
+    /// How many events are kept for a sink that does not take them. Beyond that the older half is given up, by an
+    /// event.
     pub spool: u32,
     /// How often the end of the chain is signed, if there are new events and the leader has a key.
     pub sign_every: Millis,

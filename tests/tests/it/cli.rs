@@ -63,6 +63,7 @@ const LOOKS: &[(&[&str], &str)] = &[
     (&["inventory", "diff", "INVENTORY"], "spare"),
     (&["inventory", "check", "INVENTORY"], "spare"),
     (&["replica", "list"], "voter"),
+    (&["sink", "list"], "newest event"),
 ];
 
 /// Commands that change something. Each has `--dry-run`, and each is done in some test of this file or its
@@ -93,6 +94,7 @@ const APART: &[&[&str]] = &[
     &["pki", "issue"],
     &["pki", "token"],
     &["pki", "show"],
+    &["pki", "event-key"],
     // In `operator`, with a BMC of its own.
     &["bmc", "pin", "--pin", "--credentials"],
     &["completions"],

@@ -40,8 +40,8 @@ pub(crate) struct EventsArguments {
 
 #[derive(Debug, Subcommand)]
 enum EventsCommand {
-    /// Proves a stream whole: of files that sinks or `defib events --output json` wrote, or of the cluster. Finds altered,
-    /// missing, doubled, reordered and foreign events.
+    /// Proves a stream whole: of files that sinks or `defib events --output json` wrote, or of the cluster. Finds
+    /// altered, missing, doubled, reordered and foreign events.
     Verify(Verify),
 }
 

@@ -68,6 +68,18 @@ pub(crate) struct Pumped {
     _heads: watch::Sender<EventSeq>,
 }
 
+/// Looks until there is something to see.
+pub(crate) async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 impl Drop for Pumped {
     fn drop(&mut self) {
         self.worker.abort();
@@ -87,15 +99,7 @@ impl Pumped {
 
     /// Waits until the status is as it should be.
     pub(crate) async fn wait_until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let status = self.status.get();
-            if is_so(&status) {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "not in a minute: {what}: {status:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        wait_for(what, || Some(self.status.get()).filter(&is_so)).await
     }
 
     pub(crate) async fn wait_until_settled(&self, book: &Book) -> Status {

@@ -4,17 +4,14 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
-use defib_model::export::{Format, Target};
-use tokio::time::Instant;
-
 use crate::{
-    pumping::{Book, Pumped, sink, verify},
+    pumping::{Book, Pumped, sink, verify, wait_for},
     support::skip,
     tls,
 };
+use defib_model::export::{Format, Target};
 
 /// Ends rsyslog with the test.
 struct Running(Child);
@@ -42,17 +39,6 @@ ruleset(name="in") {{
 }}
 "#
     )
-}
-
-async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not in a minute: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]

@@ -220,6 +220,16 @@ events:
     }
 
     #[test]
+    fn the_page_about_events_shows_a_policy_that_is_accepted() {
+        let page = include_str!("../../../../docs/events.md");
+        let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let policy = policy_from_yaml("docs/events.md", example).unwrap();
+        assert_eq!(policy.events.sinks.len(), 5);
+        let defaults = EventsPolicy::default();
+        assert_eq!((policy.events.spool, policy.events.sign_every), (defaults.spool, defaults.sign_every));
+    }
+
+    #[test]
     fn problems_name_file_line_and_field() {
         let message = |text: &str| policy_from_yaml("policy.yaml", text).unwrap_err().to_string();
         assert_eq!(

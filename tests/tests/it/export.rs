@@ -1,9 +1,9 @@
-//! The event stream of a whole cluster, delivered while leaders are killed and receivers refuse: nothing may be missing.
+//! The event stream of a whole cluster, delivered while leaders are killed and receivers refuse: nothing may be
+//! missing, and what was received proves it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -17,12 +17,14 @@ use defib_export::{
     signing::PublicKey,
     verify::{Report, Verifier, Wanted},
 };
-use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
+use defib_lab::cluster::{Cluster, Size, wait_until};
 use defib_model::{
     Event, EventKind, Millis, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
 };
 use serde_json::Value;
+
+use crate::rig::{AMPLE, Rig, quick, run};
 
 /// A receiver that can be told to refuse.
 #[derive(Debug, Clone, Default)]
@@ -58,26 +60,23 @@ fn sink(to: Target, format: Format) -> SinkPolicy {
     SinkPolicy { to, format, filter: Filter::default(), batch: 20 }
 }
 
-async fn start(directory: &Path, url: &str, archive: &Path) -> anyhow::Result<Cluster> {
-    let mut options = Options::new(directory, Profile::Fast);
-    options.size = Size { hosts: 5, victim_vms: 4, other_vms: 2 };
+async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
     let file = Target::File { path: archive.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
     let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None };
+    let mut policy = quick();
     // Nobody listens on the discard port of a lab's machine: this one is dead all the time.
-    options.policy.events.sinks = BTreeMap::from([
+    policy.events.sinks = BTreeMap::from([
         (SinkId::new("archive")?, sink(file, Format::Native)),
         (SinkId::new("siem")?, sink(hook(url), Format::Ocsf)),
         (SinkId::new("dead")?, sink(hook("http://127.0.0.1:9/"), Format::Ocsf)),
     ]);
-    options.policy.events.sign_every = Millis(1000);
-    let cluster = Cluster::start(options).await?;
-    cluster.settle(Duration::from_secs(60)).await?;
-    Ok(cluster)
+    policy.events.sign_every = Millis(1000);
+    Ok(Rig::with(Size { hosts: 5, victim_vms: 4, other_vms: 2 }, policy).await)
 }
 
 /// Waits until the living sinks have everything, the last signature included.
 async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<()> {
-    wait_until("all is delivered and signed", Duration::from_secs(60), || async {
+    wait_until("all is delivered and signed", AMPLE, || async {
         let answer = cluster.operator().sinks().await?;
         ensure!(answer.sinks.len() == 3, "{} sinks", answer.sinks.len());
         ensure!(
@@ -109,7 +108,7 @@ async fn leader(cluster: &Cluster) -> anyhow::Result<u64> {
 }
 
 async fn wait_until_recovered(cluster: &Cluster, host: &str) -> anyhow::Result<()> {
-    wait_until("the host's VMs run elsewhere", Duration::from_secs(60), || async {
+    wait_until("the host's VMs run elsewhere", AMPLE, || async {
         let status = cluster.operator().status().await?;
         ensure!(status.recoveries.is_empty(), "{:?}", status.recoveries);
         let hosts = cluster.operator().hosts().await?;
@@ -161,44 +160,45 @@ fn check_story(records: &BTreeMap<u64, Value>, events: &BTreeMap<u64, Event>) {
     assert_eq!(records[&cause]["metadata"]["event_code"], "opinion-changed", "doubts lead to a suspicion");
 }
 
-fn defib(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
-    let output = Command::new(binary(None, "defib")?)
-        .args(["--config", &cluster.directory().join("operator.yaml").display().to_string()])
-        .args(arguments)
-        .output()?;
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok((output.status.code(), text))
-}
-
-fn check_the_tool(cluster: &Cluster, archive: &Path) -> anyhow::Result<()> {
+async fn check_the_tool(rig: &Rig, archive: &Path) -> anyhow::Result<()> {
+    let keys: Vec<String> = rig
+        .cluster
+        .event_keys()
+        .iter()
+        .flat_map(|path| ["--key".to_owned(), path.display().to_string()])
+        .collect();
+    let verify = async |from: &[&str]| {
+        let mut words = vec!["events", "verify"];
+        words.extend(keys.iter().map(String::as_str));
+        words.extend(from);
+        rig.defib_list(&words).await
+    };
     let file = archive.display().to_string();
-    let keys: Vec<String> = cluster.event_keys().iter().map(|path| path.display().to_string()).collect();
-    let mut verify = vec!["events", "verify", "--at-least-once", "--from", &file];
-    keys.iter().for_each(|key| verify.extend(["--key", key.as_str()]));
-    let (code, text) = defib(cluster, &verify)?;
-    assert_eq!(code, Some(0), "{text}");
+    let text = verify(&["--at-least-once", "--from", &file]).await.done();
     assert!(text.contains("are whole") && text.contains("signed up to event"), "{text}");
-    let (code, text) =
-        defib(cluster, &["events", "verify", "--key", &keys[0], "--key", &keys[1], "--key", &keys[2]])?;
-    assert_eq!(code, Some(0), "{text}");
+    let text = verify(&[]).await.done();
+    assert!(text.contains("are whole") && text.contains("signed up to event"), "{text}");
 
     let flipped = archive.with_extension("flipped");
     let mut bytes = std::fs::read(archive)?;
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
     std::fs::write(&flipped, bytes)?;
-    let flipped = flipped.display().to_string();
-    let (code, text) = defib(cluster, &["events", "verify", "--at-least-once", "--from", &flipped])?;
-    assert_eq!(code, Some(5), "{text}");
+    verify(&["--at-least-once", "--from", &flipped.display().to_string()]).await.failed(5);
+    // The verdict of a key that has never signed is not that all is well.
+    let others = archive.with_file_name("others");
+    run("defib", ["pki", "event-key", "--out", &others.display().to_string()]).await.done();
+    let stranger = others.join("events.pub").display().to_string();
+    let words = ["events", "verify", "--at-least-once", "--from", &file, "--key", &stranger];
+    let text = rig.defib_list(&words).await.failed(5);
+    assert!(text.contains("no signature with a given key"), "{text}");
 
-    let (code, text) = defib(cluster, &["sink", "list"])?;
-    assert_eq!(code, Some(0), "{text}");
+    let text = rig.defib(["sink", "list"]).await.done();
     assert!(
         text.contains("failing") && text.contains("up-to-date") && text.contains("127.0.0.1:9"),
         "{text}"
     );
-    let (_, text) = defib(cluster, &["status"])?;
+    let text = rig.defib(["status"]).await.done();
     assert!(text.contains("! sink dead takes no events"), "{text}");
     Ok(())
 }
@@ -208,24 +208,21 @@ async fn nothing_is_missing_while_leaders_are_killed_and_receivers_refuse() -> a
     let scratch = tempfile::tempdir()?;
     let archive = scratch.path().join("archive/events.json");
     let (receiver, url) = Receiver::start().await?;
-    let mut cluster = start(&scratch.path().join("lab"), &url, &archive).await?;
+    let mut rig = start(&url, &archive).await?;
+    let cluster = &mut rig.cluster;
 
     // The first leader dies in the middle of a recovery, the second while nobody takes events, the third in peace.
     cluster.plug_out("h1", false).await?;
-    let first = leader(&cluster).await?;
+    let first = leader(cluster).await?;
     cluster.kill_replica(first);
-    wait_until_recovered(&cluster, "h1").await?;
+    wait_until_recovered(cluster, "h1").await?;
     cluster.restart_replica(first)?;
     receiver.refuses.store(true, Ordering::SeqCst);
-    let mut second = 0;
-    wait_until("somebody leads again", Duration::from_secs(30), || async {
-        leader(&cluster).await.map(|_| ())
-    })
-    .await?;
-    second = leader(&cluster).await.unwrap_or(second);
+    wait_until("somebody leads again", AMPLE, || async { leader(cluster).await.map(|_| ()) }).await?;
+    let second = leader(cluster).await?;
     cluster.kill_replica(second);
-    wait_until("somebody leads after that", Duration::from_secs(30), || async {
-        let now = leader(&cluster).await?;
+    wait_until("somebody leads after that", AMPLE, || async {
+        let now = leader(cluster).await?;
         ensure!(now != second, "r{second} is dead");
         Ok(())
     })
@@ -233,10 +230,10 @@ async fn nothing_is_missing_while_leaders_are_killed_and_receivers_refuse() -> a
     cluster.restart_replica(second)?;
     receiver.refuses.store(false, Ordering::SeqCst);
     cluster.power_on("h1").await?;
-    cluster.settle(Duration::from_secs(60)).await?;
-    wait_until_delivered(&cluster).await?;
+    cluster.settle(AMPLE).await?;
+    wait_until_delivered(cluster).await?;
 
-    let events = truth(&cluster).await?;
+    let events = truth(cluster).await?;
     let lines = receiver.lines();
     let report = verify(&lines, &cluster.event_keys())?;
     assert_eq!(report.findings, [], "{} lines", lines.len());
@@ -256,7 +253,7 @@ async fn nothing_is_missing_while_leaders_are_killed_and_receivers_refuse() -> a
         events.values().filter(|event| matches!(event.kind, EventKind::LeaderStarted { .. })).count();
     assert!(leaders >= 3, "leaders changed {leaders} times");
     check_story(&records, &events);
-    check_the_tool(&cluster, &archive)?;
+    check_the_tool(&rig, &archive).await?;
     eprintln!(
         "{} events, {} lines received, {} again, {leaders} leaders",
         records.len(),
