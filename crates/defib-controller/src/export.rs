@@ -191,6 +191,8 @@ pub struct Export {
     board: Arc<Board>,
     heads: watch::Sender<EventSeq>,
     served: BTreeMap<SinkId, Served>,
+    /// Outlives each lead, since counters must never go back.
+    counted: BTreeMap<SinkId, Shared>,
     /// The policy that `served` follows.
     policy: Option<u64>,
     signed_at: Instant,
@@ -202,7 +204,17 @@ impl Export {
     pub fn new(core: Core, me: ReplicaId, cluster: &str, key: Option<SigningKey>, board: Arc<Board>) -> Self {
         let origin = Origin { context: Context::new(cluster), host: format!("r{me}.{cluster}") };
         let (heads, _) = watch::channel(EventSeq(0));
-        Self { core, origin, key, board, heads, served: BTreeMap::new(), policy: None, signed_at: now() }
+        Self {
+            core,
+            origin,
+            key,
+            board,
+            heads,
+            served: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            policy: None,
+            signed_at: now(),
+        }
     }
 
     /// Runs until the loop ends.
@@ -232,6 +244,10 @@ impl Export {
             tokio::select! {
                 changed = pulse.changed() => if changed.is_err() { return },
                 _ = tick.tick() => {
+                    if self.served.values().any(|served| served.worker.is_finished()) {
+                        // A worker never ends by itself; one that did is begun anew.
+                        self.policy = None;
+                    }
                     self.commit().await;
                     self.sign().await;
                 }
@@ -254,7 +270,7 @@ impl Export {
             }
             let from = cursors.get(&id).copied().unwrap_or_default().delivered;
             tracing::info!(sink = %id, kind = policy.to.kind(), place = policy.to.place(), after = %from, "serving a sink");
-            let status = Shared::default();
+            let status = self.counted.entry(id.clone()).or_default().clone();
             let worker = tokio::spawn(pump::run(
                 id.clone(),
                 policy.clone(),

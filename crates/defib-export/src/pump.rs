@@ -81,16 +81,22 @@ pub fn passes(filter: &Filter, event: &Event) -> bool {
 }
 
 /// Serves a sink from behind `from` on, until it is dropped or nobody tells of new events any more.
-pub async fn run<S: Source>(
+pub fn run<S: Source>(
     id: SinkId,
     policy: SinkPolicy,
     origin: Origin,
     source: S,
-    mut heads: watch::Receiver<EventSeq>,
+    heads: watch::Receiver<EventSeq>,
     from: EventSeq,
     status: Shared,
-) {
-    let mut pump = Pump {
+) -> impl Future<Output = ()> + Send {
+    // Before it is first polled: a status may come from an earlier worker, and nobody may take how far that one was
+    // for how far this one is.
+    status.change(|status| {
+        (status.handed, status.settled) = (from, from);
+        status.trouble = None;
+    });
+    let pump = Pump {
         sink: Sink::new(&policy, &origin),
         limit: policy.batch as usize,
         policy,
@@ -101,7 +107,10 @@ pub async fn run<S: Source>(
         failures_in_a_row: 0,
         status,
     };
-    pump.status.change(|status| (status.handed, status.settled) = (from, from));
+    serve(pump, source, heads)
+}
+
+async fn serve<S: Source>(mut pump: Pump, source: S, mut heads: watch::Receiver<EventSeq>) {
     loop {
         let pause = match pump.step(&source).await {
             Ok(Step::More) => continue,

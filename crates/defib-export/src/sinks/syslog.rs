@@ -83,9 +83,11 @@ impl SyslogSink {
             let message = message(line, self.facility, &self.origin);
             let _ = write!(frames, "{} {message}", message.len());
         }
+        // A receiver that left when it had everything may just have been restarted.
+        let is_over = |connection: &Connection| connection.reader.is_finished() && self.written.is_empty();
         let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => within(CONNECT, "connecting", connect(&self.address, self.tls.as_ref())).await??,
+            Some(connection) if !is_over(&connection) => connection,
+            _ => within(CONNECT, "connecting", connect(&self.address, self.tls.as_ref())).await??,
         };
         let connection = self.connection.insert(connection);
         if connection.reader.is_finished() {
