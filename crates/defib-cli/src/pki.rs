@@ -211,9 +211,8 @@ pub(crate) fn run(command: PkiCommand, output: Output) -> Result<(), Failure> {
             }
             let (key, secret) =
                 SigningKey::generate().map_err(|error| Failure::Refused(error.to_string()))?;
-            std::fs::create_dir_all(&out).map_err(|error| {
-                Failure::Refused(format!("{} can't be made: {error}", out.display()))
-            })?;
+            std::fs::create_dir_all(&out)
+                .map_err(|error| Failure::Refused(format!("{} can't be made: {error}", out.display())))?;
             write_new(&secret_file, 0o600, secret.as_bytes())?;
             write_new(&public_file, 0o644, key.public().to_pem().as_bytes())?;
             let id = key.public().id();

@@ -393,6 +393,6 @@ mod tests {
         assert!(refused(leak).contains("no secret"));
         assert!(check_kind("host-suspectde").unwrap_err().contains("unknown variant"));
         assert_eq!(check_kind("host-suspected"), Ok(()));
-        assert_eq!(check_kind(&"sink-gap".to_string()), Ok(()));
+        assert_eq!(check_kind("sink-gap"), Ok(()));
     }
 }

@@ -262,7 +262,10 @@ fn tell(report: &Report, output: Output) -> Result<(), Failure> {
         return verdict;
     }
     verdict?;
-    line(&format!("events {first} up to event {last} are whole ({} of them), hash {}", report.events, report.hash));
+    line(&format!(
+        "events {first} up to event {last} are whole ({} of them), hash {}",
+        report.events, report.hash
+    ));
     match &report.signed {
         Some((seq, key)) => line(&format!("signed up to event {seq} with key {key}")),
         None => line("no signature was checked; give --key to have them checked"),
