@@ -83,7 +83,10 @@ fn missing_doubled_swapped_and_foreign_events_are_named() {
         let good = lines(format, &events(12, None));
         let mut missing = good.clone();
         missing.drain(3..5);
-        assert_eq!(problems(&missing, Wanted::default()), ["events 4 to 5 are missing"]);
+        assert_eq!(problems(&missing, Wanted::default()), ["f, line 4: events 4 to 5 are missing"]);
+        let head = Wanted { head: Some((EventSeq(4), "0".repeat(64))), ..Wanted::default() };
+        assert!(problems(&missing, head.clone())[1].starts_with("the stream lacks event 4: "));
+        assert!(problems(&good, head)[0].starts_with("f, line 4: event 4 is another one: "));
         let mut doubled = good.clone();
         doubled.insert(4, good[2].clone());
         assert_eq!(problems(&doubled, Wanted::default()), ["f, line 5: event 3 comes again"]);
@@ -143,7 +146,7 @@ fn completeness_of_a_range_needs_all_of_it_and_a_signature_behind_it() {
     let range = |from, to| Wanted { range: Some((EventSeq(from), EventSeq(to))), ..with(&key) };
     assert_eq!(problems(&all, range(1, 20)), [""; 0]);
     assert_eq!(problems(&all[4..], range(5, 20)), [""; 0]);
-    assert_eq!(problems(&all[4..], range(3, 20)), ["events 3 to 4 are missing"]);
+    assert_eq!(problems(&all[4..], range(3, 20)), ["f, line 1: events 3 to 4 are missing"]);
     assert_eq!(
         problems(&all, range(1, 21)),
         ["no signature with a given key vouches for event 21; the last one vouches for 20"]
@@ -179,7 +182,7 @@ fn a_filtered_stream_is_checked_event_by_event_and_a_gap_that_was_announced_says
     told.drain(4..9);
     assert_eq!(
         problems(&told, Wanted::default()),
-        ["events 5 to 9 are missing; they were given up, as event 21 says"]
+        ["f, line 5: events 5 to 9 are missing; they were given up, as event 21 says"]
     );
 }
 
