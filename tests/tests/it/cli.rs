@@ -81,6 +81,7 @@ const CHANGES: &[&[&str]] = &[
     &["pki", "init", "--dir", "NEW", "--cluster", "other"],
     &["pki", "issue", "operator", "eve", "--role", "viewer", "--dir", "PKI", "--out", "NEW"],
     &["pki", "token", "host", "h9", "--dir", "PKI", "--replica", "127.0.0.1:7443"],
+    &["pki", "event-key", "--out", "NEW"],
 ];
 
 /// Tested apart: they need a host that is not heard, a stream, no cluster, or print no table.
@@ -94,7 +95,6 @@ const APART: &[&[&str]] = &[
     &["pki", "issue"],
     &["pki", "token"],
     &["pki", "show"],
-    &["pki", "event-key"],
     // In `operator`, with a BMC of its own.
     &["bmc", "pin", "--pin", "--credentials"],
     &["completions"],

@@ -175,9 +175,9 @@ async fn check_the_tool(rig: &Rig, archive: &Path) -> anyhow::Result<()> {
     };
     let file = archive.display().to_string();
     let text = verify(&["--at-least-once", "--from", &file]).await.done();
-    assert!(text.contains("are whole") && text.contains("signed up to event"), "{text}");
+    assert!(text.contains("is whole") && text.contains("signed up to event"), "{text}");
     let text = verify(&[]).await.done();
-    assert!(text.contains("are whole") && text.contains("signed up to event"), "{text}");
+    assert!(text.contains("is whole") && text.contains("signed up to event"), "{text}");
 
     let flipped = archive.with_extension("flipped");
     let mut bytes = std::fs::read(archive)?;

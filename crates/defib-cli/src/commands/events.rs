@@ -262,10 +262,12 @@ fn tell(report: &Report, output: Output) -> Result<(), Failure> {
         return verdict;
     }
     verdict?;
-    line(&format!(
-        "events {first} up to event {last} are whole ({} of them), hash {}",
-        report.events, report.hash
-    ));
+    let begins = if first == 1 {
+        String::new()
+    } else {
+        format!("; it begins with event {first}, not with the first")
+    };
+    line(&format!("the stream is whole up to event {last}, hash {}{begins}", report.hash));
     match &report.signed {
         Some((seq, key)) => line(&format!("signed up to event {seq} with key {key}")),
         None => line("no signature was checked; give --key to have them checked"),
