@@ -63,6 +63,7 @@ impl Failure {
 /// The cluster.
 #[derive(Debug)]
 pub(crate) struct Cluster {
+    pub(crate) name: String,
     pub(crate) replicas: Vec<(u64, OperatorClient<Channel>)>,
 }
 
@@ -83,7 +84,7 @@ impl Cluster {
                 (replica.id, OperatorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
             })
             .collect();
-        Ok(Self { replicas })
+        Ok(Self { name: credentials.cluster().to_string(), replicas })
     }
 }
 

@@ -46,6 +46,9 @@ enum Command {
     Recovery(commands::RecoveryCommand),
     /// The event stream.
     Events(commands::EventsArguments),
+    /// Where the event stream is delivered to.
+    #[command(subcommand)]
+    Sink(commands::SinkCommand),
     /// What would happen. Changes nothing.
     #[command(subcommand)]
     Plan(commands::PlanCommand),
@@ -120,6 +123,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                     Command::Vm(command) => commands::vm(&cluster, command, output).await,
                     Command::Recovery(command) => commands::recovery(&cluster, command, output).await,
                     Command::Events(arguments) => commands::events(&cluster, &arguments, output).await,
+                    Command::Sink(command) => commands::sink(&cluster, command, output).await,
                     Command::Plan(command) => commands::plan(&cluster, command, output).await,
                     Command::Policy(command) => commands::policy(&cluster, command, output).await,
                     Command::Inventory(command) => commands::inventory(&cluster, command, output).await,

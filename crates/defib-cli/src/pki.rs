@@ -1,8 +1,15 @@
 //! `defib pki`: the cluster's own authority.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
+use defib_export::signing::SigningKey;
 use defib_pki::{ClusterAuthority, ClusterName, PeerIdentity, PkiError};
 
 use serde_json::json;
@@ -31,6 +38,15 @@ pub(crate) enum PkiCommand {
     Issue(Issue),
     /// Makes a token with which a host may join once.
     Token(Token),
+    /// Makes the key that a replica signs the event stream with, and its public half for whoever verifies.
+    EventKey {
+        /// Where: `events.key` is for the replica's `events.signing-key`, `events.pub` for everybody.
+        #[arg(long)]
+        out: PathBuf,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Shows a certificate.
     Show {
         /// The file, PEM.
@@ -113,6 +129,18 @@ fn now() -> std::time::SystemTime {
     std::time::SystemTime::now()
 }
 
+/// Writes a file that must not exist yet.
+fn write_new(path: &Path, mode: u32, text: &[u8]) -> Result<(), Failure> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text)?;
+        file.sync_all()
+    };
+    write().map_err(|error: std::io::Error| {
+        Failure::Refused(format!("{} can't be written: {error}", path.display()))
+    })
+}
+
 /// Does it.
 pub(crate) fn run(command: PkiCommand, output: Output) -> Result<(), Failure> {
     match command {
@@ -169,6 +197,33 @@ pub(crate) fn run(command: PkiCommand, output: Output) -> Result<(), Failure> {
                     json(&json!({"identity": identity.to_string(), "token": minted.expose()}));
                 }
             }
+        }
+        PkiCommand::EventKey { out, dry_run } => {
+            let (secret_file, public_file) = (out.join("events.key"), out.join("events.pub"));
+            if dry_run {
+                for path in [&secret_file, &public_file] {
+                    if path.exists() {
+                        return Err(Failure::Refused(format!("{} is there already", path.display())));
+                    }
+                }
+                told(&format!("dry run: a key for events would be made in {}", out.display()), output);
+                return Ok(());
+            }
+            let (key, secret) =
+                SigningKey::generate().map_err(|error| Failure::Refused(error.to_string()))?;
+            std::fs::create_dir_all(&out)
+                .map_err(|error| Failure::Refused(format!("{} can't be made: {error}", out.display())))?;
+            write_new(&secret_file, 0o600, secret.as_bytes())?;
+            write_new(&public_file, 0o644, key.public().to_pem().as_bytes())?;
+            let id = key.public().id();
+            if output == Output::Json {
+                json(&json!({"key": id, "secret": secret_file, "public": public_file}));
+                return Ok(());
+            }
+            line(&format!(
+                "key {id} in {}; keep a copy of events.pub where streams are verified",
+                out.display()
+            ));
         }
         PkiCommand::Show { certificate } => {
             let info = defib_pki::inspect_certificate(&certificate).map_err(|error| failed(&error))?;

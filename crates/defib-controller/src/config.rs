@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use defib_export::signing::SigningKey;
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
@@ -40,9 +41,33 @@ pub struct Config {
     /// PEM file with the authority of BMC certificates, for BMCs without a pin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc_authority: Option<PathBuf>,
+    /// The event stream. Its sinks are policy; what is secret or differs between replicas is here.
+    #[serde(default)]
+    pub events: EventsConfig,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+/// The event stream.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EventsConfig {
+    /// PEM file with the key that this replica signs the chain with: `defib pki event-key` makes one. Without it, the
+    /// stream is chained and not signed while this replica leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<PathBuf>,
+}
+
+impl EventsConfig {
+    /// The key, if there is one.
+    ///
+    /// # Errors
+    /// When it can't be used.
+    pub fn key(&self) -> anyhow::Result<Option<SigningKey>> {
+        use anyhow::Context as _;
+        self.signing_key.as_deref().map(SigningKey::read).transpose().context("events.signing-key")
+    }
 }
 
 /// Joining by token.

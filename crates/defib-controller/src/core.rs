@@ -167,6 +167,8 @@ pub struct Pulse {
     pub leads: bool,
     /// Its term.
     pub term: u64,
+    /// Version of the policy in force.
+    pub policy: u64,
 }
 
 /// The loop.
@@ -474,6 +476,7 @@ impl Loop {
             head: self.controller.ledger().events().head(),
             leads: self.controller.leads(),
             term: self.role.term,
+            policy: self.controller.ledger().policy_version(),
         };
         self.pulse.send_if_modified(|held| {
             let led = held.leads;

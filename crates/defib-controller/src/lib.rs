@@ -10,6 +10,7 @@ pub mod config;
 pub mod core;
 pub mod effects;
 mod events;
+pub mod export;
 pub mod join;
 pub mod members;
 pub mod metrics;

@@ -167,6 +167,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 /// Names and explains every metric, and begins it at nothing, so that a rule about one that has never happened
 /// finds a zero and no gap.
 fn describe() {
+    crate::export::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),
@@ -320,7 +321,11 @@ mod tests {
     #[test]
     fn the_page_lists_exactly_the_metrics_that_there_are() {
         let recorder = recorder().expect("the buckets are in order");
-        metrics::with_local_recorder(&recorder, describe);
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            let sink = defib_model::SinkId::new("siem").expect("a name");
+            crate::export::show(&sink, &Default::default(), 0, (0, 0));
+        });
         let text = recorder.handle().render();
         let second = |line: &str| line.split(' ').nth(2).map(str::to_owned);
         let named = |kind: &str| -> BTreeSet<String> {

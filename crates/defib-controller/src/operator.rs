@@ -27,6 +27,7 @@ use crate::{
     agents::Agents,
     core::{Core, Pulse, View},
     events,
+    export::{self, Board},
     members::{self, Members},
     proposals::Fate,
     views, what_if,
@@ -50,6 +51,7 @@ pub struct OperatorService {
     pulse: watch::Receiver<Pulse>,
     members: Arc<Members>,
     tls: Arc<ClientConfig>,
+    board: Arc<Board>,
     leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
     admission: admission::Answer,
     agents: Arc<Agents>,
@@ -118,8 +120,9 @@ impl OperatorService {
         tls: Arc<ClientConfig>,
         admission: admission::Answer,
         agents: Arc<Agents>,
+        board: Arc<Board>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, tls, leaders: Arc::default(), admission, agents }
+        Self { me, cluster, core, pulse, members, tls, board, leaders: Arc::default(), admission, agents }
     }
 
     /// The release of a host's agent, which its session told.
@@ -263,6 +266,7 @@ impl Operator for OperatorService {
         let mut status =
             self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
         let (log, matched) = self.members.log();
+        status.attention.extend(self.board.attention());
         for replica in &mut status.replicas {
             replica.commit = if replica.id == self.me { log.commit } else { 0 };
             replica.matched = matched.get(&replica.id).copied().unwrap_or(0);
@@ -441,6 +445,12 @@ impl Operator for OperatorService {
         };
         let operator = Person { name: who.name, reason: message.reason };
         self.act(Command::FenceHost { host, epoch, operator }, message.dry_run).await.map(Response::new)
+    }
+
+    async fn list_sinks(&self, request: Request<v1::ListSinksRequest>) -> Answer<v1::ListSinksResponse> {
+        let _ = on_leader!(self, request, Role::Viewer, list_sinks);
+        let statuses = self.board.statuses();
+        self.read(move |view| export::list(view, &statuses)).await.map(Response::new)
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Answer<v1::ActionResponse> {

@@ -36,6 +36,7 @@ use crate::{
     config::Config,
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
+    export::{Board, Export},
     join::Joining,
     members::{Members, peer_addresses},
     metrics::{self, Meter},
@@ -92,6 +93,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         credentials.identity()
     );
     tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
+    let signing_key = config.events.key()?;
     let clock = Clock::start();
     let meter = Arc::new(Meter::install(me)?);
     let (messages, received) = crossbeam_channel::bounded(QUEUE);
@@ -161,6 +163,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
     let (answer, admission) = watch::channel(None);
     tokio::spawn(admission::keep(core.clone(), pulse_seen.clone(), answer));
+    let board = Arc::new(Board::default());
+    let export = Export::new(core.clone(), me, &config.cluster, signing_key, Arc::clone(&board));
+    tokio::spawn(export.run(pulse_seen.clone()));
     let operator = OperatorService::new(
         me.0,
         config.cluster.clone(),
@@ -170,6 +175,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         Arc::clone(&client_tls),
         admission.clone(),
         Arc::clone(&agents),
+        Arc::clone(&board),
     );
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
@@ -192,15 +198,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         ));
     }
     if let Some(listener) = metrics_listener {
-        let (core, meter_again, counters, log) =
-            (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone());
+        let (core, meter_again, counters, log, board) =
+            (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone(), board);
         tokio::spawn(metrics::serve(listener, Arc::clone(&meter), move || {
-            let (core, meter, counters, log, admission) = (
+            let (core, meter, counters, log, admission, board) = (
                 core.clone(),
                 Arc::clone(&meter_again),
                 Arc::clone(&counters),
                 log.clone(),
                 admission.clone(),
+                Arc::clone(&board),
             );
             async move {
                 meter.gather_counters(&counters, &log);
@@ -208,7 +215,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                     meter.gather_admission(protection);
                 }
                 let gathered = core.ask(move |view| {
-                    meter.gather(view.controller.ledger(), view.controller.leads(), view.now);
+                    let ledger = view.controller.ledger();
+                    meter.gather(ledger, view.controller.leads(), view.now);
+                    board.gather(ledger);
                 });
                 matches!(tokio::time::timeout(Duration::from_secs(2), gathered).await, Ok(Ok(())))
             }
@@ -332,6 +341,9 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
             credentials.identity(),
             config.replica
         );
+    }
+    if let Some(key) = config.events.key()? {
+        notes.push(format!("events: the chain is signed with key {}", key.public().id()));
     }
     if let Some(join) = &config.join {
         ClusterAuthority::load(&join.pki_dir)?;

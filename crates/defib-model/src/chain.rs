@@ -35,6 +35,12 @@ pub fn event_hash(previous: &str, event: &Event) -> String {
     hash
 }
 
+/// What is signed to vouch for all events up to `seq`: one line per part, so that any tool can rebuild it.
+#[must_use]
+pub fn head_statement(cluster: &str, seq: EventSeq, hash: &str) -> String {
+    format!("defib-head-v1\n{cluster}\n{seq}\n{hash}\n")
+}
+
 /// What is wrong with a stream of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainError {

@@ -3,13 +3,17 @@
 //!
 //! Evolution rule: fields and variants are only added, with a default; nothing is renamed or reused.
 
-use alloc::{collections::BTreeSet, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BootId, ClusterTime, EffectId, Epoch, HostId, Incarnation, Inventory, LogIndex, Opinion, Policy,
-    RecoveryId, ReplicaId, UnixMillis, VmId, inventory::Readiness,
+    BootId, ClusterTime, EffectId, Epoch, EventSeq, HostId, Incarnation, Inventory, LogIndex, Opinion,
+    Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, inventory::Readiness,
 };
 
 /// A command as it stands in the log.
@@ -378,6 +382,22 @@ pub enum Command {
     LeaderStarted {
         /// Its term.
         term: u64,
+    },
+    /// The leader has handed events over to sinks. Only ever moves a sink's cursor forward, and yields no event.
+    Delivered {
+        /// Per sink the last event that it has for certain.
+        cursors: BTreeMap<SinkId, EventSeq>,
+    },
+    /// A leader signed the chain up to an event.
+    HeadSigned {
+        /// The event.
+        seq: EventSeq,
+        /// Its hash.
+        hash: String,
+        /// Which key: the first 16 hexadecimal digits of SHA-256 over the public key.
+        key: String,
+        /// Ed25519 over [`crate::chain::head_statement`], hexadecimal.
+        signature: String,
     },
     /// Time passes while something waits for it.
     Tick,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId,
-    UnixMillis, VmId, command::Operator, inventory::Readiness,
+    SinkId, UnixMillis, VmId, command::Operator, inventory::Readiness,
 };
 
 /// Why death is certain.
@@ -379,6 +379,26 @@ pub enum EventKind {
         /// Why.
         detail: String,
     },
+    /// A sink did not take events for so long that the oldest are kept for it no more: it will never get them.
+    SinkGap {
+        /// Which sink.
+        sink: SinkId,
+        /// The first event that it does not get.
+        from: EventSeq,
+        /// The last one.
+        to: EventSeq,
+    },
+    /// A leader signed the chain up to an event: whoever has its public key can prove that nothing before is missing.
+    HeadSigned {
+        /// The event.
+        upto: EventSeq,
+        /// Its hash.
+        head: String,
+        /// Which key.
+        key: String,
+        /// Ed25519 over [`crate::chain::head_statement`], hexadecimal.
+        signature: String,
+    },
     /// An invariant does not hold: automatic action is off until an operator resumes.
     Disarmed {
         /// Which invariant and how.
@@ -514,6 +534,12 @@ impl fmt::Display for EventKind {
             Self::InventoryChanged { version } => write!(f, "inventory version {version} is in force"),
             Self::JoinTokenUsed { identity } => write!(f, "{identity} joined by token"),
             Self::CommandRefused { command, detail } => write!(f, "command {command} refused: {detail}"),
+            Self::SinkGap { sink, from, to } => {
+                write!(f, "sink {sink}: events {from} to {to} are given up: it did not take them in time")
+            }
+            Self::HeadSigned { upto, key, .. } => {
+                write!(f, "the stream up to event {upto} is signed with key {key}")
+            }
             Self::Disarmed { detail } => write!(f, "DISARMED: {detail}"),
         }
     }

@@ -121,6 +121,10 @@ name!(
     HostId
 );
 name!(
+    /// A sink of the event stream, as the policy names it.
+    SinkId
+);
+name!(
     /// A virtual machine; unique in the cluster and stable over its restarts.
     VmId
 );

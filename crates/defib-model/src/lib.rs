@@ -13,6 +13,7 @@ extern crate std;
 pub mod chain;
 pub mod command;
 pub mod event;
+pub mod export;
 pub mod ids;
 pub mod inventory;
 pub mod opinion;
@@ -24,7 +25,7 @@ pub use command::{Command, Entry};
 pub use event::{Event, EventKind};
 pub use ids::{
     BootId, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, InvalidName, LogIndex, RecoveryId,
-    ReplicaId, Subject, VmId,
+    ReplicaId, SinkId, Subject, VmId,
 };
 pub use inventory::{Host, Inventory, Vm};
 pub use opinion::Opinion;

@@ -4,7 +4,7 @@ use alloc::{format, string::String};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Millis;
+use crate::{Millis, export::EventsPolicy};
 
 /// When silence means something.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,6 +130,9 @@ pub struct Policy {
     pub restart: RestartPolicy,
     /// When to stop.
     pub brakes: BrakePolicy,
+    /// Where the event stream is delivered to.
+    #[serde(default)]
+    pub events: EventsPolicy,
 }
 
 impl Default for Policy {
@@ -173,6 +176,7 @@ impl Default for Policy {
                 window: Millis(600_000),
                 flap_limit: 3,
             },
+            events: EventsPolicy::default(),
         }
     }
 }
@@ -258,7 +262,7 @@ impl Policy {
         if self.brakes.percent > 100 {
             return Err(("brakes.percent", format!("{} is more than 100", self.brakes.percent)));
         }
-        Ok(())
+        self.events.validate()
     }
 }
 

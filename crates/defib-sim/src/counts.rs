@@ -117,6 +117,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::JoinTokenUsed { .. } => "join-token-used",
         EventKind::CommandRefused { .. } => "command-refused",
         EventKind::Disarmed { .. } => "disarmed",
+        EventKind::SinkGap { .. } => "sink-gap",
+        EventKind::HeadSigned { .. } => "head-signed",
     }
 }
 

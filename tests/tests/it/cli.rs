@@ -64,6 +64,7 @@ const LOOKS: &[(&[&str], &str)] = &[
     (&["inventory", "diff", "INVENTORY"], "spare"),
     (&["inventory", "check", "INVENTORY"], "spare"),
     (&["replica", "list"], "voter"),
+    (&["sink", "list"], "newest event"),
 ];
 
 /// Commands that change something. Each has `--dry-run`, and each is done in some test of this file or its
@@ -81,6 +82,7 @@ const CHANGES: &[&[&str]] = &[
     &["pki", "init", "--dir", "NEW", "--cluster", "other"],
     &["pki", "issue", "operator", "eve", "--role", "viewer", "--dir", "PKI", "--out", "NEW"],
     &["pki", "token", "host", "h9", "--dir", "PKI", "--replica", "127.0.0.1:7443"],
+    &["pki", "event-key", "--out", "NEW"],
 ];
 
 /// Tested apart: they need a host that is not heard, a stream, no cluster, or print no table.

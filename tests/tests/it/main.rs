@@ -8,6 +8,7 @@ mod bad_input;
 mod bmc;
 mod cli;
 mod demo;
+mod export;
 mod kills;
 mod membership;
 mod operator;

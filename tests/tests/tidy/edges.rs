@@ -30,6 +30,7 @@ const WALLS: &[Wall] = &[
         layer: 2,
         may_use: &["defib-model", "defib-engine", "defib-wire", "defib-bmc"],
     },
+    Wall { name: "defib-export", layer: 2, may_use: &["defib-model"] },
     Wall {
         name: "defib-agent",
         layer: 3,
@@ -49,17 +50,26 @@ const WALLS: &[Wall] = &[
             "defib-rpc",
             "defib-observe",
             "defib-act",
+            "defib-export",
         ],
     },
     Wall {
         name: "defib-cli",
         layer: 3,
-        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-bmc", "defib-rpc"],
+        may_use: &[
+            "defib-model",
+            "defib-process",
+            "defib-wire",
+            "defib-pki",
+            "defib-bmc",
+            "defib-rpc",
+            "defib-export",
+        ],
     },
     Wall {
         name: "defib-lab",
         layer: 4,
-        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc"],
+        may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc", "defib-export"],
     },
     Wall { name: "defib-fuzz", layer: 4, may_use: &["*"] },
     Wall {

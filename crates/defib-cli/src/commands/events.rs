@@ -1,11 +1,16 @@
 //! The event stream, and whether it is whole.
 
 use std::{
-    io::{BufRead as _, BufReader, Read},
+    fs::File,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
 use clap::{Args, Subcommand};
+use defib_export::{
+    signing::PublicKey,
+    verify::{Report, Verifier, Wanted},
+};
 use defib_model::{Event, EventSeq, chain::ChainVerifier};
 use defib_wire::v1;
 use serde_json::json;
@@ -13,7 +18,7 @@ use tonic::Code;
 
 use crate::{
     cluster::{Cluster, Failure},
-    output::{Output, json, line},
+    output::{Output, json as print_json, line},
 };
 
 /// Events.
@@ -35,16 +40,45 @@ pub(crate) struct EventsArguments {
 
 #[derive(Debug, Subcommand)]
 enum EventsCommand {
-    /// Checks numbers and hashes: of a file that `defib events --output json` wrote, or of the cluster.
-    Verify {
-        /// The file; `-` is the standard input. Without it the cluster is asked.
-        #[arg(long)]
-        from: Option<PathBuf>,
-        /// An event that must be in it, such as the newest one of `defib status`. Without it nobody can tell whether
-        /// the stream was cut behind some event.
-        #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_head)]
-        head: Option<Head>,
-    },
+    /// Proves a stream whole: of files that sinks or `defib events --output json` wrote, or of the cluster. Finds
+    /// altered, missing, doubled, reordered and foreign events.
+    Verify(Verify),
+}
+
+/// What to verify, and how strictly.
+#[derive(Debug, Args)]
+struct Verify {
+    /// A file in OCSF, ECS or native JSON, one event per line; `-` is the standard input. Several: parts of one stream.
+    /// Without it the cluster is asked.
+    #[arg(long)]
+    from: Vec<PathBuf>,
+    /// A public key whose signatures count, PEM; may be given several times, one per replica.
+    #[arg(long)]
+    key: Vec<PathBuf>,
+    /// All of these must be there, and be vouched for if there is a key: `17..250`, both included.
+    #[arg(long, value_parser = range)]
+    range: Option<(EventSeq, EventSeq)>,
+    /// An event that must be in it, such as the newest one of `defib status`. Without it, or a range or a key, nobody
+    /// can tell whether the stream was cut behind some event.
+    #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_head)]
+    head: Option<Head>,
+    /// The same event again is no fault: sinks deliver at least once.
+    #[arg(long)]
+    at_least_once: bool,
+    /// The sink had a filter, so numbers are missing; each event is checked by itself.
+    #[arg(long)]
+    filtered: bool,
+    /// Name of the cluster, for files whose lines do not tell it.
+    #[arg(long)]
+    cluster: Option<String>,
+}
+
+fn range(text: &str) -> Result<(EventSeq, EventSeq), String> {
+    let parsed = text.split_once("..").and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    match parsed {
+        Some((from, to)) if 0 < from && from <= to => Ok((EventSeq(from), EventSeq(to))),
+        _ => Err("a range is FIRST..LAST, such as 17..250".into()),
+    }
 }
 
 /// A number and the hash that belongs to it.
@@ -65,65 +99,24 @@ fn parse_head(text: &str) -> Result<Head, String> {
     Ok(Head { seq, hash })
 }
 
+impl Verify {
+    fn wanted(&self) -> Result<Wanted, Failure> {
+        let read = |path: &PathBuf| PublicKey::read(path).map_err(|error| Failure::Usage(error.to_string()));
+        Ok(Wanted {
+            keys: self.key.iter().map(read).collect::<Result<_, _>>()?,
+            range: self.range,
+            head: self.head.clone().map(|head| (head.seq, head.hash)),
+            at_least_once: self.at_least_once,
+            filtered: self.filtered,
+            cluster: self.cluster.clone(),
+        })
+    }
+}
+
 impl EventsArguments {
     /// Whether no cluster is needed.
-    pub(crate) const fn verifies_file(&self) -> bool {
-        matches!(self.verify, Some(EventsCommand::Verify { from: Some(_), .. }))
-    }
-}
-
-/// What is looked at while a stream is judged.
-#[derive(Debug)]
-struct Judge {
-    chain: ChainVerifier,
-    first: Option<EventSeq>,
-    head: Option<Head>,
-    met: bool,
-}
-
-impl Judge {
-    fn new(head: Option<Head>) -> Self {
-        Self { chain: ChainVerifier::new(), first: None, head, met: false }
-    }
-
-    fn take(&mut self, number: usize, text: &str) -> Result<(), String> {
-        self.chain.push_line(number, text).map_err(|error| error.to_string())?;
-        let Some((seq, hash)) = self.chain.last() else { return Ok(()) };
-        self.first.get_or_insert(seq);
-        if let Some(head) = self.head.as_ref().filter(|head| head.seq == seq) {
-            if head.hash != hash {
-                return Err(format!("event {seq} is another one: its hash is {hash}, not {}", head.hash));
-            }
-            self.met = true;
-        }
-        Ok(())
-    }
-
-    /// What is said at its end.
-    fn whole(self, output: Output) -> Result<(), Failure> {
-        let (Some(first), Some((seq, hash))) = (self.first, self.chain.last()) else {
-            return Err(Failure::NotWhole("there is no event".into()));
-        };
-        if let Some(head) = self.head.filter(|_| !self.met) {
-            let what = if head.seq < first { "begins behind" } else { "ends before" };
-            return Err(Failure::NotWhole(format!(
-                "the stream {what} event {}: it holds events {first} to {seq}",
-                head.seq
-            )));
-        }
-        if output == Output::Json {
-            json(
-                &json!({"whole": true, "first": first.0, "last": seq.0, "hash": hash, "reaches_head": self.met}),
-            );
-            return Ok(());
-        }
-        let begins = if first.0 == 1 {
-            String::new()
-        } else {
-            format!("; it begins with event {first}, not with the first")
-        };
-        line(&format!("the stream is whole up to event {seq}, hash {hash}{begins}"));
-        Ok(())
+    pub(crate) fn verifies_file(&self) -> bool {
+        matches!(&self.verify, Some(EventsCommand::Verify(verify)) if !verify.from.is_empty())
     }
 }
 
@@ -168,8 +161,14 @@ pub(crate) async fn events(
     arguments: &EventsArguments,
     output: Output,
 ) -> Result<(), Failure> {
-    let verify = arguments.verify.as_ref();
-    let mut judge = verify.map(|EventsCommand::Verify { head, .. }| Judge::new(head.clone()));
+    let mut collected = match &arguments.verify {
+        Some(EventsCommand::Verify(verify)) => {
+            let mut wanted = verify.wanted()?;
+            wanted.cluster.get_or_insert_with(|| cluster.name.clone());
+            Some((wanted, String::new()))
+        }
+        None => None,
+    };
     let due = (arguments.from > 0).then_some(arguments.from);
     let mut printer = Printer { chain: ChainVerifier::new(), due, output };
     let mut next = arguments.from;
@@ -187,10 +186,10 @@ pub(crate) async fn events(
         loop {
             match stream.message().await {
                 Ok(Some(record)) => {
-                    match &mut judge {
-                        Some(judge) => {
-                            let number = usize::try_from(record.seq).unwrap_or(usize::MAX);
-                            judge.take(number, &record.json).map_err(Failure::NotWhole)?;
+                    match &mut collected {
+                        Some((_, text)) => {
+                            text.push_str(&record.json);
+                            text.push('\n');
                         }
                         None => printer.take(&record)?,
                     }
@@ -203,7 +202,12 @@ pub(crate) async fn events(
                     }
                 }
                 Ok(None) if arguments.follow => break,
-                Ok(None) => return judge.map_or(Ok(()), |judge| judge.whole(output)),
+                Ok(None) => {
+                    let Some((wanted, text)) = collected else { return Ok(()) };
+                    let mut verifier = Verifier::new(wanted);
+                    read(&mut verifier, &format!("replica {id}"), text.as_bytes())?;
+                    return tell(&verifier.finish(), output);
+                }
                 // Another replica may still have them.
                 Err(status) if status.code() == Code::OutOfRange => {
                     gone = Some(status.message().to_owned());
@@ -224,23 +228,60 @@ pub(crate) async fn events(
 
 /// `defib events verify --from FILE`.
 pub(crate) fn verify_file(arguments: &EventsArguments, output: Output) -> Result<(), Failure> {
-    let Some(EventsCommand::Verify { from: Some(path), head }) = &arguments.verify else { return Ok(()) };
-    let judge = Judge::new(head.clone());
-    if path == Path::new("-") {
-        return verify(judge, std::io::stdin(), "the standard input")?.whole(output);
+    let Some(EventsCommand::Verify(verify)) = &arguments.verify else { return Ok(()) };
+    let mut verifier = Verifier::new(verify.wanted()?);
+    for path in &verify.from {
+        if path == Path::new("-") {
+            read(&mut verifier, "the standard input", std::io::stdin().lock())?;
+        } else {
+            let unreadable = |error| Failure::Usage(format!("{} can't be read: {error}", path.display()));
+            let file = File::open(path).map_err(unreadable)?;
+            read(&mut verifier, &path.display().to_string(), BufReader::new(file))?;
+        }
     }
-    let unreadable = |error| Failure::Usage(format!("{} can't be read: {error}", path.display()));
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    verify(judge, file, &path.display().to_string())?.whole(output)
+    tell(&verifier.finish(), output)
 }
 
-fn verify(mut judge: Judge, reader: impl Read, name: &str) -> Result<Judge, Failure> {
-    for (number, text) in BufReader::new(reader).lines().enumerate() {
-        let wrong = |problem: String| Failure::NotWhole(format!("{name}, line {}: {problem}", number + 1));
-        let text = text.map_err(|error| wrong(error.to_string()))?;
-        judge.take(number + 1, &text).map_err(wrong)?;
+fn read(verifier: &mut Verifier, name: &str, reader: impl BufRead) -> Result<(), Failure> {
+    verifier.read(name, reader).map_err(|error| Failure::Usage(format!("{name} can't be read: {error}")))
+}
+
+fn tell(report: &Report, output: Output) -> Result<(), Failure> {
+    let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    let verdict = if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::NotWhole(format!("the stream is not whole: {}", findings.join("\n  "))))
+    };
+    let (first, last) = report.range.map_or((0, 0), |(first, last)| (first.0, last.0));
+    if output == Output::Json {
+        print_json(&json!({"whole": findings.is_empty(), "findings": findings, "first": first, "last": last,
+            "events": report.events, "again": report.again, "left_out": report.left_out, "hash": report.hash,
+            "reaches_head": report.reaches_head, "signed": report.signed.as_ref().map(|(seq, _)| seq.0),
+            "key": report.signed.as_ref().map(|(_, key)| key), "notes": report.notes}));
+        return verdict;
     }
-    Ok(judge)
+    verdict?;
+    let begins = if first == 1 {
+        String::new()
+    } else {
+        format!("; it begins with event {first}, not with the first")
+    };
+    line(&format!("the stream is whole up to event {last}, hash {}{begins}", report.hash));
+    match &report.signed {
+        Some((seq, key)) => line(&format!("signed up to event {seq} with key {key}")),
+        None => line("no signature was checked; give --key to have them checked"),
+    }
+    if report.again > 0 {
+        line(&format!("{} came more than once", report.again));
+    }
+    if report.left_out > 0 {
+        line(&format!("{} were left out by a filter", report.left_out));
+    }
+    for note in &report.notes {
+        line(&format!("note: {note}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -276,7 +317,10 @@ mod tests {
     }
 
     fn judge_for(head: Option<Head>, lines: &[String]) -> Result<(), Failure> {
-        verify(Judge::new(head), lines.join("\n").as_bytes(), "events.json")?.whole(Output::Json)
+        let head = head.map(|head| (head.seq, head.hash));
+        let mut verifier = Verifier::new(Wanted { head, ..Wanted::default() });
+        read(&mut verifier, "events.json", lines.join("\n").as_bytes())?;
+        tell(&verifier.finish(), Output::Table)
     }
 
     fn judge(lines: &[String]) -> Result<(), Failure> {
@@ -314,7 +358,7 @@ mod tests {
             .zip(stream(5))
             .map(|(seq, json)| v1::EventRecord { seq, hash: hash_of(&json), json })
             .collect();
-        let read = |due, records: &[&v1::EventRecord]| {
+        let print = |due, records: &[&v1::EventRecord]| {
             let mut printer = Printer { chain: ChainVerifier::new(), due, output: Output::Json };
             records.iter().try_for_each(|record| printer.take(record)).map_err(|failure| {
                 assert_eq!(failure.code(), 5);
@@ -322,18 +366,18 @@ mod tests {
             })
         };
         let [one, two, three, four, _] = records.iter().collect::<Vec<_>>()[..] else { panic!("five") };
-        assert_eq!(read(None, &[one, two, three, four]), Ok(()));
-        assert_eq!(read(None, &[three, four]), Ok(()), "whatever is kept was asked for");
-        assert_eq!(read(None, &[one, three]), Err("events 2 to 2 are missing".into()));
-        assert_eq!(read(Some(2), &[four]), Err("events 2 to 3 are missing".into()));
-        assert_eq!(read(None, &[one, one]), Err("event 1 came where event 2 is due".into()));
+        assert_eq!(print(None, &[one, two, three, four]), Ok(()));
+        assert_eq!(print(None, &[three, four]), Ok(()), "whatever is kept was asked for");
+        assert_eq!(print(None, &[one, three]), Err("events 2 to 2 are missing".into()));
+        assert_eq!(print(Some(2), &[four]), Err("events 2 to 3 are missing".into()));
+        assert_eq!(print(None, &[one, one]), Err("event 1 came where event 2 is due".into()));
         let mut altered = three.clone();
         altered.json = altered.json.replace("h1", "h2");
-        assert!(read(None, &[one, two, &altered]).is_err());
+        assert!(print(None, &[one, two, &altered]).is_err());
         // One of a newer release is shown, and the next one is taken by its number.
         let mut newer = three.clone();
         newer.json = r#"{"seq":3,"kind":"unheard-of"}"#.into();
-        assert_eq!(read(None, &[one, two, &newer, four]), Ok(()));
+        assert_eq!(print(None, &[one, two, &newer, four]), Ok(()));
     }
 
     #[test]

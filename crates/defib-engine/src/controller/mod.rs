@@ -432,6 +432,8 @@ impl Controller {
             | Command::SetInventory { .. }
             | Command::ReplicasChanged { .. }
             | Command::ReplicasOrdered { .. }
+            | Command::Delivered { .. }
+            | Command::HeadSigned { .. }
             | Command::JoinTokenUsed { .. } => return,
         };
         self.proposed.remove(&key);

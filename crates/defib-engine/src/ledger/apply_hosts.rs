@@ -60,10 +60,19 @@ impl Ledger {
                     .opinions
                     .insert(observer, OpinionRecord { opinion: change.opinion, silent_ms: change.silent_ms });
             }
-            let recovery = record.recovery;
+            let (recovery, doubt) = (record.recovery, record.doubt);
             let (host, from, to, silent_ms) =
                 (change.host.clone(), held.opinion, change.opinion, change.silent_ms);
-            self.event(recovery, EventKind::OpinionChanged { observer, host, from, to, silent_ms });
+            let kind = EventKind::OpinionChanged { observer, host, from, to, silent_ms };
+            if recovery.is_some() {
+                self.event(recovery, kind);
+            } else {
+                // Doubts before a recovery lead to each other, and the last one to the recovery.
+                let told = self.event_after(doubt, None, kind);
+                if let Some(record) = self.hosts.get_mut(&change.host) {
+                    record.doubt = (!record.opinions.is_empty()).then_some(told);
+                }
+            }
             self.touch(&change.host);
         }
     }

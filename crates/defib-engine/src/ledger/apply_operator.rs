@@ -218,6 +218,7 @@ impl Ledger {
         }
         self.policy = policy.clone();
         self.policy_version = self.policy_version.saturating_add(1);
+        self.sinks_changed();
         let action = String::from("applies a policy");
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
         self.event(None, EventKind::PolicyChanged { version: self.policy_version });

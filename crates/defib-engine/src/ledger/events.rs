@@ -5,7 +5,8 @@ use alloc::{collections::VecDeque, string::String};
 use defib_model::{ClusterTime, Event, EventKind, EventSeq, LogIndex, RecoveryId, UnixMillis, chain};
 use serde::{Deserialize, Serialize};
 
-/// How many events a replica keeps at hand for readers. Who is due an older one is told which are gone.
+/// How many events a replica keeps at hand for readers. Who is due an older one is told which are gone. For sinks that
+/// lag more are kept, up to the policy's `events.spool`.
 pub const EVENTS_RETAINED: usize = 8192;
 
 /// The end of the event stream.
@@ -14,11 +15,19 @@ pub struct EventLog {
     head: EventSeq,
     head_hash: String,
     retained: VecDeque<Event>,
+    /// Hash of the event before the oldest retained one.
+    #[serde(default)]
+    before: String,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { head: EventSeq(0), head_hash: chain::GENESIS.into(), retained: VecDeque::new() }
+        Self {
+            head: EventSeq(0),
+            head_hash: chain::GENESIS.into(),
+            retained: VecDeque::new(),
+            before: chain::GENESIS.into(),
+        }
     }
 }
 
@@ -51,6 +60,15 @@ impl EventLog {
         self.retained.iter().skip(skip)
     }
 
+    /// The same, each with the hash of the event before it.
+    pub fn chained_since(&self, from: EventSeq) -> impl Iterator<Item = (&str, &Event)> {
+        let first = self.retained.front().map_or(0, |event| event.seq.0);
+        let skip = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
+        let before = core::iter::once(self.before.as_str())
+            .chain(self.retained.iter().map(|event| event.hash.as_str()));
+        before.zip(&self.retained).skip(skip)
+    }
+
     /// Number of the oldest event that is still at hand.
     #[must_use]
     pub fn oldest(&self) -> Option<EventSeq> {
@@ -70,10 +88,18 @@ impl EventLog {
         event.hash = chain::event_hash(&self.head_hash, &event);
         self.head = seq;
         self.head_hash.clone_from(&event.hash);
-        if self.retained.len() >= EVENTS_RETAINED {
-            self.retained.pop_front();
-        }
         self.retained.push_back(event);
         seq
+    }
+
+    /// Forgets events beyond those kept for readers, but none from `needed` on.
+    pub(crate) fn trim(&mut self, needed: EventSeq) {
+        while self.retained.len() > EVENTS_RETAINED
+            && self.retained.front().is_some_and(|event| event.seq < needed)
+        {
+            if let Some(event) = self.retained.pop_front() {
+                self.before = event.hash;
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ mod apply_operator;
 mod apply_vms;
 mod brakes;
 mod events;
+mod export;
 mod index;
 pub mod invariants;
 mod records;
@@ -26,10 +27,11 @@ pub use apply_operator::PAUSES;
 pub use brakes::BrakeMemory;
 use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
-    RecoveryId, ReplicaId, UnixMillis, VmId, event::Phase,
+    RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, event::Phase,
 };
 use events::Birth;
 pub use events::{EVENTS_RETAINED, EventLog};
+pub use export::SinkRecord;
 pub use index::Index;
 pub use records::{
     Electorate, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, VmRecord,
@@ -69,6 +71,11 @@ pub struct Ledger {
     disarmed: Option<String>,
     used_tokens: BTreeSet<String>,
     events: EventLog,
+    #[serde(default)]
+    sinks: BTreeMap<SinkId, SinkRecord>,
+    /// The last event that a signature vouches for, and the event that says so.
+    #[serde(default)]
+    signed: (EventSeq, EventSeq),
     /// Derived from the rest; rebuilt after a snapshot.
     #[serde(skip)]
     index: Index,
@@ -119,6 +126,8 @@ impl Ledger {
             disarmed: None,
             used_tokens: BTreeSet::new(),
             events: EventLog::default(),
+            sinks: BTreeMap::new(),
+            signed: (EventSeq(0), EventSeq(0)),
             index: Index::default(),
             now: Birth0::default(),
         }
@@ -171,10 +180,15 @@ impl Ledger {
             Command::ReplicasChanged { voters } => self.replicas_changed(voters),
             Command::ReplicasOrdered { order, operator } => self.replicas_ordered(order, operator),
             Command::JoinTokenUsed { nonce, identity } => self.join_token_used(nonce, identity),
+            Command::Delivered { cursors } => self.delivered(cursors),
+            Command::HeadSigned { seq, hash, key, signature } => {
+                self.head_signed(*seq, hash, key, signature);
+            }
             Command::Tick => {}
         }
         self.settle();
         self.disarm_on_violation();
+        self.settle_export();
     }
 
     /// Restores what is derived, after a snapshot was decoded.
@@ -427,6 +441,16 @@ impl Ledger {
     /// Records an event; returns its number.
     fn event(&mut self, recovery: Option<RecoveryId>, kind: EventKind) -> EventSeq {
         let cause = recovery.and_then(|id| self.recoveries.get(&id)).map(|recovery| recovery.last_event);
+        self.event_after(cause, recovery, kind)
+    }
+
+    /// Records an event that follows from another one.
+    fn event_after(
+        &mut self,
+        cause: Option<EventSeq>,
+        recovery: Option<RecoveryId>,
+        kind: EventKind,
+    ) -> EventSeq {
         let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.wall };
         self.now.ordinal = self.now.ordinal.saturating_add(1);
         let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);

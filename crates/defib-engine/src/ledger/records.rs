@@ -78,6 +78,9 @@ pub struct HostRecord {
     pub quarantined: bool,
     /// Until when it is expected to be silent.
     pub expected_silent_until: Option<ClusterTime>,
+    /// The newest event of an observer's doubt, while there is no recovery: the cause of the one that it leads to.
+    #[serde(default)]
+    pub doubt: Option<EventSeq>,
 }
 
 impl Default for HostRecord {
@@ -96,6 +99,7 @@ impl Default for HostRecord {
             returns: Vec::new(),
             quarantined: false,
             expected_silent_until: None,
+            doubt: None,
         }
     }
 }

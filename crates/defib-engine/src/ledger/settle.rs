@@ -98,6 +98,7 @@ impl Ledger {
     pub(super) fn open_recovery(&mut self, host: &HostId) -> RecoveryId {
         let id = self.next_recovery;
         self.next_recovery = id.next();
+        let doubt = self.hosts.get_mut(host).and_then(|record| record.doubt.take());
         self.recoveries.insert(
             id,
             Recovery {
@@ -105,7 +106,7 @@ impl Ledger {
                 phase: Phase::Suspected,
                 opened: self.at,
                 opened_by: EventSeq(0),
-                last_event: EventSeq(0),
+                last_event: doubt.unwrap_or(EventSeq(0)),
                 by_operator: false,
                 brake: None,
                 fence: None,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
+use defib_export::signing::SigningKey;
 use defib_model::inventory::{FenceMethod, FencingLevel, RedfishTarget};
 use defib_model::{HostId, Inventory, ReplicaId};
 use defib_pki::{ClusterAuthority, ClusterName, OperatorName, PeerIdentity, Role, default_validity};
@@ -221,6 +222,11 @@ impl Cluster {
         fs::create_dir_all(directory.join("data"))?;
         let config = directory.join("replica.yaml");
         fs::write(&config, files::replica(own, &self.ports, &directory, rebuild))?;
+        let (key, secret) = SigningKey::generate()?;
+        let path = directory.join("events.key");
+        fs::write(&path, &*secret)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::write(directory.join("events.pub"), key.public().to_pem())?;
         let program = Program {
             path: defibd.to_path_buf(),
             arguments: vec!["--config".into(), config.into_os_string()],

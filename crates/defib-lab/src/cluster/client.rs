@@ -141,6 +141,14 @@ impl Operator {
         )
     }
 
+    /// Where the event stream is delivered to, and how far each sink is.
+    ///
+    /// # Errors
+    /// When no replica answers.
+    pub async fn sinks(&self) -> anyhow::Result<v1::ListSinksResponse> {
+        ask!(self, list_sinks, v1::ListSinksRequest {})
+    }
+
     /// Puts a policy in force.
     ///
     /// # Errors

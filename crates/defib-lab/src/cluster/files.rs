@@ -73,6 +73,7 @@ pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebui
     if rebuild {
         text.push_str("rebuild: true\n");
     }
+    let _ = writeln!(text, "events: {{ signing-key: {} }}", quoted_path(&directory.join("events.key")));
     text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
     text
 }
@@ -107,7 +108,7 @@ pub fn operator(replicas: &[ReplicaPorts], directory: &Path) -> String {
 /// The policy, with every value.
 #[must_use]
 pub fn policy(policy: &Policy) -> String {
-    let Policy { detection, lease, fencing, restart, brakes } = policy;
+    let Policy { detection, lease, fencing, restart, brakes, events } = policy;
     let mut text = String::new();
     let mut section = |name: &str, spans: &[(&str, Millis)], numbers: &[(&str, u32)]| {
         let _ = writeln!(text, "{name}:");
@@ -167,6 +168,10 @@ pub fn policy(policy: &Policy) -> String {
             ("flap-limit", brakes.flap_limit),
         ],
     );
+    section("events", &[("sign-every", events.sign_every)], &[("spool", events.spool)]);
+    // JSON is YAML, and sinks have one form everywhere.
+    let sinks = serde_json::to_string(&events.sinks).unwrap_or_default();
+    let _ = writeln!(text, "  sinks: {sinks}");
     text
 }
 

@@ -244,6 +244,12 @@ impl Cluster {
         &self.directory
     }
 
+    /// The public keys of the replicas' signatures.
+    #[must_use]
+    pub fn event_keys(&self) -> Vec<PathBuf> {
+        self.replicas.iter().map(|replica| self.replica_directory(replica.id).join("events.pub")).collect()
+    }
+
     /// Where replicas listen.
     #[must_use]
     pub fn ports(&self) -> &[ReplicaPorts] {

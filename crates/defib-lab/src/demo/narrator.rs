@@ -277,6 +277,8 @@ impl Narrator {
             | EventKind::PolicyChanged { .. }
             | EventKind::InventoryChanged { .. }
             | EventKind::JoinTokenUsed { .. }
+            | EventKind::SinkGap { .. }
+            | EventKind::HeadSigned { .. }
             | EventKind::CommandRefused { .. } => {}
         }
     }

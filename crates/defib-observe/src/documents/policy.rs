@@ -1,7 +1,10 @@
 //! The policy as a document. What is left out keeps the value of its `profile`.
 
+use std::collections::BTreeMap;
+
 use defib_model::{
-    Policy,
+    Policy, SinkId,
+    export::{EventsPolicy, SinkPolicy},
     policy::{BrakePolicy, DetectionPolicy, FencingPolicy, LeasePolicy, RestartPolicy},
 };
 use serde::{Deserialize, Serialize};
@@ -49,6 +52,34 @@ section!(Restart for RestartPolicy {
 });
 section!(Brakes for BrakePolicy { window; hosts, percent, hosts_per_domain, flap_limit });
 
+/// Sinks are words of the model as they are: they have no other form in the log.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Events {
+    #[serde(default)]
+    spool: Option<u32>,
+    #[serde(default)]
+    sign_every: Option<Span>,
+    #[serde(default)]
+    sinks: BTreeMap<SinkId, SinkPolicy>,
+}
+
+impl Events {
+    fn apply(self, target: &mut EventsPolicy) {
+        if let Some(spool) = self.spool {
+            target.spool = spool;
+        }
+        if let Some(span) = self.sign_every {
+            target.sign_every = span.0;
+        }
+        target.sinks = self.sinks;
+    }
+
+    fn of(from: &EventsPolicy) -> Self {
+        Self { spool: Some(from.spool), sign_every: Some(Span(from.sign_every)), sinks: from.sinks.clone() }
+    }
+}
+
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Document {
@@ -64,6 +95,8 @@ struct Document {
     restart: Restart,
     #[serde(default)]
     brakes: Brakes,
+    #[serde(default)]
+    events: Events,
 }
 
 /// Reads a policy.
@@ -87,6 +120,7 @@ pub fn policy_from_yaml(file: &str, text: &str) -> Result<Policy, DocumentError>
     document.fencing.apply(&mut policy.fencing);
     document.restart.apply(&mut policy.restart);
     document.brakes.apply(&mut policy.brakes);
+    document.events.apply(&mut policy.events);
     policy.validate().map_err(|(field, message)| DocumentError {
         file: file.into(),
         at: line_of_field(text, field),
@@ -122,6 +156,7 @@ pub fn policy_to_yaml(policy: &Policy) -> String {
         fencing: Fencing::of(&policy.fencing),
         restart: Restart::of(&policy.restart),
         brakes: Brakes::of(&policy.brakes),
+        events: Events::of(&policy.events),
     };
     serde_saphyr::to_string(&document).unwrap_or_else(|error| format!("# can't be shown: {error}\n"))
 }
@@ -144,6 +179,54 @@ mod tests {
         assert_eq!(policy.lease.watchdog, Millis(10_000));
         assert_eq!(policy.detection.heartbeat_interval, Millis(20));
         assert_eq!(policy_from_yaml("p", "# nothing\n").unwrap(), Policy::default());
+    }
+
+    const SINKS: &str = "\
+events:
+  spool: 20000
+  sinks:
+    archive:
+      to: { file: { path: /var/log/defib/events.json } }
+      format: native
+    console: { to: stdout, format: cef }
+    siem:
+      to:
+        syslog:
+          address: siem.example:6514
+          tls: { authority: /etc/defib/siem-ca.crt }
+      filter: { min-severity: low, except: [opinion-changed] }
+    splunk:
+      to:
+        splunk-hec:
+          url: https://splunk.example:8088
+          token: { file: /etc/defib/hec.token }
+          tls: { authority: /etc/defib/siem-ca.crt }
+";
+
+    #[test]
+    fn sinks_are_read_written_and_checked() {
+        let policy = policy_from_yaml("p", SINKS).unwrap();
+        assert_eq!(policy.events.sinks.len(), 4);
+        assert_eq!(policy_from_yaml("p", &policy_to_yaml(&policy)).unwrap(), policy);
+        let message =
+            |from: &str, to: &str| policy_from_yaml("p", &SINKS.replace(from, to)).unwrap_err().to_string();
+        assert_eq!(
+            message("siem.example:6514", "siem.example"),
+            "p:3:3: events.sinks: siem: address: \"siem.example\" is not host:port"
+        );
+        assert!(message("opinion-changed", "opinion-chagned").contains("unknown variant `opinion-chagned`"));
+        assert!(message("format: cef", "fromat: cef").contains("unknown field `fromat`"));
+        assert!(message("{ path: ", "{ pth: ").contains("unknown field `pth`"));
+    }
+
+    #[test]
+    fn the_page_about_events_shows_a_policy_that_is_accepted() {
+        let page = include_str!("../../../../docs/events.md");
+        let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let policy = policy_from_yaml("docs/events.md", example).unwrap();
+        assert_eq!(policy.events.sinks.len(), 5);
+        let defaults = EventsPolicy::default();
+        assert_eq!((policy.events.spool, policy.events.sign_every), (defaults.spool, defaults.sign_every));
     }
 
     #[test]

@@ -1,0 +1,120 @@
+use std::collections::BTreeSet;
+
+use defib_model::EventKind;
+
+use super::*;
+use crate::samples;
+
+/// Renders every sample; the previous hash is that of the sample before.
+fn all(format: Format) -> Vec<(Event, String)> {
+    let context = Context::new("demo");
+    let mut previous = String::from(defib_model::chain::GENESIS);
+    samples::stream(&samples::kinds().unwrap())
+        .into_iter()
+        .map(|event| {
+            let line = render(format, &Told { context: &context, previous: &previous, event: &event });
+            previous.clone_from(&event.hash);
+            (event, line)
+        })
+        .collect()
+}
+
+const FORMATS: [Format; 5] = [Format::Ocsf, Format::Ecs, Format::Cef, Format::Leef, Format::Native];
+
+/// The reader of events lists all kinds that it knows when it meets one that it does not.
+fn known_kinds() -> BTreeSet<String> {
+    let error = serde_json::from_str::<EventKind>(r#"{"kind":"?"}"#).unwrap_err().to_string();
+    error.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn there_is_a_sample_of_every_kind_and_its_facts_have_its_name() {
+    let kinds = samples::kinds().unwrap();
+    let sampled: BTreeSet<String> = kinds.iter().map(|kind| Facts::of(kind).kind.to_owned()).collect();
+    assert_eq!(sampled, known_kinds());
+    assert!(sampled.len() > 30);
+    for kind in &kinds {
+        assert_eq!(serde_json::to_value(kind).unwrap()["kind"], Facts::of(kind).kind);
+    }
+}
+
+#[test]
+fn every_kind_has_one_line_in_every_format_with_its_number_hash_and_former_hash() {
+    for format in FORMATS {
+        let mut previous = String::from(defib_model::chain::GENESIS);
+        for (event, line) in all(format) {
+            assert!(!line.contains(['\n', '\r']), "{format:?}: {line}");
+            for part in [&event.hash, &previous, &format!("demo-{}-", event.seq)] {
+                assert!(line.contains(part.as_str()), "{format:?} lacks {part}: {line}");
+            }
+            if event.recovery.is_some() {
+                assert!(line.contains("demo-recovery-1"), "{format:?}: {line}");
+            }
+            previous.clone_from(&event.hash);
+        }
+    }
+}
+
+#[test]
+fn json_formats_have_sorted_keys_so_that_a_verifier_makes_the_same_bytes() {
+    for format in [Format::Ocsf, Format::Ecs] {
+        for (_, line) in all(format) {
+            let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
+            assert!(keys.is_sorted(), "{keys:?}");
+            assert_eq!(value.to_string(), line);
+        }
+    }
+}
+
+#[test]
+fn a_native_line_reads_back_as_the_same_event() {
+    for (event, line) in all(Format::Native) {
+        let read: NativeLine = serde_json::from_str(&line).unwrap();
+        assert_eq!(read.event, event);
+        assert_eq!(serde_json::to_string(&read).unwrap(), line);
+    }
+}
+
+#[test]
+fn a_recovery_is_one_query_and_its_fence_has_one_name_from_intent_to_end() {
+    let lines = all(Format::Ocsf);
+    let value = |kind: &str| -> serde_json::Value {
+        let (_, line) = lines.iter().find(|(event, _)| Facts::of(&event.kind).kind == kind).unwrap();
+        serde_json::from_str(line).unwrap()
+    };
+    assert_eq!(value("fence-intended")["command_uid"], "demo-recovery-1-fence-1");
+    assert_eq!(value("fence-failed")["command_uid"], "demo-recovery-1-fence-1");
+    assert_eq!(value("death-proven")["metadata"]["correlation_uid"], "demo-recovery-1");
+    assert!(value("death-proven")["unmapped"]["cause"].as_u64().is_some_and(|cause| cause > 0));
+}
+
+#[test]
+fn hostile_text_stays_within_its_field() {
+    let find = |format| {
+        let lines = all(format);
+        lines.into_iter().find(|(event, _)| matches!(event.kind, EventKind::BrakeEngaged { .. })).unwrap().1
+    };
+    let cef = find(Format::Cef);
+    assert!(cef.contains("a|b\\=c\\\\d \"e\" <f> g\\nh; ü 漢 😀 ]"), "{cef}");
+    let leef = find(Format::Leef);
+    let fields: Vec<&str> =
+        leef.split('|').nth(6).map(|_| leef.splitn(7, '|').last().unwrap()).unwrap().split('\t').collect();
+    assert!(fields.iter().all(|field| field.contains('=')), "{leef}");
+    assert!(fields.iter().any(|field| field.starts_with("msg=") && field.contains("a|b=c\\d")), "{leef}");
+}
+
+#[test]
+fn times_are_written_to_the_millisecond() {
+    assert_eq!(timestamp(UnixMillis(1_790_000_000_007)), "2026-09-21T14:13:20.007Z");
+    assert_eq!(timestamp(UnixMillis(0)), "1970-01-01T00:00:00.000Z");
+    assert_eq!(timestamp(UnixMillis(u64::MAX)), "9999-12-31T23:59:59.615Z");
+}
+
+#[test]
+fn the_documentation_has_the_table_of_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/events.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let table = table(&samples::kinds().unwrap());
+    assert!(page.contains(&table), "docs/events.md must contain this table:\n\n{table}");
+}

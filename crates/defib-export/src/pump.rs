@@ -1,0 +1,257 @@
+//! Serves one sink: reads events behind its cursor, filters, renders, hands over, and tells how far it is.
+//!
+//! It pulls: nothing is queued for a sink, so a slow or dead one costs nobody else anything. It ends when it is
+//! dropped, at any moment; what it had not settled is delivered again by whoever leads next.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use defib_model::{
+    Event, EventSeq, SinkId,
+    export::{Filter, SinkPolicy},
+};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    facts::Facts,
+    formats::{Told, render},
+    sinks::{Line, Origin, Settled, Sink, SinkError},
+};
+
+/// An event and the hash of the one before it.
+pub type Chained = (String, Event);
+
+/// Where events come from.
+pub trait Source: Send + Sync + 'static {
+    /// At most `limit` events after `after`, in order; `None` when there is no answer now.
+    fn read(&self, after: EventSeq, limit: usize) -> impl Future<Output = Option<Vec<Chained>>> + Send;
+
+    /// Whether this replica still leads, as a majority confirms now.
+    fn may_deliver(&self) -> impl Future<Output = bool> + Send;
+}
+
+/// How a sink is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The last event that was handed over, or left out by the filter.
+    pub handed: EventSeq,
+    /// The last event that can't be lost any more.
+    pub settled: EventSeq,
+    /// Lines that were handed over, those sent again included.
+    pub delivered: u64,
+    /// Events that the filter left out.
+    pub skipped: u64,
+    /// Attempts that failed.
+    pub failures: u64,
+    /// Why it takes nothing now.
+    pub trouble: Option<String>,
+}
+
+/// A status that others read.
+#[derive(Debug, Clone, Default)]
+pub struct Shared(Arc<Mutex<Status>>);
+
+impl Shared {
+    /// What it says now.
+    #[must_use]
+    pub fn get(&self) -> Status {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The first pause after a failure; each further one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often what was handed over and is not settled is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Whether a sink gets an event.
+#[must_use]
+pub fn passes(filter: &Filter, event: &Event) -> bool {
+    let facts = Facts::of(&event.kind);
+    facts.severity >= filter.min_severity
+        && (filter.only.is_empty() || filter.only.contains(facts.kind))
+        && !filter.except.contains(facts.kind)
+}
+
+/// Serves a sink from behind `from` on, until it is dropped or nobody tells of new events any more.
+pub fn run<S: Source>(
+    id: SinkId,
+    policy: SinkPolicy,
+    origin: Origin,
+    source: S,
+    heads: watch::Receiver<EventSeq>,
+    from: EventSeq,
+    status: Shared,
+) -> impl Future<Output = ()> + Send {
+    // Before it is first polled: a status may come from an earlier worker, and nobody may take how far that one was
+    // for how far this one is.
+    status.change(|status| {
+        (status.handed, status.settled) = (from, from);
+        status.trouble = None;
+    });
+    let pump = Pump {
+        sink: Sink::new(&policy, &origin),
+        limit: policy.batch as usize,
+        policy,
+        origin,
+        id,
+        handed: from,
+        settled: from,
+        failures_in_a_row: 0,
+        status,
+    };
+    serve(pump, source, heads)
+}
+
+async fn serve<S: Source>(mut pump: Pump, source: S, mut heads: watch::Receiver<EventSeq>) {
+    loop {
+        let pause = match pump.step(&source).await {
+            Ok(Step::More) => continue,
+            Ok(Step::Idle) => None,
+            Ok(Step::NoAnswer) => Some(PAUSE_MIN),
+            Err(error) => Some(pump.failed(&error)),
+        };
+        let handed = pump.handed;
+        match pause {
+            Some(pause) => sleep(pause).await,
+            None if pump.settled < handed => {
+                // Something is on its way: look whether it arrived, unless there is more to hand over first.
+                let _ = tokio::time::timeout(LOOK_AGAIN, heads.wait_for(|head| *head > handed)).await;
+            }
+            None => {
+                if heads.wait_for(|head| *head > handed).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if heads.has_changed().is_err() {
+            return;
+        }
+    }
+}
+
+enum Step {
+    /// There may be more at once.
+    More,
+    /// Everything there is was handed over.
+    Idle,
+    /// Events can't be read, or this replica may not deliver, now.
+    NoAnswer,
+}
+
+struct Pump {
+    id: SinkId,
+    policy: SinkPolicy,
+    origin: Origin,
+    sink: Sink,
+    /// How many events to hand over at once, at present.
+    limit: usize,
+    handed: EventSeq,
+    settled: EventSeq,
+    failures_in_a_row: u32,
+    status: Shared,
+}
+
+impl Pump {
+    async fn step<S: Source>(&mut self, source: &S) -> Result<Step, SinkError> {
+        let Some(events) = source.read(self.handed, self.limit).await else { return Ok(Step::NoAnswer) };
+        let Some((_, last)) = events.last() else {
+            self.settle().await?;
+            return Ok(Step::Idle);
+        };
+        let last = last.seq;
+        let total = events.len() as u64;
+        let lines: Vec<Line> = events
+            .into_iter()
+            .filter(|(_, event)| passes(&self.policy.filter, event))
+            .map(|(previous, event)| self.line(previous, event))
+            .collect();
+        let count = lines.len() as u64;
+        if !lines.is_empty() {
+            if !source.may_deliver().await {
+                return Ok(Step::NoAnswer);
+            }
+            self.sink.deliver(&lines).await?;
+        }
+        self.handed = last;
+        self.limit = self.limit.saturating_mul(2).min(self.policy.batch as usize);
+        self.status.change(|status| {
+            status.handed = last;
+            status.delivered = status.delivered.saturating_add(count);
+            status.skipped = status.skipped.saturating_add(total.saturating_sub(count));
+        });
+        self.settle().await?;
+        Ok(Step::More)
+    }
+
+    fn line(&self, previous: String, event: Event) -> Line {
+        let told = Told { context: &self.origin.context, previous: &previous, event: &event };
+        let (id, correlation) = (told.id(), told.correlation());
+        let text = render(self.policy.format, &told);
+        Line { event, id, correlation, previous, text }
+    }
+
+    async fn settle(&mut self) -> Result<(), SinkError> {
+        let settled = match self.sink.settle().await? {
+            Settled::All => self.handed,
+            Settled::UpTo(seq) => seq.max(self.settled),
+        };
+        if std::mem::take(&mut self.failures_in_a_row) > 0 {
+            tracing::info!(sink = %self.id, "the sink takes events again");
+        }
+        self.settled = settled;
+        self.status.change(|status| {
+            status.settled = settled;
+            status.trouble = None;
+        });
+        Ok(())
+    }
+
+    /// Goes back to what is safe; how long to wait.
+    fn failed(&mut self, error: &SinkError) -> Duration {
+        self.sink.reset();
+        self.handed = self.settled;
+        if error.too_large {
+            self.limit = (self.limit / 2).max(1);
+        }
+        if self.failures_in_a_row == 0 {
+            tracing::warn!(sink = %self.id, %error, "the sink takes no events; they are kept for it");
+        }
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        let text = error.to_string();
+        self.status.change(|status| {
+            status.handed = status.settled;
+            status.failures = status.failures.saturating_add(1);
+            status.trouble = Some(text);
+        });
+        error.retry_after.unwrap_or_else(|| pause(self.id.as_str(), self.failures_in_a_row))
+    }
+}
+
+/// Longer with each failure in a row, and a little different for each sink, so that they do not knock together.
+fn pause(id: &str, failures: u32) -> Duration {
+    let doubled = PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(PAUSE_MAX);
+    let salt = id.bytes().fold(failures, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    // Between three and five quarters of it.
+    doubled * (75 + salt % 51) / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_differ_between_sinks() {
+        assert!(pause("a", 1) < Duration::from_millis(251) && pause("a", 1) > Duration::from_millis(149));
+        assert!(pause("a", 5) > pause("a", 3));
+        assert!(pause("a", u32::MAX) <= PAUSE_MAX * 126 / 100);
+        assert!((1..20).any(|count| pause("a", count) != pause("b", count)));
+    }
+}

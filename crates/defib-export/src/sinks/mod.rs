@@ -1,0 +1,198 @@
+//! Sinks: where lines go. Each tells apart what was handed over from what can't be lost any more.
+//!
+//! A sink holds no events. When it fails, everything that is not settled is read from the ledger again, so a receiver
+//! may see events twice, but never a gap.
+
+mod file;
+mod hec;
+mod http;
+mod syslog;
+mod tls;
+mod webhook;
+
+use std::{path::Path, time::Duration};
+
+use defib_model::{
+    Event, EventSeq,
+    export::{Format, SecretRef, SinkPolicy, Target},
+};
+use tokio::io::AsyncWriteExt as _;
+use zeroize::Zeroizing;
+
+use crate::formats::Context;
+
+/// An event and how it reads.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// The event.
+    pub event: Event,
+    /// Its id.
+    pub id: String,
+    /// Its recovery's name.
+    pub correlation: Option<String>,
+    /// Hash of the event before.
+    pub previous: String,
+    /// The event in the sink's format, without a line's end.
+    pub text: String,
+}
+
+/// Why a sink did not take lines. Nothing is lost by it: they are tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SinkError {
+    message: String,
+    /// When the receiver wants to be asked again.
+    pub retry_after: Option<Duration>,
+    /// The receiver says that it was too much at once.
+    pub too_large: bool,
+}
+
+impl SinkError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retry_after: None, too_large: false }
+    }
+}
+
+/// How much of what was handed over is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// All of it.
+    All,
+    /// Up to and with this event.
+    UpTo(EventSeq),
+}
+
+/// Who delivers: it stands in lines where receivers expect a host.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// What is the same in all lines.
+    pub context: Context,
+    /// Such as `r1.demo`.
+    pub host: String,
+}
+
+/// A sink that is served.
+#[derive(Debug)]
+pub struct Sink {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    File(file::FileSink),
+    Stdout,
+    Syslog(Box<syslog::SyslogSink>),
+    Hec(Box<hec::HecSink>),
+    Webhook(Box<webhook::WebhookSink>),
+}
+
+impl Sink {
+    /// A sink that has not been reached yet.
+    #[must_use]
+    pub fn new(policy: &SinkPolicy, origin: &Origin) -> Self {
+        let kind = match policy.to.clone() {
+            Target::File { path, rotate_bytes, keep } => {
+                Kind::File(file::FileSink::new(path.into(), rotate_bytes, keep))
+            }
+            Target::Stdout => Kind::Stdout,
+            Target::Syslog { address, tls, facility } => {
+                Kind::Syslog(Box::new(syslog::SyslogSink::new(address, tls, facility, origin.clone())))
+            }
+            Target::SplunkHec { url, token, tls, index, acknowledged } => {
+                let options = hec::Options { token, index, acknowledged, format: policy.format };
+                Kind::Hec(Box::new(hec::HecSink::new(&url, tls, options, origin.host.clone())))
+            }
+            Target::Webhook { url, token, tls } => {
+                Kind::Webhook(Box::new(webhook::WebhookSink::new(&url, tls, token, policy.format)))
+            }
+        };
+        Self { kind }
+    }
+
+    /// Hands lines over, in order. Connects first where that is needed.
+    ///
+    /// # Errors
+    /// Why the receiver did not take them all; it may have taken some.
+    pub async fn deliver(&mut self, lines: &[Line]) -> Result<(), SinkError> {
+        match &mut self.kind {
+            Kind::File(sink) => sink.deliver(lines).await,
+            Kind::Stdout => to_stdout(lines).await,
+            Kind::Syslog(sink) => sink.deliver(lines).await,
+            Kind::Hec(sink) => sink.deliver(lines).await,
+            Kind::Webhook(sink) => sink.deliver(lines).await,
+        }
+    }
+
+    /// What is safe by now.
+    ///
+    /// # Errors
+    /// Why some of it must be taken as lost.
+    pub async fn settle(&mut self) -> Result<Settled, SinkError> {
+        match &mut self.kind {
+            Kind::File(_) | Kind::Stdout | Kind::Webhook(_) => Ok(Settled::All),
+            Kind::Syslog(sink) => sink.settle(),
+            Kind::Hec(sink) => sink.settle().await,
+        }
+    }
+
+    /// Gives up connections and what was handed over and is not settled.
+    pub fn reset(&mut self) {
+        match &mut self.kind {
+            Kind::File(sink) => sink.reset(),
+            Kind::Stdout => {}
+            Kind::Syslog(sink) => sink.reset(),
+            Kind::Hec(sink) => sink.reset(),
+            Kind::Webhook(sink) => sink.reset(),
+        }
+    }
+}
+
+async fn to_stdout(lines: &[Line]) -> Result<(), SinkError> {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&line.text);
+        text.push('\n');
+    }
+    let mut out = tokio::io::stdout();
+    let written = async {
+        out.write_all(text.as_bytes()).await?;
+        out.flush().await
+    };
+    written.await.map_err(|error| SinkError::new(format!("standard output takes nothing: {error}")))
+}
+
+/// Whether a format is JSON.
+const fn is_json(format: Format) -> bool {
+    match format {
+        Format::Ocsf | Format::Ecs | Format::Native => true,
+        Format::Cef | Format::Leef => false,
+    }
+}
+
+/// Reads a secret each time it is needed, so that it can be replaced without a restart.
+fn secret(from: &SecretRef) -> Result<Zeroizing<String>, SinkError> {
+    let text = match from {
+        SecretRef::File(path) => std::fs::read_to_string(Path::new(path))
+            .map(Zeroizing::new)
+            .map_err(|error| SinkError::new(format!("token: {path} can't be read: {error}")))?,
+        SecretRef::Env(name) => std::env::var(name)
+            .map(Zeroizing::new)
+            .map_err(|_| SinkError::new(format!("token: the environment has no {name}")))?,
+    };
+    let first = text.lines().next().unwrap_or_default().trim();
+    if first.is_empty() {
+        return Err(SinkError::new("token: it is empty"));
+    }
+    Ok(Zeroizing::new(first.to_owned()))
+}
+
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// Waits at most `limit`.
+async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -> Result<T, SinkError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| SinkError::new(format!("{what} took longer than {}s", limit.as_secs())))
+}

@@ -1,0 +1,9 @@
+//! Formats against validators that nobody here wrote, sinks against real receivers.
+
+mod http;
+mod pumping;
+mod rsyslog;
+mod support;
+mod syslog;
+mod tls;
+mod validators;

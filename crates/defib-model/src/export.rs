@@ -1,0 +1,398 @@
+//! Where the event stream is delivered to: sinks, their formats and filters.
+//!
+//! A part of the policy, so that every replica knows every sink, and whichever leads can deliver. Secrets are
+//! named, never held: a file or an environment variable on the replicas' machines.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::{String, ToString},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EventKind, Millis, SinkId};
+
+/// How grave an event is, from nothing to everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Everyday life.
+    #[default]
+    Informational,
+    /// Worth a look some day.
+    Low,
+    /// Something is being handled.
+    Medium,
+    /// A host is lost, or an operator used force.
+    High,
+    /// Needs a person now.
+    Critical,
+}
+
+/// How an event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Open Cybersecurity Schema Framework 1.8.0, JSON.
+    #[default]
+    Ocsf,
+    /// Elastic Common Schema 9, JSON.
+    Ecs,
+    /// `ArcSight` Common Event Format.
+    Cef,
+    /// Log Event Extended Format 2.0.
+    Leef,
+    /// Our own JSON.
+    Native,
+}
+
+/// Where a secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretRef {
+    /// In a file; its first line without the line's end.
+    File(String),
+    /// In an environment variable of `defibd`.
+    Env(String),
+}
+
+/// How a sink's server is trusted, and how we show who we are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SinkTls {
+    /// PEM file with the authorities that may have signed the server's certificate.
+    pub authority: String,
+    /// PEM file with our certificate, if the server wants one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// PEM file with its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The name in the server's certificate, where it is not the one in its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+}
+
+const fn rotate_bytes() -> u64 {
+    64 << 20
+}
+
+const fn keep_files() -> u32 {
+    8
+}
+
+const fn log_audit() -> u8 {
+    13
+}
+
+/// What a sink is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum Target {
+    /// A file of the leader's machine, one event per line.
+    #[serde(rename_all = "kebab-case")]
+    File {
+        /// Absolute path.
+        path: String,
+        /// Size at which the file is put aside as `path.1`.
+        #[serde(default = "rotate_bytes")]
+        rotate_bytes: u64,
+        /// How many files that were put aside are kept.
+        #[serde(default = "keep_files")]
+        keep: u32,
+    },
+    /// Standard output of `defibd`, one event per line.
+    Stdout,
+    /// RFC 5424 messages over TLS (RFC 5425), or over plain TCP where no `tls` is given.
+    #[serde(rename_all = "kebab-case")]
+    Syslog {
+        /// `host:port`.
+        address: String,
+        /// Without it, plain TCP.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<SinkTls>,
+        /// Facility 0 to 23; 13 is log audit.
+        #[serde(default = "log_audit")]
+        facility: u8,
+    },
+    /// Splunk's HTTP event collector.
+    #[serde(rename_all = "kebab-case")]
+    SplunkHec {
+        /// Such as `https://splunk:8088`.
+        url: String,
+        /// The collector's token.
+        token: SecretRef,
+        /// For `https`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<SinkTls>,
+        /// The index, where it is not the token's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        index: Option<String>,
+        /// Wait until the indexers acknowledge; the token must have acknowledgement enabled.
+        #[serde(default)]
+        acknowledged: bool,
+    },
+    /// Any HTTP server that takes JSON lines by POST and answers 2xx once it has them.
+    #[serde(rename_all = "kebab-case")]
+    Webhook {
+        /// Where to post to.
+        url: String,
+        /// Sent as `Authorization: Bearer …`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<SecretRef>,
+        /// For `https`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<SinkTls>,
+    },
+}
+
+impl Target {
+    /// In one word.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Stdout => "stdout",
+            Self::Syslog { .. } => "syslog",
+            Self::SplunkHec { .. } => "splunk-hec",
+            Self::Webhook { .. } => "webhook",
+        }
+    }
+
+    /// Where it leads.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        match self {
+            Self::File { path, .. } => path,
+            Self::Stdout => "-",
+            Self::Syslog { address, .. } => address,
+            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => url,
+        }
+    }
+
+    const fn tls(&self) -> Option<&SinkTls> {
+        match self {
+            Self::File { .. } | Self::Stdout => None,
+            Self::Syslog { tls, .. } | Self::SplunkHec { tls, .. } | Self::Webhook { tls, .. } => {
+                tls.as_ref()
+            }
+        }
+    }
+
+    const fn token(&self) -> Option<&SecretRef> {
+        match self {
+            Self::File { .. } | Self::Stdout | Self::Syslog { .. } => None,
+            Self::SplunkHec { token, .. } => Some(token),
+            Self::Webhook { token, .. } => token.as_ref(),
+        }
+    }
+}
+
+/// Which events a sink gets. What is left out counts as delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Filter {
+    /// Only events at least as grave.
+    #[serde(default)]
+    pub min_severity: Severity,
+    /// Only these kinds; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub only: BTreeSet<String>,
+    /// All but these kinds.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub except: BTreeSet<String>,
+}
+
+impl Filter {
+    /// Whether every event passes.
+    #[must_use]
+    pub fn passes_all(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+const fn batch() -> u32 {
+    200
+}
+
+/// One sink.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SinkPolicy {
+    /// What it is.
+    pub to: Target,
+    /// How events are written for it.
+    #[serde(default)]
+    pub format: Format,
+    /// Which events it gets.
+    #[serde(default)]
+    pub filter: Filter,
+    /// How many events are handed over at once at most.
+    #[serde(default = "batch")]
+    pub batch: u32,
+}
+
+/// Delivery of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EventsPolicy {
+    /// How many events are kept for a sink that does not take them. Beyond that the older half is given up, by an
+    /// event.
+    pub spool: u32,
+    /// How often the end of the chain is signed, if there are new events and the leader has a key.
+    pub sign_every: Millis,
+    /// All sinks.
+    pub sinks: BTreeMap<SinkId, SinkPolicy>,
+}
+
+impl Default for EventsPolicy {
+    fn default() -> Self {
+        Self { spool: 32_768, sign_every: Millis(60_000), sinks: BTreeMap::new() }
+    }
+}
+
+/// More sinks than this are a mistake: each is served by a worker of its own.
+const SINKS_MAX: usize = 16;
+
+impl EventsPolicy {
+    pub(crate) fn validate(&self) -> Result<(), (&'static str, String)> {
+        if !(16_384..=262_144).contains(&self.spool) {
+            return Err(("events.spool", format!("{} is not between 16384 and 262144", self.spool)));
+        }
+        if self.sign_every < Millis(1000) {
+            return Err(("events.sign-every", "is less than 1s; every signature is an event itself".into()));
+        }
+        if self.sinks.len() > SINKS_MAX {
+            return Err(("events.sinks", format!("are more than {SINKS_MAX}")));
+        }
+        for (id, sink) in &self.sinks {
+            sink.check().map_err(|problem| ("events.sinks", format!("{id}: {problem}")))?;
+        }
+        Ok(())
+    }
+}
+
+impl SinkPolicy {
+    fn check(&self) -> Result<(), String> {
+        if self.batch == 0 || self.batch > 10_000 {
+            return Err(format!("batch: {} is not between 1 and 10000", self.batch));
+        }
+        for kind in self.filter.only.iter().chain(&self.filter.except) {
+            check_kind(kind)?;
+        }
+        if let Some(tls) = self.to.tls() {
+            let pair = tls.certificate.iter().chain(&tls.key);
+            if pair.clone().count() == 1 {
+                return Err("tls: certificate and key go together".into());
+            }
+            for path in core::iter::once(&tls.authority).chain(pair) {
+                check_path("tls", path)?;
+            }
+        }
+        if let Some(SecretRef::File(path)) = self.to.token() {
+            check_path("token", path)?;
+        }
+        match &self.to {
+            Target::Stdout => Ok(()),
+            Target::File { path, rotate_bytes, keep } => {
+                check_path("path", path)?;
+                if *rotate_bytes < 4096 {
+                    return Err("rotate-bytes: is less than 4096".into());
+                }
+                if *keep > 1000 {
+                    return Err("keep: is more than 1000".into());
+                }
+                Ok(())
+            }
+            Target::Syslog { address, facility, .. } => {
+                if *facility > 23 {
+                    return Err(format!("facility: {facility} is not between 0 and 23"));
+                }
+                check_address(address)
+            }
+            Target::SplunkHec { url, tls, .. } | Target::Webhook { url, tls, .. } => {
+                self.check_url(url, tls.is_some())
+            }
+        }
+    }
+
+    fn check_url(&self, url: &str, has_tls: bool) -> Result<(), String> {
+        let (rest, is_plain) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(rest), _) => (rest, false),
+            (None, Some(rest)) => (rest, true),
+            (None, None) => return Err(format!("url: {url:?} begins with neither https:// nor http://")),
+        };
+        let authority = rest.split('/').next().unwrap_or_default();
+        if authority.is_empty() || authority.contains('@') || url.contains(char::is_whitespace) {
+            return Err(format!("url: {url:?} is no address; secrets belong into token"));
+        }
+        if is_plain == has_tls {
+            return Err("tls: goes with https, and https needs its authority".into());
+        }
+        let is_here = ["127.", "localhost", "[::1]"].iter().any(|here| authority.starts_with(here));
+        if is_plain && self.to.token().is_some() && !is_here {
+            return Err("url: a token over plain http would be no secret; use https".into());
+        }
+        Ok(())
+    }
+}
+
+fn check_path(field: &str, path: &str) -> Result<(), String> {
+    if path.starts_with('/') { Ok(()) } else { Err(format!("{field}: {path:?} is no absolute path")) }
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.and_then(|port| port.parse::<u16>().ok()) {
+        Some(port) if port > 0 => Ok(()),
+        _ => Err(format!("address: {address:?} is not host:port")),
+    }
+}
+
+/// The reader of events knows all kinds: ask it, so that there is no second list.
+fn check_kind(kind: &str) -> Result<(), String> {
+    let probe = serde_json::json!({ "kind": kind });
+    match serde_json::from_value::<EventKind>(probe).map_err(|error| error.to_string()) {
+        Err(problem) if problem.starts_with("unknown variant") => Err(format!("filter: {problem}")),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sink(to: serde_json::Value) -> Result<(), String> {
+        let sink: SinkPolicy = serde_json::from_value(serde_json::json!({ "to": to })).unwrap();
+        sink.check()
+    }
+
+    #[test]
+    fn each_kind_of_sink_has_a_shortest_form() {
+        let tls = serde_json::json!({"authority": "/ca.pem"});
+        for to in [
+            serde_json::json!("stdout"),
+            serde_json::json!({"file": {"path": "/var/log/defib/events.json"}}),
+            serde_json::json!({"syslog": {"address": "siem:6514", "tls": tls}}),
+            serde_json::json!({"splunk-hec": {"url": "https://s:8088", "token": {"env": "HEC"}, "tls": tls}}),
+            serde_json::json!({"webhook": {"url": "http://127.0.0.1:1/x", "token": {"file": "/t"}}}),
+        ] {
+            assert_eq!(sink(to.clone()), Ok(()), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_work_is_refused_and_named() {
+        let refused = |to: serde_json::Value| sink(to).unwrap_err();
+        assert!(refused(serde_json::json!({"file": {"path": "events.json"}})).contains("absolute"));
+        assert!(refused(serde_json::json!({"syslog": {"address": "siem"}})).contains("host:port"));
+        assert!(refused(serde_json::json!({"webhook": {"url": "https://x"}})).contains("authority"));
+        assert!(refused(serde_json::json!({"webhook": {"url": "ftp://x"}})).contains("neither"));
+        assert!(refused(serde_json::json!({"webhook": {"url": "http://u:p@x"}})).contains("secrets"));
+        let leak = serde_json::json!({"webhook": {"url": "http://far/x", "token": {"env": "T"}}});
+        assert!(refused(leak).contains("no secret"));
+        assert!(check_kind("host-suspectde").unwrap_err().contains("unknown variant"));
+        assert_eq!(check_kind("host-suspected"), Ok(()));
+        assert_eq!(check_kind("sink-gap"), Ok(()));
+    }
+}

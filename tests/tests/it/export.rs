@@ -1,0 +1,264 @@
+//! The event stream of a whole cluster, delivered while leaders are killed and receivers refuse: nothing may be
+//! missing, and what was received proves it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use axum::{Router, extract::State, http::StatusCode, routing::post};
+use defib_export::{
+    signing::PublicKey,
+    verify::{Report, Verifier, Wanted},
+};
+use defib_lab::cluster::{Cluster, Size, wait_until};
+use defib_model::{
+    Event, EventKind, Millis, SinkId,
+    export::{Filter, Format, SinkPolicy, Target},
+};
+use serde_json::Value;
+
+use crate::rig::{AMPLE, Rig, quick, run};
+
+/// A receiver that can be told to refuse.
+#[derive(Debug, Clone, Default)]
+struct Receiver {
+    lines: Arc<Mutex<Vec<String>>>,
+    refuses: Arc<AtomicBool>,
+}
+
+impl Receiver {
+    async fn start() -> anyhow::Result<(Self, String)> {
+        let receiver = Self::default();
+        let router = Router::new().route("/", post(take)).with_state(receiver.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/", listener.local_addr()?);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok((receiver, url))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("no test panicked").clone()
+    }
+}
+
+async fn take(State(receiver): State<Receiver>, body: String) -> StatusCode {
+    if receiver.refuses.load(Ordering::SeqCst) {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    receiver.lines.lock().expect("no test panicked").extend(body.lines().map(str::to_owned));
+    StatusCode::NO_CONTENT
+}
+
+fn sink(to: Target, format: Format) -> SinkPolicy {
+    SinkPolicy { to, format, filter: Filter::default(), batch: 20 }
+}
+
+async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
+    let file = Target::File { path: archive.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
+    let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None };
+    let mut policy = quick();
+    // Nobody listens on the discard port of a lab's machine: this one is dead all the time.
+    policy.events.sinks = BTreeMap::from([
+        (SinkId::new("archive")?, sink(file, Format::Native)),
+        (SinkId::new("siem")?, sink(hook(url), Format::Ocsf)),
+        (SinkId::new("dead")?, sink(hook("http://127.0.0.1:9/"), Format::Ocsf)),
+    ]);
+    policy.events.sign_every = Millis(1000);
+    Ok(Rig::with(Size { hosts: 5, victim_vms: 4, other_vms: 2 }, policy).await)
+}
+
+/// Waits until the living sinks have everything, the last signature included.
+async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<()> {
+    wait_until("all is delivered and signed", AMPLE, || async {
+        let answer = cluster.operator().sinks().await?;
+        ensure!(answer.sinks.len() == 3, "{} sinks", answer.sinks.len());
+        ensure!(
+            answer.signed_seq + 1 == answer.head_seq,
+            "signed up to {} of {}",
+            answer.signed_seq,
+            answer.head_seq
+        );
+        for sink in &answer.sinks {
+            let is_dead = sink.id == "dead";
+            ensure!(
+                is_dead || sink.lag_events == 0,
+                "{} is {} behind: {}",
+                sink.id,
+                sink.lag_events,
+                sink.trouble
+            );
+            ensure!(!is_dead || (sink.state == "failing" && sink.delivered_seq == 0), "{sink:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn leader(cluster: &Cluster) -> anyhow::Result<u64> {
+    let status = cluster.operator().status().await?;
+    ensure!(status.leader != 0, "nobody leads");
+    Ok(status.leader)
+}
+
+async fn wait_until_recovered(cluster: &Cluster, host: &str) -> anyhow::Result<()> {
+    wait_until("the host's VMs run elsewhere", AMPLE, || async {
+        let status = cluster.operator().status().await?;
+        ensure!(status.recoveries.is_empty(), "{:?}", status.recoveries);
+        let hosts = cluster.operator().hosts().await?;
+        let state = hosts.iter().find(|one| one.id == host).map(|one| one.state.clone());
+        ensure!(state.as_deref() == Some("fenced"), "{host} is {state:?}");
+        Ok(())
+    })
+    .await
+}
+
+fn verify(lines: &[String], keys: &[PathBuf]) -> anyhow::Result<Report> {
+    let keys = keys.iter().map(|path| PublicKey::read(path)).collect::<Result<_, _>>()?;
+    let mut verifier = Verifier::new(Wanted { keys, at_least_once: true, ..Wanted::default() });
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    verifier.read("received", text.as_bytes())?;
+    Ok(verifier.finish())
+}
+
+/// What the replicas themselves tell.
+async fn truth(cluster: &Cluster) -> anyhow::Result<BTreeMap<u64, Event>> {
+    let mut follower = cluster.follow();
+    let head = cluster.operator().status().await?.event_seq;
+    let mut events = BTreeMap::new();
+    while (events.len() as u64) < head {
+        let seen = follower.next(Duration::from_secs(10)).await.context("the stream stopped")?;
+        events.insert(seen.event.seq.0, seen.event);
+    }
+    Ok(events)
+}
+
+/// One query tells a recovery's whole story, and every cause leads to an event before it.
+fn check_story(records: &BTreeMap<u64, Value>, events: &BTreeMap<u64, Event>) {
+    let recovery = events.values().find_map(|event| event.recovery).expect("there was a recovery");
+    let wanted = format!("demo-recovery-{recovery}");
+    let story: Vec<&Value> =
+        records.values().filter(|record| record["metadata"]["correlation_uid"] == wanted.as_str()).collect();
+    let kinds: BTreeSet<&str> =
+        story.iter().filter_map(|record| record["metadata"]["event_code"].as_str()).collect();
+    for kind in ["host-suspected", "death-proven", "vm-placed", "vm-running", "host-recovered"] {
+        assert!(kinds.contains(kind), "{kind} is not in {kinds:?}");
+    }
+    for record in &story {
+        let sequence = record["metadata"]["sequence"].as_u64().expect("a number");
+        let cause = record["unmapped"]["cause"].as_u64().expect("each event of a recovery has a cause");
+        assert!(cause < sequence && records.contains_key(&cause), "event {sequence} follows from {cause}");
+    }
+    let first = story.first().expect("it has events");
+    let cause = first["unmapped"]["cause"].as_u64().expect("checked above");
+    assert_eq!(records[&cause]["metadata"]["event_code"], "opinion-changed", "doubts lead to a suspicion");
+}
+
+async fn check_the_tool(rig: &Rig, archive: &Path) -> anyhow::Result<()> {
+    let keys: Vec<String> = rig
+        .cluster
+        .event_keys()
+        .iter()
+        .flat_map(|path| ["--key".to_owned(), path.display().to_string()])
+        .collect();
+    let verify = async |from: &[&str]| {
+        let mut words = vec!["events", "verify"];
+        words.extend(keys.iter().map(String::as_str));
+        words.extend(from);
+        rig.defib_list(&words).await
+    };
+    let file = archive.display().to_string();
+    let text = verify(&["--at-least-once", "--from", &file]).await.done();
+    assert!(text.contains("is whole") && text.contains("signed up to event"), "{text}");
+    let text = verify(&[]).await.done();
+    assert!(text.contains("is whole") && text.contains("signed up to event"), "{text}");
+
+    let flipped = archive.with_extension("flipped");
+    let mut bytes = std::fs::read(archive)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&flipped, bytes)?;
+    verify(&["--at-least-once", "--from", &flipped.display().to_string()]).await.failed(5);
+    // The verdict of a key that has never signed is not that all is well.
+    let others = archive.with_file_name("others");
+    run("defib", ["pki", "event-key", "--out", &others.display().to_string()]).await.done();
+    let stranger = others.join("events.pub").display().to_string();
+    let words = ["events", "verify", "--at-least-once", "--from", &file, "--key", &stranger];
+    let text = rig.defib_list(&words).await.failed(5);
+    assert!(text.contains("no signature with a given key"), "{text}");
+
+    let text = rig.defib(["sink", "list"]).await.done();
+    assert!(
+        text.contains("failing") && text.contains("up-to-date") && text.contains("127.0.0.1:9"),
+        "{text}"
+    );
+    let text = rig.defib(["status"]).await.done();
+    assert!(text.contains("! sink dead takes no events"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missing_while_leaders_are_killed_and_receivers_refuse() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let archive = scratch.path().join("archive/events.json");
+    let (receiver, url) = Receiver::start().await?;
+    let mut rig = start(&url, &archive).await?;
+    let cluster = &mut rig.cluster;
+
+    // The first leader dies in the middle of a recovery, the second while nobody takes events, the third in peace.
+    cluster.plug_out("h1", false).await?;
+    let first = leader(cluster).await?;
+    cluster.kill_replica(first);
+    wait_until_recovered(cluster, "h1").await?;
+    cluster.restart_replica(first)?;
+    receiver.refuses.store(true, Ordering::SeqCst);
+    wait_until("somebody leads again", AMPLE, || async { leader(cluster).await.map(|_| ()) }).await?;
+    let second = leader(cluster).await?;
+    cluster.kill_replica(second);
+    wait_until("somebody leads after that", AMPLE, || async {
+        let now = leader(cluster).await?;
+        ensure!(now != second, "r{second} is dead");
+        Ok(())
+    })
+    .await?;
+    cluster.restart_replica(second)?;
+    receiver.refuses.store(false, Ordering::SeqCst);
+    cluster.power_on("h1").await?;
+    cluster.settle(AMPLE).await?;
+    wait_until_delivered(cluster).await?;
+
+    let events = truth(cluster).await?;
+    let lines = receiver.lines();
+    let report = verify(&lines, &cluster.event_keys())?;
+    assert_eq!(report.findings, [], "{} lines", lines.len());
+    let mut records = BTreeMap::new();
+    let mut newest = 0;
+    for line in &lines {
+        let record: Value = serde_json::from_str(line)?;
+        let sequence = record["metadata"]["sequence"].as_u64().context("a sequence")?;
+        assert!(sequence <= newest + 1, "event {sequence} arrived before event {}", newest + 1);
+        newest = newest.max(sequence);
+        let event = events.get(&sequence).with_context(|| format!("nobody told event {sequence}"))?;
+        assert_eq!(record["unmapped"]["hash"], event.hash.as_str());
+        records.insert(sequence, record);
+    }
+    assert!(records.len() >= events.len().saturating_sub(2), "{} of {}", records.len(), events.len());
+    let leaders =
+        events.values().filter(|event| matches!(event.kind, EventKind::LeaderStarted { .. })).count();
+    assert!(leaders >= 3, "leaders changed {leaders} times");
+    check_story(&records, &events);
+    check_the_tool(&rig, &archive).await?;
+    eprintln!(
+        "{} events, {} lines received, {} again, {leaders} leaders",
+        records.len(),
+        lines.len(),
+        report.again
+    );
+    Ok(())
+}
