@@ -14,11 +14,11 @@ use tokio::process::Command;
 use crate::rig::{AMPLE, Rig, assert_no_panic, ended, run, wait_for_text};
 
 /// A document, what to replace by what, and what the message must name.
-struct Wrong {
-    what: &'static str,
-    from: &'static str,
-    to: &'static str,
-    told: &'static [&'static str],
+struct Wrong<'a> {
+    what: &'a str,
+    from: &'a str,
+    to: &'a str,
+    told: &'a [&'a str],
 }
 
 /// The number of the line on which a text stands.
@@ -27,7 +27,16 @@ fn line_of(text: &str, part: &str) -> usize {
     text[..at].matches('\n').count() + 1
 }
 
-async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong, place: Option<usize>) {
+/// The first field of this name with its value, as it is written.
+fn written<'a>(text: &'a str, key: &str) -> &'a str {
+    let from = &text[text.find(&format!("{key}: \"")).unwrap_or_else(|| panic!("no {key} in {text}"))..];
+    let end = from.match_indices('"').nth(1).unwrap().0;
+    &from[..=end]
+}
+
+/// What it was told, by every command.
+async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong<'_>, place: Option<usize>) -> String {
+    let mut all = String::new();
     assert!(good.contains(wrong.from), "{}: {:?} is not in {good}", wrong.what, wrong.from);
     let bad = good.replacen(wrong.from, wrong.to, 1);
     let file = rig.write("bad.yaml", &bad);
@@ -40,8 +49,10 @@ async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong, place: Option
         for word in wrong.told {
             assert!(told.contains(word), "{}: no {word:?} in: {told}", wrong.what);
         }
+        all += &told;
     }
     assert_eq!(rig.versions().await, before, "{}", wrong.what);
+    all
 }
 
 #[tokio::test]
@@ -127,6 +138,16 @@ async fn a_document_that_makes_no_sense_is_refused_with_file_line_and_field_and_
     ];
     for (wrong, place) in &cases {
         refused(&rig, "inventory", &inventory, wrong, *place).await;
+    }
+    for (what, key, value, told) in [
+        ("a password", "credentials", "root:supersecret", "credentials are named as file:PATH or env:NAME"),
+        ("no TLS", "address", "http://supersecret", "address is unusable (only https is spoken)"),
+        ("a pin that was cut", "pin", "spki-sha256:abcdef", "is no pin"),
+    ] {
+        let (from, to) = (written(&inventory, key), format!("{key}: \"{value}\""));
+        let wrong = Wrong { what, from, to: &to, told: &[told] };
+        let all = refused(&rig, "inventory", &inventory, &wrong, Some(line_of(&inventory, from))).await;
+        assert!(!all.contains("supersecret"), "{what} is told to whoever reads along: {all}");
     }
     let policy = fs::read_to_string(rig.path("policy.yaml")).unwrap();
     let cases = [

@@ -165,6 +165,17 @@ impl Rig {
         last
     }
 
+    /// Waits until `defib` does not print a text any more.
+    pub(crate) async fn wait_for_not(&self, arguments: &[&str], gone: &str) {
+        wait_until(&format!("defib {arguments:?} no longer says {gone:?}"), AMPLE, || async {
+            let told = self.defib_list(arguments).await.done();
+            anyhow::ensure!(!told.contains(gone), "it says: {told}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
     /// All events, as `defib events` prints them.
     pub(crate) async fn events(&self) -> Vec<Event> {
         let out = self.defib(["--output", "json", "events"]).await.done();
