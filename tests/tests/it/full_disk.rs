@@ -1,4 +1,5 @@
-//! A disk that is full, at the first start and later: a clear message, nothing lost, no panic, and with room it goes on.
+//! A disk that is full, at the first start and later: a clear message, nothing lost, no panic, and it goes on with
+//! room.
 //!
 //! Not everybody may mount a file system that is soon full. But everybody may limit how large the files of a
 //! process get, which the kernel tells in the same way; who may mount meets both.
@@ -188,6 +189,8 @@ async fn a_running_agent_whose_disk_fills_up_starts_nothing_that_it_could_not_re
     // The next agent is there before anybody misses this one, on a busy machine, too.
     policy.detection.act_after = Millis(20_000);
     policy.detection.act_after_max = Millis(30_000);
+    // The order that the agent took with it is given again soon.
+    policy.restart.start_timeout = Millis(5000);
     let mut rig = Rig::with(SMALL, policy).await;
     let environment =
         fs::read(format!("/proc/{}/environ", rig.cluster.agent_pid("h2").await.unwrap())).unwrap();

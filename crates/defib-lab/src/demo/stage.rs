@@ -225,8 +225,8 @@ impl<'a> Stage<'a> {
         outcome
     }
 
-    /// Every VM that ran before the fault still runs, the same instance, but for those that somebody else killed. Answers
-    /// how many run on.
+    /// Every VM that ran before the fault still runs, the same instance, but for those that somebody else killed.
+    /// Answers how many run on.
     pub(super) async fn none_stopped(&mut self) -> usize {
         let (cluster, before) = (&self.cluster, &self.before);
         let gone = RefCell::new(Vec::new());
