@@ -64,6 +64,8 @@ pub enum MethodError {
 struct Controlled {
     target: RedfishTarget,
     client: Result<Arc<RedfishClient>, Arc<MethodError>>,
+    /// What the last look at it found, on the leader.
+    trouble: Option<String>,
 }
 
 /// The BMCs of all hosts.
@@ -96,6 +98,7 @@ impl Power {
                         Some(_) | None => Controlled {
                             client: self.client(id, target).map(Arc::new).map_err(Arc::new),
                             target: target.clone(),
+                            trouble: None,
                         },
                     };
                     if let Err(error) = &controlled.client {
@@ -113,11 +116,9 @@ impl Power {
     fn client(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
         let trust = match (&target.pin, &self.authority) {
             (Some(pin), _) => {
-                // A bare digest is that of the public key.
-                let named = if pin.contains(':') { pin.clone() } else { format!("spki-sha256:{pin}") };
                 let wrong =
                     |error: PinParseError| MethodError::Pin { host: host.clone(), why: error.to_string() };
-                Trust::Pin(named.parse::<Pin>().map_err(wrong)?)
+                Trust::Pin(pin.parse::<Pin>().map_err(wrong)?)
             }
             (None, Some(authority)) => authority.clone(),
             (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),

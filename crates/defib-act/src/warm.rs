@@ -1,6 +1,6 @@
 //! Keeping BMCs warm: a question then costs one request, and a BMC that would fail is known beforehand.
 
-use std::sync::PoisonError;
+use std::{fmt, sync::PoisonError};
 
 use defib_bmc::Bmc as _;
 use defib_model::HostId;
@@ -25,6 +25,16 @@ pub struct BmcHealth {
     pub trouble: Option<String>,
 }
 
+impl fmt::Display for BmcHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, level, .. } = self;
+        match &self.trouble {
+            Some(trouble) => write!(f, "host {host}: fencing it by level {level} would fail now: {trouble}"),
+            None => write!(f, "host {host}: fencing it by level {level} would work now"),
+        }
+    }
+}
+
 impl Power {
     /// Returns when the inventory was configured anew since the last call: there may be BMCs that are cold.
     pub async fn reconfigured(&self) {
@@ -37,7 +47,7 @@ impl Power {
             let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
             bmcs.iter().map(|(key, controlled)| (key.clone(), controlled.client.clone())).collect()
         };
-        stream::iter(all)
+        let health: Vec<BmcHealth> = stream::iter(all)
             .map(|((host, level, method), client)| async move {
                 let trouble = match client {
                     Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
@@ -47,6 +57,33 @@ impl Power {
             })
             .buffer_unordered(AT_ONCE)
             .collect()
-            .await
+            .await;
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in &health {
+            if let Some(held) = bmcs.get_mut(&(one.host.clone(), one.level, one.method)) {
+                held.trouble.clone_from(&one.trouble);
+            }
+        }
+        health
+    }
+
+    /// Forgets what was found out: who does not lead looks at no BMC, so what it knows grows old.
+    pub fn forget_health(&self) {
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        bmcs.values_mut().for_each(|held| held.trouble = None);
+    }
+
+    /// The methods that would fail now, as far as this replica knows: that they can't be used as declared, each one
+    /// knows; what the last look at them found, the leader.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<BmcHealth> {
+        let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        bmcs.iter()
+            .filter_map(|((host, level, method), held)| {
+                let trouble = held.client.as_ref().err().map(ToString::to_string);
+                let trouble = Some(trouble.or_else(|| held.trouble.clone())?);
+                Some(BmcHealth { host: host.clone(), level: *level, method: *method, trouble })
+            })
+            .collect()
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use defib_act::Power;
 use defib_model::{
     Command, Epoch, HostId, RecoveryId, ReplicaId, VmId,
     command::{Operator as Person, ReplicaOrder},
@@ -55,6 +56,7 @@ pub struct OperatorService {
     leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
     admission: admission::Answer,
     agents: Arc<Agents>,
+    power: Arc<Power>,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -121,14 +123,21 @@ impl OperatorService {
         admission: admission::Answer,
         agents: Arc<Agents>,
         board: Arc<Board>,
+        power: Arc<Power>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, tls, board, leaders: Arc::default(), admission, agents }
+        let leaders = Arc::default();
+        Self { me, cluster, core, pulse, members, tls, board, leaders, admission, agents, power }
     }
 
-    /// The release of a host's agent, which its session told.
-    fn add_version(&self, host: &mut v1::HostDetail) {
-        let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
-        host.agent_version = version.unwrap_or_default();
+    /// What the ledger does not know: the release of a host's agent, and what stands against fencing it now.
+    fn complete(&self, hosts: &mut [v1::HostDetail]) {
+        let troubles = self.power.troubles();
+        for host in hosts {
+            let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
+            host.agent_version = version.unwrap_or_default();
+            let own = troubles.iter().filter(|one| one.host.as_str() == host.id);
+            host.why_not.extend(own.map(ToString::to_string));
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -265,6 +274,7 @@ impl Operator for OperatorService {
         let protection = self.admission.borrow().clone();
         let mut status =
             self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
+        status.attention.extend(views::fencing_troubles(&self.power.troubles()));
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
         for replica in &mut status.replicas {
@@ -287,9 +297,7 @@ impl Operator for OperatorService {
                     .collect()
             })
             .await?;
-        for host in &mut hosts {
-            self.add_version(host);
-        }
+        self.complete(&mut hosts);
         Ok(Response::new(v1::ListHostsResponse { hosts }))
     }
 
@@ -301,7 +309,7 @@ impl Operator for OperatorService {
             .read(move |view| views::host_detail(view, &asked))
             .await?
             .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))?;
-        self.add_version(&mut host);
+        self.complete(std::slice::from_mut(&mut host));
         Ok(Response::new(host))
     }
 

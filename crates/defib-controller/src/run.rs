@@ -176,6 +176,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         admission.clone(),
         Arc::clone(&agents),
         Arc::clone(&board),
+        Arc::clone(&power),
     );
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
@@ -286,6 +287,7 @@ async fn keep_warm(power: Arc<Power>, mut pulse: watch::Receiver<Pulse>) {
         if !pulse.borrow_and_update().leads {
             ::metrics::gauge!("defib_bmcs_unusable").set(0.0);
             ::metrics::gauge!("defib_bmcs").set(0.0);
+            power.forget_health();
             if pulse.changed().await.is_err() {
                 return;
             }

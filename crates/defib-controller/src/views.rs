@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use defib_act::BmcHealth;
 use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing, VmRecord};
 use defib_model::{
     EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
@@ -341,6 +342,16 @@ fn weakness(protection: &Protection, applied: LogIndex) -> Option<String> {
             shown.join(", ")
         )
     })
+}
+
+/// The first of the hosts that could not be fenced now, and how many more there are.
+pub fn fencing_troubles(troubles: &[BmcHealth]) -> impl Iterator<Item = String> {
+    const SHOWN: usize = 5;
+    let more = troubles.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| {
+        format!("{more} more fencing methods would fail now; see why_not of: defib --output json host list")
+    });
+    troubles.iter().take(SHOWN).map(ToString::to_string).chain(more)
 }
 
 /// Who stopped automatic action, if it is stopped and the event is still at hand.

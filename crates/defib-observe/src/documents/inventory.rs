@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use defib_bmc::{Address, CredentialRef, Pin};
 use defib_model::{
     GroupId, HostId, Inventory, Resources, VmId,
     inventory::{
@@ -14,7 +15,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     DocumentError, from_yaml,
-    scalar::{Cores, Memory, Span},
+    scalar::{Cores, Memory, Span, Written},
 };
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -72,7 +73,7 @@ enum MethodEntry {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RedfishEntry {
-    address: String,
+    address: Written<Address>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,8 +81,8 @@ struct RedfishEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     system: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pin: Option<String>,
-    credentials: String,
+    pin: Option<Written<Pin>>,
+    credentials: Written<CredentialRef>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -190,12 +191,12 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
                         .into_iter()
                         .map(|MethodEntry::Redfish(entry)| {
                             FenceMethod::Redfish(RedfishTarget {
-                                address: entry.address,
+                                address: entry.address.text,
                                 uuid: entry.uuid,
                                 serial: entry.serial,
                                 system: entry.system,
-                                pin: entry.pin,
-                                credentials: entry.credentials,
+                                pin: entry.pin.map(|pin| pin.text),
+                                credentials: entry.credentials.text,
                             })
                         })
                         .collect(),
@@ -335,12 +336,12 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
 fn method_entry(method: &FenceMethod) -> MethodEntry {
     let FenceMethod::Redfish(target) = method;
     MethodEntry::Redfish(RedfishEntry {
-        address: target.address.clone(),
+        address: Written::new(&target.address),
         uuid: target.uuid.clone(),
         serial: target.serial.clone(),
         system: target.system.clone(),
-        pin: target.pin.clone(),
-        credentials: target.credentials.clone(),
+        pin: target.pin.as_deref().map(Written::new),
+        credentials: Written::new(&target.credentials),
     })
 }
 
@@ -361,7 +362,7 @@ hosts:
       - - redfish:
             address: "https://127.0.0.1:8443"
             uuid: 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0
-            pin: "00"
+            pin: spki-sha256:5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9
             credentials: "file:/etc/defib/bmc"
   - id: h2
     domain: r2
@@ -405,6 +406,43 @@ groups:
             message(&GOOD.replace("depends-on", "depend-on"))
                 .starts_with("inventory.yaml:31:5: unknown field `depend-on`")
         );
+    }
+
+    #[test]
+    fn credentials_that_are_written_out_are_refused_with_line_and_field_and_are_not_repeated() {
+        for secret in
+            ["root:geheim", "geheim", "https://geheim", "FILE:/geheim", "geheim: x", "12geheim", "env:"]
+        {
+            let told = message(&GOOD.replace("file:/etc/defib/bmc", secret));
+            assert_eq!(
+                told,
+                "inventory.yaml:15:26: credentials are named as file:PATH or env:NAME, never written out",
+                "{secret}"
+            );
+        }
+        let map = GOOD.replace("\"file:/etc/defib/bmc\"", "{ user: root, password: geheim }");
+        let told = message(&map);
+        assert!(told.starts_with("inventory.yaml:15:") && !told.contains("geheim"), "{told}");
+    }
+
+    #[test]
+    fn an_address_and_a_pin_that_no_bmc_can_be_reached_by_are_refused_with_line_and_field() {
+        for (address, why) in [
+            ("http://127.0.0.1:8443", "only https is spoken"),
+            ("127.0.0.1:8443", "only https is spoken"),
+            ("https://127.0.0.1/redfish", "there is a path behind the address"),
+            ("https://127.0.0.1:0", "it is no name or address with a port from 1 to 65535"),
+            ("https://root:geheim@127.0.0.1", "credentials don't belong into an address"),
+        ] {
+            let told = message(&GOOD.replace("https://127.0.0.1:8443", address));
+            assert!(told.starts_with("inventory.yaml:12:22: address"), "{told}");
+            assert!(told.contains(why) && told.contains("https://address:port"), "{told}");
+            assert!(!told.contains("geheim"), "{told}");
+        }
+        let told = message(&GOOD.replace("spki-sha256:5f", "spki-sha256:5"));
+        assert!(told.starts_with("inventory.yaml:14:18: ") && told.contains("is no pin"), "{told}");
+        let bare = inventory_from_yaml("i", &GOOD.replace("spki-sha256:", ""));
+        assert!(bare.is_ok(), "a bare digest is that of the public key: {bare:?}");
     }
 
     #[test]
