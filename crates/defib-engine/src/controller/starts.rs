@@ -212,6 +212,9 @@ impl Controller {
             })
         });
         let mut gate = Priority::Lowest;
+        if mutated!(TiersAtOnce) {
+            return gate;
+        }
         for vm in index.pending.iter().chain(lost) {
             let (Some(declared), Some(record)) =
                 (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
@@ -282,7 +285,7 @@ impl Controller {
         let Place::Intended { since, .. } = record.place else { return false };
         let tier_timeout = self.ledger.policy().restart.tier_timeout;
         let timeout = declared.readiness_timeout.unwrap_or(tier_timeout);
-        declared.depends_on.iter().all(|other| {
+        declared.depends_on.iter().filter(|_| !mutated!(IgnoreDependencies)).all(|other| {
             let (Some(other_declared), Some(other_record)) =
                 (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
             else {
@@ -373,6 +376,11 @@ impl Controller {
                 }
                 OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } if !cancelling => {
                     start.state = State::Again { at: now.plus(REDELIVER_AFTER) };
+                }
+                OrderOutcome::Refused { detail } | OrderOutcome::Unknown { detail }
+                    if mutated!(SilenceIsStopped) =>
+                {
+                    start.state = State::Ended(StartResult::NotRunning { detail });
                 }
                 OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } => {}
             }
