@@ -54,12 +54,14 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    pub(super) fn next_deadline(&self, ledger: &Ledger, now: Instant) -> Option<Instant> {
+    /// What is due after `looked`, when the starts were last derived. Not after the moment of the question: what has come due
+    /// in between would be dropped, and nobody would wake for it.
+    pub(super) fn next_deadline(&self, ledger: &Ledger, looked: Instant) -> Option<Instant> {
         let policy = &ledger.policy().restart;
         let mut next: Option<Instant> = None;
         let mut consider = |at: Instant| {
             // What lies in the past and still waits, waits for something else than time.
-            if at > now {
+            if at > looked {
                 next = Some(next.map_or(at, |held| held.min(at)));
             }
         };
@@ -81,7 +83,7 @@ impl Starts {
                 consider(since.plus(timeout));
             }
             if !declared.depends_on.is_empty() || self.since(vm).is_none() {
-                consider(now.plus(Millis(1000)));
+                consider(looked.plus(Millis(1000)));
             }
         }
         if let Some(gate) = self.gate {
