@@ -88,7 +88,7 @@ mod planted {
         HearReplays, "hear-replays", "a heartbeat that was heard before counts again";
         ObeyOldTerm, "obey-old-term", "an agent obeys a deposed leader";
         ObeyOldEpoch, "obey-old-epoch", "an agent obeys an order of an epoch that is over";
-        LeaseLossStopsNothing, "lease-loss-stops-nothing", "an agent without a lease lets its VMs run";
+        LeaseLossStopsNothing, "lease-loss-stops-nothing", "an agent without a lease lets its VMs run, and pets the watchdog";
         NoExemption, "no-exemption", "an agent without a lease stops its VMs whatever its neighbours say";
         PetWithoutLease, "pet-without-lease", "an agent pets the watchdog without a lease";
         ForgetOnRestart, "forget-on-restart", "an agent forgets across its restart what it has seen";

@@ -395,7 +395,7 @@ impl Guard {
         match self.lease(now) {
             LeaseState::Held { .. } => true,
             LeaseState::Exempt { .. } => !self.stopping,
-            LeaseState::Lost { .. } => mutated!(PetWithoutLease),
+            LeaseState::Lost { .. } => mutated!(PetWithoutLease) || mutated!(LeaseLossStopsNothing),
         }
     }
 
