@@ -1,5 +1,7 @@
 //! The quick bounds of the model checker, and the proof that it has teeth: each deliberate mistake is found.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use defib_sim::model_check::{
     Bounds, Fault, Kind, Mutant,
     argument::{Flaw, examine_neighbours, examine_promises},

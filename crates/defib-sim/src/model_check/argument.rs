@@ -1,12 +1,12 @@
-//! The argument of design 4.1 on its own, with no limit to what goes wrong: two small models in which messages are lost,
-//! late and reordered at will and every clock may be slow once. They share the waits with production
-//! ([`LeasePolicy::expiry_wait`], [`LeasePolicy::majority_wait`]) and nothing else, so they check the protocol, where the
-//! exploration of the core checks the code within its number of faults.
+//! The argument of design 4.1 on its own, with no limit to what goes wrong: two small models in which messages are
+//! lost, late and reordered at will and every clock may be slow once. They share the waits with production
+//! ([`LeasePolicy::expiry_wait`], [`LeasePolicy::majority_wait`]) and nothing else, so they check the protocol, where
+//! the exploration of the core checks the code within its number of faults.
 //!
 //! - [`Promises`]: one host and three replicas. When a majority has voted that the lease ran out, the host has been
 //!   without one for at least the watchdog's time, by its own clock, and never gets one again.
-//! - [`Neighbours`]: that host among others, and the observer whose vote is the last. It may vote at any moment from then
-//!   on, provided that a majority of all hosts has held leases for long enough. When it does, nothing runs.
+//! - [`Neighbours`]: that host among others, and the observer whose vote is the last. It may vote at any moment from
+//!   then on, provided that a majority of all hosts has held leases for long enough. When it does, nothing runs.
 //!
 //! What the first guarantees is what the second assumes; together they are the double quorum.
 
@@ -16,8 +16,8 @@ use std::hash::Hash;
 use defib_model::{Millis, policy::LeasePolicy};
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
-/// One millisecond stands for one tick. ε is as small as can be: it lengthens each wait by one tick, and in a run each clock
-/// may miss one tick.
+/// One millisecond stands for one tick. ε is as small as can be: it lengthens each wait by one tick, and in a run
+/// each clock may miss one tick.
 const WAITS: LeasePolicy =
     LeasePolicy { lease: Millis(2), watchdog: Millis(2), drift_ppm: 1, answer_freshness: Millis(2) };
 
@@ -81,8 +81,8 @@ pub fn examine_promises(flaw: Option<Flaw>) -> Examined {
     examine(Promises { flaw })
 }
 
-/// Checks that a vote under a majority of hosts means that nothing runs; of so many hosts in all, and with answers that stay
-/// fresh for so many ticks.
+/// Checks that a vote under a majority of hosts means that nothing runs; of so many hosts in all, and with answers
+/// that stay fresh for so many ticks.
 #[must_use]
 pub fn examine_neighbours(hosts: usize, freshness: u64, flaw: Option<Flaw>) -> Examined {
     examine(Neighbours { hosts, freshness: Millis(freshness), flaw })
@@ -180,7 +180,8 @@ impl Model for Promises {
                 actions.push(PromiseStep::Voted(at));
             }
             if !one.voted {
-                // Who voted and begins anew grants nothing either: the host is condemned in the log that it reads first.
+                // Who voted and begins anew grants nothing either: the host is condemned in the log that it reads
+                // first.
                 actions.push(PromiseStep::Restarted(at));
             }
         }

@@ -143,7 +143,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_replica(&mut self, replica: u8, message: Message) {
+    pub(super) fn reach_replica(&mut self, replica: u8, message: Message) {
         match message {
             Message::Beat { host, process, sent_at, mut beat, .. } => {
                 let now = self.replica_now(replica);

@@ -260,7 +260,7 @@ impl World {
         one.seen_epoch = one.seen_epoch.max(epoch);
     }
 
-    pub(super) fn to_host(&mut self, host: u8, message: Message) {
+    pub(super) fn reach_host(&mut self, host: u8, message: Message) {
         match message {
             Message::Ack { replica, sent_at, ack, .. } => {
                 self.learns(host, ack.epoch);

@@ -24,8 +24,11 @@ struct Exploration {
     bounds: Bounds,
 }
 
+/// Whether something holds of a world.
+type Condition = fn(&Exploration, &World) -> bool;
+
 /// The invariants, as properties.
-const INVARIANTS: [(&str, fn(&Exploration, &World) -> bool); 6] = [
+const INVARIANTS: [(&str, Condition); 6] = [
     ("I1 at most one", |_, world| holds(world, Invariant::AtMostOne)),
     ("I2 proof before restart", |_, world| holds(world, Invariant::ProofBeforeRestart)),
     ("I3 stale orders die", |_, world| holds(world, Invariant::StaleOrdersDie)),
@@ -35,7 +38,7 @@ const INVARIANTS: [(&str, fn(&Exploration, &World) -> bool); 6] = [
 ];
 
 /// What must happen somewhere, as properties.
-const FACTS: [(Fact, fn(&Exploration, &World) -> bool); 12] = [
+const FACTS: [(Fact, Condition); 12] = [
     (Fact::FailedOver, |_, world| world.facts.has(Fact::FailedOver)),
     (Fact::LeaseProof, |_, world| world.facts.has(Fact::LeaseProof)),
     (Fact::PowerProof, |_, world| world.facts.has(Fact::PowerProof)),

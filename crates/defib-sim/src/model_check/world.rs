@@ -1,5 +1,5 @@
-//! The world: parties, links and the log, and one tick of it. Every message arrives within the tick in which it was sent
-//! unless a fault says otherwise, so that a failure is as fast as it can be and each delay is chosen, not drawn.
+//! The world: parties, links and the log, and one tick of it. Every message arrives within the tick in which it was
+//! sent unless a fault says otherwise, so that a failure is as fast as it can be and each delay is chosen, not drawn.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -102,7 +102,8 @@ pub struct World {
     pub(super) lateness: Vec<(Fault, bool)>,
     late: Vec<(u16, Message)>,
     queue: VecDeque<Message>,
-    /// When each replica last promised each host a lease, by the replica's clock: what its former lives promised counts too.
+    /// When each replica last promised each host a lease, by the replica's clock: what its former lives promised
+    /// counts too.
     pub(super) granted: BTreeMap<(u8, u8), Instant>,
     published: EventSeq,
     /// Faults that may still come.
@@ -431,7 +432,7 @@ impl World {
             if to.frozen {
                 return self.host(host).inbox.push(message);
             }
-            return self.to_host(host, message);
+            return self.reach_host(host, message);
         }
         if let Some((replica, session)) = message.session() {
             let to = &self.replicas[usize::from(replica)];
@@ -441,7 +442,7 @@ impl World {
             if to.frozen {
                 return self.replica(replica).inbox.push(message);
             }
-            return self.to_replica(replica, message);
+            return self.reach_replica(replica, message);
         }
         if let Message::Question { host, process, to, asked_at } = message {
             let asked = &self.hosts[usize::from(to)];
