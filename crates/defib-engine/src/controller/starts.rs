@@ -54,8 +54,8 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    /// What is due after `looked`, when the starts were last derived. Not after the moment of the question: what has come due
-    /// in between would be dropped, and nobody would wake for it.
+    /// What is due after `looked`, when the starts were last derived. Not after the moment of the question: what has
+    /// come due in between would be dropped, and nobody would wake for it.
     pub(super) fn next_deadline(&self, ledger: &Ledger, looked: Instant) -> Option<Instant> {
         let policy = &ledger.policy().restart;
         let mut next: Option<Instant> = None;
