@@ -1,5 +1,5 @@
 //! The test of the tester: makes one deliberate mistake of `defib_engine::mutants` after the other, and runs seeds
-//! until a checker objects. One that nothing finds is a hole in the simulator.
+//! until a checker objects. One that nothing finds is a hole in the simulator, or has another safeguard behind it.
 
 #[cfg(feature = "mutants")]
 pub use run::{Caught, Mutant, catch};

@@ -152,6 +152,10 @@ impl World {
                     beat.lease_held_ms = now.0 / 1_000_000;
                     beat.echo = Some(now);
                 }
+                if self.setup.mutant == Some(Mutant::NoWatchdogInTheWait) {
+                    // What the host says of it counts beside the policy.
+                    beat.watchdog = Millis(0);
+                }
                 let observer = &mut self.replica(replica).observer;
                 let Some(slot) = observer.slot(&id) else { return };
                 let Some(ack) = observer.heartbeat(now, slot, &beat) else { return };
@@ -165,11 +169,13 @@ impl World {
                 let id = self.hosts[usize::from(host)].id.clone();
                 self.control(replica, Input::AgentLeft(id));
             }
-            Message::Goodbye { host, mut boot, epoch, .. } => {
+            Message::Goodbye { host, mut boot, mut epoch, .. } => {
                 let host = self.hosts[usize::from(host)].id.clone();
                 if self.setup.mutant == Some(Mutant::GoodbyeOfAnyBoot) {
                     let ledger = self.replicas[usize::from(replica)].controller.ledger();
-                    boot = ledger.hosts().get(&host).and_then(|record| record.boot).unwrap_or(boot);
+                    if let Some(record) = ledger.hosts().get(&host) {
+                        (boot, epoch) = (record.boot.unwrap_or(boot), record.epoch);
+                    }
                 }
                 self.control(replica, Input::Goodbye { host, boot, epoch, goodbye: Goodbye::Shutdown });
             }
