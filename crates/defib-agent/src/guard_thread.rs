@@ -302,6 +302,9 @@ impl GuardThread {
         endpoints: &[(String, SocketAddr)],
     ) {
         let mut paths = Vec::new();
+        for name in self.locals.keys().filter(|name| endpoints.iter().all(|(known, _)| known != *name)) {
+            tracing::warn!(%replica, path = name, "the configuration names a path that this replica has not");
+        }
         for (at, (name, address)) in endpoints.iter().enumerate() {
             let local = self.locals.get(name).copied();
             match self.socket(local, address.is_ipv6()) {

@@ -53,6 +53,9 @@ struct News {
 #[derive(Debug, Default)]
 struct Inner {
     sessions: BTreeMap<HostId, Session>,
+    /// The newest session of each host, open or not. Its heartbeats count until the next one begins: they may take
+    /// another network than the connection, and must not fall silent with the connection's.
+    heard_under: BTreeMap<HostId, u64>,
     news: News,
 }
 
@@ -139,7 +142,16 @@ impl Agents {
     pub fn electorate_changed(&self, ledger: &Ledger) {
         let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
         let electorate = v1::Electorate::of(version, ledger.inventory(), ledger.voters());
-        self.inner().news.electorate = electorate.clone();
+        let gone = {
+            let mut inner = self.inner();
+            inner.news.electorate = electorate.clone();
+            let gone = |host: &HostId| {
+                !inner.sessions.contains_key(host) && !ledger.inventory().hosts.contains_key(host)
+            };
+            let gone: Vec<HostId> = inner.heard_under.keys().filter(|host| gone(host)).cloned().collect();
+            gone.iter().filter_map(|host| inner.heard_under.remove(host)).collect::<Vec<u64>>()
+        };
+        gone.into_iter().for_each(|number| self.observer.tell(Instruction::EndSession(number)));
         self.tell_all(&controller_message::Message::Electorate(electorate));
     }
 
@@ -193,10 +205,11 @@ impl Agents {
                 .map_err(|_| Status::unavailable("the session ended at once"))?;
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
-        let former = inner.sessions.insert(host.clone(), session);
+        inner.sessions.insert(host.clone(), session);
+        let former = inner.heard_under.insert(host.clone(), number);
         drop(inner);
         if let Some(former) = former {
-            self.observer.tell(Instruction::EndSession(former.number));
+            self.observer.tell(Instruction::EndSession(former));
         }
         self.observer.tell(Instruction::Session { session: number, host: host.clone(), secret });
         Ok(number)
@@ -204,7 +217,6 @@ impl Agents {
 
     /// Ends a session unless a newer one of the host has taken its place; whether it was the present one.
     fn close(&self, host: &HostId, number: u64) -> bool {
-        self.observer.tell(Instruction::EndSession(number));
         let mut inner = self.inner();
         let present = inner.sessions.get(host).is_some_and(|session| session.number == number);
         if present {

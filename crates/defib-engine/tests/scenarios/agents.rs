@@ -62,10 +62,10 @@ impl World {
     pub(crate) fn act_on_host(&mut self, act: Act) {
         match act {
             Act::Tick(host) => self.tick(&host),
-            Act::Ack { host, boots, from, sent, ack } => {
+            Act::Ack { host, boots, from, path, sent, ack } => {
                 let (now, voters) = (self.now, self.voters());
                 let Some(machine) = self.machines.get_mut(&host) else { return };
-                if machine.boots != boots || !machine.reaches(from) {
+                if machine.boots != boots || !machine.reaches_on(path, from) {
                     return;
                 }
                 machine.epoch = machine.epoch.max(ack.epoch);
@@ -176,24 +176,24 @@ impl World {
         let now = self.now;
         let mut beats = Vec::new();
         if let Some(machine) = self.machines.get(host) {
-            for (number, replica) in self.replicas.iter().enumerate() {
-                if !machine.reaches(replica.id) || !replica.alive {
-                    continue;
-                }
+            for (number, replica) in self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive) {
                 let lease_held_ms = machine.held_since.map_or(0, |since| (now - since).max(1));
-                let beat = Beat {
-                    boot: machine.boot(),
-                    sequence: machine.sequence,
-                    epoch: machine.epoch,
-                    path: 0,
-                    lease_held_ms,
-                    vm_digest: 0,
-                    echo: machine.stamps.get(&replica.id).copied(),
-                    electorate: 0,
-                    watchdog: Millis::ZERO,
-                    answer_freshness: Millis::ZERO,
-                };
-                beats.push((number, replica.session, Incoming::Beat { host: host.clone(), beat, sent: now }));
+                for path in (0..machine.paths).filter(|path| machine.reaches_on(*path, replica.id)) {
+                    let beat = Beat {
+                        boot: machine.boot(),
+                        sequence: machine.sequence,
+                        epoch: machine.epoch,
+                        path,
+                        lease_held_ms,
+                        vm_digest: 0,
+                        echo: machine.stamps.get(&replica.id).copied(),
+                        electorate: 0,
+                        watchdog: Millis::ZERO,
+                        answer_freshness: Millis::ZERO,
+                    };
+                    let incoming = Incoming::Beat { host: host.clone(), beat, sent: now };
+                    beats.push((number, replica.session, incoming));
+                }
             }
         }
         for (number, session, beat) in beats {
@@ -205,13 +205,13 @@ impl World {
     fn neighbours_vouch(&self, host: &HostId) -> bool {
         let (now, voters) = (self.now, self.voters());
         let Some(own) = self.machines.get(host) else { return false };
-        if own.cut_from_neighbours {
+        if !own.hears_neighbours() {
             return false;
         }
         let others: Vec<_> = self
             .machines
             .values()
-            .filter(|other| other.id != *host && other.agent_runs() && !other.cut_from_neighbours)
+            .filter(|other| other.id != *host && other.agent_runs() && other.hears_neighbours())
             .collect();
         (others.len() + 1) * 2 > self.machines.len()
             && !others.iter().any(|other| other.holds_lease(now, &voters))

@@ -66,7 +66,9 @@ impl Scenario {
                 }
                 ("thaw", _) => machine.frozen = false,
                 ("network", "cut") => {
-                    if let Some(from) = rest.get(2) {
+                    if let Some(path) = option(rest, "path") {
+                        machine.cut_paths.insert(u8::try_from(number(path)?).unwrap_or(0));
+                    } else if let Some(from) = rest.get(2) {
                         machine.cut_from.insert(replicas[Self::replica(Some(from))?]);
                     } else {
                         machine.cut_from.extend(replicas.iter().copied());
@@ -76,6 +78,7 @@ impl Scenario {
                 }
                 ("network", "heal") => {
                     machine.cut_from.clear();
+                    machine.cut_paths.clear();
                     machine.cut_from_neighbours = false;
                     machine.reported.clear();
                 }
