@@ -168,14 +168,14 @@ impl Agents {
         }
     }
 
-    /// Opens a session; a former one of the same host ends.
+    /// Opens a session; a former one of the same host ends. Its number, and whether there was one.
     fn open(
         &self,
         host: &HostId,
         agent_version: &str,
         epoch: Epoch,
         outgoing: Outgoing,
-    ) -> Result<u64, Status> {
+    ) -> Result<(u64, bool), Status> {
         let mut bytes = [0; 8];
         let unavailable = |_| Status::unavailable("the system gives no random numbers");
         self.random.fill(&mut bytes).map_err(unavailable)?;
@@ -205,14 +205,14 @@ impl Agents {
                 .map_err(|_| Status::unavailable("the session ended at once"))?;
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
-        inner.sessions.insert(host.clone(), session);
+        let replaces = inner.sessions.insert(host.clone(), session).is_some();
         let former = inner.heard_under.insert(host.clone(), number);
         drop(inner);
         if let Some(former) = former {
             self.observer.tell(Instruction::EndSession(former));
         }
         self.observer.tell(Instruction::Session { session: number, host: host.clone(), secret });
-        Ok(number)
+        Ok((number, replaces))
     }
 
     /// Ends a session unless a newer one of the host has taken its place; whether it was the present one.
@@ -290,7 +290,11 @@ impl AgentControl for AgentService {
             )));
         };
         let (outgoing, stream) = mpsc::channel(QUEUE);
-        let number = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        let (number, replaces) = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        if replaces {
+            // Before anything that the new session brings: what was ordered by the former one may be lost.
+            let _ = self.core.tell(Message::Input(Input::AgentLeft(host.clone())));
+        }
         tracing::info!(%host, version = hello.agent_version, boot = hello.boot_id, "agent session opened");
         let (core, agents) = (self.core.clone(), Arc::clone(&self.agents));
         tokio::spawn(async move {
@@ -360,7 +364,9 @@ fn order_outcome(outcome: Option<order_outcome::Outcome>) -> anyhow::Result<Orde
     use v1::RefusalReason as Reason;
     Ok(match outcome {
         Some(order_outcome::Outcome::Running(_)) => OrderOutcome::Running,
-        Some(order_outcome::Outcome::NotRunning(not)) => OrderOutcome::NotRunning { detail: not.detail },
+        Some(order_outcome::Outcome::NotRunning(not)) => {
+            OrderOutcome::NotRunning { detail: not.detail, tried: !not.never_tried }
+        }
         Some(order_outcome::Outcome::Refused(refused)) => {
             let reason = Reason::try_from(refused.reason).unwrap_or(Reason::Unspecified);
             OrderOutcome::Refused { detail: format!("{}: {}", reason.as_str_name(), refused.detail) }

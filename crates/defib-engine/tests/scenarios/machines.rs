@@ -37,6 +37,8 @@ pub(crate) enum StartFault {
     Fails,
     /// Never answers and starts nothing.
     Mute,
+    /// Its agent is killed before it has written the order down, and started again after this many milliseconds.
+    Dies { back_after: u64 },
 }
 
 /// A VM on a host.

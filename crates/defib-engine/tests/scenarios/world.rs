@@ -125,6 +125,7 @@ pub(crate) enum Act {
         boots: u64,
         order: Order,
         detail: &'static str,
+        tried: bool,
     },
     Ready {
         host: HostId,

@@ -164,6 +164,7 @@ pub fn policy(policy: &Policy) -> String {
             ("confirm-spacing", fencing.confirm_spacing),
             ("attempt-timeout", fencing.attempt_timeout),
             ("retry-pause", fencing.retry_pause),
+            ("retry-pause-max", fencing.retry_pause_max),
         ],
         &[("confirm-reads", fencing.confirm_reads)],
     );

@@ -46,7 +46,7 @@ section!(Detection for DetectionPolicy {
     heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
 });
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
-section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause; confirm_reads });
+section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause, retry_pause_max; confirm_reads });
 section!(Restart for RestartPolicy {
     tier_timeout, tier_delay, start_timeout, retry_after; starts_per_host, starts_per_datastore, starts_total, attempts
 });
@@ -241,6 +241,17 @@ events:
         assert!(
             message("fencing:\n  confirm-reads: 1\n")
                 .starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading")
+        );
+        assert_eq!(
+            message("profile: fast\nlease: { lease: 5s, watchdog: 1s, answer-freshness: 500ms }\n")
+                .split_once(": hardware")
+                .unwrap()
+                .0,
+            "policy.yaml:2:21: lease.watchdog: 1s is less than 2s"
+        );
+        assert_eq!(
+            message("fencing:\n  retry-pause: 5s\n  retry-pause-max: 4s\n"),
+            "policy.yaml:3:3: fencing.retry-pause-max: 4s is less than retry-pause (5s)"
         );
         assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
     }

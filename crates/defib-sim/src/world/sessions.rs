@@ -141,6 +141,7 @@ impl World {
         self.push_to_agent(connection, controller_message::Message::Electorate(electorate));
         if let Some((_, old)) = former {
             self.connections[old].replica_open = false;
+            self.tell_core(replica, Message::Input(Input::AgentLeft(id.clone())));
         }
         if let Some(former) = heard_under {
             self.tell_observer(replica, Instruction::EndSession(former));
@@ -437,7 +438,9 @@ fn heard(host: &HostId, said: agent_message::Message) -> Option<Message> {
             host: host.clone(),
             outcome: match outcome.outcome? {
                 order_outcome::Outcome::Running(_) => OrderOutcome::Running,
-                order_outcome::Outcome::NotRunning(not) => OrderOutcome::NotRunning { detail: not.detail },
+                order_outcome::Outcome::NotRunning(not) => {
+                    OrderOutcome::NotRunning { detail: not.detail, tried: !not.never_tried }
+                }
                 order_outcome::Outcome::Refused(refused) => OrderOutcome::Refused { detail: refused.detail },
             },
         }),
