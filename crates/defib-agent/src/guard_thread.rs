@@ -24,6 +24,7 @@ use defib_engine::{
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
+    policy::LeasePolicy,
 };
 use defib_wire::{
     datagram::{DATAGRAM_LEN, Direction, OpeningSession, SealingSession, SessionSecret, peek_session},
@@ -50,6 +51,10 @@ use crate::{
 const SENT: usize = 1024;
 /// How often the watchdog is looked after.
 const TEND: Millis = Millis(200);
+const _: () = assert!(
+    TEND.0 * 5 + 1000 <= LeasePolicy::WATCHDOG_MIN.0,
+    "late by a second, the watchdog must still be looked after in time"
+);
 /// How often the resume hint is written.
 const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
