@@ -139,8 +139,10 @@ fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
             inside =
                 line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
         }
-        if inside && let Some(column) = line.find(&format!("{key}:")) {
-            return Some((number as u64 + 1, column as u64 + 1));
+        // The section's own name may be the key's, too.
+        let from = if indent == 0 { section.len() + 1 } else { 0 };
+        if inside && let Some(column) = line.get(from..).and_then(|rest| rest.find(&format!("{key}:"))) {
+            return Some((number as u64 + 1, (from + column) as u64 + 1));
         }
     }
     None
@@ -249,6 +251,12 @@ events:
                 .0,
             "policy.yaml:2:21: lease.watchdog: 1s is less than 2s"
         );
+        for (text, place) in [("lease:\n  lease: 9ms\n", "2:3"), ("lease: { lease: 9ms }\n", "1:10")] {
+            assert!(
+                message(text).starts_with(&format!("policy.yaml:{place}: lease.lease: is less")),
+                "{text}"
+            );
+        }
         assert_eq!(
             message("fencing:\n  retry-pause: 5s\n  retry-pause-max: 4s\n"),
             "policy.yaml:3:3: fencing.retry-pause-max: 4s is less than retry-pause (5s)"
