@@ -37,11 +37,12 @@ pub struct LeasePolicy {
 }
 
 impl LeasePolicy {
-    /// The shortest time that keeps its promises. A guard stops VMs at 3/5 of it, so 2/5 are left for stopping them, and
-    /// for asking once more where the first stop was not confirmed (800 ms here; `STOP_RETRY` in the engine's guard).
-    /// The hardware counts whole seconds, so what is petted five times a second (`TEND` in the agent) may be late by
-    /// more than a second, for want of CPU or of a disk that answers, before a healthy host resets itself; a new process
-    /// of the agent has as long to take over. With 1s each of these would be a race.
+    /// The shortest time that keeps its promises. A guard stops VMs at 3/5 of it, so 2/5 are left for stopping
+    /// them, and for asking once more where the first stop was not confirmed (800 ms here; `STOP_RETRY` in the
+    /// engine's guard). The hardware counts whole seconds, so what is petted five times a second (`TEND` in the
+    /// agent) may be late by more than a second, for want of CPU or of a disk that answers, before a healthy
+    /// host resets itself; a new process of the agent has as long to take over. With 1s each of these would be
+    /// a race.
     pub const WATCHDOG_MIN: Millis = Millis(2000);
 
     /// For how long, by its own clock, a replica must think that a host counts on its promise.
@@ -83,9 +84,10 @@ pub struct FencingPolicy {
     pub confirm_spacing: Millis,
     /// How long one attempt of one level may take.
     pub attempt_timeout: Millis,
-    /// Pause before the next attempt after all levels failed, three times; then it doubles as long as attempts end as
-    /// those before them did. It begins anew when one ends otherwise, when a BMC that gave no answer gives one again, and
-    /// when an operator acts (fences the host, resumes, or applies a policy or an inventory).
+    /// Pause before the next attempt after all levels failed, three times; then it doubles as long as attempts
+    /// end as those before them did. It begins anew when one ends otherwise, when a BMC that gave no answer
+    /// gives one again, and when an operator acts (fences the host, resumes, or applies a policy or an
+    /// inventory).
     pub retry_pause: Millis,
     /// The longest that this pause grows to; attempts never end.
     #[serde(default = "retry_pause_max")]

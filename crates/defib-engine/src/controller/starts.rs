@@ -439,17 +439,18 @@ impl Controller {
         }
     }
 
-    /// An agent reports, by a new session if the former one is over, and does not know a start that was ordered by that:
-    /// the order died on its way, or with a process of the agent (which may not have lived to write it down), so it is
-    /// given once more, instead of waiting for the whole `start-timeout`.
+    /// An agent reports, by a new session if the former one is over, and does not know a start that was ordered
+    /// by that: the order died on its way, or with a process of the agent (which may not have lived to write it
+    /// down), so it is given once more, instead of waiting for the whole `start-timeout`.
     ///
-    /// Nothing is concluded from what a report does *not* say: what is not named may still be ordered by a message that
-    /// is late, so only the agent's durable word (`NotRunning`) or the host's death releases the VM (I2). And the
-    /// repetition is the same order: of the same incarnation, on the same host, minted anew from the committed placement
-    /// with the host's present epoch and this leader's term, and refused if a newer of either was seen (I3). Whichever
-    /// of the two comes first is written down before anything follows from it; the other one finds the incarnation seen,
-    /// and starts nothing: not while it starts or runs, not when it is burnt. So at most one start comes of both,
-    /// in whatever order and however late they arrive, and none on a host or in an epoch that they were not meant for.
+    /// Nothing is concluded from what a report does *not* say: what is not named may still be ordered by a
+    /// message that is late, so only the agent's durable word (`NotRunning`) or the host's death releases the
+    /// VM (I2). And the repetition is the same order: of the same incarnation, on the same host, minted anew
+    /// from the committed placement with the host's present epoch and this leader's term, and refused if a
+    /// newer of either was seen (I3). Whichever of the two comes first is written down before anything follows
+    /// from it; the other one finds the incarnation seen, and starts nothing: not while it starts or runs, not
+    /// when it is burnt. So at most one start comes of both, in whatever order and however late they arrive,
+    /// and none on a host or in an epoch that they were not meant for.
     pub(super) fn repeat_orders(&mut self, now: Instant, report: &AgentReport) {
         for (vm, start) in &mut self.starts.running {
             if self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) != Some(&report.host) {

@@ -138,8 +138,8 @@ impl Ledger {
         (levels > 0).then(|| next % levels)
     }
 
-    /// An operator has acted, and perhaps mended what made fences fail: they are tried again at once, and at the pace of
-    /// first attempts. `only`: of this host; `None`: of all.
+    /// An operator has acted, and perhaps mended what made fences fail: they are tried again at once, and at
+    /// the pace of first attempts. `only`: of this host; `None`: of all.
     pub(super) fn retry_fences(&mut self, only: Option<&HostId>) {
         let now = self.at;
         for id in &self.index.open {
