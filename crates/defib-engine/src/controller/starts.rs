@@ -58,12 +58,15 @@ impl Start {
     /// It could not be delivered, or was refused for now.
     fn hindered(&mut self, now: Instant, why: String) {
         self.hindered_since.get_or_insert(now);
-        let doublings = self.attempt.saturating_sub(1).min(REDELIVER_DOUBLINGS);
+        let doublings = (self.attempt / REDELIVERED_STEADILY).min(REDELIVER_DOUBLINGS);
         self.state = State::Again { at: now.plus(REDELIVER_AFTER.times(1 << doublings)), why };
     }
 }
 
-/// How often the pause before the next delivery of an order doubles.
+/// After so many deliveries of an order the pause before the next one doubles: a lease that was just lost, or not held
+/// yet, is often there after a few beats …
+const REDELIVERED_STEADILY: u32 = 5;
+/// … and it doubles so often.
 const REDELIVER_DOUBLINGS: u32 = 2;
 
 /// The lowest tier that nothing before it blocks, since when, and the one that was open before.
