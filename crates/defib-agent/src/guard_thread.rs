@@ -20,7 +20,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
     guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal},
-    observer::Ack,
+    observer::{Ack, Beat},
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
@@ -204,7 +204,7 @@ impl GuardThread {
             locals,
             sockets: Vec::new(),
             sessions: BTreeMap::new(),
-            sequence: 0,
+            sequence: Beat::sequence_at(now),
             sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
             interval: Millis(100),
             next_beat: now,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     guard::{self, Answer, Effect, Guard, Input, LeaseState, Outcome, Timing},
-    observer::Ack,
+    observer::{Ack, Beat},
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, Policy, ReplicaId, VmId, command::AgentReport,
@@ -59,6 +59,8 @@ pub(crate) struct Agent {
     pub(crate) welcomed: BTreeSet<usize>,
     pub(crate) backoff: BTreeMap<usize, u64>,
     pub(crate) ordered_by: BTreeMap<EffectId, usize>,
+    /// The order that was refused last.
+    pub(crate) refused: Option<EffectId>,
     pub(crate) interval: Millis,
     sequence: u64,
     sent: Box<[(u64, Instant)]>,
@@ -97,6 +99,8 @@ impl World {
         if machine.boots != boots || !machine.booted || machine.agent.is_some() || machine.agent_held > 0 {
             return;
         }
+        self.checks.agent_began(now, host);
+        let machine = &mut self.machines[host];
         machine.agent_life += 1;
         machine.paused_until = 0;
         machine.deferred.clear();
@@ -111,8 +115,9 @@ impl World {
             welcomed: BTreeSet::new(),
             backoff: BTreeMap::new(),
             ordered_by: BTreeMap::new(),
+            refused: None,
             interval: Millis(100),
-            sequence: 0,
+            sequence: Beat::sequence_at(local),
             sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
             next_beat: local,
             beat_armed: u64::MAX,
@@ -397,6 +402,7 @@ impl World {
         }
         self.leave_if_empty(host);
         self.lease_truth(host);
+        self.old_order(host);
     }
 
     /// What checkers know of leases, by the guard's own count.
@@ -404,7 +410,10 @@ impl World {
         let (now, clock) = (self.now, self.machines[host].clock);
         let Some(agent) = self.machines[host].agent.as_deref() else { return };
         if let LeaseState::Held { until, .. } = agent.guard.lease(clock.local(now)) {
-            self.checks.lease_held(host, clock.when(until));
+            self.checks.lease_held(now, host, clock.when(until));
+        } else {
+            let around = self.around(host);
+            self.checks.leaseless(now, host, &around);
         }
     }
 
@@ -440,9 +449,15 @@ impl World {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::NotRunning { detail } => {
+                self.checks.vouched(self.now, &self.machines[host], vm, incarnation);
+                Wire::NotRunning(v1::NotRunning { detail })
+            }
             Outcome::Refused(refusal) => {
                 self.counts.refused_orders += 1;
+                if let Some(agent) = self.agent(host) {
+                    agent.refused = Some(effect.clone());
+                }
                 let reason = v1::RefusalReason::Unspecified.into();
                 Wire::Refused(v1::Refused { reason, detail: refusal.to_string() })
             }
@@ -531,6 +546,9 @@ impl World {
 
     pub(crate) fn say_goodbye(&mut self, host: usize, kind: v1::GoodbyeKind) {
         let boot = self.machines[host].boot().to_string();
+        if kind == v1::GoodbyeKind::Shutdown {
+            self.checks.goodbye(self.now, host);
+        }
         let Some(agent) = self.agent(host) else { return };
         let epoch = agent.guard.epoch().0;
         let replicas: Vec<usize> = agent.welcomed.iter().copied().collect();

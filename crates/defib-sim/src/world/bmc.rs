@@ -1,10 +1,12 @@
 //! BMCs and outlets, and a replica's workers that read and switch them. Repeats what `crates/defib-act` and
 //! `crates/defib-bmc` do over HTTPS: look first, ask, look until it is proven, and only readings count.
 
+use std::collections::BTreeMap;
+
 use defib_engine::controller::{Input, PowerQuestion};
 use defib_model::command::{FenceResult, PowerOffReading};
 
-use super::{Act, End, World, core::Message, log::RaftInput};
+use super::{Act, End, Replica, World, core::Message, log::RaftInput};
 use crate::{clock::MS, fault::BmcFault, mutants};
 
 /// How one BMC, or one outlet, is at the moment: faults that are on, by number of episodes.
@@ -356,6 +358,22 @@ impl World {
         };
         self.tell_core(task.replica, Message::Input(input));
     }
+}
+
+/// The attempts in which a replica that leads has written to a host's BMCs and does not know yet what came of it.
+pub(crate) fn fences_under_way(tasks: &BTreeMap<u64, Task>, replicas: &[Replica], host: usize) -> Vec<u32> {
+    let under_way = |task: &&Task| {
+        let replica = &replicas[task.replica];
+        task.host == host
+            && replica.leads()
+            && replica.life == task.life
+            && task.methods.iter().any(|method| method.requests > 0 && method.result.is_none())
+    };
+    let attempt = |task: &Task| match task.kind {
+        TaskKind::Fence { attempt } => Some(attempt),
+        TaskKind::Ask => None,
+    };
+    tasks.values().filter(under_way).filter_map(attempt).collect()
 }
 
 const fn backoff(failures: u32) -> u64 {
