@@ -99,6 +99,7 @@ mod planted {
             "the vote that a lease has run out needs no majority of hosts that hold theirs";
         HearFormerBoots, "hear-former-boots",
             "a datagram of a boot that is over counts as one of a new boot, and its session stays open (in the shell)";
+        CountFromZero, "count-from-zero", "a new process of an agent counts its heartbeats from 0";
         HearReplays, "hear-replays", "a heartbeat that was heard before counts again";
         ObeyOldTerm, "obey-old-term", "an agent obeys a deposed leader";
         ObeyOldEpoch, "obey-old-epoch", "an agent obeys an order of an epoch that is over";

@@ -130,9 +130,13 @@ impl Controller {
         let mut per_host: BTreeMap<HostId, u32> = BTreeMap::new();
         let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
         let mut total = 0_u32;
-        for vm in self.starts.running.keys() {
+        for (vm, start) in &self.starts.running {
             // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
-            // until its end is proven, which may take an operator.
+            // until its end is proven, which may take an operator. The same of a start that gave no answer in its
+            // time: its host may be as dead, and a brake may keep that from being said.
+            if matches!(start.state, State::Cancelling { .. }) {
+                continue;
+            }
             let host = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host);
             let in_use = host.and_then(|host| self.ledger.hosts().get(host));
             if in_use.is_none_or(|host| host.standing != Standing::Active) {

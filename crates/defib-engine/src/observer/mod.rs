@@ -71,8 +71,8 @@ impl Beat {
     /// any beat of a former process of the boot had, at less than a beat each microsecond. From 0 it would be taken
     /// for a repetition until it had sent as many as they.
     #[must_use]
-    pub const fn sequence_at(now: Instant) -> u64 {
-        now.0 / 1000
+    pub fn sequence_at(now: Instant) -> u64 {
+        if mutated!(CountFromZero) { 0 } else { now.0 / 1000 }
     }
 }
 

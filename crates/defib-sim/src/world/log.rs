@@ -83,6 +83,15 @@ impl World {
         }
     }
 
+    /// Checkers learn at once who reaches a majority again: what it hears then may reach it before its next tick.
+    pub(crate) fn who_reaches_a_majority(&mut self) {
+        for number in 0..self.replicas.len() {
+            if self.reaches_a_majority(number) {
+                self.checks.reached_a_majority(self.now, self.replicas[number].id);
+            }
+        }
+    }
+
     /// Whether a replica and most of those that it counts run, and reach each other.
     fn reaches_a_majority(&self, number: usize) -> bool {
         let Some(run) = &self.replicas[number].run else { return false };

@@ -258,6 +258,7 @@ impl World {
         let deferred = match process {
             Process::Replica(replica) => {
                 self.checks.links_changed(self.now);
+                self.who_reaches_a_majority();
                 self.checks.reached_a_majority(self.now, self.replicas[replica].id);
                 std::mem::take(&mut self.replicas[replica].deferred)
             }

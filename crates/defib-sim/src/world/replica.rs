@@ -215,6 +215,7 @@ impl World {
         self.checks.links_changed(now);
         self.checks.reached_a_majority(now, id);
         self.counts.replica_starts += 1;
+        self.who_reaches_a_majority();
         self.say(|| format!("replica r{id} starts"));
         if let Some(snapshot) = snapshot {
             self.restore(number, &snapshot);

@@ -236,6 +236,7 @@ impl World {
 
     /// Links changed: what waited goes on, and who hears nothing any more will notice.
     pub(crate) fn links_changed(&mut self) {
+        self.who_reaches_a_majority();
         for connection in 0..self.connections.len() {
             let it = &self.connections[connection];
             if !it.agent_open && !it.replica_open {
