@@ -107,6 +107,7 @@ mod planted {
         NoExemption, "no-exemption", "an agent without a lease stops its VMs whatever its neighbours say";
         PetWithoutLease, "pet-without-lease", "an agent pets the watchdog without a lease";
         ForgetOnRestart, "forget-on-restart", "an agent forgets across its restart what it has seen";
+        ForgetGoodbye, "forget-goodbye", "an agent forgets across its restart that it said goodbye";
         StartWithoutLease, "start-without-lease", "an agent starts VMs without a lease";
         LeaseFromReceipt, "lease-from-receipt",
             "an agent counts a promise from when it heard it, not from when it asked";

@@ -41,7 +41,8 @@ impl Plan {
 }
 
 /// The replicas, or the way to them, are gone for longer than any lease and watchdog, and nothing else goes wrong
-/// meanwhile; or a host was dark for long, and the replicas are restarted when it comes back.
+/// meanwhile; or agents are upgraded, and nothing else goes wrong; or a host was dark for long, and the replicas are
+/// restarted when it comes back, one of them with a disk that had fallen behind, and cut off from the others.
 pub(crate) fn outage(plan: &mut Plan, rng: &mut Rng) {
     let lease = &mut plan.policy.lease;
     lease.watchdog = Millis(1000 * rng.between(4, 5));
@@ -49,7 +50,15 @@ pub(crate) fn outage(plan: &mut Plan, rng: &mut Rng) {
     let longest = lease.lease.0 + lease.watchdog.0;
     plan.every_host_fences_itself_by(|| SelfFence::Watchdog);
     let mut at_ms = rng.between(200, 2000);
-    if rng.permille(500) {
+    let kind = rng.below(4);
+    if kind == 0 {
+        plan.policy.detection.upgrade_grace = Millis(rng.between(14_000, 18_000));
+        for _ in 0..rng.between(1, 2) {
+            let host = rng.index(plan.hosts.len());
+            plan.happens(at_ms, rng.between(50, 1500), Fault::AgentUpgrade { host });
+        }
+        at_ms += 16_000;
+    } else if kind < 3 {
         for _ in 0..rng.between(1, 2) {
             let for_ms = longest + rng.between(2000, 9000);
             let fault = if rng.permille(500) { Fault::SwitchCut } else { Fault::AllReplicasDown };
@@ -62,6 +71,15 @@ pub(crate) fn outage(plan: &mut Plan, rng: &mut Rng) {
         plan.happens(at_ms, dark_ms, Fault::HostCut { host });
         plan.bmcs(host, at_ms, dark_ms + 3000, BmcFault::Hang);
         let restart = at_ms + dark_ms - rng.between(0, 600);
+        let behind = rng.index(plan.replicas);
+        if rng.permille(700) {
+            let (from, ms) = (at_ms + plan.policy.detection.act_after.0, rng.between(1000, 9000));
+            plan.happens(from, dark_ms, Fault::SlowDisk { replica: behind, ms });
+            for other in (0..plan.replicas).filter(|other| *other != behind) {
+                let pair = Fault::ReplicaPair { replica: behind, other, way: Way::Both };
+                plan.happens(restart + 300, 3000, pair);
+            }
+        }
         for replica in 0..plan.replicas {
             let (at_ms, power) = (restart + rng.between(0, 200), rng.permille(700));
             plan.happens(at_ms, rng.between(50, 400), Fault::ReplicaCrash { replica, power });
@@ -99,6 +117,9 @@ pub(crate) fn half(plan: &mut Plan, rng: &mut Rng) {
                 }
             }
             3 if !plan.trusts(host) => {
+                // What promises it is on its way when it stops.
+                let slow = Fault::Delay(rng.between(50, 300));
+                plan.happens(at_ms.saturating_sub(1500), 3000, slow);
                 let still = watchdog * rng.between(450, 750) / 1000;
                 plan.happens(at_ms, still, Fault::AgentPause { host });
                 plan.happens(at_ms + rng.between(5, still - 100), for_ms, Fault::HostCut { host });
@@ -111,6 +132,7 @@ pub(crate) fn half(plan: &mut Plan, rng: &mut Rng) {
                 // Its VMs are about to start elsewhere when a host loses one replica, perhaps the leader.
                 plan.a_death(rng, at_ms);
                 let act = plan.policy.detection.act_after.0;
+                plan.hosts.iter_mut().for_each(|host| host.start_ms = rng.between(500, 5000));
                 for host in 0..plan.hosts.len() {
                     let replica = rng.index(plan.replicas);
                     let cut = Fault::HostFromReplica { host, replica, way: Way::Both };
@@ -154,8 +176,11 @@ pub(crate) fn stale(plan: &mut Plan, rng: &mut Rng) {
     if rng.permille(700) {
         plan.happens(0, end, Fault::Straggle(rng.between(5, 150) as u32));
     }
-    let slow = rng.permille(400);
-    if slow {
+    if rng.permille(300) {
+        // Hosts are nearly full.
+        plan.inventory.vms.values_mut().for_each(|vm| vm.resources.cpu_millis = 2500);
+    }
+    if rng.permille(400) {
         for replica in 0..plan.replicas {
             plan.happens(0, end, Fault::SlowDisk { replica, ms: rng.between(20, 250) });
         }
@@ -218,6 +243,14 @@ pub(crate) fn liars(plan: &mut Plan, rng: &mut Rng) {
             plan.bmcs(host, at_ms, for_ms + 2000, BmcFault::Hang);
             plan.happens(at_ms, for_ms + rng.between(1000, 5000), Fault::StopStuck { host });
             plan.happens(at_ms, for_ms, Fault::AgentPause { host });
+            continue;
+        }
+        if rng.permille(400) {
+            // An operator has a host fenced that is heard, and its BMC first says nothing, then what is not true.
+            let silent = plan.policy.fencing.attempt_timeout.0 + rng.between(0, 2500);
+            plan.bmcs(host, at_ms, silent, BmcFault::Hang);
+            plan.happens(at_ms + 20, 0, Fault::OperatorFence { host });
+            plan.bmcs(host, at_ms + silent, 4000, BmcFault::LiesOff);
             continue;
         }
         let levels = plan.inventory.hosts[&plan.hosts[host].id].fencing.len();

@@ -201,7 +201,7 @@ impl Checks {
     pub(crate) fn event(&mut self, now: u64, event: &Event, ledger: &Ledger, machines: &[Machine]) {
         self.stream.event(&mut self.common, now, event);
         self.proof.event(&mut self.common, now, event, machines);
-        self.promises.event(&mut self.common, now, event);
+        self.promises.event(&mut self.common, now, event, ledger);
         self.said.event(&mut self.common, now, event, ledger);
         self.outage.event(&self.common, now, event);
         self.quorum.event(&mut self.common, now, event);
@@ -318,14 +318,9 @@ impl Checks {
         self.outage.begin();
     }
 
-    /// A host's power is gone, for a moment at least.
-    pub(crate) fn power_lost(&mut self, now: u64, host: usize) {
-        self.proof.power_lost(now, host);
-    }
-
     /// An agent says that its host shuts down.
-    pub(crate) fn goodbye(&mut self, now: u64, host: usize) {
-        self.proof.goodbye(now, host);
+    pub(crate) fn goodbye(&mut self, now: u64, host: usize, boot: BootId) {
+        self.proof.goodbye(now, host, boot);
     }
 
     /// An agent vouches that an incarnation is over.

@@ -3,13 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_model::{BootId, Event, EventKind, HostId, ReplicaId};
+use defib_engine::ledger::Ledger;
+use defib_model::{
+    BootId, ClusterTime, Event, EventKind, HostId, ReplicaId, event::ProofKind, policy::LeasePolicy,
+};
 
 use super::{Common, ms};
 use crate::{clock::MS, plan::Profile};
 
 /// How long a replica may take to notice that it reaches no majority any more.
 const NOTICED_AFTER: u64 = 4_000 * MS;
+/// The same where messages of a leader come again, that much later.
+const STRAGGLERS: u64 = 5_000 * MS;
 
 /// What every replica promised to every host, in whichever of its lives.
 #[derive(Debug)]
@@ -19,6 +24,9 @@ pub(super) struct Promises {
     let_in: Vec<Option<BootId>>,
     /// When each replica last could have reached a majority.
     reached: BTreeMap<u64, u64>,
+    /// What leases were counted by last, and until when what was promised before may still count.
+    policy: Option<LeasePolicy>,
+    unsettled_until: ClusterTime,
 }
 
 impl Promises {
@@ -28,6 +36,8 @@ impl Promises {
             voted: BTreeSet::new(),
             let_in: vec![None; hosts],
             reached: BTreeMap::new(),
+            policy: None,
+            unsettled_until: ClusterTime(0),
         }
     }
 
@@ -57,7 +67,8 @@ impl Promises {
             common.violated("I4", now, text);
         }
         let since = now - self.reached.get(&replica).copied().unwrap_or(now);
-        if since > NOTICED_AFTER {
+        let late = if common.profile == Profile::Stale { STRAGGLERS } else { 0 };
+        if since > NOTICED_AFTER + late {
             let text = format!(
                 "r{replica} promises host {name} a lease, and reached no majority for {} ms",
                 ms(since)
@@ -79,8 +90,30 @@ impl Promises {
         }
     }
 
-    pub(super) fn event(&mut self, common: &mut Common, now: u64, event: &Event) {
+    /// A host may go by the former replicas, or by former times, for as long as those lasted.
+    fn changed(&mut self, event: &Event, ledger: &Ledger) {
+        let next = ledger.policy().lease.clone();
+        let former = self.policy.replace(next.clone()).unwrap_or_else(|| next.clone());
+        if former != next || matches!(event.kind, EventKind::ReplicasChanged { .. }) {
+            let wait = former.lease.plus(former.watchdog);
+            self.unsettled_until = self.unsettled_until.max(event.at.plus(wait));
+        }
+    }
+
+    pub(super) fn event(&mut self, common: &mut Common, now: u64, event: &Event, ledger: &Ledger) {
         match &event.kind {
+            EventKind::PolicyChanged { .. } | EventKind::ReplicasChanged { .. } => {
+                self.changed(event, ledger);
+            }
+            EventKind::DeathProven { host, proof: ProofKind::LeaseExpired { .. }, .. }
+                if event.at < self.unsettled_until =>
+            {
+                let text = format!(
+                    "an expired lease proves the death of host {host} {} before what was promised last is over",
+                    self.unsettled_until.since(event.at)
+                );
+                common.violated("I2", now, text);
+            }
             EventKind::LeaseExpiryVoted { observer, host, .. } => self.voted(common, now, *observer, host),
             EventKind::HostReadmitted { host, boot, .. } => {
                 let Some(number) = common.host_numbers.get(host).copied() else { return };

@@ -21,9 +21,8 @@ struct Placed {
 struct Seen {
     let_in: u64,
     boot: Option<BootId>,
-    /// When it lost its power last, and when its agent last said that it shuts down.
-    off: Option<u64>,
-    goodbye: Option<u64>,
+    /// When its agent last said that it shuts down, and of which boot.
+    goodbye: Option<(u64, BootId)>,
     over: BTreeSet<BootId>,
 }
 
@@ -41,12 +40,8 @@ impl Proof {
         Self { places: BTreeMap::new(), seen: vec![Seen::default(); hosts], vouched: BTreeMap::new() }
     }
 
-    pub(super) fn power_lost(&mut self, now: u64, host: usize) {
-        self.seen[host].off = Some(now);
-    }
-
-    pub(super) fn goodbye(&mut self, now: u64, host: usize) {
-        self.seen[host].goodbye = Some(now);
+    pub(super) fn goodbye(&mut self, now: u64, host: usize, boot: BootId) {
+        self.seen[host].goodbye = Some((now, boot));
     }
 
     pub(super) fn event(&mut self, common: &mut Common, now: u64, event: &Event, machines: &[Machine]) {
@@ -107,18 +102,18 @@ impl Proof {
             let text = format!("host {name} is called dead ({proof}) and runs {}", vms.join(", "));
             common.violated("I2", now, text);
         }
-        let since = |at: Option<u64>| at.is_some_and(|at| at >= seen.let_in);
+        let runs_on = machine.powered && Some(machine.boot()) == seen.boot;
         let lie = match proof {
-            ProofKind::PowerFoundOff { .. } | ProofKind::PowerFenced { .. } => {
-                machine.powered && !since(seen.off)
+            ProofKind::PowerFoundOff { .. } | ProofKind::PowerFenced { .. } | ProofKind::NewBoot { .. } => {
+                runs_on
             }
-            ProofKind::CleanShutdown => !since(seen.goodbye),
-            ProofKind::NewBoot { former, .. } => machine.powered && machine.boot() == *former,
+            ProofKind::CleanShutdown => {
+                !seen.goodbye.is_some_and(|(at, boot)| at >= seen.let_in && Some(boot) == seen.boot)
+            }
             ProofKind::LeaseExpired { .. } | ProofKind::OperatorWord { .. } => false,
         };
         if lie {
-            let text =
-                format!("host {name} is called dead ({proof}), which did not happen since it was let in");
+            let text = format!("host {name} is called dead ({proof}), which is not so");
             common.violated("I2", now, text);
         }
     }

@@ -48,8 +48,8 @@ impl Said {
         let Some(session) = ledger.session_of(*observer) else { return };
         let epoch = self.epochs.get(host).copied().unwrap_or_default();
         if !self.words.contains(&(*observer, session, host.clone(), epoch, word)) {
-            let what =
-                word.map_or("that the lease has run out".to_string(), |opinion| format!("{opinion:?}"));
+            let what = word
+                .map_or_else(|| "that the lease has run out".to_string(), |opinion| format!("{opinion:?}"));
             let text = format!(
                 "{what} of host {host} counts as said by {observer}, whose present life said no such thing in epoch {epoch}"
             );

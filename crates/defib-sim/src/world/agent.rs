@@ -430,12 +430,14 @@ impl World {
         agent.reported = Some(report);
         for replica in replicas {
             self.send_to_replica(host, replica, message.clone());
+            self.say_goodbye_again(host, replica);
         }
     }
 
     pub(crate) fn report_to(&mut self, host: usize, replica: usize) {
         let Some(report) = self.agent(host).and_then(|agent| agent.guard.report()) else { return };
         self.send_to_replica(host, replica, agent_message::Message::Report((&report).into()));
+        self.say_goodbye_again(host, replica);
     }
 
     fn report_outcome(
@@ -545,16 +547,28 @@ impl World {
     // ---- goodbyes ----------------------------------------------------------------------------------
 
     pub(crate) fn say_goodbye(&mut self, host: usize, kind: v1::GoodbyeKind) {
-        let boot = self.machines[host].boot().to_string();
+        let Some(agent) = self.agent(host) else { return };
+        let replicas: Vec<usize> = agent.welcomed.iter().copied().collect();
+        for replica in replicas {
+            self.say_goodbye_to(host, replica, kind);
+        }
+    }
+
+    fn say_goodbye_to(&mut self, host: usize, replica: usize, kind: v1::GoodbyeKind) {
+        let boot = self.machines[host].boot();
         if kind == v1::GoodbyeKind::Shutdown {
-            self.checks.goodbye(self.now, host);
+            self.checks.goodbye(self.now, host, boot);
         }
         let Some(agent) = self.agent(host) else { return };
         let epoch = agent.guard.epoch().0;
-        let replicas: Vec<usize> = agent.welcomed.iter().copied().collect();
-        for replica in replicas {
-            let goodbye = v1::Goodbye { kind: kind.into(), boot_id: boot.clone(), epoch };
-            self.send_to_replica(host, replica, agent_message::Message::Goodbye(goodbye));
+        let goodbye = v1::Goodbye { kind: kind.into(), boot_id: boot.to_string(), epoch };
+        self.send_to_replica(host, replica, agent_message::Message::Goodbye(goodbye));
+    }
+
+    /// What a former process said, and still binds.
+    fn say_goodbye_again(&mut self, host: usize, replica: usize) {
+        if self.agent(host).is_some_and(|agent| agent.guard.says_goodbye_again()) {
+            self.say_goodbye_to(host, replica, v1::GoodbyeKind::Shutdown);
         }
     }
 

@@ -158,7 +158,8 @@ impl World {
             if let EventKind::HostReadmitted { host, .. } = &event.kind
                 && let Some(host) = self.host_numbers.get(host).copied()
             {
-                for attempt in fences_under_way(&self.tasks, &self.replicas, host) {
+                let leader = self.leader().map(|leader| (leader, &self.replicas[leader]));
+                for attempt in fences_under_way(&self.tasks, leader, host) {
                     self.checks.let_in_while_fencing(self.now, host, attempt);
                 }
             }

@@ -124,7 +124,6 @@ impl World {
     pub(crate) fn lose_power(&mut self, host: usize) {
         self.kill_agent(host, true);
         let now = self.now;
-        self.checks.power_lost(now, host);
         let machine = &mut self.machines[host];
         machine.powered = false;
         machine.booted = false;
