@@ -189,13 +189,26 @@ pub(crate) fn stale(plan: &mut Plan, rng: &mut Rng) {
     while at_ms + 2000 < end {
         let (host, replica) = (rng.index(plan.hosts.len()), rng.index(plan.replicas));
         let act = plan.policy.detection.act_after.0;
-        match rng.below(8) {
+        match rng.below(9) {
             0 => plan.happens(at_ms, rng.between(200, 1500), Fault::PowerCut { host }),
             1 => plan.happens(at_ms, 0, Fault::Flap { host }),
+            8 => {
+                // The word of a boot that was never let in is kept by a replica that loses the host, and then leads.
+                plan.happens(at_ms, 0, Fault::Flap { host });
+                let cut = at_ms + plan.hosts[host].boot_ms + rng.between(0, 2500);
+                let from = Fault::HostFromReplica { host, replica, way: Way::Both };
+                plan.happens(cut, rng.between(3000, 6000), from);
+                plan.happens(cut + rng.between(200, 2500), 0, Fault::LeaderMove { replica });
+            }
             2 | 3 => {
                 plan.happens(at_ms, rng.between(3000, 10_000), Fault::ReplicaPause { replica });
                 let (at_ms, for_ms) = (at_ms + rng.between(10, 400), rng.between(50, 800));
-                plan.happens(at_ms, for_ms, Fault::HostShutdown { host });
+                let leaves = if rng.permille(500) {
+                    Fault::HostShutdown { host }
+                } else {
+                    Fault::ShutdownCalledOff { host }
+                };
+                plan.happens(at_ms, for_ms, leaves);
             }
             4 | 5 => {
                 // Condemned and heard again, while its BMC does not do what it is told.

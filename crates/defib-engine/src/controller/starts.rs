@@ -325,6 +325,10 @@ impl Controller {
             match &start.state {
                 State::Ended(result) => ended.push((vm.clone(), start.clone(), result.clone())),
                 State::Cancelling { asked_at } if now < asked_at.plus(Millis(1000)) => {}
+                State::Cancelling { .. } if mutated!(SilenceIsStopped) => {
+                    let detail = "it gave no answer".into();
+                    start.state = State::Ended(StartResult::NotRunning { detail });
+                }
                 State::Sent | State::Again { .. } | State::Cancelling { .. } if overdue => {
                     start.state = State::Cancelling { asked_at: now };
                     effects.push(Effect::Burn(BurnOrder {

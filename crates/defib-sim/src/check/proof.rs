@@ -21,8 +21,8 @@ struct Placed {
 struct Seen {
     let_in: u64,
     boot: Option<BootId>,
-    /// When its agent last said that it shuts down, and of which boot.
-    goodbye: Option<(u64, BootId)>,
+    /// When the agent of each boot last said that the host shuts down.
+    goodbyes: BTreeMap<BootId, u64>,
     over: BTreeSet<BootId>,
 }
 
@@ -41,7 +41,7 @@ impl Proof {
     }
 
     pub(super) fn goodbye(&mut self, now: u64, host: usize, boot: BootId) {
-        self.seen[host].goodbye = Some((now, boot));
+        self.seen[host].goodbyes.insert(boot, now);
     }
 
     pub(super) fn event(&mut self, common: &mut Common, now: u64, event: &Event, machines: &[Machine]) {
@@ -108,7 +108,8 @@ impl Proof {
                 runs_on
             }
             ProofKind::CleanShutdown => {
-                !seen.goodbye.is_some_and(|(at, boot)| at >= seen.let_in && Some(boot) == seen.boot)
+                let said = seen.boot.and_then(|boot| seen.goodbyes.get(&boot));
+                said.is_none_or(|at| *at < seen.let_in)
             }
             ProofKind::LeaseExpired { .. } | ProofKind::OperatorWord { .. } => false,
         };
