@@ -217,6 +217,9 @@ impl Fault {
         "operator-inventory",
     ];
 
+    /// Kinds that the profile `full` does not draw.
+    pub const ELSEWHERE: [&'static str; 2] = ["straggle", "old-orders"];
+
     /// The name of its kind.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -362,7 +362,14 @@ impl World {
             self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
             self.checks.disk_altered(self.replicas[replica].id);
         }
-        // Whether it is noticed or not, its copy is not trusted any more.
+        // Its process is started again at once, and refuses its copy, or does not notice. Either way an operator does
+        // not trust that copy any more, and has it made anew from its peers.
+        let life = self.replicas[replica].life;
+        self.start_replica(replica, life);
+        if !self.replicas[replica].is_up() {
+            self.replicas[replica].fate = Fate::Gone;
+            self.counts.copies_refused += 1;
+        }
         self.replace(replica)
     }
 
