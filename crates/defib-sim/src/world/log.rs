@@ -93,7 +93,7 @@ impl World {
     }
 
     /// Whether a replica and most of those that it counts run, and reach each other.
-    fn reaches_a_majority(&self, number: usize) -> bool {
+    pub(crate) fn reaches_a_majority(&self, number: usize) -> bool {
         let Some(run) = &self.replicas[number].run else { return false };
         let voters = &run.membership.voters;
         let reached = voters.iter().filter_map(|voter| self.replica_number(*voter)).filter(|other| {

@@ -199,6 +199,9 @@ impl World {
         self.checks.beat_heard(now, taken);
         if ack.granted {
             let until = now + ack.lease_ms * MS;
+            if self.reaches_a_majority(number) {
+                self.checks.reached_a_majority(now, id);
+            }
             self.checks.lease_promised(now, id, host, heard.boot, until);
         }
         if sealed {
