@@ -451,9 +451,9 @@ impl World {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => {
+            Outcome::NotRunning { detail, tried } => {
                 self.checks.vouched(self.now, &self.machines[host], vm, incarnation);
-                Wire::NotRunning(v1::NotRunning { detail })
+                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
             }
             Outcome::Refused(refusal) => {
                 self.counts.refused_orders += 1;
