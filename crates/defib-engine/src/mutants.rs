@@ -44,11 +44,11 @@ mod planted {
     /// The mistake that is made in this process: its number plus one; 0: the one that was asked for, if any.
     static MADE: AtomicUsize = AtomicUsize::new(0);
 
-    /// The one of `DEFIB_MUTANT`, as above: so the engine's own tests can be run with it.
+    /// The one that `DEFIB_MUTANT` named when this was built, as above: so the engine's own tests can be run with it.
     fn asked_for() -> usize {
         static ASKED_FOR: OnceLock<usize> = OnceLock::new();
         *ASKED_FOR.get_or_init(|| {
-            let name = std::env::var("DEFIB_MUTANT").unwrap_or_default();
+            let name = option_env!("DEFIB_MUTANT").unwrap_or_default();
             Mutant::ALL.iter().position(|one| one.name() == name).map_or(0, |at| at + 1)
         })
     }

@@ -1,7 +1,7 @@
 //! Worlds for what chance draws too seldom: each profile here is a few mishaps that come together on purpose, at a
 //! time and for as long as chance says.
 
-use defib_model::{Millis, inventory::SelfFence};
+use defib_model::{Millis, inventory::SelfFence, policy::LeasePolicy};
 
 use crate::{
     fault::{BmcFault, Episode, Fault, Way},
@@ -95,7 +95,7 @@ pub(crate) fn outage(plan: &mut Plan, rng: &mut Rng) {
 pub(crate) fn half(plan: &mut Plan, rng: &mut Rng) {
     let lease = &mut plan.policy.lease;
     lease.lease = Millis(rng.between((10 * plan.policy.detection.heartbeat_interval.0).max(1000), 3500));
-    lease.watchdog = Millis(1000 * rng.between(1, 4));
+    lease.watchdog = Millis(1000 * rng.between(1, 4)).max(LeasePolicy::WATCHDOG_MIN);
     lease.answer_freshness = Millis(lease.answer_freshness.0.min(lease.watchdog.0));
     let watchdog = lease.watchdog.0;
     let usual = if rng.permille(150) { SelfFence::Trusted } else { SelfFence::Watchdog };

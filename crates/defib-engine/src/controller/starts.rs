@@ -51,6 +51,8 @@ impl Start {
                 let untried = ledger.vms().get(vm).map_or(0, |record| record.untried).min(16);
                 since.plus(ledger.policy().lease.lease.times(1 << untried).min(timeout))
             }
+            // That is over: until the agent says so it is repeated.
+            (State::Cancelling { asked_at }, _) => *asked_at,
             _ => self.first_ordered.plus(timeout),
         }
     }

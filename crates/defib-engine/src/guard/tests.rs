@@ -1,4 +1,4 @@
-//! One guard by itself. How guards and observers hold together is tested in `tests/guard_lease`.
+//! One guard by itself. How guards and observers hold together is tested in `crates/defib-engine/tests/guard_lease`.
 
 use alloc::{collections::BTreeMap, string::String, vec::Vec};
 

@@ -1,10 +1,10 @@
-//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper, neighbours' questions. Repeats
+//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper. Repeats
 //! what `crates/defib-agent/src/guard_thread.rs` and its neighbours do, without sockets and threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
-    guard::{self, Answer, Effect, Guard, Input, LeaseState, Outcome, Timing},
+    guard::{self, Effect, Guard, Input, LeaseState, Outcome, Timing},
     observer::{Ack, Beat},
 };
 use defib_model::{
@@ -27,8 +27,6 @@ const TEND: Millis = Millis(200);
 const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
 const REPORT_AGAIN: Millis = Millis(10_000);
-/// How long a question to a neighbour may take.
-const PATIENCE: Millis = Millis(700);
 /// How long a supervisor waits before it starts an agent again.
 const RESTART_AFTER: u64 = 500 * MS;
 
@@ -75,9 +73,9 @@ pub(crate) struct Agent {
     /// Since when neighbours are told that the lease is held.
     told_held: Option<Instant>,
     /// Questions under way, and whether there are more to ask.
-    round: u32,
-    asking: usize,
-    queued: Option<Vec<(HostId, String)>>,
+    pub(crate) round: u32,
+    pub(crate) asking: usize,
+    pub(crate) queued: Option<Vec<(HostId, String)>>,
     /// It leaves when nothing runs any more, and says so.
     leaving: bool,
 }
@@ -473,74 +471,6 @@ impl World {
         let replica = self.agent(host).and_then(|agent| agent.ordered_by.remove(effect));
         if let Some(replica) = replica {
             self.send_to_replica(host, replica, agent_message::Message::Outcome(message));
-        }
-    }
-
-    // ---- neighbours --------------------------------------------------------------------------------
-
-    fn ask_neighbours(&mut self, host: usize, hosts: &[(HostId, String)]) {
-        let (now, clock, life) = (self.now, self.machines[host].clock, self.machines[host].agent_life);
-        let asked = clock.local(now);
-        let numbers: Vec<usize> =
-            hosts.iter().filter_map(|(id, _)| self.host_numbers.get(id).copied()).collect();
-        let Some(agent) = self.agent(host) else { return };
-        agent.round += 1;
-        agent.asking = numbers.len();
-        let round = agent.round;
-        self.queue.push(clock.when(asked.plus(PATIENCE)), Act::QuestionsOver { host, life, round });
-        for to in numbers {
-            if self.network.both_ways(End::Host(host), End::Host(to)) {
-                let span = self.stream_transit();
-                self.later(span, Act::Question { from: host, to, life, asked });
-            }
-        }
-    }
-
-    pub(crate) fn neighbour_asked(&mut self, from: usize, to: usize, life: u32, asked: Instant) {
-        let local = self.machines[to].clock.local(self.now);
-        let Some(agent) = self.agent(to) else { return };
-        let answer = agent.guard.answer(local);
-        if self.network.both_ways(End::Host(from), End::Host(to)) {
-            let span = self.stream_transit();
-            self.later(span, Act::Answer { from: to, to: from, life, asked, answer });
-        }
-    }
-
-    pub(crate) fn neighbour_answered(
-        &mut self,
-        from: usize,
-        to: usize,
-        life: u32,
-        asked: Instant,
-        answer: Answer,
-    ) {
-        let local = self.machines[to].clock.local(self.now);
-        if !self.agent_lives(to, life) || local > asked.plus(PATIENCE) {
-            return;
-        }
-        let host = self.machines[from].id.clone();
-        self.guard(to, Input::NeighbourAnswer { host, asked_at: asked, answer });
-        let Some(agent) = self.agent(to) else { return };
-        agent.asking = agent.asking.saturating_sub(1);
-        if agent.asking == 0 {
-            self.ask_what_is_queued(to);
-        }
-    }
-
-    pub(crate) fn questions_over(&mut self, host: usize, life: u32, round: u32) {
-        if !self.agent_lives(host, life) {
-            return;
-        }
-        let Some(agent) = self.agent(host) else { return };
-        if agent.round == round && agent.asking > 0 {
-            agent.asking = 0;
-            self.ask_what_is_queued(host);
-        }
-    }
-
-    fn ask_what_is_queued(&mut self, host: usize) {
-        if let Some(hosts) = self.agent(host).and_then(|agent| agent.queued.take()) {
-            self.ask_neighbours(host, &hosts);
         }
     }
 

@@ -12,6 +12,7 @@ mod episodes;
 mod hypervisor;
 mod log;
 mod machine;
+mod neighbours;
 mod network;
 mod observer;
 mod operator;
