@@ -127,7 +127,7 @@ pub(crate) fn run(seconds: u32) -> anyhow::Result<ExitCode> {
         return Ok(steps.finish());
     }
     steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", FEATURES]));
-    let mut tests = cargo(&["test", "-p", "defib-tests", "--features", "kafka", "--test", "kafka"]);
+    let mut tests = cargo(&["test", "-p", "defib-tests", "--features", "kafka-drills", "--test", "kafka"]);
     tests.args(["--", "--nocapture"]).env("DEFIB_KAFKA_SECONDS", seconds.to_string());
     steps.command("drills", &mut tests);
     Ok(steps.finish())

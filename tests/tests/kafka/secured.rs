@@ -18,7 +18,9 @@ use defib_model::{
     chain::GENESIS,
     export::{ContentMode, Filter, Format, KafkaSasl, SaslMechanism, SecretRef, SinkPolicy, SinkTls, Target},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use tokio::sync::watch;
 
 use crate::judge::Others;
@@ -54,6 +56,8 @@ fn book() -> anyhow::Result<Book> {
 fn certificates(directory: &Path, name: &str) -> anyhow::Result<()> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // OpenSSL takes a certificate that is called as its issuer for one that signed itself.
+    params.distinguished_name.push(DnType::CommonName, format!("authority {name}"));
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     fs::write(directory.join(format!("{name}-ca.pem")), authority.pem())?;
     for (who, purpose) in
@@ -62,6 +66,7 @@ fn certificates(directory: &Path, name: &str) -> anyhow::Result<()> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
         params.extended_key_usages = vec![purpose];
+        params.distinguished_name.push(DnType::CommonName, who);
         let certificate = params.signed_by(&key, &authority)?;
         let both = format!("{}{}", key.serialize_pem(), certificate.pem());
         fs::write(directory.join(format!("{name}-{who}.pem")), both)?;
