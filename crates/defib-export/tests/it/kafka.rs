@@ -1,7 +1,11 @@
 //! librdkafka's own mock brokers, which can be told to fail: what a real one does seldom.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use defib_export::verify::{Verifier, Wanted};
 use defib_model::{
     EventSeq,
     export::{ContentMode, Format, KafkaSasl, SaslMechanism, SecretRef, SinkTls, Target},
@@ -82,21 +86,28 @@ async fn read(cluster: &Mock, what: &str, enough: impl Fn(&[Record]) -> bool) ->
     records
 }
 
-/// In each partition an event arrives first after all that belong there before it; all together are one whole stream.
-fn check(records: &[Record], events: u64) -> usize {
-    let mut newest: BTreeMap<i32, u64> = BTreeMap::new();
-    let mut first = BTreeMap::new();
+/// In each partition an event arrives first after all that belong there before it; all together are one whole stream,
+/// as `defib events verify` finds it with a file per partition. How many came again.
+fn check(records: &[Record], events: u64) -> u64 {
+    let mut parts: BTreeMap<i32, (u64, String)> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for record in records {
         let sequence = record.sequence();
-        if first.insert(sequence, record.value.clone()).is_none() {
-            let before = newest.insert(record.partition, sequence).unwrap_or_default();
-            assert!(before < sequence, "event {sequence} arrived after event {before}");
+        let (newest, text) = parts.entry(record.partition).or_default();
+        if seen.insert(sequence) {
+            assert!(*newest < sequence, "event {sequence} arrived after event {newest}");
+            *newest = sequence;
         }
+        text.push_str(&record.value);
+        text.push('\n');
     }
-    let lines: Vec<String> = first.into_values().collect();
-    let report = verify(&lines);
+    let mut verifier = Verifier::new(Wanted { at_least_once: true, ..Wanted::default() });
+    for (partition, (_, text)) in parts {
+        verifier.read(&format!("partition {partition}"), text.as_bytes()).expect("memory can be read");
+    }
+    let report = verifier.finish();
     assert_eq!((report.findings, report.events), (vec![], events));
-    records.len() - lines.len()
+    report.again
 }
 
 #[tokio::test]
