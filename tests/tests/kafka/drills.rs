@@ -122,9 +122,15 @@ async fn break_things(cluster: &mut Cluster, broker: &mut Broker, until: Instant
                 cluster.restart_replica(dead)?;
             }
             2 => {
+                // For so long that producers are given up; what they had sent is written when it goes on.
                 broker.wait_until_up().await?;
                 broker.pause(true);
-                wait_until_more(cluster, 20).await?;
+                wait_until("the sink gives its producer up", AMPLE, || async {
+                    let sinks = cluster.operator().sinks().await?.sinks;
+                    ensure!(sinks.iter().any(|sink| sink.trouble.contains("confirmed nothing")), "{sinks:?}");
+                    Ok(())
+                })
+                .await?;
                 broker.pause(false);
             }
             _ => {
