@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     DocumentError, from_yaml,
-    scalar::{Cores, Memory, Span, Written},
+    scalar::{Cores, HostPort, Memory, Span, Written},
 };
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -54,7 +54,7 @@ struct HostEntry<Id> {
     #[serde(default, skip_serializing_if = "is_false")]
     spare: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    neighbour: Option<String>,
+    neighbour: Option<Written<HostPort>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     fencing: Vec<Vec<MethodEntry>>,
 }
@@ -211,7 +211,7 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
             fencing,
             self_fence: entry.self_fence,
             spare: entry.spare,
-            neighbour_address: entry.neighbour,
+            neighbour_address: entry.neighbour.map(|address| address.text),
         };
         inventory.hosts.insert(id, host);
     }
@@ -246,9 +246,9 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
                     return Err(InventoryError {
                         field: format!("{field}.rules"),
                         message: format!(
-                            "there is no level {:?}; levels are {} and host",
+                            "there is no level {:?} in fault-domain-levels; give one of: {}",
                             rule.level,
-                            levels.join(", ")
+                            levels.iter().map(String::as_str).chain(["host"]).collect::<Vec<_>>().join(", ")
                         ),
                     });
                 }
@@ -287,7 +287,7 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
                 labels: host.labels.clone(),
                 self_fence: host.self_fence,
                 spare: host.spare,
-                neighbour: host.neighbour_address.clone(),
+                neighbour: host.neighbour_address.as_deref().map(Written::new),
                 fencing: host
                     .fencing
                     .iter()
