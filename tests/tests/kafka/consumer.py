@@ -33,7 +33,7 @@ def read(brokers, topic, last):
                 raise SystemExit(f"the topic can't be read: {message.error()}")
             heard = time.monotonic()
             records.append(message)
-            done = done or b'"sequence":%d' % last in message.value() or b'"seq":%d,' % last in message.value()
+            done = done or b'"sequence":%d,' % last in message.value() or b'"seq":%d,' % last in message.value()
     consumer.close()
     return records
 

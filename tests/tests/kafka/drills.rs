@@ -101,10 +101,22 @@ async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<u64> {
     Ok(cluster.operator().sinks().await?.head_seq)
 }
 
+/// Waits until the broker takes events as they come: what is broken then is broken in the middle of something.
+async fn wait_until_flowing(cluster: &Cluster) -> anyhow::Result<()> {
+    wait_until("the topics have nearly all", AMPLE, || async {
+        for sink in cluster.operator().sinks().await?.sinks {
+            ensure!(sink.trouble.is_empty() && sink.lag_events < 300, "{sink:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// Each of the faults in turn, until time is up. How many there were.
 async fn break_things(cluster: &mut Cluster, broker: &mut Broker, until: Instant) -> anyhow::Result<u32> {
     let mut faults = 0;
     loop {
+        wait_until_flowing(cluster).await?;
         match faults % 4 {
             0 => {
                 broker.kill();
@@ -123,7 +135,6 @@ async fn break_things(cluster: &mut Cluster, broker: &mut Broker, until: Instant
             }
             2 => {
                 // For so long that producers are given up; what they had sent is written when it goes on.
-                broker.wait_until_up().await?;
                 broker.pause(true);
                 wait_until("the sink gives its producer up", AMPLE, || async {
                     let sinks = cluster.operator().sinks().await?.sinks;
@@ -139,7 +150,6 @@ async fn break_things(cluster: &mut Cluster, broker: &mut Broker, until: Instant
                 wait_until_more(cluster, 10).await?;
                 broker.kill();
                 broker.restart()?;
-                broker.wait_until_up().await?;
             }
         }
         faults += 1;

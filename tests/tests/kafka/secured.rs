@@ -151,6 +151,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
     let last = book.0.len() as u64;
     let counted = others.judge(&broker.address(), TOPIC, last, &path("out")).await?;
     counted.assert_whole();
+    assert_eq!(counted.lines.len() as u64, last);
     assert_eq!(
         (&counted.counts["events"], &counted.counts["doubles"]),
         (&last.into(), &last.into()),
