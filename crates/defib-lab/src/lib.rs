@@ -6,6 +6,7 @@ pub mod clock;
 pub mod cluster;
 pub mod demo;
 pub mod failover;
+pub mod kafka;
 pub mod measure;
 pub mod oracle;
 pub mod redfish;

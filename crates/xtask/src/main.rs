@@ -1,10 +1,12 @@
-//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `tidy`, `ci`. CI types the same.
+//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `kafka`,
+//! `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
 mod ci;
 mod demo;
 mod fuzz;
+mod kafka;
 mod simulate;
 mod steps;
 mod target;
@@ -59,6 +61,12 @@ enum Command {
         #[arg(long)]
         from: Option<u64>,
     },
+    /// Put Apache Kafka together from its jars, and break it and the cluster while events flow.
+    Kafka {
+        /// How long things are broken.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
     /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
@@ -72,6 +80,7 @@ fn main() -> ExitCode {
         Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Simulate { seeds, from } => simulate::run(seeds, from),
+        Command::Kafka { seconds } => kafka::run(seconds),
         Command::Tidy => ci::tidy(),
         Command::Ci => ci::run(),
     };

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cargo::{cargo, target_directory};
+use crate::kafka;
 use crate::steps::Steps;
 use crate::tools;
 
@@ -18,7 +19,13 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     });
     let Some(tools) = found else { return Ok(steps.finish()) };
     steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
-    let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
+    // A test that lacks a program of others, such as rsyslog, leaves a note.
+    let notes = target_directory()?.join("skipped");
+    if notes.exists() {
+        fs::remove_dir_all(&notes)?;
+    }
+    let features = with_kafka(&mut steps, &notes);
+    let mut lints = cargo(&["clippy", "--workspace", "--all-targets", "--features", features]);
     if tools.rust_is_newer {
         eprintln!(
             "notice: rustc {} is newer than {}: its new lints are shown, not enforced",
@@ -29,20 +36,35 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         lints.args(["--", "-D", "warnings"]);
     }
     steps.command("lints", &mut lints);
-    // A test that lacks a program of others, such as rsyslog, leaves a note.
-    let notes = target_directory()?.join("skipped");
-    if notes.exists() {
-        fs::remove_dir_all(&notes)?;
-    }
     // Tests start our programs as processes of their own; cargo builds those of the tested package only.
-    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins"]));
-    steps.command("tests", &mut cargo(&["test", "--workspace", "--no-fail-fast"]));
+    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", features]));
+    let tests = ["test", "--workspace", "--no-fail-fast", "--features", features];
+    steps.command("tests", &mut cargo(&tests));
     let skipped = skipped(&notes);
     eprintln!("\n{} skipped for want of programs of others", skipped.len());
     for note in skipped {
         eprintln!("NOTICE: {note}");
     }
     Ok(steps.finish())
+}
+
+/// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
+fn with_kafka(steps: &mut Steps, notes: &Path) -> &'static str {
+    let mut missing = None;
+    let mut features = kafka::FEATURES;
+    steps.step("kafka", "what tests of it need", || {
+        match kafka::can_build() {
+            Ok(()) => missing = kafka::assemble().map_err(|error| format!("{error:#}"))?.err(),
+            Err(why) => (missing, features) = (Some(why), ""),
+        }
+        Ok(())
+    });
+    if let Some(why) = missing {
+        let text = format!("SKIPPED kafka: {why}\n");
+        let written = fs::create_dir_all(notes).and_then(|()| fs::write(notes.join("kafka.txt"), text));
+        steps.step("kafka", "a note of what is skipped", || written.map_err(|error| error.to_string()));
+    }
+    features
 }
 
 /// What tests noted that they skipped, in the order of their names.

@@ -1,6 +1,8 @@
 //! Formats against validators that nobody here wrote, sinks against real receivers.
 
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod pumping;
 mod rsyslog;
 mod support;

@@ -8,7 +8,7 @@ mod evidence;
 mod faults;
 pub mod files;
 pub mod layout;
-mod ports;
+pub(crate) mod ports;
 mod process;
 
 use std::collections::BTreeMap;

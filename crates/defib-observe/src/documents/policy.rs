@@ -203,12 +203,20 @@ events:
           url: https://splunk.example:8088
           token: { file: /etc/defib/hec.token }
           tls: { authority: /etc/defib/siem-ca.crt }
+    lake:
+      to:
+        kafka:
+          brokers: ['k1.example:9093']
+          topic: defib-events
+          mode: structured
+          tls: { authority: /etc/defib/kafka-ca.crt }
+          sasl: { mechanism: scram-sha-256, user: defib, password: { file: /etc/defib/kafka.password } }
 ";
 
     #[test]
     fn sinks_are_read_written_and_checked() {
         let policy = policy_from_yaml("p", SINKS).unwrap();
-        assert_eq!(policy.events.sinks.len(), 4);
+        assert_eq!(policy.events.sinks.len(), 5);
         assert_eq!(policy_from_yaml("p", &policy_to_yaml(&policy)).unwrap(), policy);
         let message =
             |from: &str, to: &str| policy_from_yaml("p", &SINKS.replace(from, to)).unwrap_err().to_string();
@@ -216,6 +224,11 @@ events:
             message("siem.example:6514", "siem.example"),
             "p:3:3: events.sinks: siem: address: \"siem.example\" is not host:port"
         );
+        assert_eq!(
+            message("password: { file: /etc", "password: { file: etc"),
+            "p:3:3: events.sinks: lake: sasl.password: \"etc/defib/kafka.password\" is no absolute path"
+        );
+        assert!(message("scram-sha-256", "scram").contains("unknown variant `scram`"));
         assert!(message("opinion-changed", "opinion-chagned").contains("unknown variant `opinion-chagned`"));
         assert!(message("format: cef", "fromat: cef").contains("unknown field `fromat`"));
         assert!(message("{ path: ", "{ pth: ").contains("unknown field `pth`"));
@@ -226,7 +239,7 @@ events:
         let page = include_str!("../../../../docs/events.md");
         let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let policy = policy_from_yaml("docs/events.md", example).unwrap();
-        assert_eq!(policy.events.sinks.len(), 5);
+        assert_eq!(policy.events.sinks.len(), 6);
         let defaults = EventsPolicy::default();
         assert_eq!((policy.events.spool, policy.events.sign_every), (defaults.spool, defaults.sign_every));
     }
