@@ -8,7 +8,7 @@ use std::{
 use defib_export::verify::{Verifier, Wanted};
 use defib_model::{
     EventSeq,
-    export::{ContentMode, Format, KafkaSasl, SaslMechanism, SecretRef, SinkTls, Target},
+    export::{ContentMode, Format, KafkaSasl, SaslMechanism, SecretRef, SinkPolicy, SinkTls, Target},
 };
 use rdkafka::{
     ClientConfig, Message as _,
@@ -181,9 +181,12 @@ async fn an_envelope_holds_the_line_as_it_was_rendered() {
 #[tokio::test]
 async fn answers_that_get_lost_and_leaders_that_change_cost_neither_order_nor_doubles() {
     let cluster = cluster();
-    let book = Book::of(3000);
+    let book = Book::of(1000);
     use RDKafkaRespErr as E;
-    let pumped = Pumped::start("topic", sink(to(&cluster, ContentMode::Binary), Format::Native), &book, 0);
+    // One request at a time: mock brokers check no sequence numbers, and would take the second after refusing the first,
+    // which a producer that is idempotent may understand as word that they have both. A real one is broken in tests/tests/kafka.
+    let policy = SinkPolicy { batch: 1, ..sink(to(&cluster, ContentMode::Binary), Format::Native) };
+    let pumped = Pumped::start("topic", policy, &book, 0);
     pumped.wait_until("some arrived", |status| status.settled > EventSeq(100)).await;
     for leader in 1..=3 {
         let errors = [
@@ -203,8 +206,8 @@ async fn answers_that_get_lost_and_leaders_that_change_cost_neither_order_nor_do
     }
     let status = pumped.wait_until_settled(&book).await;
     assert_eq!(status.failures, 0, "{status:?}");
-    let records = read(&cluster, "all are there", |records| records.len() >= 3000).await;
-    check(&records, 3000);
+    let records = read(&cluster, "all are there", |records| records.len() >= 1000).await;
+    check(&records, 1000);
 }
 
 #[tokio::test]
