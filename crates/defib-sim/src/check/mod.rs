@@ -121,7 +121,7 @@ impl Checks {
             stale: stale::Stale::new(vms),
             orders: orders::Orders::new(hosts),
             heartbeats: heartbeats::Heartbeats::new(plan.replica_ppm.len(), hosts),
-            promises: promises::Promises::new(hosts),
+            promises: promises::Promises::new(hosts, plan),
             said: said::Said::default(),
             quorum: quorum::Quorum::new(plan.replicas),
             kept: kept::Kept::default(),
@@ -297,6 +297,7 @@ impl Checks {
     }
 
     pub(crate) fn lease_held(&mut self, now: u64, host: usize, until: u64) {
+        self.promises.held(&mut self.common, now, host, until);
         self.outage.held(now, host, until);
     }
 
