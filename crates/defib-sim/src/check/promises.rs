@@ -1,6 +1,6 @@
 //! I4 (S4): promises of leases. Who votes that a lease has run out has no promise out, and gives none after that;
-//! only the boot that was let in is promised anything; nobody promises who can't reach a majority; and no agent counts
-//! on more than a majority promised.
+//! only the boot that was let in is promised anything; nobody promises who can't reach a majority, or has not caught up with
+//! the log since it began; and no agent counts on more than a majority promised.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +34,8 @@ pub(super) struct Promises {
     /// By how much two clocks differ at most, of a million.
     apart: u64,
     let_in: Vec<Option<BootId>>,
+    /// What was committed when each replica began.
+    began: BTreeMap<u64, u64>,
     /// When each replica last could have reached a majority.
     reached: BTreeMap<u64, u64>,
     /// What leases were counted by last, and until when what was promised before may still count.
@@ -51,9 +53,25 @@ impl Promises {
             majority: plan.replicas / 2 + 1,
             apart: u64::from(plan.policy.lease.drift_ppm) * wider,
             let_in: vec![None; hosts],
+            began: BTreeMap::new(),
             reached: BTreeMap::new(),
             policy: None,
             unsettled_until: ClusterTime(0),
+        }
+    }
+
+    pub(super) fn began(&mut self, replica: u64, committed: u64) {
+        self.began.insert(replica, committed);
+    }
+
+    /// A replica that promises has applied the log up to there.
+    pub(super) fn caught_up(&self, common: &mut Common, now: u64, replica: u64, applied: u64) {
+        let needed = self.began.get(&replica).copied().unwrap_or(0);
+        if applied < needed {
+            let text = format!(
+                "r{replica} promises a lease and knows the log up to {applied}, which was at {needed} when it began"
+            );
+            common.violated("I4", now, text);
         }
     }
 
