@@ -1,6 +1,6 @@
-//! I4 (S4): promises of leases. Who votes that a lease has run out has no promise out, and gives none after that;
-//! only the boot that was let in is promised anything; nobody promises who can't reach a majority, or has not caught up with
-//! the log since it began; and no agent counts on more than a majority promised.
+//! I4 (S4): promises of leases. Who votes that a lease has run out has no promise out, and gives none after that; only
+//! the boot that was let in is promised anything; nobody promises who can't reach a majority, or has not caught up
+//! with the log since it began; and no agent counts on more than a majority promised.
 
 use std::collections::{BTreeMap, BTreeSet};
 
