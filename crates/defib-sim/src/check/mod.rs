@@ -121,7 +121,7 @@ impl Checks {
             stale: stale::Stale::new(vms),
             orders: orders::Orders::new(hosts),
             heartbeats: heartbeats::Heartbeats::new(plan.replica_ppm.len(), hosts),
-            promises: promises::Promises::new(hosts),
+            promises: promises::Promises::new(hosts, plan),
             said: said::Said::default(),
             quorum: quorum::Quorum::new(plan.replicas),
             kept: kept::Kept::default(),
@@ -286,6 +286,16 @@ impl Checks {
         self.heartbeats.taken(&mut self.common, now, beat);
     }
 
+    /// A process of a replica begins.
+    pub(crate) fn replica_began(&mut self, replica: u64) {
+        self.promises.began(replica, self.kept.last());
+    }
+
+    /// A replica that has applied that much of the log promises anything.
+    pub(crate) fn promises_at(&mut self, now: u64, replica: u64, applied: u64) {
+        self.promises.caught_up(&mut self.common, now, replica, applied);
+    }
+
     /// A replica promises a host its lease until then.
     pub(crate) fn lease_promised(&mut self, now: u64, replica: u64, host: usize, boot: BootId, until: u64) {
         self.promises.granted(&mut self.common, now, replica, host, boot, until);
@@ -297,6 +307,7 @@ impl Checks {
     }
 
     pub(crate) fn lease_held(&mut self, now: u64, host: usize, until: u64) {
+        self.promises.held(&mut self.common, now, host, until);
         self.outage.held(now, host, until);
     }
 

@@ -1,5 +1,6 @@
-//! I4 (S4): promises of leases. Who votes that a lease has run out has no promise out, and gives none after that;
-//! only the boot that was let in is promised anything; and nobody promises who can't reach a majority.
+//! I4 (S4): promises of leases. Who votes that a lease has run out has no promise out, and gives none after that; only
+//! the boot that was let in is promised anything; nobody promises who can't reach a majority, or has not caught up
+//! with the log since it began; and no agent counts on more than a majority promised.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,19 +10,32 @@ use defib_model::{
 };
 
 use super::{Common, ms};
-use crate::{clock::MS, plan::Profile};
+use crate::{
+    clock::MS,
+    plan::{Plan, Profile},
+};
 
 /// How long a replica may take to notice that it reaches no majority any more.
 const NOTICED_AFTER: u64 = 4_000 * MS;
 /// The same where messages of a leader come again, that much later.
 const STRAGGLERS: u64 = 5_000 * MS;
 
+/// How many times further than allowed clocks drift apart where they do.
+const DRIFT_TIMES: u64 = 8;
+
 /// What every replica promised to every host, in whichever of its lives.
 #[derive(Debug)]
 pub(super) struct Promises {
     until: BTreeMap<(u64, usize), u64>,
     voted: BTreeSet<(u64, usize)>,
+    /// Until when the host may count on each, if its clock is as slow as clocks may be.
+    counted: BTreeMap<(u64, usize), u64>,
+    majority: usize,
+    /// By how much two clocks differ at most, of a million.
+    apart: u64,
     let_in: Vec<Option<BootId>>,
+    /// What was committed when each replica began.
+    began: BTreeMap<u64, u64>,
     /// When each replica last could have reached a majority.
     reached: BTreeMap<u64, u64>,
     /// What leases were counted by last, and until when what was promised before may still count.
@@ -30,14 +44,34 @@ pub(super) struct Promises {
 }
 
 impl Promises {
-    pub(super) fn new(hosts: usize) -> Self {
+    pub(super) fn new(hosts: usize, plan: &Plan) -> Self {
+        let wider = if plan.profile == Profile::Drift { DRIFT_TIMES } else { 1 };
         Self {
             until: BTreeMap::new(),
             voted: BTreeSet::new(),
+            counted: BTreeMap::new(),
+            majority: plan.replicas / 2 + 1,
+            apart: u64::from(plan.policy.lease.drift_ppm) * wider,
             let_in: vec![None; hosts],
+            began: BTreeMap::new(),
             reached: BTreeMap::new(),
             policy: None,
             unsettled_until: ClusterTime(0),
+        }
+    }
+
+    pub(super) fn began(&mut self, replica: u64, committed: u64) {
+        self.began.insert(replica, committed);
+    }
+
+    /// A replica that promises has applied the log up to there.
+    pub(super) fn caught_up(&self, common: &mut Common, now: u64, replica: u64, applied: u64) {
+        let needed = self.began.get(&replica).copied().unwrap_or(0);
+        if applied < needed {
+            let text = format!(
+                "r{replica} promises a lease and knows the log up to {applied}, which was at {needed} when it began"
+            );
+            common.violated("I4", now, text);
         }
     }
 
@@ -56,6 +90,9 @@ impl Promises {
     ) {
         let held = self.until.entry((replica, host)).or_default();
         *held = until.max(*held);
+        let longest = until + (until - now) / 1_000_000 * self.apart + MS;
+        let counted = self.counted.entry((replica, host)).or_default();
+        *counted = longest.max(*counted);
         let name = common.hosts[host].clone();
         if self.voted.contains(&(replica, host)) {
             let text = format!("r{replica} promises host {name} a lease that it voted to have run out");
@@ -72,6 +109,22 @@ impl Promises {
             let text = format!(
                 "r{replica} promises host {name} a lease, and reached no majority for {} ms",
                 ms(since)
+            );
+            common.violated("I4", now, text);
+        }
+    }
+
+    /// An agent counts on its lease until then.
+    pub(super) fn held(&self, common: &mut Common, now: u64, host: usize, until: u64) {
+        let mut ends: Vec<u64> =
+            self.counted.iter().filter(|((_, promised), _)| *promised == host).map(|(_, end)| *end).collect();
+        ends.sort_unstable_by(|one, other| other.cmp(one));
+        let promised = ends.get(self.majority - 1).copied().unwrap_or(0);
+        if until > promised {
+            let text = format!(
+                "host {} counts on its lease for {} ms longer than a majority of replicas promised",
+                common.hosts[host],
+                ms(until - promised)
             );
             common.violated("I4", now, text);
         }

@@ -92,17 +92,27 @@ impl World {
         }
     }
 
-    /// Whether a replica and most of those that it counts run, and reach each other.
+    /// Whether a replica reaches a majority: by itself, or because it reaches somebody who does, and may lead.
     pub(crate) fn reaches_a_majority(&self, number: usize) -> bool {
+        self.reaches_most(number)
+            || (0..self.replicas.len()).any(|other| self.reaches(number, other) && self.reaches_most(other))
+    }
+
+    /// Whether a replica and most of those that it counts run, and reach each other.
+    fn reaches_most(&self, number: usize) -> bool {
         let Some(run) = &self.replicas[number].run else { return false };
         let voters = &run.membership.voters;
-        let reached = voters.iter().filter_map(|voter| self.replica_number(*voter)).filter(|other| {
-            *other == number
-                || (self.replicas[*other].is_up()
-                    && self.replicas[*other].paused_until <= self.now
-                    && self.network.both_ways(End::Replica(number), End::Replica(*other)))
-        });
+        let reached = voters
+            .iter()
+            .filter_map(|voter| self.replica_number(*voter))
+            .filter(|other| *other == number || self.reaches(number, *other));
         reached.count() > voters.len() / 2
+    }
+
+    fn reaches(&self, number: usize, other: usize) -> bool {
+        self.replicas[other].is_up()
+            && self.replicas[other].paused_until <= self.now
+            && self.network.both_ways(End::Replica(number), End::Replica(other))
     }
 
     pub(crate) fn raft_announce(&mut self, number: usize, life: u32) {

@@ -176,7 +176,7 @@ impl World {
         let before = run.observer.next_deadline();
         let Some(ack) = run.observer.heartbeat(local, slot, &heard) else { return };
         self.counts.beats += 1;
-        let rearm = run.observer.next_deadline() != before;
+        let (rearm, applied) = (run.observer.next_deadline() != before, run.applied);
         let host = session.number;
         let reply = HeartbeatAck {
             sequence: ack.sequence,
@@ -202,6 +202,7 @@ impl World {
             if self.reaches_a_majority(number) {
                 self.checks.reached_a_majority(now, id);
             }
+            self.checks.promises_at(now, id, applied);
             self.checks.lease_promised(now, id, host, heard.boot, until);
         }
         if sealed {

@@ -217,6 +217,7 @@ impl World {
         let id = self.replicas[number].id;
         self.checks.links_changed(now);
         self.checks.reached_a_majority(now, id);
+        self.checks.replica_began(id);
         self.counts.replica_starts += 1;
         self.who_reaches_a_majority();
         self.say(|| format!("replica r{id} starts"));
