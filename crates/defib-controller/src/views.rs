@@ -6,7 +6,7 @@ use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing
 use defib_model::{
     EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
     event::Phase,
-    inventory::{FenceMethod, Priority, SelfFence, Vm},
+    inventory::{Priority, SelfFence, Vm},
 };
 use defib_wire::v1;
 
@@ -210,7 +210,7 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
             .iter()
             .enumerate()
             .flat_map(|(level, methods)| methods.0.iter().map(move |method| (level, method)))
-            .map(|(level, FenceMethod::Redfish(target))| format!("level {level}: redfish {}", target.address))
+            .map(|(level, method)| format!("level {level}: {method}"))
             .collect(),
     })
 }
