@@ -12,14 +12,15 @@ use std::{
 };
 
 use defib_bmc::{
-    Bmc, CredentialRef, CredentialRefError, EndpointError, Identity, Pin, PinParseError, PowerOff,
-    PowerReading, RedfishClient, RedfishEndpoint, Trust, WriteGate,
+    Bmc, CredentialRef, CredentialRefError, EndpointError, FenceAgentClient, FenceAgentEndpoint, Identity,
+    IpmiClient, IpmiEndpoint, Pin, PinParseError, PowerOff, PowerReading, RedfishClient, RedfishEndpoint, Trust,
+    WriteGate,
 };
 use defib_engine::controller::{FenceOrder, PowerQuestion};
 use defib_model::{
     HostId, Inventory,
     command::FenceResult,
-    inventory::{FenceMethod, RedfishTarget},
+    inventory::{FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget},
 };
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -60,10 +61,12 @@ pub enum MethodError {
     },
 }
 
+type Client = Arc<dyn Bmc>;
+
 #[derive(Debug)]
 struct Controlled {
-    target: RedfishTarget,
-    client: Result<Arc<RedfishClient>, Arc<MethodError>>,
+    method: FenceMethod,
+    client: Result<Client, Arc<MethodError>>,
 }
 
 /// The BMCs of all hosts.
@@ -89,13 +92,12 @@ impl Power {
         for (id, host) in &inventory.hosts {
             for (level, methods) in host.fencing.iter().enumerate() {
                 for (number, method) in methods.0.iter().enumerate() {
-                    let FenceMethod::Redfish(target) = method;
                     let key = (id.clone(), level, number);
                     let controlled = match bmcs.remove(&key) {
-                        Some(same) if same.target == *target => same,
+                        Some(same) if same.method == *method => same,
                         Some(_) | None => Controlled {
-                            client: self.client(id, target).map(Arc::new).map_err(Arc::new),
-                            target: target.clone(),
+                            client: self.client(id, method).map_err(Arc::new),
+                            method: method.clone(),
                         },
                     };
                     if let Err(error) = &controlled.client {
@@ -110,7 +112,15 @@ impl Power {
         unusable
     }
 
-    fn client(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
+    fn client(&self, host: &HostId, method: &FenceMethod) -> Result<Client, MethodError> {
+        Ok(match method {
+            FenceMethod::Redfish(target) => Arc::new(self.redfish(host, target)?),
+            FenceMethod::Ipmi(target) => Arc::new(ipmi(host, target)?),
+            FenceMethod::FenceAgent(target) => Arc::new(fence_agent(host, target)?),
+        })
+    }
+
+    fn redfish(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
         let trust = match (&target.pin, &self.authority) {
             (Some(pin), _) => {
                 // A bare digest is that of the public key.
@@ -122,15 +132,14 @@ impl Power {
             (None, Some(authority)) => authority.clone(),
             (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),
         };
-        let wrong = |why: CredentialRefError| MethodError::Credentials { host: host.clone(), why };
-        let credentials = target.credentials.parse::<CredentialRef>().map_err(wrong)?;
         let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
+        let credentials = credentials(host, &target.credentials)?;
         let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
         endpoint.system.clone_from(&target.system);
         Ok(RedfishClient::new(endpoint)?)
     }
 
-    fn clients(&self, question: &PowerQuestion) -> Vec<Result<Arc<RedfishClient>, String>> {
+    fn clients(&self, question: &PowerQuestion) -> Vec<Result<Client, String>> {
         let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
         (0..question.methods.0.len())
             .map(|number| {
@@ -178,9 +187,28 @@ impl Power {
     }
 }
 
+fn credentials(host: &HostId, given: &str) -> Result<CredentialRef, MethodError> {
+    given.parse().map_err(|why: CredentialRefError| MethodError::Credentials { host: host.clone(), why })
+}
+
+fn ipmi(host: &HostId, target: &IpmiTarget) -> Result<IpmiClient, MethodError> {
+    let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
+    let credentials = credentials(host, &target.credentials)?;
+    let mut endpoint = IpmiEndpoint::new(host.as_str(), &target.address, identity, credentials);
+    endpoint.cipher_suite = target.cipher_suite;
+    Ok(IpmiClient::new(endpoint)?)
+}
+
+fn fence_agent(host: &HostId, target: &FenceAgentTarget) -> Result<FenceAgentClient, MethodError> {
+    let (options, outlet) = (target.options.clone(), target.outlet.clone());
+    let mut endpoint = FenceAgentEndpoint::new(host.as_str(), &target.agent, options, outlet);
+    endpoint.credentials = target.credentials.as_deref().map(|given| credentials(host, given)).transpose()?;
+    Ok(FenceAgentClient::new(endpoint))
+}
+
 /// Reads until enough readings in a row say off; anything else ends it.
 async fn read_off(
-    client: Arc<RedfishClient>,
+    client: Client,
     question: &PowerQuestion,
     number: usize,
     deadline: Instant,

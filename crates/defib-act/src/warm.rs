@@ -2,7 +2,6 @@
 
 use std::sync::PoisonError;
 
-use defib_bmc::Bmc as _;
 use defib_model::HostId;
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;

@@ -8,8 +8,8 @@ mod evidence;
 mod faults;
 pub mod files;
 pub mod layout;
-mod ports;
-mod process;
+pub(crate) mod ports;
+pub(crate) mod process;
 
 use std::collections::BTreeMap;
 use std::fs;

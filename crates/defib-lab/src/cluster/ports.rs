@@ -18,7 +18,7 @@ static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 ///
 /// # Errors
 /// When there are not enough of them.
-pub(super) fn free(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+pub(crate) fn free(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     let end = first_ephemeral().clamp(FIRST + 1000, 60_000);
     let span = u32::from(end - FIRST);
     let mut random = [0; 4];
@@ -46,7 +46,7 @@ pub(super) fn free(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
 }
 
 /// Gives ports back.
-pub(super) fn release(ports: impl IntoIterator<Item = SocketAddr>) {
+pub(crate) fn release(ports: impl IntoIterator<Item = SocketAddr>) {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for port in ports {
         given.remove(&port.port());

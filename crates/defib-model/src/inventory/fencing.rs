@@ -1,11 +1,6 @@
 //! How a host is fenced: the methods, what recognises their target, and what may not be said of them.
 
-use alloc::{
-    collections::BTreeMap,
-    format,
-    string::String,
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -66,7 +61,8 @@ impl FenceMethod {
         match self {
             Self::Redfish(_) | Self::Ipmi(_) if self.uuid().is_none() && self.serial().is_none() => Err((
                 "uuid",
-                "has neither uuid nor serial; without one nobody can tell whether this BMC is this host's".into(),
+                "has neither uuid nor serial; without one nobody can tell whether this BMC is this host's"
+                    .into(),
             )),
             Self::Redfish(_) | Self::Ipmi(_) => Ok(()),
             Self::FenceAgent(target) => target.validate(),
@@ -199,20 +195,37 @@ impl FenceAgentTarget {
         const OURS: [&str; 4] = ["action", "option", "method", "delay"];
         /// What would stand in the replicated inventory for all to read.
         const SECRETS: [&str; 9] = [
-            "password", "passwd", "passwd_script", "password_script", "login", "username", "snmp_priv_passwd",
-            "snmp_priv_passwd_script", "hexadecimal_kg",
+            "password",
+            "passwd",
+            "passwd_script",
+            "password_script",
+            "login",
+            "username",
+            "snmp_priv_passwd",
+            "snmp_priv_passwd_script",
+            "hexadecimal_kg",
         ];
         let name = self.agent.strip_prefix("fence_").unwrap_or_default();
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            return Err(("agent", format!("{:?} is no name of a fence agent; write it like fence_apc", self.agent)));
+            return Err((
+                "agent",
+                format!("{:?} is no name of a fence agent; write it like fence_apc", self.agent),
+            ));
         }
         for (option, value) in &self.options {
-            let well_formed = option.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+            let well_formed =
+                option.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
             if !well_formed || option.is_empty() || value.contains(['\n', '\r', '\0']) {
-                return Err(("options", format!("{option:?} can't be told to a fence agent: one line, name=value")));
+                return Err((
+                    "options",
+                    format!("{option:?} can't be told to a fence agent: one line, name=value"),
+                ));
             }
             if OURS.contains(&option.as_str()) {
-                return Err(("options", format!("{option} is not yours to set: a fence is `off`, then `status`")));
+                return Err((
+                    "options",
+                    format!("{option} is not yours to set: a fence is `off`, then `status`"),
+                ));
             }
             if SECRETS.contains(&option.as_str()) {
                 return Err((
@@ -258,7 +271,9 @@ impl Inventory {
                     {
                         return Err(InventoryError {
                             field: format!("hosts.{id}.fencing"),
-                            message: format!("{target} is recorded for host {other} too; one of the two is wrong"),
+                            message: format!(
+                                "{target} is recorded for host {other} too; one of the two is wrong"
+                            ),
                         });
                     }
                 }
@@ -335,8 +350,12 @@ mod tests {
         assert!(without.starts_with("hosts.h2.fencing[0][0].uuid: has neither uuid nor serial"), "{without}");
         let shared = hosts(redfish(Some("AB")), ipmi("ab")).unwrap_err();
         assert!(shared.contains("uuid ab is recorded for host h1 too"), "{shared}");
-        let shared = hosts(FenceMethod::FenceAgent(outlet("3")), FenceMethod::FenceAgent(outlet("3"))).unwrap_err();
-        assert!(shared.contains("fence_apc ip=10.0.0.9 plug=3") && shared.contains("host h1 too"), "{shared}");
+        let shared =
+            hosts(FenceMethod::FenceAgent(outlet("3")), FenceMethod::FenceAgent(outlet("3"))).unwrap_err();
+        assert!(
+            shared.contains("fence_apc ip=10.0.0.9 plug=3") && shared.contains("host h1 too"),
+            "{shared}"
+        );
         assert_eq!(hosts(FenceMethod::FenceAgent(outlet("3")), FenceMethod::FenceAgent(outlet("4"))), Ok(()));
     }
 
@@ -344,7 +363,8 @@ mod tests {
     fn only_cipher_suites_with_authentication_and_encryption_can_be_said() {
         let read = |text: &str| serde_json::from_str::<CipherSuite>(text).map_err(|error| error.to_string());
         assert_eq!((read("17"), read("3")), (Ok(CipherSuite::Sha256), Ok(CipherSuite::Sha1)));
-        for (number, why) in [("0", "no authentication"), ("1", "no encryption"), ("2", "no encryption"), ("8", "is not")]
+        for (number, why) in
+            [("0", "no authentication"), ("1", "no encryption"), ("2", "no encryption"), ("8", "is not")]
         {
             assert!(read(number).unwrap_err().contains(why), "{number}");
         }

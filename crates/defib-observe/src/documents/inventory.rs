@@ -171,7 +171,8 @@ fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryEr
                 let at = (method.referenced.line(), method.referenced.column());
                 places.insert(format!("hosts.{id}.fencing[{level}][{number}]"), at);
             }
-            fencing.push(FencingLevel(methods.into_iter().map(|method| method.value.into_method()).collect()));
+            fencing
+                .push(FencingLevel(methods.into_iter().map(|method| method.value.into_method()).collect()));
         }
         let host = Host {
             id: id.clone(),
@@ -377,10 +378,16 @@ groups:
     fn a_weak_cipher_suite_and_a_fence_agents_password_are_refused_with_line_and_field() {
         for number in ["0", "1", "2"] {
             let weak = message(&GOOD.replace("cipher-suite: 3", &format!("cipher-suite: {number}")));
-            assert!(weak.starts_with("inventory.yaml:16:") && weak.contains(&format!("cipher-suite {number}")), "{weak}");
+            assert!(
+                weak.starts_with("inventory.yaml:16:") && weak.contains(&format!("cipher-suite {number}")),
+                "{weak}"
+            );
         }
         let secret = message(&GOOD.replace("plug: \"3\" }", "plug: \"3\", passwd: geheim }"));
-        assert!(secret.starts_with("inventory.yaml:17:11: hosts.h1.fencing[2][0].options: passwd does not"), "{secret}");
+        assert!(
+            secret.starts_with("inventory.yaml:17:11: hosts.h1.fencing[2][0].options: passwd does not"),
+            "{secret}"
+        );
         assert!(!secret.contains("geheim"), "{secret}");
     }
 
