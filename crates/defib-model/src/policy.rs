@@ -78,6 +78,13 @@ pub struct FencingPolicy {
     pub attempt_timeout: Millis,
     /// Pause before the next attempt after all levels failed.
     pub retry_pause: Millis,
+    /// How often each method of each host is tested, without switching anything.
+    #[serde(default = "a_minute")]
+    pub test_interval: Millis,
+}
+
+const fn a_minute() -> Millis {
+    Millis(60_000)
 }
 
 /// How restarts are paced.
@@ -158,6 +165,7 @@ impl Default for Policy {
                 confirm_spacing: Millis(50),
                 attempt_timeout: Millis(10_000),
                 retry_pause: Millis(2000),
+                test_interval: a_minute(),
             },
             restart: RestartPolicy {
                 starts_per_host: 8,
@@ -241,6 +249,9 @@ impl Policy {
         }
         if self.fencing.attempt_timeout < Millis(100) {
             return Err(("fencing.attempt-timeout", "is less than 100ms; no BMC answers in that".into()));
+        }
+        if self.fencing.test_interval < Millis(1000) {
+            return Err(("fencing.test-interval", "is less than 1s; BMCs have other work".into()));
         }
         let restart = &self.restart;
         for (field, value) in [

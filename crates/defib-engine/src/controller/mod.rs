@@ -423,6 +423,7 @@ impl Controller {
             Command::ObserverStarted { .. }
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
+            | Command::FencingTested { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }

@@ -9,13 +9,13 @@ use alloc::{
 
 use defib_model::{
     BootId, Epoch, EventKind, HostId, Opinion, RecoveryId, ReplicaId,
-    command::{ExpiryVote, FenceResult, Goodbye, OpinionChange, PowerOffReading, VmReport},
+    command::{ExpiryVote, FenceResult, FencingTest, Goodbye, OpinionChange, PowerOffReading, VmReport},
     event::{Phase, ProofKind},
 };
 
 use super::{
     Ledger,
-    records::{FenceRecord, OpinionRecord, Place, Standing},
+    records::{FenceRecord, OpinionRecord, Place, Standing, TestRecord},
 };
 
 impl Ledger {
@@ -213,6 +213,35 @@ impl Ledger {
             self.unconfirmed(id, &detail);
         } else if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.phase = Phase::Confirmed;
+        }
+    }
+
+    /// Records what tests of fencing methods found. That a method works, found for the first time, is no event.
+    pub(super) fn fencing_tested(&mut self, tests: &[FencingTest]) {
+        for test in tests {
+            let Some(method) = self
+                .inventory
+                .hosts
+                .get(&test.host)
+                .and_then(|host| host.fencing.get(test.level)?.0.get(test.method))
+            else {
+                // The inventory has changed since.
+                continue;
+            };
+            let method = method.to_string();
+            let Some(record) = self.hosts.get_mut(&test.host) else { continue };
+            let (level, trouble) = (test.level, test.trouble.clone());
+            let known = record.fencing_test(test.level, test.method).map(|known| known.trouble.is_some());
+            if known == Some(trouble.is_some()) {
+                continue;
+            }
+            record.fencing_tests.retain(|held| (held.level, held.method) != (test.level, test.method));
+            let found = TestRecord { level, method: test.method, trouble: trouble.clone(), since: self.at };
+            record.fencing_tests.push(found);
+            if known.is_some() || trouble.is_some() {
+                let host = test.host.clone();
+                self.event(None, EventKind::FencingTested { host, level, method, trouble });
+            }
         }
     }
 
