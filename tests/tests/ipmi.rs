@@ -3,7 +3,6 @@
 //! Asserted each time: how the operation ended, whether the process runs, and what the simulator was asked to switch.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
-#![expect(clippy::disallowed_methods, reason = "deadlines of real programs")]
 
 use std::io::Write;
 use std::time::Duration;

@@ -1,17 +1,73 @@
-//! Keeping BMCs warm: a question then costs one request, and a BMC that would fail is known beforehand.
+//! The continuous test of fencing (R21): a wrong password, a moved BMC or a lost right is to be found on a quiet day. It
+//! connects, logs in, looks at identity and power, and never switches anything.
+//!
+//! For Redfish the same keeps a connection warm, so that a question then costs one request; it is done at every call. Other
+//! methods start a program each time, so each has its own moment in the policy's interval.
 
-use std::sync::PoisonError;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
-use defib_model::HostId;
+use defib_engine::ledger::Ledger;
+use defib_model::{HostId, command::FencingTest, inventory::FenceMethod};
 use futures_util::{StreamExt as _, stream};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use crate::Power;
+use crate::{Client, MethodError, Power};
 
-/// How many BMCs are prepared at once.
-const AT_ONCE: usize = 32;
+/// How many connections are tested at once.
+const CONNECTIONS_AT_ONCE: usize = 32;
+/// How many programs of others run at once for tests.
+const PROGRAMS_AT_ONCE: usize = 4;
+/// How soon a failed test is repeated: one failure alone is no news.
+const AGAIN: Duration = Duration::from_secs(5);
+/// So many failures in a row are told.
+const FAILURES: u32 = 2;
 
-/// Whether fencing would work, as far as a login and a look at the identity can tell (R21).
+/// What a test costs, and so how often it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A request on a connection that stays open: as often as one looks.
+    Connections,
+    /// A program of others: once in the policy's interval.
+    Programs,
+}
+
+impl Kind {
+    const fn of(method: &FenceMethod) -> Self {
+        match method {
+            FenceMethod::Redfish(_) => Self::Connections,
+            FenceMethod::Ipmi(_) | FenceMethod::FenceAgent(_) => Self::Programs,
+        }
+    }
+}
+
+type Key = (HostId, usize, usize);
+
+async fn test_one(
+    (host, level, method): Key,
+    client: Result<Client, Arc<MethodError>>,
+    deadline: Instant,
+) -> BmcHealth {
+    let trouble = match client {
+        Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
+        Err(error) => Some(error.to_string()),
+    };
+    BmcHealth { host, level, method, trouble, fresh: false }
+}
+
+/// Where the tests of one method stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Testing {
+    /// `None`: at once.
+    due: Option<Instant>,
+    failures: u32,
+    rounds: u32,
+}
+
+/// Whether fencing would work, as far as reachability, login, right and identity tell.
 #[derive(Debug, Clone)]
 pub struct BmcHealth {
     /// Which host.
@@ -22,30 +78,95 @@ pub struct BmcHealth {
     pub method: usize,
     /// What stands against it; `None` if nothing does.
     pub trouble: Option<String>,
+    /// It failed for the first time since it worked: to be repeated before it is told.
+    pub fresh: bool,
+}
+
+/// The tests whose findings differ from what the ledger has recorded.
+#[must_use]
+pub fn changed(health: &[BmcHealth], ledger: &Ledger) -> Vec<FencingTest> {
+    let recorded = |one: &BmcHealth| {
+        let test = ledger.hosts().get(&one.host)?.fencing_test(one.level, one.method)?;
+        Some(test.trouble.is_some())
+    };
+    health
+        .iter()
+        .filter(|one| !one.fresh && recorded(one) != Some(one.trouble.is_some()))
+        .map(|one| FencingTest {
+            host: one.host.clone(),
+            level: one.level,
+            method: one.method,
+            trouble: one.trouble.clone(),
+        })
+        .collect()
+}
+
+/// Spreads the tests of many methods over their interval, each round anew: between three and five quarters of it.
+fn jittered(interval: Duration, key: &Key, round: u32) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (key, round).hash(&mut hasher);
+    let thousandths = u32::try_from(hasher.finish() % 500).unwrap_or(0);
+    interval * (750 + thousandths) / 1000
 }
 
 impl Power {
-    /// Returns when the inventory was configured anew since the last call: there may be BMCs that are cold.
-    pub async fn reconfigured(&self) {
-        self.changed.notified().await;
+    /// Tells whenever the inventory was configured anew: there may be methods that were never tested.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
-    /// Connects, logs in and checks the identity at every BMC; call it every few seconds on the leader.
-    pub async fn keep_warm(&self, deadline: Instant) -> Vec<BmcHealth> {
-        let all: Vec<_> = {
+    /// Tests every method of a kind that is due at `now`, each within `patience`; call it every few seconds on the leader.
+    pub async fn test(&self, kind: Kind, now: Instant, patience: Duration) -> Vec<BmcHealth> {
+        let deadline = now + patience;
+        let due: Vec<_> = {
             let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
-            bmcs.iter().map(|(key, controlled)| (key.clone(), controlled.client.clone())).collect()
+            let due = bmcs.iter().filter(|(_, held)| {
+                Kind::of(&held.method) == kind && held.testing.due.is_none_or(|due| due <= now)
+            });
+            due.map(|(key, held)| test_one(key.clone(), held.client.clone(), deadline)).collect()
         };
-        stream::iter(all)
-            .map(|((host, level, method), client)| async move {
-                let trouble = match client {
-                    Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
-                    Err(error) => Some(error.to_string()),
-                };
-                BmcHealth { host, level, method, trouble }
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await
+        let at_once = match kind {
+            Kind::Connections => CONNECTIONS_AT_ONCE,
+            Kind::Programs => PROGRAMS_AT_ONCE,
+        };
+        let mut health: Vec<BmcHealth> = stream::iter(due).buffer_unordered(at_once).collect().await;
+        self.note(now, &mut health);
+        health
+    }
+
+    /// Counts failures, and sets when each method is due again.
+    fn note(&self, now: Instant, health: &mut [BmcHealth]) {
+        let interval = *self.test_every.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in health {
+            let key = (one.host.clone(), one.level, one.method);
+            let Some(held) = bmcs.get_mut(&key) else { continue };
+            let testing = &mut held.testing;
+            testing.failures = if one.trouble.is_some() { testing.failures.saturating_add(1) } else { 0 };
+            testing.rounds = testing.rounds.wrapping_add(1);
+            one.fresh = (1..FAILURES).contains(&testing.failures);
+            let pause = match Kind::of(&held.method) {
+                Kind::Connections => Duration::ZERO,
+                Kind::Programs if one.fresh => AGAIN.min(interval),
+                Kind::Programs => jittered(interval, &key, testing.rounds),
+            };
+            testing.due = Some(now + pause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_of_many_hosts_are_spread_and_none_is_forgotten() {
+        let interval = Duration::from_secs(60);
+        let pauses: std::collections::BTreeSet<Duration> = (0..200)
+            .map(|number| jittered(interval, &(HostId::new(&format!("h{number}")).unwrap(), 0, 0), 1))
+            .collect();
+        assert!(pauses.len() > 100, "{}", pauses.len());
+        assert!(pauses.iter().all(|pause| (interval * 3 / 4..interval * 5 / 4).contains(pause)));
     }
 }

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use crate::child::{Ended, MemoryFile, NotEnded, Program, end_of, run, said};
 use crate::off::{Steps, power_off};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, CredentialRef, ErrorKind, FenceOutcome, IdentityProblem, Limits,
-    Phase, PowerOff, PowerReading, PowerState, ReportedIdentity, ResetOutcome, WriteGate,
+    Bmc, BmcError, BmcFuture, CredentialError, CredentialRef, ErrorKind, FenceOutcome, IdentityProblem,
+    Limits, Phase, PowerOff, PowerReading, PowerState, ReportedIdentity, ResetOutcome, WriteGate,
 };
 
 mod metadata;
@@ -75,7 +75,12 @@ impl FenceAgentClient {
     }
 
     fn name(&self) -> String {
-        self.endpoint.agent.file_name().unwrap_or(self.endpoint.agent.as_os_str()).to_string_lossy().into_owned()
+        self.endpoint
+            .agent
+            .file_name()
+            .unwrap_or(self.endpoint.agent.as_os_str())
+            .to_string_lossy()
+            .into_owned()
     }
 
     fn failed(&self, ended: &Ended) -> BmcError {
@@ -147,10 +152,17 @@ impl FenceAgentClient {
         }
         let lines = zeroize::Zeroizing::new(lines);
         let input = MemoryFile::new(lines.as_bytes()).map_err(|source| {
-            self.error(ErrorKind::Program { program: self.name(), said: format!("no memory for its options: {source}") })
+            self.error(ErrorKind::Program {
+                program: self.name(),
+                said: format!("no memory for its options: {source}"),
+            })
         })?;
-        let program =
-            Program { path: &self.endpoint.agent, arguments: Vec::new(), input: Some(input), files: Vec::new() };
+        let program = Program {
+            path: &self.endpoint.agent,
+            arguments: Vec::new(),
+            input: Some(input),
+            files: Vec::new(),
+        };
         let ended = self.start(program, deadline).await?;
         let secrets: Vec<&str> = secret.iter().map(|secret| secret.password.as_str()).collect();
         Ok(Ended { errors: said(&ended.errors, &secrets), ..ended })

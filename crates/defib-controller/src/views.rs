@@ -6,7 +6,7 @@ use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing
 use defib_model::{
     EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
     event::Phase,
-    inventory::{Priority, SelfFence, Vm},
+    inventory::{Host, Priority, SelfFence, Vm},
 };
 use defib_wire::v1;
 
@@ -160,6 +160,9 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
     if declared.fencing.is_empty() {
         why_not.push("it has no fencing method".into());
     }
+    if record.fencing_tests.iter().any(|test| test.trouble.is_some()) {
+        why_not.push("a fencing method of it would fail now; see below".into());
+    }
     if let Some(until) = record.expected_silent_until {
         why_not.push(format!("it announced a silence; nobody suspects it for {}", until.since(ledger.at())));
     }
@@ -205,14 +208,29 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         // Filled in by who knows the sessions.
         agent_version: String::new(),
         proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
-        fencing: declared
-            .fencing
-            .iter()
-            .enumerate()
-            .flat_map(|(level, methods)| methods.0.iter().map(move |method| (level, method)))
-            .map(|(level, method)| format!("level {level}: {method}"))
-            .collect(),
+        fencing: fencing(ledger, declared, record),
     })
+}
+
+/// The methods by which a host may be fenced, and what their last test found.
+fn fencing(ledger: &Ledger, declared: &Host, record: &HostRecord) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (level, methods) in declared.fencing.iter().enumerate() {
+        for (number, method) in methods.0.iter().enumerate() {
+            let found = match record.fencing_test(level, number) {
+                None => "not tested yet".into(),
+                Some(test) => {
+                    let age = ledger.at().since(test.since);
+                    match &test.trouble {
+                        None => format!("works, since {age}"),
+                        Some(trouble) => format!("WOULD FAIL, since {age}: {trouble}"),
+                    }
+                }
+            };
+            lines.push(format!("level {level}: {method}: {found}"));
+        }
+    }
+    lines
 }
 
 /// A VM with all that is known of it.

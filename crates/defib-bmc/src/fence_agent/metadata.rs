@@ -25,7 +25,10 @@ impl Metadata {
             .map_err(|error| format!("its metadata can't be read ({error})"))?;
         let root = document.root_element();
         if root.tag_name().name() != "resource-agent" {
-            return Err(format!("its metadata begin with {:?}, not with resource-agent", root.tag_name().name()));
+            return Err(format!(
+                "its metadata begin with {:?}, not with resource-agent",
+                root.tag_name().name()
+            ));
         }
         let mut metadata = Self::default();
         for node in root.descendants() {
@@ -96,7 +99,8 @@ impl Metadata {
         }
         if outlets && !self.actions.contains("list") {
             return Err(
-                "it can't list the names of its outlets; leave out `outlet` and say `trust-address: true`".to_owned()
+                "it can't list the names of its outlets; leave out `outlet` and say `trust-address: true`"
+                    .to_owned(),
             );
         }
         if outlets && !["plug", "port"].iter().any(|name| options.contains_key(*name)) {
@@ -134,9 +138,16 @@ mod tests {
         let metadata = Metadata::parse(PDU).unwrap();
         let good = options(&[("ip", "1"), ("plug", "3")]);
         assert_eq!(metadata.fits(&good, true, true), Ok(()));
-        assert_eq!(metadata.fits(&options(&[("ipaddr", "1"), ("port", "3")]), false, true), Ok(()), "older names");
+        assert_eq!(
+            metadata.fits(&options(&[("ipaddr", "1"), ("port", "3")]), false, true),
+            Ok(()),
+            "older names"
+        );
         let why = |given: &[(&str, &str)]| metadata.fits(&options(given), false, false).unwrap_err();
-        assert!(why(&[("ip", "1"), ("plgu", "3")]).contains("no option \"plgu\" among action, ip, password, plug"));
+        assert!(
+            why(&[("ip", "1"), ("plgu", "3")])
+                .contains("no option \"plgu\" among action, ip, password, plug")
+        );
         assert!(why(&[("ip", "1")]).contains("\"plug\" is required"));
         assert_eq!(metadata.login(), ("username", "password"));
     }
@@ -145,7 +156,9 @@ mod tests {
     fn an_agent_without_status_without_list_or_without_login_is_refused() {
         let good = options(&[("ip", "1"), ("plug", "3")]);
         let fits = |text: &str, credentials| Metadata::parse(text).unwrap().fits(&good, credentials, true);
-        assert!(fits(&PDU.replace("\"status\"", "\"x\""), false).unwrap_err().contains("no action \"status\""));
+        assert!(
+            fits(&PDU.replace("\"status\"", "\"x\""), false).unwrap_err().contains("no action \"status\"")
+        );
         assert!(fits(&PDU.replace("\"list\"", "\"x\""), false).unwrap_err().contains("trust-address"));
         assert!(fits(&PDU.replace("\"password\"", "\"x\""), true).unwrap_err().contains("no user name"));
     }

@@ -141,6 +141,7 @@ pub fn policy(policy: &Policy) -> String {
             ("confirm-spacing", fencing.confirm_spacing),
             ("attempt-timeout", fencing.attempt_timeout),
             ("retry-pause", fencing.retry_pause),
+            ("test-interval", fencing.test_interval),
         ],
         &[("confirm-reads", fencing.confirm_reads)],
     );
