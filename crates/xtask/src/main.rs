@@ -5,6 +5,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod fuzz;
+mod packages;
 mod steps;
 mod target;
 mod test;

@@ -1,0 +1,120 @@
+//! Debian packages that some tests need: installed where we may, named where we may not, and what was skipped is counted.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What shows that a package is there (a program, or a file by its whole path), and the package.
+const WANTED: &[(&str, &str)] = &[
+    ("ipmi_sim", "openipmi"),
+    ("ipmitool", "ipmitool"),
+    ("fence_ipmilan", "fence-agents"),
+    ("pkg-config", "pkg-config"),
+    ("/usr/include/libvirt/libvirt.h", "libvirt-dev"),
+    ("libvirtd", "libvirt-daemon"),
+    ("/usr/share/doc/libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
+    ("virsh", "libvirt-clients"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("rsyslogd", "rsyslog"),
+    ("/usr/share/doc/rsyslog-gnutls", "rsyslog-gnutls"),
+];
+
+/// Named in the environment of tests: the file that each skipped one adds a line to.
+const SKIPS: &str = "DEFIB_TEST_SKIPS";
+
+/// The packages that are missing.
+fn missing(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    WANTED.iter().filter(|(sign, _)| !is_there(sign)).map(|(_, package)| *package).collect()
+}
+
+fn is_there(sign: &str) -> bool {
+    if sign.starts_with('/') {
+        return Path::new(sign).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).any(|folder| folder.join(sign).is_file())
+}
+
+/// Installs what is missing, or says loudly that tests will be skipped. Never fails: what is missing then is counted.
+pub(crate) fn provide() {
+    let packages = missing(is_there);
+    if packages.is_empty() {
+        return;
+    }
+    let install = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    let may = crate::tools::run("id", &["-u"]).as_deref() == Some("0") && is_there("apt-get");
+    if may {
+        eprintln!("installing what tests need: {}", packages.join(" "));
+        let apt = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+            command.status().is_ok_and(|status| status.success())
+        };
+        let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
+        install.extend(&packages);
+        if apt(&["update", "-q"]) && apt(&install) {
+            return;
+        }
+    }
+    eprintln!(
+        "\nNOTICE: this machine lacks {}: tests that need them are SKIPPED.\n        On Debian, as root: {install}\n",
+        packages.join(", ")
+    );
+}
+
+/// Whether the libvirt driver can be built here.
+pub(crate) fn has_libvirt() -> bool {
+    crate::tools::run("pkg-config", &["--exists", "libvirt"]).is_some()
+}
+
+/// Collects what tests skip.
+#[derive(Debug)]
+pub(crate) struct Skips {
+    file: PathBuf,
+}
+
+impl Skips {
+    /// Begins anew, with a file in cargo's own folder.
+    pub(crate) fn begin(target: &Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(target)?;
+        let file = target.join("skipped-tests");
+        std::fs::write(&file, "")?;
+        Ok(Self { file })
+    }
+
+    /// Lets a command's tests report.
+    pub(crate) fn watch<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env(SKIPS, &self.file)
+    }
+
+    /// Says how many were skipped, and which.
+    pub(crate) fn tell(&self) {
+        eprintln!("{}", notice(&std::fs::read_to_string(&self.file).unwrap_or_default()));
+    }
+}
+
+fn notice(skips: &str) -> String {
+    let lines: Vec<&str> = skips.lines().collect();
+    if lines.is_empty() {
+        return String::from("\n0 tests were skipped for want of programs of others");
+    }
+    format!("\nNOTICE: {} test(s) were SKIPPED and prove nothing:\n  {}\n", lines.len(), lines.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_by_its_package() {
+        assert_eq!(missing(|sign| sign != "ipmi_sim"), ["openipmi"]);
+        assert_eq!(missing(|_| false).len(), WANTED.len());
+    }
+
+    #[test]
+    fn skipped_tests_are_counted_and_named() {
+        assert!(notice("").contains("0 tests were skipped"));
+        let told = notice("a: this machine has no x\nb: this machine has no x\n");
+        assert!(told.contains("2 test(s) were SKIPPED") && told.contains("\n  b: this"), "{told}");
+    }
+}
