@@ -19,7 +19,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
     packages::provide();
     let features: &[&str] = if packages::has_libvirt() {
-        &["--features", "defib-agent/libvirt"]
+        &["--features", "defib-agent/libvirt,defib-tests/libvirt"]
     } else {
         eprintln!(
             "NOTICE: libvirt's headers are not here, so its driver is NOT built (on Debian: libvirt-dev)"
