@@ -18,13 +18,22 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// From the element as libvirt gives it back.
-    pub(super) fn parse(xml: &str) -> Option<Self> {
-        Self::of(Document::parse(xml).ok()?.root_element())
+    /// From the element that libvirt gives back when it is asked for the one of `NAMESPACE`: it has taken the namespace off.
+    pub(super) fn answered(xml: &str) -> Option<Self> {
+        let document = Document::parse(xml).ok()?;
+        let node = document.root_element();
+        if node.tag_name().namespace().is_some_and(|namespace| namespace != NAMESPACE) {
+            return None;
+        }
+        Self::read(node)
     }
 
     fn of(node: Node<'_, '_>) -> Option<Self> {
-        if node.tag_name().name() != "vm" || node.tag_name().namespace() != Some(NAMESPACE) {
+        if node.tag_name().namespace() == Some(NAMESPACE) { Self::read(node) } else { None }
+    }
+
+    fn read(node: Node<'_, '_>) -> Option<Self> {
+        if node.tag_name().name() != "vm" {
             return None;
         }
         let number = |name| node.attribute(name)?.parse().ok();
@@ -161,10 +170,20 @@ mod tests {
             "<vm vm='cp-1' incarnation='1' epoch='1'/>",
             "<x:vm xmlns:x='urn:other' vm='cp-1' incarnation='1' epoch='1'/>",
             "<d:vm xmlns:d='https://defib.dev/xmlns/libvirt/1' vm='cp-1' incarnation='one' epoch='1'/>",
+        ] {
+            assert_eq!(Mark::find(&Document::parse(other).unwrap()), None, "{other}");
+        }
+        for other in [
+            "<x:vm xmlns:x='urn:other' vm='cp-1' incarnation='1' epoch='1'/>",
+            "<vm vm='cp-1' incarnation='one' epoch='1'/>",
+            "<os vm='cp-1' incarnation='1' epoch='1'/>",
             "nonsense",
         ] {
-            assert_eq!(Mark::parse(other), None, "{other}");
+            assert_eq!(Mark::answered(other), None, "{other}");
         }
+        // As libvirt 9.0 answers.
+        let ours = Mark::answered("<vm vm='cp-1' incarnation='1' epoch='7' host='h1'/>");
+        assert_eq!(ours, Some(Mark { vm: vm(), incarnation: Incarnation(1), epoch: Epoch(7) }));
     }
 
     #[test]

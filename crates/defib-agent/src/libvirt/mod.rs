@@ -393,7 +393,7 @@ fn active(connect: &Connect) -> Result<Vec<Domain>, Error> {
 fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
     let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
     match domain.metadata(kind, Some(mark::NAMESPACE), 0) {
-        Ok(xml) => Ok(Mark::parse(&xml)),
+        Ok(xml) => Ok(Mark::answered(&xml)),
         // By state and not by code: drivers differ in their codes. One that ends the connection is an error of its own.
         Err(error) => match domain.is_active() {
             Ok(false) => Ok(None),
