@@ -5,8 +5,10 @@
 //! that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that must be does not wait for
 //! it (`status`).
 //!
-//! One thread asks and decides; starts are made by a few others, because a start may take long and a stop must not wait for
-//! another VM's. Every call has the keepalive's limit.
+//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`: libvirt's keepalives are
+//! to end the calls to a libvirtd that hangs, but libvirt 9.0 wakes the caller by a signal that gets lost when it comes
+//! too early. Starts are made by a few threads of their own, because a start may take long and a stop must not wait for
+//! another VM's.
 
 mod api;
 mod mark;
@@ -32,6 +34,8 @@ use mark::Mark;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often while a guest's agent is awaited, or libvirt does not answer.
 const LOOK_OFTEN: Duration = Duration::from_millis(500);
+/// How long a question or a stop may take, a little longer than the keepalives that should end it.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
 /// Starts under way at once.
 const STARTS: usize = 4;
 
@@ -224,8 +228,9 @@ impl Driver {
 
     /// Looks at what runs. Only a listing that succeeded as a whole says that something does not.
     fn look(&mut self) {
-        let Some(connect) = &self.connect else { return };
-        match list(connect, &self.held) {
+        let Some(connect) = self.connect.clone() else { return };
+        let before = self.held.clone();
+        match limited(move || list(&connect, &before)) {
             Ok(found) => {
                 if let Some(since) = self.silent_since.take() {
                     let ms = clock::now().nanos_since(since) / 1_000_000;
@@ -237,7 +242,7 @@ impl Driver {
                     listing.done(&self.tell);
                 }
             }
-            Err(error) => self.lost(error.message()),
+            Err(why) => self.lost(&why),
         }
     }
 
@@ -349,7 +354,7 @@ impl Driver {
         match self.try_stop(vm, incarnation) {
             Some(Ok(certain)) => certain,
             Some(Err(error)) => {
-                self.lost(error.message());
+                self.lost(&error);
                 status::stop(&self.settings.status_dir, vm, incarnation)
             }
             None => status::stop(&self.settings.status_dir, vm, incarnation),
@@ -357,31 +362,50 @@ impl Driver {
     }
 
     /// By libvirt; `None`: it is not reached.
-    fn try_stop(&mut self, vm: &VmId, incarnation: Incarnation) -> Option<Result<bool, Error>> {
-        let connect = self.connect.as_ref()?;
-        let stopped = active(connect).and_then(|domains| {
-            let Some(domain) =
-                domains.into_iter().find(|domain| domain.name().is_ok_and(|name| name == vm.as_str()))
-            else {
-                return Ok(true);
-            };
-            match mark_of(&domain)? {
-                Some(mark) if mark.incarnation <= incarnation => {
-                    if let Err(error) = domain.destroy() {
-                        tracing::warn!(%vm, %error, "its domain could not be destroyed");
-                    }
-                    Ok(!domain.is_active().unwrap_or(false) && connect.is_alive().unwrap_or(false))
-                }
-                // Newer, or not ours.
-                Some(_) | None => Ok(true),
-            }
-        });
+    fn try_stop(&mut self, vm: &VmId, incarnation: Incarnation) -> Option<Result<bool, String>> {
+        let connect = self.connect.clone()?;
+        let wanted = vm.clone();
+        let stopped = limited(move || destroy(&connect, &wanted, incarnation));
         if matches!(stopped, Ok(true))
             && self.held.get(vm).is_some_and(|held| held.incarnation <= incarnation)
         {
             self.held.remove(vm);
         }
         Some(stopped)
+    }
+}
+
+/// Makes a call, in a thread that may hang alone.
+fn limited<T: Send + 'static>(call: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, String> {
+    let (answer, received) = bounded(1);
+    let run = move || {
+        let _ = answer.send(call().map_err(|error| error.message().to_owned()));
+    };
+    thread::Builder::new()
+        .name("libvirt-call".into())
+        .spawn(run)
+        .map_err(|error| format!("no thread to ask it: {error}"))?;
+    received
+        .recv_timeout(CALL_PATIENCE)
+        .unwrap_or_else(|_| Err("it takes questions and does not answer".into()))
+}
+
+/// Stops what is ours of an incarnation up to `incarnation`. Whether it certainly does not run.
+fn destroy(connect: &Connect, vm: &VmId, incarnation: Incarnation) -> Result<bool, Error> {
+    let domains = active(connect)?;
+    let Some(domain) = domains.into_iter().find(|domain| domain.name().is_ok_and(|name| name == vm.as_str()))
+    else {
+        return Ok(true);
+    };
+    match mark_of(&domain)? {
+        Some(mark) if mark.incarnation <= incarnation => {
+            if let Err(error) = domain.destroy() {
+                tracing::warn!(%vm, %error, "its domain could not be destroyed");
+            }
+            Ok(!domain.is_active().unwrap_or(false) && connect.is_alive().unwrap_or(false))
+        }
+        // Newer, or not ours.
+        Some(_) | None => Ok(true),
     }
 }
 
