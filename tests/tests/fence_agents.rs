@@ -1,5 +1,5 @@
-//! Programs of Debian's `fence-agents` as fencing methods: `fence_ipmilan` against `ipmi_sim`, `fence_dummy`, and a PDU of
-//! ours that is written with the collection's own library, so that its dialogue is theirs.
+//! Programs of Debian's `fence-agents` as fencing methods: `fence_ipmilan` against `ipmi_sim`, `fence_dummy`, and a
+//! PDU of ours that is written with the collection's own library, so that its dialogue is theirs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 

@@ -1,7 +1,7 @@
 //! The agent's libvirt driver against a real libvirtd with real QEMU guests, in namespaces of their own.
 //!
-//! The guests have no disk: they come up to their BIOS and stay there, which is all that a driver can see of a guest without
-//! an agent. Needs root.
+//! The guests have no disk: they come up to their BIOS and stay there, which is all that a driver can see of a
+//! guest without an agent. Needs root.
 
 #![cfg(feature = "libvirt")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
@@ -26,7 +26,8 @@ use tokio::time::Instant;
 /// Longer than anything takes that is expected to work, on any machine.
 const AMPLE: Duration = Duration::from_secs(60);
 
-/// Binds folders of its own over libvirt's and becomes libvirtd. When the first process of the namespace is killed, all go.
+/// Binds folders of its own over libvirt's and becomes libvirtd. When the first process of the namespace is killed,
+/// all go.
 const INIT: &str = r#"
 set -eu
 cd "$1"

@@ -1,8 +1,8 @@
 //! One level of a host's fencing topology: every method of it must switch off, and then all must read off together.
 //!
 //! A server with two power supplies on two PDUs runs until both are off, and runs again as soon as one is on. So
-//! first every method switches off, and only when all have said so are all of them read, round by round: what proves is a
-//! moment at which none had power. Nothing here ever switches on.
+//! first every method switches off, and only when all have said so are all of them read, round by round: what
+//! proves is a moment at which none had power. Nothing here ever switches on.
 
 use defib_bmc::{PowerOff, PowerReading, WriteGate};
 use defib_engine::controller::PowerQuestion;

@@ -1,8 +1,8 @@
-//! The continuous test of fencing (R21): a wrong password, a moved BMC or a lost right is to be found on a quiet day. It
-//! connects, logs in, looks at identity and power, and never switches anything.
+//! The continuous test of fencing (R21): a wrong password, a moved BMC or a lost right is to be found on a quiet
+//! day. It connects, logs in, looks at identity and power, and never switches anything.
 //!
-//! For Redfish the same keeps a connection warm, so that a question then costs one request; it is done at every call. Other
-//! methods start a program each time, so each has its own moment in the policy's interval.
+//! For Redfish the same keeps a connection warm, so that a question then costs one request; it is done at every
+//! call. Other methods start a program each time, so each has its own moment in the policy's interval.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -116,7 +116,8 @@ impl Power {
         self.changes.subscribe()
     }
 
-    /// Tests every method of a kind that is due at `now`, each within `patience`; call it every few seconds on the leader.
+    /// Tests every method of a kind that is due at `now`, each within `patience`; call it every few seconds on the
+    /// leader.
     pub async fn test(&self, kind: Kind, now: Instant, patience: Duration) -> Vec<BmcHealth> {
         let deadline = now + patience;
         let due: Vec<_> = {

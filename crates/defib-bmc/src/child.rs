@@ -101,8 +101,8 @@ pub(crate) async fn run(program: Program<'_>, deadline: Instant) -> Result<Ended
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    // SAFETY: fcntl is async-signal-safe; the vector was made before the fork and is only read; the descriptors are open in the
-    // child, since `program.files` lives until after the spawn.
+    // SAFETY: fcntl is async-signal-safe; the vector was made before the fork and is only read; the descriptors are
+    // open in the child, since `program.files` lives until after the spawn.
     unsafe {
         command.pre_exec(move || {
             for fd in &kept {

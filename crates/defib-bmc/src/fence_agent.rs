@@ -1,8 +1,8 @@
 //! Any program of Debian's `fence-agents` as a driver: `off`, and then `status` must say off.
 //!
 //! Such a program ignores options that it does not know, so a misspelt `plug` would switch whatever it takes for the
-//! default. Nothing is therefore asked before its metadata was read and knows every option. What identifies a host is the
-//! name that the device itself has for its outlet, since these devices know no UUIDs.
+//! default. Nothing is therefore asked before its metadata was read and knows every option. What identifies a host
+//! is the name that the device itself has for its outlet, since these devices know no UUIDs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ mod metadata;
 
 use metadata::Metadata;
 
-/// What `status` ends with when the power is off. Alone it says little: an interpreter that does not find its script ends so, too.
+/// What `status` ends with when the power is off. Alone it says little: an interpreter that does not find its
+/// script ends so, too.
 const OFF: i32 = 2;
 
 /// Configuration of one fencing device as a program of `fence-agents` sees it. Credentials are named, never held.

@@ -63,7 +63,8 @@ async fn run(kind: Kind, power: Arc<Power>, core: Core, mut pulse: watch::Receiv
     }
 }
 
-/// What the ledger says of all methods, for the metrics: how many there are, how many would fail, and how many were not tested.
+/// What the ledger says of all methods, for the metrics: how many there are, how many would fail, and how many were
+/// not tested.
 pub(crate) fn gather(ledger: &defib_engine::ledger::Ledger) {
     let (mut all, mut bad, mut untested) = (0, 0, 0);
     for (id, host) in &ledger.inventory().hosts {

@@ -1,7 +1,7 @@
 //! A BMC that speaks IPMI 2.0: Debian's `ipmi_sim`, whose power is a real process group.
 //!
-//! It calls a program of ours for everything about the chassis, so what it reads is whether the process runs, and what it
-//! switches off is killed. Files beside that program make it slow, deaf or untruthful.
+//! It calls a program of ours for everything about the chassis, so what it reads is whether the process runs, and
+//! what it switches off is killed. Files beside that program make it slow, deaf or untruthful.
 
 use std::fmt::Write as _;
 use std::fs;

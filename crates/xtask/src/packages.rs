@@ -1,4 +1,5 @@
-//! Debian packages that some tests need: installed where we may, named where we may not, and what was skipped is counted.
+//! Debian packages that some tests need: installed where we may, named where we may not, and what was skipped is
+//! counted.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

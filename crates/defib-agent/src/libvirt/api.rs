@@ -44,8 +44,8 @@ pub(super) fn event_loop() -> Result<(), String> {
         .clone()
 }
 
-/// Begins to connect, in a thread of its own: opening has no time limit, and to a libvirtd that hangs it never ends. The
-/// answer comes once; until then nobody needs to try again.
+/// Begins to connect, in a thread of its own: opening has no time limit, and to a libvirtd that hangs it never
+/// ends. The answer comes once; until then nobody needs to try again.
 pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connect, String>> {
     let (answer, received) = bounded(1);
     let uri = uri.to_owned();

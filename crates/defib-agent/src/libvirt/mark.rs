@@ -1,5 +1,6 @@
-//! The mark by which a domain is ours: an element in its metadata, with VM, incarnation, epoch and host. A domain without it is
-//! never touched. It is written into the definition that starts the domain, so there is no moment without it.
+//! The mark by which a domain is ours: an element in its metadata, with VM, incarnation, epoch and host. A domain
+//! without it is never touched. It is written into the definition that starts the domain, so there is no moment
+//! without it.
 
 use std::fmt::Write as _;
 
@@ -18,7 +19,8 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// From the element that libvirt gives back when it is asked for the one of `NAMESPACE`: it has taken the namespace off.
+    /// From the element that libvirt gives back when it is asked for the one of `NAMESPACE`: it has taken the
+    /// namespace off.
     pub(super) fn answered(xml: &str) -> Option<Self> {
         let document = Document::parse(xml).ok()?;
         let node = document.root_element();
@@ -54,7 +56,8 @@ fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'inp
     node.children().find(|child| child.tag_name().name() == name)
 }
 
-/// A definition with the mark in it. The definition must name the VM and give it a UUID: on every host it is the same machine.
+/// A definition with the mark in it. The definition must name the VM and give it a UUID: on every host it is the
+/// same machine.
 pub(super) fn marked(
     definition: &str,
     vm: &VmId,

@@ -1,14 +1,14 @@
 //! The `libvirt` driver: VMs are transient domains of this host's libvirt, marked in their metadata.
 //!
-//! A domain without our mark is never touched, and never counted. Transient, a domain leaves nothing behind when it ends or
-//! when its host dies, so no libvirt ever starts one by itself. What runs is what a successful listing says: a libvirtd
-//! that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that must be does not wait for
-//! it (`status`).
+//! A domain without our mark is never touched, and never counted. Transient, a domain leaves nothing behind when it
+//! ends or when its host dies, so no libvirt ever starts one by itself. What runs is what a successful listing
+//! says: a libvirtd that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that
+//! must be does not wait for it (`status`).
 //!
-//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`: libvirt's keepalives are
-//! to end the calls to a libvirtd that hangs, but libvirt 9.0 wakes the caller by a signal that gets lost when it comes
-//! too early. Starts are made by a few threads of their own, because a start may take long and a stop must not wait for
-//! another VM's.
+//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`: libvirt's
+//! keepalives are to end the calls to a libvirtd that hangs, but libvirt 9.0 wakes the caller by a signal that gets
+//! lost when it comes too early. Starts are made by a few threads of their own, because a start may take long and a
+//! stop must not wait for another VM's.
 
 mod api;
 mod mark;

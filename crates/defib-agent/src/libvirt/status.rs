@@ -1,5 +1,5 @@
-//! Stopping a domain behind the back of a libvirtd that does not answer: by the file in which it keeps the domain's status, and
-//! the process that stands there. Used only when the VM must stop and libvirt can't be asked.
+//! Stopping a domain behind the back of a libvirtd that does not answer: by the file in which it keeps the domain's
+//! status, and the process that stands there. Used only when the VM must stop and libvirt can't be asked.
 
 use std::{fs, os::fd::AsFd as _, path::Path};
 

@@ -34,8 +34,8 @@ pub(super) fn guid(output: &str) -> Option<[u8; 16]> {
 }
 
 /// The text of a GUID. Controllers disagree on the order of its bytes: that of RFC 4122, SMBIOS (the first three fields
-/// turned round), or IPMI (all turned round). The one that is `expected` is taken, the first otherwise: sixteen bytes that
-/// are another machine's stay another machine's in any of these orders.
+/// turned round), or IPMI (all turned round). The one that is `expected` is taken, the first otherwise: sixteen
+/// bytes that are another machine's stay another machine's in any of these orders.
 pub(super) fn uuid(bytes: [u8; 16], expected: Option<&str>) -> String {
     let text = |b: [u8; 16]| {
         let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();

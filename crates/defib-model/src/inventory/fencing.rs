@@ -110,7 +110,8 @@ pub struct RedfishTarget {
     pub credentials: String,
 }
 
-/// How an IPMI session is authenticated and encrypted. Those that are weaker (0 has no authentication at all) can't be said.
+/// How an IPMI session is authenticated and encrypted. Those that are weaker (0 has no authentication at all) can't
+/// be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum CipherSuite {
