@@ -153,7 +153,9 @@ impl Progress {
 
     /// A request that was refused for lack of rights, with the host still not off after it: only an operator helps.
     fn hopeless(&mut self) -> Option<BmcError> {
-        let is_final = |outcome: &mut ResetOutcome| matches!(outcome, ResetOutcome::Refused(cause) if !cause.is_transient());
+        fn is_final(outcome: &mut ResetOutcome) -> bool {
+            matches!(outcome, ResetOutcome::Refused(cause) if !cause.is_transient())
+        }
         match self.last_request.take_if(is_final) {
             Some(ResetOutcome::Refused(cause)) => Some(cause),
             _ => None,

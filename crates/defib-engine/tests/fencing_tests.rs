@@ -1,5 +1,7 @@
 //! What tests of fencing methods leave in the ledger: a record per method, and an event at each change.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
+
 use std::collections::BTreeSet;
 
 use defib_engine::ledger::Ledger;
