@@ -27,8 +27,19 @@ impl Cluster {
     ) -> anyhow::Result<Evidence> {
         let operator = self.operator();
         let ids: Vec<u64> = self.ports().iter().map(|ports| ports.id).collect();
+        let mut requests = BTreeMap::new();
+        for name in self.host_names() {
+            requests.insert(name.clone(), self.requests(&name).await?);
+        }
+        let mut told = BTreeMap::new();
+        for vm in operator.vms().await? {
+            if vm.state != "running" {
+                let detail = operator.vm(&vm.id).await?;
+                told.insert(vm.id, Told { state: vm.state, why_not: detail.why_not });
+            }
+        }
         // All replicas have told us all that there is, or they have had their time: then the checker says who
-        // did not.
+        // did not. Last of all questions, since one may be answered while the next event is born.
         let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
             let told = follower.last();
             for id in &ids {
@@ -42,17 +53,6 @@ impl Cluster {
         });
         if let Err(error) = caught_up.await {
             tracing::warn!("{error:#}");
-        }
-        let mut requests = BTreeMap::new();
-        for name in self.host_names() {
-            requests.insert(name.clone(), self.requests(&name).await?);
-        }
-        let mut told = BTreeMap::new();
-        for vm in operator.vms().await? {
-            if vm.state != "running" {
-                let detail = operator.vm(&vm.id).await?;
-                told.insert(vm.id, Told { state: vm.state, why_not: detail.why_not });
-            }
         }
         let wall_minus_monotonic_ns = wall_minus_monotonic_ns();
         let streams = follower.streams();
