@@ -144,11 +144,9 @@ impl Power {
     fn redfish(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
         let trust = match (&target.pin, &self.authority) {
             (Some(pin), _) => {
-                // A bare digest is that of the public key.
-                let named = if pin.contains(':') { pin.clone() } else { format!("spki-sha256:{pin}") };
                 let wrong =
                     |error: PinParseError| MethodError::Pin { host: host.clone(), why: error.to_string() };
-                Trust::Pin(named.parse::<Pin>().map_err(wrong)?)
+                Trust::Pin(pin.parse::<Pin>().map_err(wrong)?)
             }
             (None, Some(authority)) => authority.clone(),
             (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),

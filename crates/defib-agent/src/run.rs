@@ -122,6 +122,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let to_guard = handle.clone();
     let tell: Tell = Arc::new(move |input| to_guard.input(input));
     let (processes, process_thread) = hypervisor::prepare(driver)?;
+    #[cfg_attr(not(feature = "libvirt"), expect(unused_mut, reason = "there is no other driver"))]
     let mut drivers = vec![processes];
     let listing = Listing::of(1 + usize::from(config.libvirt.is_some()));
     #[cfg(feature = "libvirt")]

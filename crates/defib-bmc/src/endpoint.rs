@@ -1,5 +1,6 @@
 //! Where the BMC of a host is, how it proves who it is, and how patient we are with it.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use http::Uri;
@@ -68,16 +69,12 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// The address doesn't have the form `https://address[:port]`.
-    #[error(
-        "host {host}: BMC address `{base_url}` is unusable ({why}); write https://address or https://address:port"
-    )]
+    #[error("host {host}: BMC {why}")]
     Address {
         /// Host.
         host: String,
-        /// What was configured.
-        base_url: String,
         /// What is wrong with it.
-        why: &'static str,
+        why: AddressError,
     },
     /// The address of a BMC that speaks IPMI doesn't have the form `address[:port]`.
     #[error("host {host}: BMC address `{address}` is unusable; write it like 10.0.0.1 or 10.0.0.1:623")]
@@ -118,9 +115,14 @@ pub enum EndpointError {
     },
 }
 
-/// The parts of `base_url` that a connection needs.
+/// Text that is no address of a BMC. It is not repeated: there may be a password in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("address is unusable ({0}); write https://address or https://address:port")]
+pub struct AddressError(pub(crate) &'static str);
+
+/// Where a BMC is: what `https://address[:port]` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Address {
+pub struct Address {
     /// Name or address literal without brackets.
     pub(crate) name: String,
     pub(crate) port: u16,
@@ -163,28 +165,28 @@ impl RedfishEndpoint {
     }
 
     pub(crate) fn address(&self) -> Result<Address, EndpointError> {
-        parse_address(&self.base_url).map_err(|why| EndpointError::Address {
-            host: self.host.clone(),
-            base_url: self.base_url.clone(),
-            why,
-        })
+        self.base_url.parse().map_err(|why| EndpointError::Address { host: self.host.clone(), why })
     }
 }
 
-fn parse_address(base_url: &str) -> Result<Address, &'static str> {
-    let uri: Uri = base_url.parse().map_err(|_| "not a URL")?;
-    if uri.scheme_str() != Some("https") {
-        return Err("only https is spoken");
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(base_url: &str) -> Result<Self, AddressError> {
+        let uri: Uri = base_url.parse().map_err(|_| AddressError("not a URL"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(AddressError("only https is spoken"));
+        }
+        let authority = uri.authority().ok_or(AddressError("no address in it"))?;
+        if authority.as_str().contains('@') {
+            return Err(AddressError("credentials don't belong into an address"));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(AddressError("there is a path behind the address"));
+        }
+        Self::from_host_and_port(authority.as_str(), 443)
+            .ok_or(AddressError("it is no name or address with a port from 1 to 65535"))
     }
-    let authority = uri.authority().ok_or("no address in it")?;
-    if authority.as_str().contains('@') {
-        return Err("credentials don't belong into an address");
-    }
-    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err("there is a path behind the address");
-    }
-    Address::from_host_and_port(authority.as_str(), 443)
-        .ok_or("it is no name or address with a port from 1 to 65535")
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ mod trust;
 
 pub use client::{RedfishClient, SystemSeen, survey};
 pub use credentials::{CredentialError, CredentialRef, CredentialRefError, Credentials};
-pub use endpoint::{EndpointError, Limits, RedfishEndpoint};
+pub use endpoint::{Address, AddressError, EndpointError, Limits, RedfishEndpoint};
 pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
 pub use fence_agent::{FenceAgentClient, FenceAgentEndpoint};
 pub use identity::{Identity, ReportedIdentity};

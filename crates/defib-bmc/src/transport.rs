@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::endpoint::Address;
+use crate::endpoint::{Address, AddressError};
 use crate::trust::PinRefused;
 use crate::{BmcError, EndpointError, ErrorKind, Limits, Phase};
 
@@ -111,11 +111,8 @@ pub(crate) async fn dial(
     // Small requests one after the other: waiting to fill packets only costs time. Failing to say so costs only time.
     let _ = stream.set_nodelay(true);
     let name = ServerName::try_from(address.name.clone()).map_err(|_| {
-        let error = EndpointError::Address {
-            host: host.to_owned(),
-            base_url: shown(),
-            why: "the name is no host name",
-        };
+        let why = AddressError("the name is no host name");
+        let error = EndpointError::Address { host: host.to_owned(), why };
         BmcError::new(host, ErrorKind::Endpoint(error))
     })?;
     let connector = TlsConnector::from(tls.clone());

@@ -18,14 +18,14 @@ use rustls::{
 };
 use tokio::time::Instant;
 
-use crate::endpoint::Address;
+use crate::endpoint::{Address, AddressError};
 use crate::transport;
 use crate::{BmcError, EndpointError, Limits, RedfishEndpoint};
 
 /// SHA-256 of what a BMC must present.
 ///
 /// Written `spki-sha256:…` or `certificate-sha256:…` with 64 hexadecimal digits (colons allowed between them)
-/// or base64.
+/// or base64. A bare digest is that of the public key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pin {
     /// Of the public key (SubjectPublicKeyInfo, DER): survives a renewal of the certificate with the same key.
@@ -47,7 +47,8 @@ impl FromStr for Pin {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || PinParseError { text: text.chars().take(120).collect() };
-        let (kind, value) = text.trim().split_once(':').ok_or_else(wrong)?;
+        let text = text.trim();
+        let (kind, value) = text.split_once(':').unwrap_or(("spki-sha256", text));
         let digest = parse_digest(value).ok_or_else(wrong)?;
         match kind {
             "spki-sha256" => Ok(Self::Spki(digest)),
@@ -272,8 +273,7 @@ pub async fn fetch_pin(address: &str, deadline: Instant) -> Result<ObservedPin, 
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let recorder = Arc::new(Recorder { seen: Mutex::new(None), provider: provider.clone() });
     let unusable = |why| {
-        let base_url = address.to_owned();
-        let error = EndpointError::Address { host: address.to_owned(), base_url, why };
+        let error = EndpointError::Address { host: address.to_owned(), why: AddressError(why) };
         BmcError::new(address, crate::ErrorKind::Endpoint(error))
     };
     let config = config_with(provider, recorder.clone()).map_err(|_| unusable("no TLS here"))?;
@@ -299,6 +299,7 @@ mod tests {
         assert_eq!(colons.parse(), Ok(Pin::Certificate([0xab; 32])));
         let base64 = format!("spki-sha256:{}", STANDARD.encode([0xab; 32]));
         assert_eq!(base64.parse(), Ok(pin));
+        assert_eq!("ab".repeat(32).parse(), Ok(pin));
     }
 
     #[test]

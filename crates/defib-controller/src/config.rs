@@ -94,9 +94,12 @@ pub struct Listen {
     /// For hosts that join by token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<SocketAddr>,
-    /// For Prometheus, plain HTTP: keep it on loopback or on a management network.
+    /// For Prometheus, plain HTTP, to anybody: on loopback, unless `metrics-insecure` says that more may see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
+    /// Metrics may leave this machine in plain HTTP.
+    #[serde(default)]
+    pub metrics_insecure: bool,
 }
 
 /// Where others reach a replica.
@@ -191,6 +194,18 @@ impl Config {
         if self.listen.join.is_some() != self.join.is_some() {
             return Err(("join", "listen.join and join go together".into()));
         }
+        if let Some(metrics) = self.listen.metrics
+            && !metrics.ip().is_loopback()
+            && !self.listen.metrics_insecure
+        {
+            return Err((
+                "listen.metrics",
+                format!(
+                    "{metrics} would tell hosts and VMs in plain HTTP to whoever asks; listen on 127.0.0.1 and let an agent \
+                     or a TLS proxy of yours pass it on, or say metrics-insecure: true beside it"
+                ),
+            ));
+        }
         let (Ok(tick), Ok(election)) =
             (humantime::parse_duration(&self.raft.tick), humantime::parse_duration(&self.raft.election))
         else {
@@ -239,6 +254,22 @@ replicas:
     #[test]
     fn the_smallest_file_is_enough() {
         assert_eq!(message(GOOD), "");
+    }
+
+    #[test]
+    fn metrics_leave_the_machine_only_where_that_is_said_by_name() {
+        let with = |lines: &str| message(&GOOD.replace("replicas:\n", &format!("{lines}replicas:\n")));
+        for address in ["127.0.0.1:9", "127.0.0.2:9", "[::1]:9"] {
+            assert_eq!(with(&format!("  metrics: \"{address}\"\n")), "");
+        }
+        for address in ["0.0.0.0:9", "[::]:9", "10.0.0.1:9", "[fd00::1]:9"] {
+            let line = format!("  metrics: \"{address}\"\n");
+            let told = with(&line);
+            let wanted = format!("DIR/replica.yaml:10:3: listen.metrics: {address} would tell");
+            assert!(told.starts_with(&wanted) && told.contains("metrics-insecure: true"), "{told}");
+            assert!(with(&format!("{line}  metrics-insecure: false\n")).contains("plain HTTP"));
+            assert_eq!(with(&format!("{line}  metrics-insecure: true\n")), "");
+        }
     }
 
     #[test]

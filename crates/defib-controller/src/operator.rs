@@ -122,13 +122,16 @@ impl OperatorService {
         agents: Arc<Agents>,
         board: Arc<Board>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, tls, board, leaders: Arc::default(), admission, agents }
+        let leaders = Arc::default();
+        Self { me, cluster, core, pulse, members, tls, board, leaders, admission, agents }
     }
 
-    /// The release of a host's agent, which its session told.
-    fn add_version(&self, host: &mut v1::HostDetail) {
-        let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
-        host.agent_version = version.unwrap_or_default();
+    /// What the ledger does not know: the release of a host's agent.
+    fn complete(&self, hosts: &mut [v1::HostDetail]) {
+        for host in hosts {
+            let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
+            host.agent_version = version.unwrap_or_default();
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -287,9 +290,7 @@ impl Operator for OperatorService {
                     .collect()
             })
             .await?;
-        for host in &mut hosts {
-            self.add_version(host);
-        }
+        self.complete(&mut hosts);
         Ok(Response::new(v1::ListHostsResponse { hosts }))
     }
 
@@ -301,7 +302,7 @@ impl Operator for OperatorService {
             .read(move |view| views::host_detail(view, &asked))
             .await?
             .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))?;
-        self.add_version(&mut host);
+        self.complete(std::slice::from_mut(&mut host));
         Ok(Response::new(host))
     }
 

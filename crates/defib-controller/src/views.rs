@@ -160,9 +160,7 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
     if declared.fencing.is_empty() {
         why_not.push("it has no fencing method".into());
     }
-    if record.fencing_tests.iter().any(|test| test.trouble.is_some()) {
-        why_not.push("a fencing method of it would fail now; see below".into());
-    }
+    why_not.extend(failing_tests(id, record));
     if let Some(until) = record.expected_silent_until {
         why_not.push(format!("it announced a silence; nobody suspects it for {}", until.since(ledger.at())));
     }
@@ -361,6 +359,25 @@ fn weakness(protection: &Protection, applied: LogIndex) -> Option<String> {
     })
 }
 
+/// What the tests of a host's fencing methods found, where they failed.
+fn failing_tests(id: &HostId, record: &HostRecord) -> impl Iterator<Item = String> {
+    record.fencing_tests.iter().filter_map(move |test| {
+        let trouble = test.trouble.as_ref()?;
+        Some(format!("host {id}: fencing it by level {} would fail now: {trouble}", test.level))
+    })
+}
+
+/// The first of the hosts that could not be fenced now, and how many more there are.
+fn fencing_troubles(ledger: &Ledger) -> impl Iterator<Item = String> {
+    const SHOWN: usize = 5;
+    let failing = || ledger.hosts().iter().flat_map(|(id, record)| failing_tests(id, record));
+    let more = failing().count().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| {
+        format!("{more} more fencing methods would fail now; see why_not of: defib --output json host list")
+    });
+    failing().take(SHOWN).chain(more)
+}
+
 /// Who stopped automatic action, if it is stopped and the event is still at hand.
 fn paused_by(ledger: &Ledger) -> Option<String> {
     let stops = ledger.events().since(EventSeq(1)).filter_map(|event| match &event.kind {
@@ -423,6 +440,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         Some(protection) => attention.extend(weakness(protection, ledger.applied())),
         None => attention.push("whether everything would restart after a failure is not known yet".into()),
     }
+    attention.extend(fencing_troubles(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
     }

@@ -16,6 +16,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+#[macro_use]
+pub mod mutants;
+
 pub mod controller;
 pub mod guard;
 pub mod ledger;

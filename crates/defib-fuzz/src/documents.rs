@@ -78,7 +78,7 @@ hosts:
     spare: true
     neighbour: "127.0.0.11:7445"
     fencing:
-      - - redfish: { address: "https://127.0.0.1", uuid: "a-1", pin: "sha256:00", credentials: "env:BMC" }
+      - - redfish: { address: "https://127.0.0.1", uuid: "a-1", pin: "abababababababababababababababababababababababababababababababab", credentials: "env:BMC" }
   - { id: h2, domain: z1/r2, capacity: { cpu: 0.5, memory: 512MiB }, self-fence: trusted }
 vms:
   - id: cp-1

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod counts;
 mod draw;
 pub mod fault;
+pub mod model_check;
+pub mod mutants;
 pub mod pinned;
 pub mod plan;
 pub mod rng;

@@ -72,6 +72,18 @@ enum Command {
         #[command(flatten)]
         world: World,
     },
+    /// Makes one deliberate mistake after the other, and runs seeds of the full profile until a checker objects.
+    #[cfg(feature = "mutants")]
+    Mutants {
+        /// Only the mistakes of these names.
+        #[arg(long)]
+        only: Vec<String>,
+        /// `A..B`: from A up to, not including, B; a mistake that none of them finds fails.
+        #[arg(long, default_value = "0..1000")]
+        seeds: String,
+        #[command(flatten)]
+        world: World,
+    },
     /// Plays a scenario and compares it with what it expects.
     Scenario {
         /// The file.
@@ -184,6 +196,39 @@ fn main() -> anyhow::Result<ExitCode> {
             outcome.violation.is_none()
         }
         Command::Shrink { seed, world } => !shrunk(seed, world.profile)?,
+        #[cfg(feature = "mutants")]
+        Command::Mutants { only, seeds, world } => {
+            use defib_sim::mutants::{Mutant, catch};
+            let seeds = range(&seeds)?;
+            let unknown = only.iter().find(|name| !Mutant::ALL.iter().any(|one| one.name() == *name));
+            anyhow::ensure!(unknown.is_none(), "there is no mistake {}", unknown.map_or("", String::as_str));
+            // A checker that objects to what is right would catch everything.
+            let right = suite::run_all(seeds.clone(), world.profile, 1, &|_, _| {});
+            anyhow::ensure!(
+                right.failures.is_empty(),
+                "without any mistake {} seeds of these fail, so nothing can be said: {:?}",
+                right.failures.len(),
+                right.failures.first()
+            );
+            let mut good = true;
+            for mutant in Mutant::ALL {
+                if !only.is_empty() && !only.iter().any(|name| name == mutant.name()) {
+                    continue;
+                }
+                let caught = catch(*mutant, seeds.clone(), world.profile);
+                good &= caught.failure.is_some();
+                let (invariant, at) =
+                    caught.failure.as_ref().map_or(("not caught", String::new()), |failure| {
+                        (failure.violation.invariant, failure.seed.to_string())
+                    });
+                let (name, mistake, took) = (mutant.name(), mutant.mistake(), caught.took.as_secs_f64());
+                print(&format!(
+                    "| `{name}` | {mistake} | {} | {at} | {invariant} | {took:.1} |",
+                    caught.seeds
+                ))?;
+            }
+            good
+        }
         Command::Scenario { file, record, format } => {
             let text = std::fs::read_to_string(&file)?;
             let played = scenario::play(&text);

@@ -5,20 +5,18 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use anyhow::ensure;
-use defib_lab::cluster::{Process, Program, wait_until};
+use defib_lab::cluster::wait_until;
 use defib_model::{Event, EventKind};
-use nix::sys::resource::{Resource, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
 
-use crate::rig::{AMPLE, Rig, assert_no_panic, ended, run, wait_for_text};
+use crate::rig::{AMPLE, Rig, run, wait_for_text};
 
 /// A document, what to replace by what, and what the message must name.
-struct Wrong {
-    what: &'static str,
-    from: &'static str,
-    to: &'static str,
-    told: &'static [&'static str],
+struct Wrong<'a> {
+    what: &'a str,
+    from: &'a str,
+    to: &'a str,
+    told: &'a [&'a str],
 }
 
 /// The number of the line on which a text stands.
@@ -27,7 +25,16 @@ fn line_of(text: &str, part: &str) -> usize {
     text[..at].matches('\n').count() + 1
 }
 
-async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong, place: Option<usize>) {
+/// The first field of this name with its value, as it is written.
+fn written<'a>(text: &'a str, key: &str) -> &'a str {
+    let from = &text[text.find(&format!("{key}: \"")).unwrap_or_else(|| panic!("no {key} in {text}"))..];
+    let end = from.match_indices('"').nth(1).unwrap().0;
+    &from[..=end]
+}
+
+/// What it was told, by every command.
+async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong<'_>, place: Option<usize>) -> String {
+    let mut all = String::new();
     assert!(good.contains(wrong.from), "{}: {:?} is not in {good}", wrong.what, wrong.from);
     let bad = good.replacen(wrong.from, wrong.to, 1);
     let file = rig.write("bad.yaml", &bad);
@@ -40,8 +47,10 @@ async fn refused(rig: &Rig, kind: &str, good: &str, wrong: &Wrong, place: Option
         for word in wrong.told {
             assert!(told.contains(word), "{}: no {word:?} in: {told}", wrong.what);
         }
+        all += &told;
     }
     assert_eq!(rig.versions().await, before, "{}", wrong.what);
+    all
 }
 
 #[tokio::test]
@@ -127,6 +136,16 @@ async fn a_document_that_makes_no_sense_is_refused_with_file_line_and_field_and_
     ];
     for (wrong, place) in &cases {
         refused(&rig, "inventory", &inventory, wrong, *place).await;
+    }
+    for (what, key, value, told) in [
+        ("a password", "credentials", "root:supersecret", "credentials are named as file:PATH or env:NAME"),
+        ("no TLS", "address", "http://supersecret", "address is unusable (only https is spoken)"),
+        ("a pin that was cut", "pin", "spki-sha256:abcdef", "is no pin"),
+    ] {
+        let (from, to) = (written(&inventory, key), format!("{key}: \"{value}\""));
+        let wrong = Wrong { what, from, to: &to, told: &[told] };
+        let all = refused(&rig, "inventory", &inventory, &wrong, Some(line_of(&inventory, from))).await;
+        assert!(!all.contains("supersecret"), "{what} is told to whoever reads along: {all}");
     }
     let policy = fs::read_to_string(rig.path("policy.yaml")).unwrap();
     let cases = [
@@ -331,89 +350,6 @@ async fn an_event_file_that_was_cut_or_changed_is_not_whole_and_the_line_is_name
     verify("\u{0}\u{1}rubbish").await.failed(5);
     run("defib", ["events", "verify", "--from", "/nowhere/events.json"]).await.failed(2);
     rig.assert_calm();
-}
-
-/// Not everybody may mount a file system that is soon full. But everybody may limit how large the files of a
-/// process get, which the kernel tells in the same way; who may mount meets both.
-#[tokio::test]
-async fn a_replica_whose_disk_is_full_says_so_ends_and_can_be_started_again() {
-    let rig = Rig::small().await;
-    // A founder of its own little cluster, so that it writes without waiting for anybody.
-    let config = fs::read_to_string(rig.path("replica-3/replica.yaml")).unwrap();
-    let alone: Vec<String> = config
-        .lines()
-        .filter(|line| !line.starts_with("  - { id: 1") && !line.starts_with("  - { id: 2"))
-        .map(|line| {
-            let ports = &rig.cluster.ports()[2];
-            let listed = [ports.peers, ports.control, ports.heartbeat, ports.metrics];
-            let free = |line: String, address: &std::net::SocketAddr| {
-                line.replace(&address.to_string(), "127.0.0.1:0")
-            };
-            listed.iter().fold(line.to_owned(), free)
-        })
-        .collect();
-    let config = alone.join("\n") + "\n";
-    let data = rig.path("replica-3/data");
-    let at = |to: &Path| {
-        let text = config.replace(data.to_str().unwrap(), to.to_str().unwrap());
-        assert_ne!(text, config);
-        rig.write("full.yaml", &text)
-    };
-    let fresh = rig.path("fresh-data");
-    let file = at(&fresh);
-    let mut command = Command::new(crate::rig::program("defibd"));
-    command.args(["--config".as_ref(), file.as_os_str()]);
-    #[expect(unsafe_code, reason = "the child must limit itself")]
-    // SAFETY: `setrlimit` and `signal` are async-signal-safe system calls, and nothing is allocated.
-    unsafe {
-        command.pre_exec(|| {
-            use nix::sys::signal::{SigHandler, Signal, signal};
-            signal(Signal::SIGXFSZ, SigHandler::SigIgn)?;
-            setrlimit(Resource::RLIMIT_FSIZE, 16 << 10, 16 << 10).map_err(Into::into)
-        });
-    }
-    let told = ended(command).await.failed(1);
-    assert!(told.contains("no space left for") && told.contains("free some space"), "{told}");
-    assert!(told.contains(fresh.to_str().unwrap()), "the file is named: {told}");
-    // With room, the same directory goes on.
-    let output = rig.path("alone.log");
-    let start = |config: &Path| {
-        Process::start(&Program {
-            path: crate::rig::program("defibd"),
-            arguments: vec!["--config".into(), config.into()],
-            output: output.clone(),
-            watched_input: false,
-        })
-        .unwrap()
-    };
-    let alone = start(&file);
-    wait_for_text(&output, "role=Leader").await;
-    drop(alone);
-
-    let small = rig.path("small");
-    if mount_small(&small, "1M") {
-        let _unmount = Unmount(small.clone());
-        let file = at(&small.join("data"));
-        let told = run("defibd", ["--config", file.to_str().unwrap()]).await.failed(1);
-        assert!(told.contains("no space left for") && told.contains("free some space"), "{told}");
-    }
-    assert_no_panic(rig.cluster.directory());
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount(&self.0);
-    }
-}
-
-/// Mounts an empty file system of this size, if this process may.
-fn mount_small(at: &Path, size: &str) -> bool {
-    use nix::mount::{MsFlags, mount};
-    fs::create_dir(at).unwrap();
-    let options = format!("size={size}");
-    mount(Some("defib-test"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).is_ok()
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod bmc;
 mod cli;
 mod demo;
 mod export;
+mod full_disk;
 mod kills;
 mod membership;
 mod operator;

@@ -100,10 +100,15 @@ impl Rig {
 
     /// With this policy.
     pub(crate) async fn with(size: Size, policy: Policy) -> Self {
+        Self::behind(size, policy, false).await
+    }
+
+    /// With this policy, and a switch between hosts and replicas if `relayed`.
+    pub(crate) async fn behind(size: Size, policy: Policy, relayed: bool) -> Self {
         let turn = turn().await;
         let work = tempfile::tempdir().unwrap();
         let mut options = Options::new(work.path().join("cluster"), Profile::Fast);
-        (options.size, options.policy) = (size, policy);
+        (options.size, options.policy, options.relayed) = (size, policy, relayed);
         let cluster = Cluster::start(options).await.unwrap();
         cluster.settle(AMPLE).await.unwrap();
         Self { cluster, _work: work, _turn: turn }
@@ -163,6 +168,17 @@ impl Rig {
         .await
         .unwrap();
         last
+    }
+
+    /// Waits until `defib` does not print a text any more.
+    pub(crate) async fn wait_for_not(&self, arguments: &[&str], gone: &str) {
+        wait_until(&format!("defib {arguments:?} no longer says {gone:?}"), AMPLE, || async {
+            let told = self.defib_list(arguments).await.done();
+            anyhow::ensure!(!told.contains(gone), "it says: {told}");
+            Ok(())
+        })
+        .await
+        .unwrap();
     }
 
     /// All events, as `defib events` prints them.

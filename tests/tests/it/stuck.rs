@@ -109,3 +109,36 @@ async fn a_dark_bmc_without_another_proof_is_named_and_an_operators_word_restart
     restore(&rig.cluster, "h1", AMPLE).await.unwrap();
     rig.assert_calm();
 }
+
+#[tokio::test]
+async fn a_bmc_that_could_not_fence_its_host_is_named_before_it_is_needed_until_it_could() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let inventory = fs::read_to_string(rig.path("inventory.yaml")).unwrap();
+    let first = |key: &str| {
+        let from = &inventory[inventory.find(&format!("{key}: \"")).unwrap()..];
+        from.split('"').nth(1).unwrap().to_owned()
+    };
+    let (credentials, pin, uuid) = (first("credentials"), first("pin"), first("uuid"));
+    assert!(!rig.defib(["status"]).await.done().contains("would fail now"));
+    let other_pin = format!("spki-sha256:{}", "0".repeat(64));
+    let cases = [
+        (credentials.as_str(), "file:/nowhere/bmc", "/nowhere/bmc can't be read"),
+        (&pin, &other_pin, "pin"),
+        (&uuid, "99999999-0000-4000-8000-000000000009", "is this host: expected"),
+    ];
+    for (from, to, why) in cases {
+        let text = inventory.replacen(from, to, 1);
+        assert_ne!(text, inventory, "{from}");
+        let file = rig.write("unusable.yaml", &text);
+        rig.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
+        for page in [&["status"][..], &["host", "show", "h1"]] {
+            let told = rig.wait_for(page, "would fail now").await;
+            assert!(told.contains(why), "{page:?} says of {to}: {told}");
+        }
+        assert!(!rig.defib(["host", "show", "h2"]).await.done().contains("would fail now"));
+    }
+    let good = rig.path("inventory.yaml");
+    rig.defib(["inventory", "apply", good.to_str().unwrap()]).await.done();
+    rig.wait_for_not(&["status"], "would fail now").await;
+    rig.assert_calm();
+}

@@ -2,6 +2,8 @@
 //! files, in a directory of their own. The page says how each further host repeats two steps; the second agent
 //! is made like that.
 //!
+//! The examples have the paths of the units; the page itself says how they are moved for a trial on one machine.
+//!
 //! The page's addresses are used as they are: 127.0.0.x belongs to every machine. So this test needs the ports
 //! 7440 to 7445 there, and says so where something has them.
 
@@ -79,8 +81,9 @@ impl Walk {
             let output = self.work.path().join(format!("{}.log", self.running.len()));
             // By the mark everything is found again that an agent of this walk started.
             let script = format!(
-                "cd {} && {MARKER}={} {} exec {command}",
+                "set -eu\nunset DEFIB DEFIB_CONFIG\ncd {}\n{}{MARKER}={} {} exec {command}",
                 self.work.path().display(),
+                self.exports,
                 self.marker,
                 self.path()
             );
@@ -144,6 +147,67 @@ fn assert_ports_are_free() {
             }
         }
     }
+}
+
+/// What stands behind a key, in a unit or in YAML, as often as it is there.
+fn values<'a>(text: &'a str, key: &'static str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| line.trim().strip_prefix(key)).map(str::trim)
+}
+
+/// All words of a file that are paths or end like files, whatever they stand behind; comments are none.
+fn paths(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(|line| line.split([' ', ',', '{', '}', '"']))
+        .filter(|word| word.contains('/'))
+        .collect()
+}
+
+#[test]
+fn the_paths_of_the_examples_are_those_that_the_units_give_and_allow() {
+    let read = |name: &str| fs::read_to_string(root().join("deploy").join(name)).unwrap();
+    let page = fs::read_to_string(root().join("docs/operations/deploy.md")).unwrap();
+    for (unit, config, examples) in [
+        ("defibd", "/etc/defib/replica.yaml", &["replica-1.yaml", "replica-2.yaml", "replica-3.yaml"][..]),
+        ("defib-agent", "/etc/defib/agent.yaml", &["agent.yaml"]),
+    ] {
+        let unit = read(&format!("systemd/{unit}.service"));
+        let value =
+            |key: &'static str| values(&unit, key).next().unwrap_or_else(|| panic!("no {key} in {unit}"));
+        assert!(value("ExecStart=").ends_with(&format!(" --config {config}")), "{unit}");
+        assert_eq!((value("ProtectSystem="), value("ReadOnlyPaths=")), ("strict", "/etc/defib"));
+        let installed = format!("deploy/examples/{} {config}", examples[0]);
+        assert!(page.contains(&installed), "the page does not say: install {installed}");
+        let state = Path::new("/var/lib").join(value("StateDirectory="));
+        let run = values(&unit, "RuntimeDirectory=").next().map(|name| Path::new("/run").join(name));
+        for name in examples {
+            let example = read(&format!("examples/{name}"));
+            for (key, base) in
+                [("data-dir:", Some(&state)), ("state-dir:", Some(&state)), ("run-dir:", run.as_ref())]
+            {
+                for path in values(&example, key) {
+                    let base =
+                        base.unwrap_or_else(|| panic!("{name}: the unit makes no directory for {key}"));
+                    assert!(Path::new(path).starts_with(base), "{name}: {key} {path} is not in {base:?}");
+                }
+            }
+            let own = |path: &Path| {
+                path.starts_with(&state) || run.as_ref().is_some_and(|run| path.starts_with(run))
+            };
+            assert!(example.contains("certificate: /etc/defib/tls/tls.crt\n"), "{name}");
+            let all = paths(&example);
+            assert!(all.len() >= 4, "{name}: {all:?}");
+            for path in all {
+                let path = Path::new(path);
+                assert!(
+                    path.starts_with("/etc/defib") || own(path),
+                    "{name}: the unit does not allow {path:?}"
+                );
+            }
+        }
+    }
+    let operator = read("examples/operator.yaml");
+    assert!(paths(&operator).iter().all(|path| path.starts_with("/etc/defib/operator/")), "{operator}");
 }
 
 #[tokio::test]
@@ -217,9 +281,9 @@ async fn the_walk_through_works_as_it_is_written_with_three_replicas_and_two_age
     assert!(said.contains("used"), "{said}");
 
     // The host shuts down in the documented way: its VM is stopped first, and restarts on the other host.
-    let bye = walk.shell("defib-agent --config agent-2.yaml goodbye --shutdown --dry-run").await.done();
+    let bye = walk.shell("defib-agent --config \"$DEFIB/h2.yaml\" goodbye --shutdown --dry-run").await.done();
     assert!(bye.contains("dry run: all VMs of this host would be stopped"), "{bye}");
-    let bye = walk.shell("defib-agent --config agent-2.yaml goodbye --shutdown").await.done();
+    let bye = walk.shell("defib-agent --config \"$DEFIB/h2.yaml\" goodbye --shutdown").await.done();
     assert!(bye.contains("all VMs are stopped"), "{bye}");
     walk.wait_for("defib vm show vm-1", &["running", "h1"]).await;
     for mut process in std::mem::take(&mut walk.running) {

@@ -72,6 +72,7 @@ struct State {
     down: bool,
     space: Option<u64>,
     fail_sync: bool,
+    lose_syncs: bool,
 }
 
 /// A simulated directory. Clones share the same directory, so a test keeps one and hands another to the log.
@@ -167,6 +168,11 @@ impl MemoryDisk {
     /// The next sync of a file's contents fails, and what it should have synced is dropped, as Linux does.
     pub fn fail_next_sync(&self) {
         self.lock().fail_sync = true;
+    }
+
+    /// From now on syncs of contents are acknowledged and do nothing, as by a drive whose cache has no battery.
+    pub fn lose_syncs(&self) {
+        self.lock().lose_syncs = true;
     }
 
     /// Flips one bit, durably. Returns false if there is no such byte.
@@ -351,6 +357,9 @@ impl Disk for MemoryDisk {
         // A crash at a sync happens before it.
         state.change("sync", name)?;
         state.syncs += 1;
+        if state.lose_syncs {
+            return Ok(());
+        }
         let fails = std::mem::take(&mut state.fail_sync);
         let contents = state.file("sync", name)?;
         contents.dirty.clear();

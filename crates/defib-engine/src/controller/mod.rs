@@ -135,6 +135,8 @@ pub struct Controller {
     /// Where the leader's count of cluster time began: its own clock, and the cluster's.
     counting_from: (Instant, ClusterTime),
     wall: UnixMillis,
+    /// When it last derived what is wanted: what was due by then was looked at, what is due later was not.
+    looked: Instant,
     proposed: BTreeMap<Proposed, Instant>,
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
@@ -166,6 +168,7 @@ impl Controller {
             role: Role::Follower,
             counting_from: (Instant(0), ClusterTime(0)),
             wall: UnixMillis(0),
+            looked: Instant(0),
             proposed: BTreeMap::new(),
             asks: BTreeMap::new(),
             fences: BTreeMap::new(),
@@ -277,9 +280,9 @@ impl Controller {
         for at in self.first_seen.values() {
             // What is over and still waits, waits for something else than time.
             let waits = [at.plus(FIRST_SPREAD_WAIT), at.plus(FIRST_HOST_WAIT)];
-            waits.into_iter().filter(|at| *at > now).for_each(&mut consider);
+            waits.into_iter().filter(|at| *at > self.looked).for_each(&mut consider);
         }
-        if let Some(at) = self.starts.next_deadline(&self.ledger, now) {
+        if let Some(at) = self.starts.next_deadline(&self.ledger, self.looked) {
             consider(at);
         }
         if let Some(wait) = self.ledger.next_wait() {
@@ -441,6 +444,7 @@ impl Controller {
     }
 
     fn derive(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.looked = now;
         // What is still wanted is proposed again below; what is not must not wake anybody.
         self.proposed.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
         if !self.caught_up && self.ledger.voters().contains(&self.me) {

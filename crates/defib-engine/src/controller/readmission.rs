@@ -46,13 +46,15 @@ impl Controller {
                 }
                 continue;
             }
-            if burns.len() > before || over {
+            let unclean = burns.len() > before && !mutated!(ReadmitWithStaleVms);
+            if unclean || over {
                 continue;
             }
             // A fence under way ends first; who was missed is let in only once a quorum hears it.
             let recovery = record.recovery.and_then(|id| self.ledger.recoveries().get(&id));
             let under_way = record.recovery.is_some_and(|id| self.fence_under_way(id));
-            let fencing = under_way || recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing);
+            let under_way = under_way || recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing);
+            let fencing = under_way && !mutated!(ReadmitWhileFencing);
             let wanted_off = recovery.is_some_and(|recovery| {
                 recovery.by_operator && !recovery.phase.is_over() && recovery.phase < Phase::Fenced
             });

@@ -54,12 +54,14 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    pub(super) fn next_deadline(&self, ledger: &Ledger, now: Instant) -> Option<Instant> {
+    /// What is due after `looked`, when the starts were last derived. Not after the moment of the question: what has
+    /// come due in between would be dropped, and nobody would wake for it.
+    pub(super) fn next_deadline(&self, ledger: &Ledger, looked: Instant) -> Option<Instant> {
         let policy = &ledger.policy().restart;
         let mut next: Option<Instant> = None;
         let mut consider = |at: Instant| {
             // What lies in the past and still waits, waits for something else than time.
-            if at > now {
+            if at > looked {
                 next = Some(next.map_or(at, |held| held.min(at)));
             }
         };
@@ -81,7 +83,7 @@ impl Starts {
                 consider(since.plus(timeout));
             }
             if !declared.depends_on.is_empty() || self.since(vm).is_none() {
-                consider(now.plus(Millis(1000)));
+                consider(looked.plus(Millis(1000)));
             }
         }
         if let Some(gate) = self.gate {
@@ -212,6 +214,9 @@ impl Controller {
             })
         });
         let mut gate = Priority::Lowest;
+        if mutated!(TiersAtOnce) {
+            return gate;
+        }
         for vm in index.pending.iter().chain(lost) {
             let (Some(declared), Some(record)) =
                 (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
@@ -282,7 +287,7 @@ impl Controller {
         let Place::Intended { since, .. } = record.place else { return false };
         let tier_timeout = self.ledger.policy().restart.tier_timeout;
         let timeout = declared.readiness_timeout.unwrap_or(tier_timeout);
-        declared.depends_on.iter().all(|other| {
+        declared.depends_on.iter().filter(|_| !mutated!(IgnoreDependencies)).all(|other| {
             let (Some(other_declared), Some(other_record)) =
                 (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
             else {
@@ -373,6 +378,11 @@ impl Controller {
                 }
                 OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } if !cancelling => {
                     start.state = State::Again { at: now.plus(REDELIVER_AFTER) };
+                }
+                OrderOutcome::Refused { detail } | OrderOutcome::Unknown { detail }
+                    if mutated!(SilenceIsStopped) =>
+                {
+                    start.state = State::Ended(StartResult::NotRunning { detail });
                 }
                 OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } => {}
             }

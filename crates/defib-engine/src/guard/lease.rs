@@ -53,7 +53,8 @@ impl Lease {
             promise.stamp = Some(ack.stamp);
         }
         if ack.granted {
-            promise.until = promise.until.max(sent_at.min(now).plus(Millis(ack.lease_ms)));
+            let from = if mutated!(LeaseFromReceipt) { now } else { sent_at.min(now) };
+            promise.until = promise.until.max(from.plus(Millis(ack.lease_ms)));
         }
         self.count(now, replicas);
     }
@@ -67,7 +68,8 @@ impl Lease {
             .map(|promise| promise.until)
             .collect();
         ends.sort_unstable_by(|one, other| other.cmp(one));
-        self.until = ends.get(replicas.len() / 2).copied().unwrap_or_default();
+        let majority = if mutated!(LeaseOfOneReplica) { 0 } else { replicas.len() / 2 };
+        self.until = ends.get(majority).copied().unwrap_or_default();
         if now < self.until {
             self.since.get_or_insert(now);
         } else {

@@ -103,7 +103,7 @@ impl Guard {
         now: Instant,
     ) -> Self {
         let same_boot = durable.as_ref().is_some_and(|durable| durable.boot == boot);
-        let durable = durable.unwrap_or_default();
+        let durable = durable.filter(|_| !mutated!(ForgetOnRestart)).unwrap_or_default();
         let timing = config.timing;
         // No coverage lasts longer than this, so a hint that says so is wrong.
         let limit = now.plus(timing.lease.max(timing.answer_freshness));
@@ -205,7 +205,8 @@ impl Guard {
         if self.loss.is_none() && now >= end {
             self.loss = Some(Loss { since: end, stop_at: end.plus(stop_after(watchdog)) });
         }
-        self.stopping = stopping || self.loss.is_some_and(|loss| now >= loss.stop_at);
+        self.stopping = (stopping || self.loss.is_some_and(|loss| now >= loss.stop_at))
+            && !mutated!(LeaseLossStopsNothing);
         self.lease.settle(now);
     }
 
@@ -215,7 +216,7 @@ impl Guard {
         self.exempt_until = self
             .neighbours
             .exempt_until(now, &self.config.host, &self.electorate, answer_freshness)
-            .filter(|_| !self.lease_only)
+            .filter(|_| !self.lease_only && !mutated!(NoExemption))
             .unwrap_or_default();
         self.stopping |= self.lease_only && self.overtaken;
         if let Some((_, since)) = self.lease.held(now) {
@@ -261,14 +262,14 @@ impl Guard {
         let (vm, incarnation) = order.verb.subject();
         let mut refuse =
             |refusal| effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(refusal)));
-        if order.term < self.term {
+        if order.term < self.term && !mutated!(ObeyOldTerm) {
             return refuse(Refusal::StaleTerm { current: self.term });
         }
         if order.term > self.term {
             self.term = order.term;
             self.dirty = true;
         }
-        if order.epoch < self.epoch {
+        if order.epoch < self.epoch && !mutated!(ObeyOldEpoch) {
             return refuse(Refusal::StaleEpoch { current: self.epoch });
         }
         self.adopt(order.epoch);
@@ -324,6 +325,7 @@ impl Guard {
             self.stopping.then_some(StopReason::LeaseLost)
         };
         let lease = self.lease.held(now).map(|(until, _)| until);
+        let lease = if mutated!(StartWithoutLease) { Some(now.plus(Millis(1000))) } else { lease };
         Permit { start: lease.filter(|_| stop_all.is_none()), stop_all }
     }
 
@@ -393,7 +395,7 @@ impl Guard {
         match self.lease(now) {
             LeaseState::Held { .. } => true,
             LeaseState::Exempt { .. } => !self.stopping,
-            LeaseState::Lost { .. } => false,
+            LeaseState::Lost { .. } => mutated!(PetWithoutLease) || mutated!(LeaseLossStopsNothing),
         }
     }
 

@@ -124,12 +124,14 @@ impl Vms {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let known = self.memory.get(vm);
-        if let Some(known) = known.filter(|known| known.incarnation > incarnation) {
+        if let Some(known) =
+            known.filter(|known| known.incarnation > incarnation && !mutated!(StartOldIncarnation))
+        {
             return Err(Refusal::StaleIncarnation { newest: known.incarnation });
         }
         let state = self.vms.entry(vm.clone()).or_default();
         let seen = known.is_some_and(|known| known.incarnation == incarnation);
-        let burnt = seen && known.is_some_and(|known| known.burnt);
+        let burnt = seen && known.is_some_and(|known| known.burnt) && !mutated!(StartBurnt);
         if seen && !burnt && permit.stop_all.is_none() && state.running.contains_key(&incarnation) {
             effects.push(report(effect, vm, incarnation, Outcome::Started));
             return Ok(());
@@ -311,7 +313,7 @@ impl Vms {
         let Some(state) = self.vms.get_mut(vm).filter(|_| self.listed) else { return };
         let oldest = state.running.keys().copied().chain(state.starting).min();
         state.waiting.retain(|waiting| {
-            if oldest.is_some_and(|oldest| oldest <= waiting.incarnation) {
+            if oldest.is_some_and(|oldest| oldest <= waiting.incarnation) && !mutated!(VouchBeforeStopped) {
                 return true;
             }
             let outcome = Outcome::NotRunning { detail: waiting.detail.clone() };

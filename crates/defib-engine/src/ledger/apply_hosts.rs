@@ -37,7 +37,8 @@ impl Ledger {
 
     /// Whether votes of this session count: later ones of a former life of the replica do not.
     fn session_counts(&self, observer: ReplicaId, session: u64) -> bool {
-        self.voters.contains(&observer) && self.observers.get(&observer) == Some(&session)
+        self.voters.contains(&observer)
+            && (self.observers.get(&observer) == Some(&session) || mutated!(VotesOfFormerLife))
     }
 
     pub(super) fn opinions(&mut self, observer: ReplicaId, session: u64, changes: &[OpinionChange]) {
@@ -46,7 +47,9 @@ impl Ledger {
         }
         for change in changes {
             let Some(record) = self.hosts.get_mut(&change.host) else { continue };
-            if change.epoch != record.epoch || record.standing == Standing::NeverSeen {
+            if (change.epoch != record.epoch && !mutated!(OpinionOfOldEpoch))
+                || record.standing == Standing::NeverSeen
+            {
                 continue;
             }
             let held = record.opinions.get(&observer).copied().unwrap_or_default();
@@ -139,7 +142,8 @@ impl Ledger {
                 .refuse("power-found-off", format!("host {host} is in epoch {}, not {epoch}", record.epoch));
         }
         // A heartbeat since then would speak against it: the quorum must still miss the host.
-        if record.opinions_at_least(Opinion::Asks, &self.voters) < self.quorum() {
+        if record.opinions_at_least(Opinion::Asks, &self.voters) < self.quorum() && !mutated!(OffThoughHeard)
+        {
             return self.refuse("power-found-off", format!("host {host} is heard by a quorum"));
         }
         if !self.may_act() {
@@ -193,6 +197,10 @@ impl Ledger {
             FenceResult::StillOn { detail } => format!("still on: {detail}"),
             FenceResult::WrongMachine { detail } => {
                 format!("wrong machine, no power action was sent: {detail}")
+            }
+            FenceResult::Unknown { detail } if mutated!(UnknownFenceProves) => {
+                let identity = detail.clone();
+                return self.prove(id, ProofKind::PowerFenced { identity, reads: 0 });
             }
             FenceResult::Unknown { detail } => format!("unknown: {detail}"),
         };
@@ -263,10 +271,10 @@ impl Ledger {
         let Some(record) = self.hosts.get(host) else {
             return self.refuse("readmit", format!("host {host} is not in the inventory"));
         };
-        if record.epoch != epoch || record.standing == Standing::Active {
+        if (record.epoch != epoch && !mutated!(ReadmitOldEpoch)) || record.standing == Standing::Active {
             return self.refuse("readmit", format!("host {host} is in epoch {} already", record.epoch));
         }
-        if record.is_over(boot) {
+        if record.is_over(boot) && !mutated!(ReadmitDeadBoot) {
             return self.boot_is_over(host, boot);
         }
         let missed = record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum();
@@ -274,14 +282,17 @@ impl Ledger {
             return self.refuse("readmit", format!("host {host} is missed by a quorum of observers"));
         }
         let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
-        if recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing) {
+        if recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing) && !mutated!(ReadmitWhileFencing)
+        {
             // Power may be cut at any moment: first the fence ends, then the host may come back.
             return self.refuse("readmit", format!("host {host} is being fenced"));
         }
         if record.standing == Standing::Dead && record.quarantined {
             return self.refuse("readmit", format!("host {host} is quarantined"));
         }
-        if let Some(stale) = vms.iter().find(|report| report.running && !self.may_run(host, report)) {
+        if let Some(stale) = vms.iter().find(|report| report.running && !self.may_run(host, report))
+            && !mutated!(ReadmitWithStaleVms)
+        {
             return self.refuse(
                 "readmit",
                 format!("host {host} still runs vm {} as incarnation {}", stale.vm, stale.incarnation),
@@ -369,7 +380,8 @@ impl Ledger {
     /// peers' copies of the same word, bring it when the host has long been let in again.
     pub(super) fn goodbye_said(&mut self, host: &HostId, boot: BootId, epoch: Epoch, goodbye: Goodbye) {
         let Some(record) = self.hosts.get_mut(host) else { return };
-        if record.standing != Standing::Active || record.boot != Some(boot) || record.epoch != epoch {
+        let of_now = record.boot == Some(boot) && record.epoch == epoch;
+        if record.standing != Standing::Active || !(of_now || mutated!(GoodbyeOfThePast)) {
             return;
         }
         match goodbye {

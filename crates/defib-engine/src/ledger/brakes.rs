@@ -76,7 +76,8 @@ impl BrakeMemory {
             .iter()
             .filter(|(_, other)| inventory.hosts.get(other).is_some_and(|other| other.domain == *domain))
             .count();
-        (same as u64 >= u64::from(policy.brakes.hosts_per_domain)).then(|| {
+        let full = same as u64 >= u64::from(policy.brakes.hosts_per_domain);
+        (full && !mutated!(BrakeIgnoresDomains)).then(|| {
             format!(
                 "{same} of {} hosts of fault domain {domain} that may be fenced without positive proof within {} are used up; released in {seconds} s, by a reading of Off, or by an operator (host fence, host confirm-dead)",
                 policy.brakes.hosts_per_domain, policy.brakes.window

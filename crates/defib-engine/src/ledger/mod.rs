@@ -371,6 +371,7 @@ impl Ledger {
         match declared.self_fence {
             SelfFence::Trusted => {}
             SelfFence::Watchdog if record.watchdog_armed => {}
+            SelfFence::Watchdog | SelfFence::None if mutated!(ExpiryWithoutWatchdog) => {}
             SelfFence::Watchdog => return Err("its agent never reported an armed watchdog".into()),
             SelfFence::None => {
                 return Err(
@@ -379,7 +380,7 @@ impl Ledger {
                 );
             }
         }
-        if self.at < self.leases_settle_at {
+        if self.at < self.leases_settle_at && !mutated!(ExpiryWhileUnsettled) {
             let wait = self.leases_settle_at.since(self.at);
             return Err(format!("the replicas or the lease policy changed; leases count again in {wait}"));
         }

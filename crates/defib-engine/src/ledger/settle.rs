@@ -68,7 +68,9 @@ impl Ledger {
         let due: Vec<VmId> = self.index.given_up.iter().filter(|vm| self.retry_due(vm)).cloned().collect();
         for vm in due {
             self.update_vm(&vm, |record| {
-                if let Place::GivenUp { host } = &record.place {
+                if let Place::GivenUp { host } = &record.place
+                    && !mutated!(GiveUpForEver)
+                {
                     record.place = Place::Down { host: host.clone() };
                     record.failed_on.clear();
                 }
@@ -175,10 +177,12 @@ impl Ledger {
         {
             self.event(Some(id), EventKind::BrakeReleased { host: host.clone() });
         }
-        if dead < quorum {
+        if dead < if mutated!(VerdictOfOne) { 1 } else { quorum } {
             return;
         }
-        self.brakes.record(self.at, &host);
+        if !mutated!(BrakeForgets) {
+            self.brakes.record(self.at, &host);
+        }
         self.condemn(id, &format!("{dead} of {} observers vote dead", self.voters.len()));
     }
 
@@ -197,6 +201,9 @@ impl Ledger {
         let epoch = record.epoch;
         self.event(Some(id), EventKind::HostConfirmed { host: host.clone(), epoch, detail: detail.into() });
         self.host_changed(&host);
+        if mutated!(RestartWithoutProof) {
+            return self.prove(id, ProofKind::CleanShutdown);
+        }
         let methods = self.inventory.hosts.get(&host).map_or(0, |host| host.fencing.len());
         if methods == 0 {
             self.unconfirmed(id, "no fencing method is configured for it");
@@ -234,7 +241,7 @@ impl Ledger {
         let voters: Vec<_> =
             record.expiry_votes.iter().filter(|voter| self.voters.contains(voter)).copied().collect();
         if record.standing != Standing::Condemned
-            || voters.len() < self.quorum()
+            || voters.len() < if mutated!(ExpiryOfOneVoter) { 1 } else { self.quorum() }
             || !self.may_act()
             || self.expiry_may_prove(&host).is_err()
         {

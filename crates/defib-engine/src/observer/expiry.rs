@@ -62,8 +62,12 @@ impl Observer {
         };
         let times = self.policy.lease.or_longer(watched.watchdog, watched.answer_freshness);
         let promised_until = watched.promised_until.max(self.started.plus(times.promise()));
-        let expired_at = promised_until.plus(times.watchdog.with_drift(times.drift_ppm));
-        if now < expired_at {
+        let expired_at = if mutated!(VoteWithoutWatchdog) {
+            promised_until
+        } else {
+            promised_until.plus(times.watchdog.with_drift(times.drift_ppm))
+        };
+        if now < expired_at && !mutated!(VoteAtOnce) {
             return expired_at;
         }
         if let Some((epoch, at)) = watched.voted
@@ -72,7 +76,8 @@ impl Observer {
         {
             return at.plus(REPROPOSE_AFTER);
         }
-        if isolated || !self.majority_held(expired_at, times.majority_wait(), watched.electorate) {
+        let held = self.majority_held(expired_at, times.majority_wait(), watched.electorate);
+        if (isolated || !held) && !mutated!(VoteWithoutMajorityOfHosts) {
             return now.plus(RECHECK);
         }
         if let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) {

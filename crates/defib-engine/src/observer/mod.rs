@@ -279,14 +279,14 @@ impl Observer {
                 changed = true;
             }
         }
-        let granted = self.caught_up
-            && self.in_touch
-            && watched.view.grantable
-            && watched.view.boot == Some(beat.boot)
-            && beat.epoch == watched.view.epoch
-            && watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch);
+        let granted = (self.caught_up || mutated!(GrantBeforeCaughtUp))
+            && (self.in_touch || mutated!(GrantOutOfTouch))
+            && (watched.view.grantable || mutated!(GrantToCondemned))
+            && (watched.view.boot == Some(beat.boot) || mutated!(GrantToAnyBoot))
+            && (beat.epoch == watched.view.epoch || mutated!(GrantToCondemned))
+            && (watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch) || mutated!(GrantToCondemned));
         let lease = self.policy.lease.lease;
-        if granted {
+        if granted && !mutated!(PromiseNotKept) {
             watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.promise()));
         }
         let ack = Ack {
@@ -395,7 +395,8 @@ impl Observer {
         changes: &mut Vec<OpinionChange>,
         votes: &mut Vec<ExpiryVote>,
     ) {
-        let (isolated, caught_up) = (self.isolated(), self.caught_up);
+        let isolated = self.isolated() && !mutated!(IsolatedAccuses);
+        let caught_up = self.caught_up;
         let grace = self.policy.detection.start_grace;
         let (started, forgiven) = (self.started, self.forgiven);
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };

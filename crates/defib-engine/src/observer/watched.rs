@@ -125,7 +125,9 @@ impl Watched {
     pub(super) fn accepts(&mut self, beat: &Beat) -> bool {
         match self.boot {
             Some(boot) if boot == beat.boot => {}
-            Some(_) if self.former_boots.contains(&Some(beat.boot)) => return false,
+            Some(_) if self.former_boots.contains(&Some(beat.boot)) && !mutated!(HearFormerBoots) => {
+                return false;
+            }
             Some(boot) => {
                 self.former_boots.rotate_right(1);
                 self.former_boots[0] = Some(boot);
@@ -135,7 +137,7 @@ impl Watched {
             None => self.boot = Some(beat.boot),
         }
         let newest = self.sequences.get(usize::from(beat.path)).copied().unwrap_or(u64::MAX);
-        beat.sequence > newest
+        beat.sequence > newest || mutated!(HearReplays)
     }
 
     /// After which silence to ask, and to vote: the policy's floors, widened by how unsteady the best path is.

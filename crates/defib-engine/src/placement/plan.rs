@@ -48,15 +48,22 @@ impl Placer {
         if first_placement && slot.spare {
             return Some(Constraint::Spare);
         }
-        if let Some(label) = wanted.requires.iter().find(|label| !slot.labels.contains(*label)) {
+        if let Some(label) = wanted.requires.iter().find(|label| !slot.labels.contains(*label))
+            && !mutated!(IgnoreRequirements)
+        {
             return Some(Constraint::Label(label.clone()));
         }
-        if let Some(resource) = occupancy.short_of(host, &wanted.need) {
+        if let Some(resource) = occupancy.short_of(host, &wanted.need)
+            && !mutated!(IgnoreCapacity)
+        {
             return Some(Constraint::Capacity { resource: self.resource_names[resource].clone() });
         }
         for rule in &wanted.rules {
             let slot = &self.domains.rules[*rule];
-            if slot.hard && occupancy.members(&self.domains, *rule, host) >= slot.limit {
+            if slot.hard
+                && occupancy.members(&self.domains, *rule, host) >= slot.limit
+                && !mutated!(IgnoreAntiAffinity)
+            {
                 let level = self.level_names.get(slot.level).map_or_else(|| "host".to_string(), Clone::clone);
                 return Some(Constraint::AntiAffinity { group: slot.group.clone(), level });
             }

@@ -49,6 +49,8 @@ pub struct Evidence {
     pub struck: BTreeSet<String>,
     /// What the controller says of VMs that do not run.
     pub told: BTreeMap<String, Told>,
+    /// What agents stopped, by their own logs, whyever: host, VM, incarnation.
+    pub stopped: BTreeSet<(String, String, u64)>,
 }
 
 /// Per invariant what is wrong; an empty list: it held.

@@ -290,6 +290,45 @@ fn i11_a_vm_that_stops_on_a_host_that_nothing_happened_to_is_found() {
 }
 
 #[test]
+fn i11_a_guest_that_was_killed_and_started_again_was_not_stopped_by_us() {
+    let down = EventKind::VmDown {
+        vm: vm("db-1"),
+        host: host("h3"),
+        incarnation: Incarnation(1),
+        detail: "its agent reports that it does not run".into(),
+    };
+    let script = [
+        (10, None, placed("cp-1", "h7", 1, None)),
+        (11, None, placed("db-1", "h3", 1, None)),
+        (12, None, running("cp-1", "h7", 1)),
+        (13, None, running("db-1", "h3", 1)),
+        (300, None, down),
+        (310, None, placed("db-1", "h3", 2, Some("h3"))),
+        (320, None, running("db-1", "h3", 2)),
+    ];
+    let lives = vec![
+        life("cp-1", "h7", 1, 12, 1000),
+        life("db-1", "h3", 1, 13, 290),
+        life("db-1", "h3", 2, 315, 1000),
+    ];
+    let mut killed = evidence(&script, lives);
+    killed.inventory.vms.remove(&vm("cp-2"));
+    assert_eq!(broken(&killed), [""; 0]);
+    let mut stopped = killed.clone();
+    stopped.stopped.insert(("h3".into(), "db-1".into(), 1));
+    assert_eq!(broken(&stopped), ["I11"], "its agent did it, and vouched for it all the same");
+    let mut forgotten = killed.clone();
+    forgotten.lives.pop();
+    forgotten.read_at_ns += 10 * SILENT_NS;
+    forgotten.lives[0].last_ns = forgotten.read_at_ns;
+    assert_eq!(broken(&forgotten), ["I10", "I11"], "it was not started again");
+    let mut untold = script.to_vec();
+    untold.remove(4);
+    killed.streams = good_streams(&untold);
+    assert_eq!(broken(&killed), ["I11", "I2"], "nobody vouched for its end");
+}
+
+#[test]
 fn i11_a_vm_that_has_a_successor_has_stopped_although_it_beat_just_now() {
     let mut evidence = good();
     assert!(evidence.lives.iter().all(|life| evidence.is_living(life)), "read soon after");

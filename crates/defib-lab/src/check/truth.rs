@@ -190,14 +190,33 @@ pub(super) fn nothing_forgotten(evidence: &Evidence) -> Vec<String> {
     problems
 }
 
-/// I11: what ran on a host that was not struck still runs, the same instance.
+/// I11: what ran on a host that was not struck still runs, the same instance. A guest that somebody else killed was not
+/// stopped by us: its agent stopped nothing and vouched that it is down, and then it was started again.
 pub(super) fn nothing_else_stopped(evidence: &Evidence) -> Vec<String> {
     // Whoever has a successor has stopped, however short ago that was.
     let is_followed =
         |life: &Life| evidence.lives.iter().any(|one| one.vm == life.vm && one.started_ns > life.started_ns);
+    let down: BTreeSet<(&str, &str, u64)> = evidence
+        .events()
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::VmDown { vm, host, incarnation, .. } => {
+                Some((host.as_str(), vm.as_str(), incarnation.0))
+            }
+            _ => None,
+        })
+        .collect();
+    let is_explained = |vm: &str| evidence.told.get(vm).is_some_and(|told| !told.why_not.is_empty());
+    let was_killed = |life: &Life| {
+        let ours = (life.host.clone(), life.vm.clone(), life.incarnation);
+        down.contains(&(life.host.as_str(), life.vm.as_str(), life.incarnation))
+            && !evidence.stopped.contains(&ours)
+            && (is_followed(life) || is_explained(&life.vm))
+    };
     evidence
         .lives
         .iter()
+        .filter(|life| !was_killed(life))
         .filter(|life| life.started_ns < evidence.fault_at_ns && life.last_ns >= evidence.fault_at_ns)
         .filter(|life| !evidence.struck.contains(&life.host))
         .filter(|life| !evidence.is_living(life) || is_followed(life))

@@ -219,9 +219,8 @@ async fn all_replicas_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.fault(at, &[], Fault::Fencible, "kill -9 of all three replicas");
     let outage = outage(stage);
     stage.watch(outage, "no replica lives, every VM runs on").await;
-    stage.none_stopped().await;
-    let text =
-        format!("{} VMs run as before, after {} s without any replica", stage.before.len(), outage.as_secs());
+    let run = stage.none_stopped().await;
+    let text = format!("{run} VMs run as before, after {} s without any replica", outage.as_secs());
     stage.narrator.step(monotonic_ns(), Tone::Good, "alive", &text, false);
     for id in &ids {
         stage.cluster.restart_replica(*id)?;
@@ -243,12 +242,9 @@ async fn switch_cut(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.fault(at, &[], Fault::Fencible, text);
     let outage = outage(stage);
     stage.watch(outage, "all hosts are cut off, every VM runs on").await;
-    stage.none_stopped().await;
-    let text = format!(
-        "{} VMs run as before, after {} s without a word from any replica",
-        stage.before.len(),
-        outage.as_secs()
-    );
+    let run = stage.none_stopped().await;
+    let text =
+        format!("{run} VMs run as before, after {} s without a word from any replica", outage.as_secs());
     stage.narrator.step(monotonic_ns(), Tone::Good, "alive", &text, false);
     stage.cluster.switch().heal();
     let healed = monotonic_ns();

@@ -1,5 +1,6 @@
 //! One scenario's cluster with everything that watches it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -224,21 +225,35 @@ impl<'a> Stage<'a> {
         outcome
     }
 
-    /// Every VM that ran before the fault still runs, the same instance.
-    pub(super) async fn none_stopped(&mut self) {
+    /// Every VM that ran before the fault still runs, the same instance, but for those that somebody else killed.
+    /// Answers how many run on.
+    pub(super) async fn none_stopped(&mut self) -> usize {
         let (cluster, before) = (&self.cluster, &self.before);
+        let gone = RefCell::new(Vec::new());
         // On a machine with much else to do a guest may be late; one that was stopped never comes back.
         let all_run = wait_until("all VMs run on", Duration::from_secs(20), || async {
             let living: BTreeSet<(String, i32)> =
                 cluster.living()?.into_iter().map(|life| (life.vm, life.pid)).collect();
             let is_stopped = |life: &&Life| !living.contains(&(life.vm.clone(), life.pid));
-            let stopped: Vec<&str> = before.iter().filter(is_stopped).map(|life| life.vm.as_str()).collect();
+            let mut stopped = Vec::new();
+            let mut killed = Vec::new();
+            for life in before.iter().filter(is_stopped) {
+                let itself = cluster.ended_by_themselves(&life.host)?;
+                let is_killed = itself.contains(&(life.vm.clone(), life.incarnation));
+                if is_killed { &mut killed } else { &mut stopped }.push(life.vm.clone());
+            }
             ensure!(stopped.is_empty(), "{} VMs stopped: {}", stopped.len(), stopped.join(", "));
+            gone.replace(killed);
             Ok(())
         });
         if let Err(error) = all_run.await {
             self.found.push(("I11", error.root_cause().to_string()));
         }
+        let gone = gone.into_inner();
+        if !gone.is_empty() {
+            self.narrator.note(&format!("somebody killed {}: not we", gone.join(", ")));
+        }
+        self.before.len() - gone.len()
     }
 
     /// Collects what the checkers want, judges, and gives the cluster back.

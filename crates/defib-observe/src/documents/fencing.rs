@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use defib_bmc::{Address, CredentialRef, Pin};
 use defib_model::inventory::{CipherSuite, FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget};
 use serde::{Deserialize, Serialize};
+
+use super::scalar::Written;
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -16,7 +19,7 @@ pub(super) enum MethodEntry {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RedfishEntry {
-    address: String,
+    address: Written<Address>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,8 +27,8 @@ pub(super) struct RedfishEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     system: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pin: Option<String>,
-    credentials: String,
+    pin: Option<Written<Pin>>,
+    credentials: Written<CredentialRef>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -36,7 +39,7 @@ pub(super) struct IpmiEntry {
     uuid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     serial: Option<String>,
-    credentials: String,
+    credentials: Written<CredentialRef>,
     #[serde(default)]
     cipher_suite: CipherSuite,
 }
@@ -48,7 +51,7 @@ pub(super) struct FenceAgentEntry {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     options: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    credentials: Option<String>,
+    credentials: Option<Written<CredentialRef>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     outlet: Option<String>,
     #[serde(default, skip_serializing_if = "super::inventory::is_false")]
@@ -59,24 +62,24 @@ impl MethodEntry {
     pub(super) fn into_method(self) -> FenceMethod {
         match self {
             Self::Redfish(entry) => FenceMethod::Redfish(RedfishTarget {
-                address: entry.address,
+                address: entry.address.text,
                 uuid: entry.uuid,
                 serial: entry.serial,
                 system: entry.system,
-                pin: entry.pin,
-                credentials: entry.credentials,
+                pin: entry.pin.map(|pin| pin.text),
+                credentials: entry.credentials.text,
             }),
             Self::Ipmi(entry) => FenceMethod::Ipmi(IpmiTarget {
                 address: entry.address,
                 uuid: entry.uuid,
                 serial: entry.serial,
-                credentials: entry.credentials,
+                credentials: entry.credentials.text,
                 cipher_suite: entry.cipher_suite,
             }),
             Self::FenceAgent(entry) => FenceMethod::FenceAgent(FenceAgentTarget {
                 agent: entry.agent,
                 options: entry.options,
-                credentials: entry.credentials,
+                credentials: entry.credentials.map(|credentials| credentials.text),
                 outlet: entry.outlet,
                 trust_address: entry.trust_address,
             }),
@@ -86,24 +89,24 @@ impl MethodEntry {
     pub(super) fn of(method: &FenceMethod) -> Self {
         match method.clone() {
             FenceMethod::Redfish(target) => Self::Redfish(RedfishEntry {
-                address: target.address,
+                address: Written::new(&target.address),
                 uuid: target.uuid,
                 serial: target.serial,
                 system: target.system,
-                pin: target.pin,
-                credentials: target.credentials,
+                pin: target.pin.as_deref().map(Written::new),
+                credentials: Written::new(&target.credentials),
             }),
             FenceMethod::Ipmi(target) => Self::Ipmi(IpmiEntry {
                 address: target.address,
                 uuid: target.uuid,
                 serial: target.serial,
-                credentials: target.credentials,
+                credentials: Written::new(&target.credentials),
                 cipher_suite: target.cipher_suite,
             }),
             FenceMethod::FenceAgent(target) => Self::FenceAgent(FenceAgentEntry {
                 agent: target.agent,
                 options: target.options,
-                credentials: target.credentials,
+                credentials: target.credentials.as_deref().map(Written::new),
                 outlet: target.outlet,
                 trust_address: target.trust_address,
             }),

@@ -321,7 +321,7 @@ hosts:
       - - redfish:
             address: "https://127.0.0.1:8443"
             uuid: 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0
-            pin: "00"
+            pin: spki-sha256:5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9
             credentials: "file:/etc/defib/bmc"
       - - ipmi: { address: "10.1.0.1", serial: S1, credentials: "file:/etc/defib/bmc", cipher-suite: 3 }
       - - fence-agent:

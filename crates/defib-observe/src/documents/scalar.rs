@@ -1,6 +1,6 @@
 //! Scalars as people write them.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData, str::FromStr};
 
 use defib_model::Millis;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -109,5 +109,35 @@ impl Serialize for Cores {
         } else {
             serializer.serialize_f64(self.0 as f64 / 1000.0)
         }
+    }
+}
+
+/// A text that `T` understands, kept as it was written. What is wrong with another one, `T` says: it knows what must
+/// not be repeated.
+#[derive(Debug)]
+pub(crate) struct Written<T> {
+    pub(crate) text: String,
+    read_by: PhantomData<T>,
+}
+
+impl<T> Written<T> {
+    pub(crate) fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), read_by: PhantomData }
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Written<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.parse::<T>() {
+            Ok(_) => Ok(Self { text, read_by: PhantomData }),
+            Err(error) => Err(de::Error::custom(error)),
+        }
+    }
+}
+
+impl<T> Serialize for Written<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
     }
 }

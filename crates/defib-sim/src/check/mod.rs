@@ -106,7 +106,7 @@ impl Checks {
             at_most_one: at_most_one::AtMostOne::new(vms, plan),
             proof: proof::Proof::default(),
             stale: stale::Stale::new(vms),
-            quorum: quorum::Quorum::default(),
+            quorum: quorum::Quorum::new(plan.replicas),
             kept: kept::Kept::default(),
             stream: stream::Stream::default(),
             brakes: brakes::Brakes::new(plan.replica_ppm.len(), hosts),

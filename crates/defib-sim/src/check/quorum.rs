@@ -3,20 +3,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_model::{Event, EventKind, HostId};
+use defib_model::{Event, EventKind, HostId, Opinion, ReplicaId, event::ProofKind};
 
 use super::{Common, Standing, ms};
 
 /// What was committed about leaders and fences.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Quorum {
     leaders: BTreeMap<u64, u64>,
     /// The newest leader by the log, and when that was first applied.
     newest: Option<(u64, u64)>,
     intended: BTreeSet<(HostId, u32)>,
+    voters: BTreeSet<ReplicaId>,
+    /// Who votes each host dead, and who says that its lease has run out.
+    dead: BTreeMap<HostId, BTreeSet<ReplicaId>>,
+    expired: BTreeMap<HostId, BTreeSet<ReplicaId>>,
 }
 
 impl Quorum {
+    pub(super) fn new(replicas: usize) -> Self {
+        Self {
+            leaders: BTreeMap::new(),
+            newest: None,
+            intended: BTreeSet::new(),
+            // The stream tells changes only; the first are known to everybody.
+            voters: (1..=replicas as u64).map(ReplicaId).collect(),
+            dead: BTreeMap::new(),
+            expired: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn leads(&mut self, common: &mut Common, now: u64, replica: u64, term: u64) {
         let leader = *self.leaders.entry(term).or_insert(replica);
         if leader != replica {
@@ -24,13 +40,50 @@ impl Quorum {
         }
     }
 
-    pub(super) fn event(&mut self, _: &mut Common, now: u64, event: &Event) {
+    /// Fewer than a quorum of the voters of the moment.
+    fn too_few(&self, votes: &BTreeMap<HostId, BTreeSet<ReplicaId>>, host: &HostId) -> Option<usize> {
+        let count = votes.get(host).map_or(0, |votes| votes.intersection(&self.voters).count());
+        (count < self.voters.len() / 2 + 1).then_some(count)
+    }
+
+    pub(super) fn event(&mut self, common: &mut Common, now: u64, event: &Event) {
         match &event.kind {
             EventKind::LeaderStarted { leader, .. } => self.newest = Some((leader.0, now)),
             EventKind::FenceIntended { host, attempt, .. } => {
                 self.intended.insert((host.clone(), *attempt));
             }
-            EventKind::HostReadmitted { host, .. } => self.intended.retain(|(other, _)| other != host),
+            EventKind::HostReadmitted { host, .. } => {
+                self.intended.retain(|(other, _)| other != host);
+                self.dead.remove(host);
+                self.expired.remove(host);
+            }
+            EventKind::ReplicasChanged { voters } => self.voters.clone_from(voters),
+            EventKind::OpinionChanged { observer, host, to, .. } => {
+                let votes = self.dead.entry(host.clone()).or_default();
+                if *to == Opinion::Dead {
+                    votes.insert(*observer);
+                } else {
+                    votes.remove(observer);
+                }
+            }
+            EventKind::LeaseExpiryVoted { observer, host, .. } => {
+                self.expired.entry(host.clone()).or_default().insert(*observer);
+            }
+            EventKind::HostConfirmed { host, detail, .. } => {
+                self.expired.remove(host);
+                if let Some(count) = self.too_few(&self.dead, host)
+                    && !detail.starts_with("an operator")
+                {
+                    let text = format!("host {host} is condemned, and only {count} observers vote it dead");
+                    common.violated("I4", now, text);
+                }
+            }
+            EventKind::DeathProven { host, proof: ProofKind::LeaseExpired { .. }, .. } => {
+                if let Some(count) = self.too_few(&self.expired, host) {
+                    let text = format!("only {count} replicas say that the lease of host {host} has run out");
+                    common.violated("I4", now, text);
+                }
+            }
             _ => {}
         }
     }

@@ -73,6 +73,10 @@ impl Scenario {
             ("isolate", [replica, verb @ ("on" | "off")]) => {
                 self.toggle(Fault::ReplicaCut { replica: self.replica(replica)? }, *verb == "on")
             }
+            ("clock", [replica, "jumps", time]) => {
+                let ms = i64::try_from(span(time)?).map_err(|error| error.to_string())?;
+                self.begin(Fault::WallJump { replica: self.replica(replica)?, ms }, 0)
+            }
             ("replace", [replica]) => {
                 self.begin(Fault::ReplicaReplace { replica: self.replica(replica)? }, 0)
             }

@@ -5,7 +5,7 @@ use defib_engine::controller::{Input, PowerQuestion};
 use defib_model::command::{FenceResult, PowerOffReading};
 
 use super::{Act, End, World, core::Message, log::RaftInput};
-use crate::{clock::MS, fault::BmcFault};
+use crate::{clock::MS, fault::BmcFault, mutants};
 
 /// How one BMC, or one outlet, is at the moment: faults that are on, by number of episodes.
 #[derive(Debug, Clone, Default)]
@@ -279,6 +279,9 @@ impl World {
     /// Before each write: does this replica still lead, and does the intent still stand?
     fn ask_gate(&mut self, id: u64, method: usize, replica: usize) {
         let now = self.now;
+        if mutants::fence_without_lead() {
+            return self.gate_answered(replica, id, method, now, true);
+        }
         let Some(run) = self.replicas[replica].run() else { return };
         run.next_read += 1;
         let context = run.next_read;
@@ -300,7 +303,8 @@ impl World {
         if self.now >= deadline {
             return;
         }
-        if !confirmed || !self.intent_stands(replica, recovery, attempt) {
+        let stands = mutants::fence_without_lead() || self.intent_stands(replica, recovery, attempt);
+        if !confirmed || !stands {
             if let Some(task) = self.tasks.get_mut(&id) {
                 let detail = "this replica does not lead any more".to_string();
                 task.methods[method].result = Some(Judged::Unknown(detail));

@@ -113,6 +113,10 @@ impl World {
     pub(crate) fn add_replica(&mut self, id: u64, join: bool) {
         let number = self.replicas.len();
         let ppm = self.plan.replica_ppm.get(number).copied().unwrap_or_default();
+        let disk = MemoryDisk::new();
+        if crate::mutants::ack_before_sync() {
+            disk.lose_syncs();
+        }
         self.replicas.push(Replica {
             id,
             fate: Fate::Down,
@@ -124,7 +128,7 @@ impl World {
             ppm,
             clock: Clock::default(),
             wall_error_ms: 0,
-            disk: MemoryDisk::new(),
+            disk,
             slow_sync_ms: 0,
             thread_lag_ms: 0,
             join,
