@@ -71,17 +71,6 @@ fn message(message: controller_message::Message) -> v1::ControllerMessage {
     v1::ControllerMessage { message: Some(message) }
 }
 
-fn agent_policy(policy: &Policy, version: u64) -> v1::AgentPolicy {
-    v1::AgentPolicy {
-        heartbeat_interval_ms: policy.detection.heartbeat_interval.0,
-        lease_ms: policy.lease.lease.0,
-        watchdog_ms: policy.lease.watchdog.0,
-        answer_freshness_ms: policy.lease.answer_freshness.0,
-        drift_ppm: policy.lease.drift_ppm,
-        version,
-    }
-}
-
 impl Agents {
     /// No session yet. `udp` is where agents reach this replica, per path.
     #[must_use]
@@ -141,27 +130,15 @@ impl Agents {
 
     /// A new policy.
     pub fn policy_changed(&self, policy: &Policy, version: u64) {
-        let policy = agent_policy(policy, version);
+        let policy = v1::AgentPolicy::of(policy, version);
         self.inner().news.policy = policy;
         self.tell_all(&controller_message::Message::Policy(policy));
     }
 
     /// Hosts or replicas changed: all agents must know who may be asked, and whose promises count.
     pub fn electorate_changed(&self, ledger: &Ledger) {
-        let electorate = v1::Electorate {
-            version: ledger.electorates().last().map_or(0, |electorate| electorate.version),
-            hosts: ledger
-                .inventory()
-                .hosts
-                .values()
-                .map(|host| v1::ElectorateHost {
-                    host: host.id.to_string(),
-                    neighbour_address: host.neighbour_address.clone().unwrap_or_default(),
-                    domain: host.domain.0.clone(),
-                })
-                .collect(),
-            replicas: ledger.voters().iter().map(|voter| voter.0).collect(),
-        };
+        let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
+        let electorate = v1::Electorate::of(version, ledger.inventory(), ledger.voters());
         self.inner().news.electorate = electorate.clone();
         self.tell_all(&controller_message::Message::Electorate(electorate));
     }

@@ -16,6 +16,18 @@ pub enum Outcome {
     Unknown,
 }
 
+impl Outcome {
+    /// As ECS, CEF and LEEF have it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Classes of OCSF 1.8.0 that we use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {

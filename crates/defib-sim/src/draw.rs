@@ -65,9 +65,12 @@ pub(crate) fn episodes(plan: &mut Plan) {
     if plan.profile == Profile::Smoke {
         return smoke(plan, &mut rng);
     }
+    if plan.profile == Profile::Dark {
+        dark(plan, &mut rng);
+    }
     let groups = 7;
     let on: Vec<bool> = (0..groups).map(|_| rng.permille(550)).collect();
-    let count = rng.between(3, 40);
+    let count = if plan.profile == Profile::Dark { rng.between(0, 6) } else { rng.between(3, 40) };
     for _ in 0..count {
         let group = rng.index(groups);
         if !on[group] {
@@ -134,6 +137,36 @@ fn smoke(plan: &mut Plan, rng: &mut Rng) {
         next += 1;
         plan.episodes.push(Episode { at_ms, for_ms: 700, fault: Fault::PowerCut { host } });
         at_ms += rng.between(80, 200);
+    }
+}
+
+/// Hosts of which nobody hears anything any more, while nobody can switch them off or read their power.
+fn dark(plan: &mut Plan, rng: &mut Rng) {
+    for _ in 0..rng.between(1, 2) {
+        let host = rng.index(plan.hosts.len());
+        let at_ms = rng.below(plan.safety_ms / 3);
+        let for_ms = plan.safety_ms - at_ms;
+        let silent = if rng.permille(700) || trusted(plan, host) {
+            Fault::HostCut { host }
+        } else {
+            Fault::AgentPause { host }
+        };
+        plan.episodes.push(Episode { at_ms, for_ms, fault: silent });
+        let levels = &plan.inventory.hosts[&plan.hosts[host].id].fencing;
+        let methods = levels.iter().map(|level| level.0.len());
+        let places: Vec<(usize, usize)> = methods
+            .enumerate()
+            .flat_map(|(level, count)| (0..count).map(move |method| (level, method)))
+            .collect();
+        for (level, method) in places {
+            let fault = Fault::Bmc { host, level, method, how: BmcFault::Hang };
+            plan.episodes.push(Episode { at_ms, for_ms, fault });
+        }
+    }
+    if rng.permille(300) {
+        let at_ms = rng.below(plan.safety_ms / 2);
+        let fault = if rng.permille(500) { Fault::SwitchCut } else { Fault::AllReplicasDown };
+        plan.episodes.push(Episode { at_ms, for_ms: plan.safety_ms - at_ms, fault });
     }
 }
 

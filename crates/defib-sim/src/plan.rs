@@ -25,6 +25,9 @@ pub enum Profile {
     Full,
     /// Everything, and clocks that drift further apart than the policy says.
     Drift,
+    /// Hosts that are cut off, or stand still, while their BMCs are dark, for longer than a lease and a watchdog: only
+    /// the expired lease can prove anything, and only the host itself can stop its VMs.
+    Dark,
 }
 
 impl Profile {
@@ -35,6 +38,7 @@ impl Profile {
             Self::Smoke => "smoke",
             Self::Full => "full",
             Self::Drift => "drift",
+            Self::Dark => "dark",
         }
     }
 }
@@ -42,10 +46,10 @@ impl Profile {
 impl FromStr for Profile {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Smoke, Self::Full, Self::Drift]
+        [Self::Smoke, Self::Full, Self::Drift, Self::Dark]
             .into_iter()
             .find(|profile| profile.name() == name)
-            .ok_or_else(|| format!("there is no profile {name}; there are smoke, full and drift"))
+            .ok_or_else(|| format!("there is no profile {name}; there are smoke, full, drift and dark"))
     }
 }
 

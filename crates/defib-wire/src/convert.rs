@@ -1,7 +1,10 @@
 //! Between the messages and the model: total in both directions, never a panic.
 
+use std::collections::BTreeSet;
+
 use defib_model::{
-    BootId, EffectId, Epoch, HostId, Incarnation, InvalidName, LogIndex, Subject, VmId,
+    BootId, EffectId, Epoch, HostId, Incarnation, InvalidName, Inventory, LogIndex, Policy, ReplicaId,
+    Subject, VmId,
     command::{AgentReport, Goodbye, VmReport},
     inventory::{Definition, Readiness},
 };
@@ -30,6 +33,35 @@ impl TryFrom<v1::EffectId> for EffectId {
             v1::effect_id::Subject::Vm(vm) => Subject::Vm(name("effect.vm", VmId::new(&vm))?),
         };
         Ok(Self { cause: LogIndex(effect.cause), subject, attempt: effect.attempt })
+    }
+}
+
+impl v1::AgentPolicy {
+    /// What agents must know of a policy.
+    #[must_use]
+    pub fn of(policy: &Policy, version: u64) -> Self {
+        Self {
+            heartbeat_interval_ms: policy.detection.heartbeat_interval.0,
+            lease_ms: policy.lease.lease.0,
+            watchdog_ms: policy.lease.watchdog.0,
+            answer_freshness_ms: policy.lease.answer_freshness.0,
+            drift_ppm: policy.lease.drift_ppm,
+            version,
+        }
+    }
+}
+
+impl v1::Electorate {
+    /// Who may be asked, and whose promises count.
+    #[must_use]
+    pub fn of(version: u64, inventory: &Inventory, voters: &BTreeSet<ReplicaId>) -> Self {
+        let hosts = inventory.hosts.values().map(|host| v1::ElectorateHost {
+            host: host.id.to_string(),
+            neighbour_address: host.neighbour_address.clone().unwrap_or_default(),
+            domain: host.domain.0.clone(),
+        });
+        let (hosts, replicas) = (hosts.collect(), voters.iter().map(|voter| voter.0).collect());
+        Self { version, hosts, replicas }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `tidy`, `ci`. CI types the same.
+//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod packages;
+mod simulate;
 mod steps;
 mod target;
 mod test;
@@ -50,6 +51,15 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run the seeds that once failed, the model checker, and seeds that nobody has seen.
+    Simulate {
+        /// How many unseen seeds.
+        #[arg(long, default_value_t = 1500)]
+        seeds: u64,
+        /// Where they begin; without it the commit decides.
+        #[arg(long)]
+        from: Option<u64>,
+    },
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
     /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
@@ -62,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo { arguments } => demo::run(&arguments),
         Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Simulate { seeds, from } => simulate::run(seeds, from),
         Command::Tidy => ci::tidy(),
         Command::Ci => ci::run(),
     };

@@ -148,11 +148,14 @@ impl Controller {
             if recovery.phase == Phase::Unconfirmed && self.cluster_now(now) < recovery.retry_at {
                 continue;
             }
-            // A host that a quorum hears again is readmitted rather than fenced, unless an operator wants it off.
+            // A host that a quorum hears again is readmitted rather than fenced, unless an operator wants it off, or
+            // a former leader's order may still be on its way: then nobody lets the host in, and what was begun is
+            // brought to an end.
             let missed = self.ledger.hosts().get(&recovery.host).is_some_and(|host| {
                 host.opinions_at_least(Opinion::Asks, self.ledger.voters()) >= self.ledger.quorum()
             });
-            if (!missed && !recovery.by_operator) || !self.ledger.may_act() {
+            let begun = recovery.phase == Phase::Fencing;
+            if (!missed && !recovery.by_operator && !begun) || !self.ledger.may_act() {
                 continue;
             }
             let Some(level) = self.ledger.next_fence_level(id) else { continue };

@@ -154,6 +154,9 @@ impl Controller {
                 candidates.push((declared.priority, index, vm.clone()));
             }
         }
+        if candidates.is_empty() {
+            return;
+        }
         candidates.sort();
         let urgency = self.urgency();
         let policy = self.ledger.policy().restart.clone();

@@ -335,30 +335,14 @@ impl Placer {
         vm: usize,
         without: &BTreeSet<usize>,
     ) -> Vec<Excluded> {
-        let mut hosts: BTreeMap<Constraint, Vec<HostId>> = BTreeMap::new();
-        for host in 0..self.hosts.len() {
-            if let Some(constraint) = self.forbidden(occupancy, vm, host, false, without) {
-                hosts.entry(constraint).or_default().push(self.hosts[host].id.clone());
-            }
-        }
-        hosts.into_iter().map(|(constraint, hosts)| Excluded { constraint, hosts }).collect()
+        let id = |host: usize| self.hosts[host].id.clone();
+        self.by_constraint(occupancy, vm, false, without)
+            .into_iter()
+            .map(|(constraint, hosts)| Excluded { constraint, hosts: hosts.into_iter().map(id).collect() })
+            .collect()
     }
 
-    fn forbidden(
-        &self,
-        occupancy: &Occupancy,
-        vm: usize,
-        host: usize,
-        first_placement: bool,
-        without: &BTreeSet<usize>,
-    ) -> Option<Constraint> {
-        if without.contains(&host) {
-            return Some(Constraint::Unusable(Reason::Assumed));
-        }
-        self.admissible(occupancy, vm, host, first_placement)
-    }
-
-    /// Why no host will do; every host counts once, for the first constraint that excludes it.
+    /// Why no host will do; every host counts once.
     fn exclusions(
         &self,
         occupancy: &Occupancy,
@@ -367,23 +351,38 @@ impl Placer {
         without: &BTreeSet<usize>,
     ) -> Vec<Exclusion> {
         let first_placement = options.first_placements.contains(&self.vms[vm].id);
-        let mut counted: BTreeMap<Constraint, (u32, usize)> = BTreeMap::new();
-        for host in 0..self.hosts.len() {
-            if let Some(constraint) = self.forbidden(occupancy, vm, host, first_placement, without) {
-                let (count, _) = counted.entry(constraint).or_insert((0, host));
-                *count = count.saturating_add(1);
-            }
-        }
-        let mut exclusions: Vec<Exclusion> = counted
+        let mut exclusions: Vec<Exclusion> = self
+            .by_constraint(occupancy, vm, first_placement, without)
             .into_iter()
-            .map(|(constraint, (hosts, example))| Exclusion {
-                constraint,
-                hosts,
-                example: self.hosts[example].id.clone(),
+            .filter_map(|(constraint, hosts)| {
+                let example = self.hosts[*hosts.first()?].id.clone();
+                Some(Exclusion { constraint, hosts: u32::try_from(hosts.len()).unwrap_or(u32::MAX), example })
             })
             .collect();
         exclusions.sort_by_key(|exclusion| Reverse(exclusion.hosts));
         exclusions
+    }
+
+    /// The hosts that may not take a VM, in their order, by the first constraint that excludes each.
+    fn by_constraint(
+        &self,
+        occupancy: &Occupancy,
+        vm: usize,
+        first_placement: bool,
+        without: &BTreeSet<usize>,
+    ) -> BTreeMap<Constraint, Vec<usize>> {
+        let mut hosts: BTreeMap<Constraint, Vec<usize>> = BTreeMap::new();
+        for host in 0..self.hosts.len() {
+            let constraint = if without.contains(&host) {
+                Some(Constraint::Unusable(Reason::Assumed))
+            } else {
+                self.admissible(occupancy, vm, host, first_placement)
+            };
+            if let Some(constraint) = constraint {
+                hosts.entry(constraint).or_default().push(host);
+            }
+        }
+        hosts
     }
 }
 

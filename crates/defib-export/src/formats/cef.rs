@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{MAPPING, Told, severity_of_ten, title};
-use crate::facts::{Facts, Outcome, Subjects};
+use crate::facts::{Facts, Subjects};
 
 /// In the header `\` and `|` are escaped; a line's end can't stand there.
 fn header(text: &str) -> String {
@@ -51,14 +51,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     put("externalId", &told.id());
     put("act", facts.kind);
     put("cat", facts.class.caption());
-    put(
-        "outcome",
-        match facts.outcome {
-            Outcome::Success => "success",
-            Outcome::Failure => "failure",
-            Outcome::Unknown => "unknown",
-        },
-    );
+    put("outcome", facts.outcome.word());
     if let Some(host) = subjects.host {
         put("dhost", host.as_str());
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{MAPPING, Told, severity, timestamp};
-use crate::facts::{Facts, Outcome, Subjects};
+use crate::facts::{Facts, Subjects};
 
 /// The version that is written.
 const ECS: &str = "9.4.0";
@@ -11,11 +11,7 @@ const ECS: &str = "9.4.0";
 pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     let event = told.event;
     let subjects = Subjects::of(&event.kind);
-    let outcome = match facts.outcome {
-        Outcome::Success => "success",
-        Outcome::Failure => "failure",
-        Outcome::Unknown => "unknown",
-    };
+    let outcome = facts.outcome.word();
     let (severity_id, level) = severity(facts.severity);
     let mut record = Map::new();
     let mut put = |key: &str, value: Value| {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{MAPPING, Told, severity_of_ten, timestamp};
-use crate::facts::{Facts, Outcome, Subjects};
+use crate::facts::{Facts, Subjects};
 
 /// The format has no escapes: what would end a field or a line becomes a space.
 fn plain(text: &str) -> String {
@@ -24,14 +24,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     put("sev", &severity_of_ten(facts.severity).to_string());
     put("cat", facts.class.caption());
     put("id", &told.id());
-    put(
-        "outcome",
-        match facts.outcome {
-            Outcome::Success => "success",
-            Outcome::Failure => "failure",
-            Outcome::Unknown => "unknown",
-        },
-    );
+    put("outcome", facts.outcome.word());
     if let Some(host) = subjects.host {
         put("identHostName", host.as_str());
     }

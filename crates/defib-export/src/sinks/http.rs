@@ -13,7 +13,6 @@ use tokio::{
     net::TcpStream,
     task::AbortHandle,
 };
-use tokio_rustls::TlsConnector;
 
 use super::{SinkError, tls, within};
 
@@ -141,14 +140,7 @@ impl HttpClient {
         // Failing to say so costs only time.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return speak(stream).await };
-        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let (config, name) = tls::client(tls, host)?;
-        let stream = TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(|error| SinkError::new(format!("no TLS with {address}: {error}")))?;
-        speak(stream).await
+        speak(tls::connect(tls, &address, stream).await?).await
     }
 }
 

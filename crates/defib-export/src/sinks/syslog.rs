@@ -15,7 +15,6 @@ use tokio::{
     task::AbortHandle,
     time::Instant,
 };
-use tokio_rustls::TlsConnector;
 
 use super::{Line, Origin, Settled, SinkError, now, tls, within};
 use crate::{
@@ -147,14 +146,7 @@ async fn connect(address: &str, tls: Option<&SinkTls>) -> Result<Connection, Sin
         let (reader, writer) = stream.into_split();
         return Ok(watch(reader, writer));
     };
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let (config, name) = tls::client(tls, host)?;
-    let stream = TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .map_err(|error| SinkError::new(format!("no TLS with {address}: {error}")))?;
-    let (reader, writer) = tokio::io::split(stream);
+    let (reader, writer) = tokio::io::split(tls::connect(tls, address, stream).await?);
     Ok(watch(reader, writer))
 }
 

@@ -8,13 +8,27 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
 use super::SinkError;
 
-/// How to speak TLS with a receiver at `host`. Files are read each time, so that certificates can be replaced.
-pub(super) fn client(
+/// Speaks TLS over a connection to a receiver at `address`, `name:port`.
+pub(super) async fn connect(
     tls: &SinkTls,
-    host: &str,
-) -> Result<(Arc<ClientConfig>, ServerName<'static>), SinkError> {
+    address: &str,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, SinkError> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let (config, name) = client(tls, host.trim_start_matches('[').trim_end_matches(']'))?;
+    TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|error| SinkError::new(format!("no TLS with {address}: {error}")))
+}
+
+/// How to speak TLS with a receiver at `host`. Files are read each time, so that certificates can be replaced.
+fn client(tls: &SinkTls, host: &str) -> Result<(Arc<ClientConfig>, ServerName<'static>), SinkError> {
     let failed = |path: &str, why: &dyn std::fmt::Display| SinkError::new(format!("tls: {path}: {why}"));
     let certificates = |path: &str| -> Result<Vec<CertificateDer<'static>>, SinkError> {
         let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);

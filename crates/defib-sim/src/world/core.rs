@@ -8,7 +8,7 @@ use defib_engine::{
     controller::{BurnOrder, Effect, Input, OrderOutcome, Role, StartOrder},
     ledger::Ledger,
 };
-use defib_model::{Command, Entry, EventKind, LogIndex, Policy, ReplicaId, command::Committed, event::Phase};
+use defib_model::{Command, Entry, EventKind, LogIndex, ReplicaId, command::Committed, event::Phase};
 use defib_wire::{
     log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot},
     v1::{self, controller_message::Message as ToAgent},
@@ -280,7 +280,7 @@ impl World {
         let Some(run) = self.replicas[number].run() else { return };
         let ledger = run.controller.ledger();
         let policy = ledger.policy().clone();
-        let news = agent_policy(&policy, ledger.policy_version());
+        let news = v1::AgentPolicy::of(&policy, ledger.policy_version());
         run.policy_news = news;
         self.tell_observer(number, Instruction::Policy(Box::new(policy)));
         self.send_to_all_agents(number, &ToAgent::Policy(news));
@@ -395,30 +395,7 @@ impl World {
     }
 }
 
-fn agent_policy(policy: &Policy, version: u64) -> v1::AgentPolicy {
-    v1::AgentPolicy {
-        heartbeat_interval_ms: policy.detection.heartbeat_interval.0,
-        lease_ms: policy.lease.lease.0,
-        watchdog_ms: policy.lease.watchdog.0,
-        answer_freshness_ms: policy.lease.answer_freshness.0,
-        drift_ppm: policy.lease.drift_ppm,
-        version,
-    }
-}
-
 fn electorate(ledger: &Ledger) -> v1::Electorate {
-    v1::Electorate {
-        version: ledger.electorates().last().map_or(0, |electorate| electorate.version),
-        hosts: ledger
-            .inventory()
-            .hosts
-            .values()
-            .map(|host| v1::ElectorateHost {
-                host: host.id.to_string(),
-                neighbour_address: host.neighbour_address.clone().unwrap_or_default(),
-                domain: host.domain.0.clone(),
-            })
-            .collect(),
-        replicas: ledger.voters().iter().map(|voter| voter.0).collect(),
-    }
+    let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
+    v1::Electorate::of(version, ledger.inventory(), ledger.voters())
 }
