@@ -49,7 +49,7 @@ pub fn victim() -> String {
 }
 
 impl Bed {
-    /// Builds a cluster in a new directory below `work` and waits until it is whole.
+    /// Builds a cluster in a new directory below `work`, which the caller removes, and waits until it is whole.
     ///
     /// # Errors
     /// When it can't be built or does not get whole.
@@ -65,6 +65,7 @@ impl Bed {
         options.policy = policy(profile);
         options.relayed = relayed;
         options.binaries = programs.cloned();
+        options.leave_directory = true;
         let cluster = Cluster::start(options).await?;
         let mut follower = cluster.follow();
         cluster.settle(PATIENCE).await?;

@@ -126,8 +126,8 @@ pub struct Observer {
     electorates: Vec<Electorate>,
     /// Silence before this is forgiven: it was our own.
     forgiven: Instant,
-    /// Whether most hosts were ever heard at once: only then can they be lost and found again.
-    together: bool,
+    /// Whether most hosts fell silent, and were not heard again yet.
+    lost: bool,
     slots: BTreeMap<HostId, Slot>,
     hosts: Vec<Option<Watched>>,
     queue: BinaryHeap<Reverse<(Instant, Slot)>>,
@@ -147,7 +147,7 @@ impl Observer {
             in_touch: true,
             electorates: Vec::new(),
             forgiven: now,
-            together: false,
+            lost: false,
             slots: BTreeMap::new(),
             hosts: Vec::new(),
             queue: BinaryHeap::new(),
@@ -299,13 +299,11 @@ impl Observer {
         let after = watched.standing();
         let cut_off = self.isolated();
         self.counts.follow(before, after);
-        if cut_off && !self.isolated() {
-            if self.together {
-                // Most are heard again, so it was the network. The others come back one after the other, as their
-                // agents reconnect: they are given the time that hosts have after a start.
-                self.forgiven = self.forgiven.max(now.plus(self.policy.detection.start_grace));
-            }
-            self.together = true;
+        // Hosts that are let in and not heard yet are in the majority, too, while a cluster grows: no silence ends there.
+        if cut_off && !self.isolated() && core::mem::take(&mut self.lost) {
+            // Most are heard again, so it was the network. The others come back one after the other, as their
+            // agents reconnect: they are given the time that hosts have after a start.
+            self.forgiven = self.forgiven.max(now.plus(self.policy.detection.start_grace));
         }
         if changed || before != after {
             self.queue(slot, now);
@@ -425,6 +423,7 @@ impl Observer {
             watched.trust = 0;
         }
         self.counts.follow(before, watched.standing());
+        self.lost |= (watched.quiet || worse != Opinion::Alive) && self.counts.most_are_silent();
         let mut next = match watched.opinion {
             Opinion::Alive => Some(ask_at),
             Opinion::Asks => Some(if now >= act_at { now.plus(RECHECK) } else { act_at }),

@@ -485,3 +485,44 @@ fn an_announced_silence_says_nothing_of_the_network() {
     world.run(20_000, 100);
     assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
 }
+
+#[test]
+fn hosts_that_join_one_after_the_other_delay_no_accusation() {
+    let mut world = World::new(1, &Policy::default());
+    world.run(1000, 100);
+    // Three more are let in at once, and heard one after the other: most are not, for a while.
+    for number in 1..4 {
+        let host = host(&alloc::format!("h{number}"));
+        let slot = world.observer.watch(MS(world.now), &host, view());
+        world.hosts.push((host, slot, false));
+        world.stamps.push(None);
+    }
+    for number in 1..4 {
+        world.hosts[number].2 = true;
+        world.run(100, 100);
+    }
+    world.run(700, 100);
+    let cut = world.now;
+    world.hosts[0].2 = false;
+    world.run(1500, 100);
+    assert_eq!(world.opinions_of(0), [(cut + 300, Opinion::Asks), (cut + 1000, Opinion::Dead)]);
+}
+
+#[test]
+fn hosts_that_come_back_last_from_an_outage_are_given_time() {
+    let mut world = World::new(4, &Policy::default());
+    world.run(1000, 100);
+    for host in &mut world.hosts {
+        host.2 = false;
+    }
+    world.run(3000, 100);
+    for host in &mut world.hosts[1..] {
+        host.2 = true;
+    }
+    world.said.clear();
+    world.run(4900, 100);
+    let opinions = world.opinions_of(0);
+    assert!(!opinions.iter().any(|(_, opinion)| *opinion == Opinion::Dead), "{opinions:?}");
+    world.run(2000, 100);
+    assert!(world.opinions_of(0).iter().any(|(_, opinion)| *opinion == Opinion::Dead));
+}

@@ -98,6 +98,7 @@ impl Cluster {
             _relays: relays,
             marker,
             directory,
+            leave_directory: options.leave_directory,
         };
         cluster.start_hosts(&emulator, &agent, options.bmc_latency).await?;
         cluster.start_replicas(&defibd)?;

@@ -88,6 +88,9 @@ pub struct Options {
     pub relayed: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
+    /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
+    /// can make new ones slow for a minute (ext4 without a journal looks at each inode that it must not use again yet).
+    pub leave_directory: bool,
 }
 
 impl Options {
@@ -100,6 +103,7 @@ impl Options {
             bmc_latency: profile.bmc_latency(),
             relayed: false,
             binaries: None,
+            leave_directory: false,
         }
     }
 }
@@ -125,6 +129,7 @@ struct LabReplica {
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
+    leave_directory: bool,
     inventory: Inventory,
     policy: Policy,
     replicas: Vec<LabReplica>,
@@ -282,6 +287,9 @@ impl Drop for Cluster {
             tracing::warn!(left, "processes had to be swept up");
         }
         ports::release(self.taken.drain(..));
+        if self.leave_directory {
+            return;
+        }
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             tracing::warn!(directory = %self.directory.display(), %error, "not removed");
         }
