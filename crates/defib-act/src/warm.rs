@@ -55,7 +55,7 @@ async fn test_one(
         Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
         Err(error) => Some(error.to_string()),
     };
-    BmcHealth { host, level, method, trouble, fresh: false }
+    BmcHealth { host, level, method, trouble, fresh: false, steady: false }
 }
 
 /// Where the tests of one method stand.
@@ -64,7 +64,24 @@ pub(crate) struct Testing {
     /// `None`: at once.
     due: Option<Instant>,
     failures: u32,
+    /// The last trouble, as a number, and how often in a row it was the same.
+    trouble: Option<u64>,
+    same: u32,
     rounds: u32,
+}
+
+impl Testing {
+    fn note(&mut self, trouble: Option<&str>) {
+        let number = trouble.map(|trouble| {
+            let mut hasher = DefaultHasher::new();
+            trouble.hash(&mut hasher);
+            hasher.finish()
+        });
+        self.same = if number == self.trouble { self.same.saturating_add(1) } else { 1 };
+        self.trouble = number;
+        self.failures = if number.is_some() { self.failures.saturating_add(1) } else { 0 };
+        self.rounds = self.rounds.wrapping_add(1);
+    }
 }
 
 /// Whether fencing would work, as far as reachability, login, right and identity tell.
@@ -80,18 +97,20 @@ pub struct BmcHealth {
     pub trouble: Option<String>,
     /// It failed for the first time since it worked: to be repeated before it is told.
     pub fresh: bool,
+    /// It found the same twice in a row.
+    pub steady: bool,
 }
 
 /// The tests whose findings differ from what the ledger has recorded.
 #[must_use]
 pub fn changed(health: &[BmcHealth], ledger: &Ledger) -> Vec<FencingTest> {
-    let recorded = |one: &BmcHealth| {
-        let test = ledger.hosts().get(&one.host)?.fencing_test(one.level, one.method)?;
-        Some(test.trouble.is_some())
-    };
     health
         .iter()
-        .filter(|one| !one.fresh && recorded(one) != Some(one.trouble.is_some()))
+        .filter(|one| {
+            let record = ledger.hosts().get(&one.host);
+            let test = record.and_then(|record| record.fencing_test(one.level, one.method));
+            one.is_news(test.map(|test| test.trouble.as_deref()))
+        })
         .map(|one| FencingTest {
             host: one.host.clone(),
             level: one.level,
@@ -99,6 +118,18 @@ pub fn changed(health: &[BmcHealth], ledger: &Ledger) -> Vec<FencingTest> {
             trouble: one.trouble.clone(),
         })
         .collect()
+}
+
+impl BmcHealth {
+    /// Whether it differs from what was recorded, if anything was, and will not differ again in a moment.
+    fn is_news(&self, recorded: Option<Option<&str>>) -> bool {
+        match (recorded, self.trouble.as_deref()) {
+            // Another trouble: whoever is to mend it would look for the former one.
+            (Some(Some(before)), Some(now)) => before != now && self.steady,
+            (Some(None), None) => false,
+            _ => !self.fresh,
+        }
+    }
 }
 
 /// Spreads the tests of many methods over their interval, each round anew: between three and five quarters of it.
@@ -144,9 +175,9 @@ impl Power {
             let key = (one.host.clone(), one.level, one.method);
             let Some(held) = bmcs.get_mut(&key) else { continue };
             let testing = &mut held.testing;
-            testing.failures = if one.trouble.is_some() { testing.failures.saturating_add(1) } else { 0 };
-            testing.rounds = testing.rounds.wrapping_add(1);
+            testing.note(one.trouble.as_deref());
             one.fresh = (1..FAILURES).contains(&testing.failures);
+            one.steady = testing.same >= FAILURES;
             let pause = match Kind::of(&held.method) {
                 Kind::Connections => Duration::ZERO,
                 Kind::Programs if one.fresh => AGAIN.min(interval),
@@ -169,5 +200,31 @@ mod tests {
             .collect();
         assert!(pauses.len() > 100, "{}", pauses.len());
         assert!(pauses.iter().all(|pause| (interval * 3 / 4..interval * 5 / 4).contains(pause)));
+    }
+
+    #[test]
+    fn another_trouble_is_news_once_it_was_found_twice_and_one_that_changes_each_time_is_not() {
+        let mut testing = Testing::default();
+        let mut find = |trouble: Option<&str>| {
+            testing.note(trouble);
+            BmcHealth {
+                host: HostId::new("h1").unwrap(),
+                level: 0,
+                method: 0,
+                trouble: trouble.map(str::to_owned),
+                fresh: (1..FAILURES).contains(&testing.failures),
+                steady: testing.same >= FAILURES,
+            }
+        };
+        assert!(find(None).is_news(None));
+        assert!(!find(None).is_news(Some(None)));
+        assert!(!find(Some("refused")).is_news(Some(None)));
+        assert!(find(Some("refused")).is_news(Some(None)));
+        assert!(!find(Some("refused")).is_news(Some(Some("refused"))));
+        for trouble in ["silent", "refused", "silent", "no login"] {
+            assert!(!find(Some(trouble)).is_news(Some(Some("refused"))), "{trouble}");
+        }
+        assert!(find(Some("no login")).is_news(Some(Some("refused"))));
+        assert!(find(None).is_news(Some(Some("no login"))));
     }
 }

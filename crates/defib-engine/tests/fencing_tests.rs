@@ -91,19 +91,23 @@ fn a_change_is_an_event_and_the_same_again_is_none() {
     log.tested(0, 0, None);
     assert_eq!(log.told(), [""; 0], "that it works was hoped for");
     log.tested(0, 1, Some("wrong password"));
-    log.tested(0, 1, Some("wrong password, still"));
+    log.tested(0, 1, Some("wrong password"));
+    log.tested(0, 1, Some("no right to switch"));
+    let since = log.ledger.hosts()[&h1()].fencing_test(0, 1).unwrap().since;
+    assert_eq!(since, ClusterTime(4000), "another trouble, but it has not worked since the first");
     log.tested(0, 1, None);
     assert_eq!(
         log.told(),
         [
             "host h1: its fencing level 0 (fence_apc plug=b) would fail: wrong password",
+            "host h1: its fencing level 0 (fence_apc plug=b) would fail: no right to switch",
             "host h1: its fencing level 0 (fence_apc plug=b) would work again",
         ]
     );
     let record = &log.ledger.hosts()[&h1()];
     assert_eq!(record.fencing_tests.len(), 2);
     assert_eq!(record.fencing_test(0, 0).unwrap().since, ClusterTime(3000));
-    assert_eq!(record.fencing_test(0, 1).unwrap().since, ClusterTime(6000));
+    assert_eq!(record.fencing_test(0, 1).unwrap().since, ClusterTime(7000));
 }
 
 #[test]

@@ -239,12 +239,15 @@ impl Ledger {
             let method = method.to_string();
             let Some(record) = self.hosts.get_mut(&test.host) else { continue };
             let (level, trouble) = (test.level, test.trouble.clone());
-            let known = record.fencing_test(test.level, test.method).map(|known| known.trouble.is_some());
-            if known == Some(trouble.is_some()) {
+            let known = record.fencing_test(test.level, test.method).cloned();
+            if known.as_ref().is_some_and(|known| known.trouble == trouble) {
                 continue;
             }
+            // One trouble after the other: it has not worked since the first.
+            let still = known.as_ref().filter(|known| known.trouble.is_some() && trouble.is_some());
+            let since = still.map_or(self.at, |known| known.since);
             record.fencing_tests.retain(|held| (held.level, held.method) != (test.level, test.method));
-            let found = TestRecord { level, method: test.method, trouble: trouble.clone(), since: self.at };
+            let found = TestRecord { level, method: test.method, trouble: trouble.clone(), since };
             record.fencing_tests.push(found);
             if known.is_some() || trouble.is_some() {
                 let host = test.host.clone();
