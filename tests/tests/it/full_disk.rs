@@ -179,7 +179,11 @@ async fn a_running_replica_whose_disk_fills_up_says_so_and_ends_the_others_go_on
     assert_eq!(streams[&id].problems, [""; 0]);
     let reasons: Vec<String> = rig.acted().await.into_iter().map(|(_, _, reason)| reason).collect();
     let told: Vec<&String> = reasons.iter().filter(|reason| reason.starts_with("work ")).collect();
-    assert_eq!(told, acknowledged.iter().collect::<Vec<_>>(), "what was acknowledged is in the stream");
+    // One that met the replica in its last moment was said again to another, and may be there twice.
+    let mut left = told.iter();
+    for one in &acknowledged {
+        assert!(left.any(|told| *told == one), "{one} was acknowledged and is not in the stream: {told:?}");
+    }
     rig.assert_calm();
 }
 

@@ -299,7 +299,7 @@ impl Observer {
         let after = watched.standing();
         let cut_off = self.isolated();
         self.counts.follow(before, after);
-        // Hosts that are let in and not heard yet are in the majority, too, while a cluster grows: no silence ends there.
+        // Hosts that are let in and not heard yet are the majority, too, while a cluster grows: no silence ends there.
         if cut_off && !self.isolated() && core::mem::take(&mut self.lost) {
             // Most are heard again, so it was the network. The others come back one after the other, as their
             // agents reconnect: they are given the time that hosts have after a start.
