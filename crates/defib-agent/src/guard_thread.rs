@@ -24,6 +24,7 @@ use defib_engine::{
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
+    policy::LeasePolicy,
 };
 use defib_wire::{
     datagram::{DATAGRAM_LEN, Direction, OpeningSession, SealingSession, SessionSecret, peek_session},
@@ -50,6 +51,10 @@ use crate::{
 const SENT: usize = 1024;
 /// How often the watchdog is looked after.
 const TEND: Millis = Millis(200);
+const _: () = assert!(
+    TEND.0 * 5 + 1000 <= LeasePolicy::WATCHDOG_MIN.0,
+    "late by a second, the watchdog must still be looked after in time"
+);
 /// How often the resume hint is written.
 const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
@@ -302,6 +307,9 @@ impl GuardThread {
         endpoints: &[(String, SocketAddr)],
     ) {
         let mut paths = Vec::new();
+        for name in self.locals.keys().filter(|name| endpoints.iter().all(|(known, _)| known != *name)) {
+            tracing::warn!(%replica, path = name, "the configuration names a path that this replica has not");
+        }
         for (at, (name, address)) in endpoints.iter().enumerate() {
             let local = self.locals.get(name).copied();
             match self.socket(local, address.is_ipv6()) {
@@ -437,7 +445,9 @@ impl GuardThread {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::NotRunning { detail, tried } => {
+                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+            }
             Outcome::Refused(refusal) => {
                 let reason = match refusal {
                     Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     config::ReplicaAddress,
-    guard_thread::{GuardHandle, Published, Said},
+    guard_thread::{GuardHandle, Said},
 };
 
 /// Messages that may wait for one replica.
@@ -67,12 +67,8 @@ pub struct SessionConfig {
     pub host: HostId,
     /// Its boot.
     pub boot: BootId,
-    /// Where its neighbours reach it.
-    pub neighbour_address: String,
     /// How to authenticate.
     pub tls: Arc<ClientConfig>,
-    /// What the guard's thread published.
-    pub published: Arc<Published>,
 }
 
 /// Keeps a session with one replica, for ever.
@@ -124,11 +120,7 @@ async fn session(
     let hello = v1::Hello {
         host: config.host.to_string(),
         boot_id: config.boot.to_string(),
-        epoch: config.published.epoch.load(Ordering::Acquire),
         agent_version: env!("CARGO_PKG_VERSION").into(),
-        term_seen: 0,
-        paths: Vec::new(),
-        neighbour_address: config.neighbour_address.clone(),
     };
     sender.try_send(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })?;
     let mut client = AgentControlClient::new(channel);

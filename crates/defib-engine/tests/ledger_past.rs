@@ -365,7 +365,7 @@ fn an_answer_about_a_former_incarnation_changes_nothing() {
     log.run("h1");
     let effect =
         defib_model::EffectId { cause: LogIndex(1), subject: defib_model::Subject::Vm(vm("v")), attempt: 1 };
-    let result = StartResult::NotRunning { detail: "late".into() };
+    let result = StartResult::NotRunning { detail: "late".into(), tried: true };
     log.apply(Command::StartEnded {
         effect,
         vm: vm("v"),

@@ -139,7 +139,15 @@ pub enum StartResult {
     NotRunning {
         /// Why.
         detail: String,
+        /// Whether its start was tried there, as far as anybody knows. If not, it is no failure of the VM.
+        #[serde(default = "tried")]
+        tried: bool,
     },
+}
+
+/// What was written before anybody told the difference counts as it did then.
+const fn tried() -> bool {
+    true
 }
 
 /// What an agent says of one VM on its host.

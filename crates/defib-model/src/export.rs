@@ -342,10 +342,18 @@ fn check_path(field: &str, path: &str) -> Result<(), String> {
 }
 
 fn check_address(address: &str) -> Result<(), String> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    check_host_and_port(address).map_err(|why| format!("address: {why}"))
+}
+
+/// Whether a text is `host:port`.
+///
+/// # Errors
+/// That it is not.
+pub fn check_host_and_port(text: &str) -> Result<(), String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
     match port.and_then(|port| port.parse::<u16>().ok()) {
         Some(port) if port > 0 => Ok(()),
-        _ => Err(format!("address: {address:?} is not host:port")),
+        _ => Err(format!("{text:?} is not host:port")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a run is tuned and what goes wrong in it.
 
-use defib_model::{Millis, Policy, inventory::SelfFence};
+use defib_model::{Millis, Policy, inventory::SelfFence, policy::LeasePolicy};
 
 use crate::{
     fault::{BmcFault, Episode, Fault, Way},
@@ -13,7 +13,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     let mut policy = Policy::default();
     if profile == Profile::Smoke {
         policy.lease.lease = Millis(1500);
-        policy.lease.watchdog = Millis(1000);
+        policy.lease.watchdog = LeasePolicy::WATCHDOG_MIN;
         policy.lease.answer_freshness = Millis(500);
         policy.fencing.confirm_spacing = Millis(20);
         policy.detection.start_grace = Millis(500);
@@ -33,7 +33,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     detection.upgrade_grace = Millis(rng.between(3000, 15_000));
     let lease = &mut policy.lease;
     lease.lease = Millis(rng.between((10 * detection.heartbeat_interval.0).max(1000), 5000));
-    lease.watchdog = Millis(1000 * rng.between(1, 5));
+    lease.watchdog = Millis(1000 * rng.between(1, 5)).max(LeasePolicy::WATCHDOG_MIN);
     lease.drift_ppm = [200, 1000, 10_000, 50_000][rng.index(4)];
     lease.answer_freshness = Millis(rng.between(400, lease.watchdog.0.min(2500)));
     let fencing = &mut policy.fencing;
@@ -41,6 +41,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     fencing.confirm_spacing = Millis(rng.between(20, 200));
     fencing.attempt_timeout = Millis(rng.between(1000, 8000));
     fencing.retry_pause = Millis(rng.between(200, 3000));
+    fencing.retry_pause_max = fencing.retry_pause.times(4);
     let restart = &mut policy.restart;
     restart.starts_per_host = rng.between(1, 8) as u32;
     restart.starts_per_datastore = rng.between(1, 8) as u32;

@@ -54,7 +54,7 @@ fn policy() -> Policy {
     policy.detection.start_grace = Millis(500);
     policy.detection.act_after = Millis(2000);
     policy.lease.lease = Millis(3000);
-    policy.lease.watchdog = Millis(1000);
+    policy.lease.watchdog = Millis(2000);
     policy.lease.answer_freshness = Millis(1000);
     policy
 }

@@ -13,6 +13,7 @@ mod full_disk;
 mod kills;
 mod membership;
 mod operator;
+mod paths;
 mod restarts;
 mod rig;
 mod stuck;

@@ -51,7 +51,7 @@ pub enum Input {
     Observed(Proposal),
     /// An agent reported over its session with this replica.
     Reported(AgentReport),
-    /// An agent's session with this replica ended.
+    /// An agent's session with this replica ended, or another one is about to take its place.
     AgentLeft(HostId),
     /// An agent announced a silence.
     Goodbye {
@@ -239,11 +239,13 @@ impl Controller {
             Input::Reported(report) => {
                 let after = (self.cluster_now(now), self.ledger.applied());
                 self.reported_at.insert(report.host.clone(), after);
+                self.repeat_orders(now, &report);
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
                 self.reports.remove(&host);
                 self.reported_at.remove(&host);
+                self.doubt_orders(&host);
             }
             Input::Goodbye { host, boot, epoch, goodbye } => {
                 self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
@@ -479,7 +481,7 @@ impl Controller {
     /// In words, what an open recovery waits for: what the ledger knows and what only the leader knows.
     #[must_use]
     pub fn explain(&self, now: Instant, recovery: RecoveryId) -> Vec<String> {
-        let mut lines = self.ledger.waiting_on(recovery);
+        let mut lines = self.ledger.waiting_on(recovery, self.cluster_now(now));
         lines.extend(self.explain_starts(now, recovery));
         lines
     }

@@ -311,6 +311,8 @@ pub enum Outcome {
     NotRunning {
         /// Why.
         detail: String,
+        /// Whether the hypervisor was ever asked to start it, as far as this process of the agent knows.
+        tried: bool,
     },
     /// It was not obeyed. Proves nothing of the VM.
     Refused(Refusal),
@@ -322,7 +324,9 @@ impl Outcome {
     pub fn start_result(&self) -> Option<StartResult> {
         match self {
             Self::Started => Some(StartResult::Running),
-            Self::NotRunning { detail } => Some(StartResult::NotRunning { detail: detail.clone() }),
+            Self::NotRunning { detail, tried } => {
+                Some(StartResult::NotRunning { detail: detail.clone(), tried: *tried })
+            }
             Self::Refused(_) => None,
         }
     }

@@ -10,6 +10,7 @@ mod apply_vms;
 mod brakes;
 mod events;
 mod export;
+mod fencing;
 mod index;
 pub mod invariants;
 mod records;
@@ -34,8 +35,8 @@ pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
 pub use index::Index;
 pub use records::{
-    Electorate, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, TestRecord,
-    VmRecord,
+    Electorate, FenceEnd, FencePace, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord,
+    Standing, TestRecord, VmRecord,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};

@@ -52,10 +52,10 @@ impl Cluster {
         fs::create_dir(oracle.directory())?;
         let mut inventory = layout::inventory(options.size, &guest, oracle.directory())?;
 
-        let taken = ports::free(4 * REPLICAS as usize + inventory.hosts.len())?;
+        let taken = ports::free(5 * REPLICAS as usize + inventory.hosts.len())?;
         let mut free = taken.iter().copied();
         let mut next = || free.next().context("too few ports");
-        let switch = Switch::default();
+        let (switch, second_switch) = (Switch::default(), Switch::default());
         let mut relays = Vec::new();
         let mut ports = Vec::new();
         for id in 1..=REPLICAS {
@@ -66,6 +66,13 @@ impl Cluster {
                 (control_for_agents, heartbeat_for_agents) = (tcp.address, udp.address);
                 relays.extend([tcp, udp]);
             }
+            let mut second_path = None;
+            if options.second_path {
+                let listen = next()?;
+                let udp = Relay::udp(listen, &second_switch).await?;
+                second_path = Some((listen, udp.address));
+                relays.push(udp);
+            }
             ports.push(ReplicaPorts {
                 id,
                 peers,
@@ -74,6 +81,7 @@ impl Cluster {
                 metrics,
                 control_for_agents,
                 heartbeat_for_agents,
+                second_path,
             });
         }
         for host in inventory.hosts.values_mut() {
@@ -95,6 +103,7 @@ impl Cluster {
             operator,
             oracle,
             switch,
+            second_switch,
             _relays: relays,
             marker,
             directory,

@@ -86,6 +86,8 @@ pub struct Options {
     pub bmc_latency: Duration,
     /// Whether agents reach replicas through a [`Switch`] that can be cut.
     pub relayed: bool,
+    /// Whether agents send heartbeats on a second path, too, behind a [`Switch`] of its own.
+    pub second_path: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
@@ -102,6 +104,7 @@ impl Options {
             policy: profile.policy(),
             bmc_latency: profile.bmc_latency(),
             relayed: false,
+            second_path: false,
             binaries: None,
             leave_directory: false,
         }
@@ -139,6 +142,7 @@ pub struct Cluster {
     operator: Operator,
     oracle: Oracle,
     switch: Switch,
+    second_switch: Switch,
     _relays: Vec<Relay>,
     marker: String,
 }
@@ -229,6 +233,12 @@ impl Cluster {
     #[must_use]
     pub const fn switch(&self) -> &Switch {
         &self.switch
+    }
+
+    /// The switch of the second path; without effect unless [`Options::second_path`].
+    #[must_use]
+    pub const fn second_switch(&self) -> &Switch {
+        &self.second_switch
     }
 
     /// What was declared.

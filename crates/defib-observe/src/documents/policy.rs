@@ -46,7 +46,9 @@ section!(Detection for DetectionPolicy {
     heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
 });
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
-section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause, test_interval; confirm_reads });
+section!(Fencing for FencingPolicy {
+    confirm_spacing, attempt_timeout, retry_pause, retry_pause_max, test_interval; confirm_reads
+});
 section!(Restart for RestartPolicy {
     tier_timeout, tier_delay, start_timeout, retry_after; starts_per_host, starts_per_datastore, starts_total, attempts
 });
@@ -139,8 +141,10 @@ fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
             inside =
                 line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
         }
-        if inside && let Some(column) = line.find(&format!("{key}:")) {
-            return Some((number as u64 + 1, column as u64 + 1));
+        // The section's own name may be the key's, too.
+        let from = if indent == 0 { section.len() + 1 } else { 0 };
+        if inside && let Some(column) = line.get(from..).and_then(|rest| rest.find(&format!("{key}:"))) {
+            return Some((number as u64 + 1, (from + column) as u64 + 1));
         }
     }
     None
@@ -241,6 +245,23 @@ events:
         assert!(
             message("fencing:\n  confirm-reads: 1\n")
                 .starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading")
+        );
+        assert_eq!(
+            message("profile: fast\nlease: { lease: 5s, watchdog: 1s, answer-freshness: 500ms }\n")
+                .split_once(": hardware")
+                .unwrap()
+                .0,
+            "policy.yaml:2:21: lease.watchdog: 1s is less than 2s"
+        );
+        for (text, place) in [("lease:\n  lease: 9ms\n", "2:3"), ("lease: { lease: 9ms }\n", "1:10")] {
+            assert!(
+                message(text).starts_with(&format!("policy.yaml:{place}: lease.lease: is less")),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            message("fencing:\n  retry-pause: 5s\n  retry-pause-max: 4s\n"),
+            "policy.yaml:3:3: fencing.retry-pause-max: 4s is less than retry-pause (5s)"
         );
         assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
     }

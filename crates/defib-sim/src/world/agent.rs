@@ -440,7 +440,9 @@ impl World {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::NotRunning { detail, tried } => {
+                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+            }
             Outcome::Refused(refusal) => {
                 self.counts.refused_orders += 1;
                 let reason = v1::RefusalReason::Unspecified.into();

@@ -79,6 +79,8 @@ pub(crate) struct Run {
     pub(crate) beats: BTreeMap<u64, ObserverSession>,
     /// Agents' sessions: host to (number, connection).
     pub(crate) agents: BTreeMap<usize, (u64, usize)>,
+    /// The newest session of each host, open or not: under its key heartbeats count.
+    pub(crate) heard_under: BTreeMap<usize, u64>,
     pub(crate) policy_news: v1::AgentPolicy,
     pub(crate) electorate_news: v1::Electorate,
     pub(crate) leads: bool,
@@ -204,6 +206,7 @@ impl World {
             observer_armed: u64::MAX,
             beats: BTreeMap::new(),
             agents: BTreeMap::new(),
+            heard_under: BTreeMap::new(),
             policy_news: v1::AgentPolicy::default(),
             electorate_news: v1::Electorate::default(),
             leads: false,

@@ -136,10 +136,14 @@ impl World {
         };
         let electorate = run.electorate_news.clone();
         let former = run.agents.insert(host, (number, connection));
+        let heard_under = run.heard_under.insert(host, number);
         self.push_to_agent(connection, controller_message::Message::Welcome(welcome));
         self.push_to_agent(connection, controller_message::Message::Electorate(electorate));
-        if let Some((former, old)) = former {
+        if let Some((_, old)) = former {
             self.connections[old].replica_open = false;
+            self.tell_core(replica, Message::Input(Input::AgentLeft(id.clone())));
+        }
+        if let Some(former) = heard_under {
             self.tell_observer(replica, Instruction::EndSession(former));
         }
         if let Ok(secret) = SessionSecret::from_bytes(&secret) {
@@ -304,7 +308,7 @@ impl World {
                 if !self.lives(replica, replica_life) || number == 0 {
                     return;
                 }
-                self.tell_observer(replica, Instruction::EndSession(number));
+                // Heartbeats go on under its key until the next session begins.
                 let id = self.machines[host].id.clone();
                 let Some(run) = self.replicas[replica].run() else { return };
                 if run.agents.get(&host).is_some_and(|(held, _)| *held == number) {
@@ -434,7 +438,9 @@ fn heard(host: &HostId, said: agent_message::Message) -> Option<Message> {
             host: host.clone(),
             outcome: match outcome.outcome? {
                 order_outcome::Outcome::Running(_) => OrderOutcome::Running,
-                order_outcome::Outcome::NotRunning(not) => OrderOutcome::NotRunning { detail: not.detail },
+                order_outcome::Outcome::NotRunning(not) => {
+                    OrderOutcome::NotRunning { detail: not.detail, tried: !not.never_tried }
+                }
                 order_outcome::Outcome::Refused(refused) => OrderOutcome::Refused { detail: refused.detail },
             },
         }),
