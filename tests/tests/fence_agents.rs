@@ -22,6 +22,7 @@ use defib_lab::needs;
 use defib_model::command::FenceResult;
 use defib_model::inventory::{FaultDomain, FenceAgentTarget, FenceMethod, FencingLevel, Host, SelfFence};
 use defib_model::{HostId, Inventory, Millis, RecoveryId, Resources};
+use defib_tests::skip;
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
 
@@ -79,7 +80,8 @@ struct Rig {
 impl Rig {
     /// `None`, loudly, where the collection is missing.
     fn new(test: &str) -> Option<Self> {
-        if !needs::has(test, &["fence_dummy", "python3"]) {
+        if let Err(why) = needs::all(&["fence_dummy", "python3"]) {
+            skip(test, &why);
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -282,7 +284,8 @@ async fn a_test_of_the_methods_finds_a_renamed_outlet_and_switches_nothing() {
 #[tokio::test]
 async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
     let test = "fence_ipmilan_kills_the_process_behind_ipmi_sim";
-    if !needs::has(test, &["fence_ipmilan", "ipmi_sim", "ipmitool"]) {
+    if let Err(why) = needs::all(&["fence_ipmilan", "ipmi_sim", "ipmitool"]) {
+        skip(test, &why);
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -315,7 +318,8 @@ async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
 #[tokio::test]
 async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothing() {
     let test = "fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothing";
-    if !needs::has(test, &["fence_dummy"]) {
+    if let Err(why) = needs::all(&["fence_dummy"]) {
+        skip(test, &why);
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -14,6 +14,7 @@ use defib_bmc::{
 use defib_lab::ipmi::{IpmiConfig, IpmiSim};
 use defib_lab::needs;
 use defib_model::inventory::CipherSuite;
+use defib_tests::skip;
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
 
@@ -30,7 +31,8 @@ struct Rig {
 
 /// `None`, loudly, where the programs are missing.
 async fn rig(test: &str) -> Option<Rig> {
-    if !needs::has(test, &["ipmi_sim", "ipmitool"]) {
+    if let Err(why) = needs::all(&["ipmi_sim", "ipmitool"]) {
+        skip(test, &why);
         return None;
     }
     let config = IpmiConfig::default();

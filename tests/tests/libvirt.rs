@@ -18,6 +18,7 @@ use defib_engine::guard::{Input, VmObserved};
 use defib_lab::needs;
 use defib_model::inventory::{Definition, Readiness};
 use defib_model::{Epoch, HostId, Incarnation, VmId};
+use defib_tests::skip;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -81,11 +82,12 @@ struct LibvirtHost {
 impl LibvirtHost {
     /// `None`, loudly, where something is missing.
     fn new(test: &str) -> Option<Self> {
-        if !needs::has(test, &["libvirtd", "qemu-system-x86_64", "setpriv", "unshare"]) {
+        if let Err(why) = needs::all(&["libvirtd", "qemu-system-x86_64", "setpriv", "unshare"]) {
+            skip(test, &why);
             return None;
         }
         if !nix::unistd::geteuid().is_root() {
-            needs::skip(test, "it needs root for namespaces");
+            skip(test, "it needs root for namespaces");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
