@@ -19,7 +19,10 @@ pub(crate) enum Judged {
 pub(crate) fn off(readings: &[PowerReading], level: usize, method: usize) -> Judged {
     let identity = readings
         .last()
-        .and_then(|reading| reading.identity.uuid.clone().or_else(|| reading.identity.serial.clone()))
+        .and_then(|reading| {
+            let identity = &reading.identity;
+            identity.uuid.clone().or_else(|| identity.serial.clone()).or_else(|| identity.outlet.clone())
+        })
         .unwrap_or_default();
     let reads = u32::try_from(readings.len()).unwrap_or(u32::MAX);
     Judged::Off(PowerOffReading { level, method, identity, reads })

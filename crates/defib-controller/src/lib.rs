@@ -11,6 +11,7 @@ pub mod core;
 pub mod effects;
 mod events;
 pub mod export;
+mod fencing_tests;
 pub mod join;
 pub mod members;
 pub mod metrics;

@@ -231,6 +231,15 @@ impl Facts {
                     .ecs(HOST_CHANGE)
                     .alert()
             }
+            EventKind::FencingTested { trouble: Some(_), .. } => {
+                Self::new("fencing-tested", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
+            EventKind::FencingTested { trouble: None, .. } => {
+                Self::new("fencing-tested", Informational, C::DetectionFinding, CLOSE)
+                    .ended(Outcome::Success, RESOLVED)
+            }
             EventKind::HostUnconfirmed { .. } => {
                 Self::new("host-unconfirmed", Critical, C::IncidentFinding, CREATE)
                     .ended(Outcome::Failure, NEW)
@@ -372,6 +381,7 @@ impl<'a> Subjects<'a> {
             | EventKind::BrakeReleased { host }
             | EventKind::FenceIntended { host, .. }
             | EventKind::FenceFailed { host, .. }
+            | EventKind::FencingTested { host, .. }
             | EventKind::HostUnconfirmed { host, .. }
             | EventKind::HostRecovered { host, .. }
             | EventKind::HostReadmitted { host, .. }

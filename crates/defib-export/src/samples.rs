@@ -41,6 +41,18 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
         EventKind::BrakeReleased { host: host.clone() },
         EventKind::FenceIntended { host: host.clone(), attempt: 1, level: 0 },
         EventKind::FenceFailed { host: host.clone(), attempt: 1, detail: hostile.clone() },
+        EventKind::FencingTested {
+            host: host.clone(),
+            level: 0,
+            method: "ipmi 10.1.0.1".into(),
+            trouble: Some(hostile.clone()),
+        },
+        EventKind::FencingTested {
+            host: host.clone(),
+            level: 0,
+            method: "ipmi 10.1.0.1".into(),
+            trouble: None,
+        },
         EventKind::HostUnconfirmed { host: host.clone(), detail: hostile.clone() },
         proven(ProofKind::PowerFoundOff { identity: identity.clone(), reads: 2 }),
         proven(ProofKind::PowerFenced { identity: identity.clone(), reads: 2 }),

@@ -226,6 +226,17 @@ pub enum EventKind {
         /// What was answered, and what happens next.
         detail: String,
     },
+    /// A test of a fencing method found it to be otherwise than before. Nothing was switched.
+    FencingTested {
+        /// Which host.
+        host: HostId,
+        /// Level of its fencing topology.
+        level: usize,
+        /// The method, in words.
+        method: String,
+        /// What stands against it; `None`: it would work again.
+        trouble: Option<String>,
+    },
     /// Nothing proves the death: an operator is needed, or the lease must run out.
     HostUnconfirmed {
         /// Which host.
@@ -467,6 +478,12 @@ impl fmt::Display for EventKind {
             }
             Self::FenceFailed { host, attempt, detail } => {
                 write!(f, "host {host}: fence attempt {attempt} brought no proof: {detail}")
+            }
+            Self::FencingTested { host, level, method, trouble: None } => {
+                write!(f, "host {host}: its fencing level {level} ({method}) would work again")
+            }
+            Self::FencingTested { host, level, method, trouble: Some(trouble) } => {
+                write!(f, "host {host}: its fencing level {level} ({method}) would fail: {trouble}")
             }
             Self::HostUnconfirmed { host, detail } => write!(f, "host {host}: unconfirmed: {detail}"),
             Self::DeathProven { host, epoch, proof } => {

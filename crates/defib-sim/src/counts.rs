@@ -90,6 +90,7 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::BrakeReleased { .. } => "brake-released",
         EventKind::FenceIntended { .. } => "fence-intended",
         EventKind::FenceFailed { .. } => "fence-failed",
+        EventKind::FencingTested { .. } => "fencing-tested",
         EventKind::HostUnconfirmed { .. } => "host-unconfirmed",
         EventKind::DeathProven { proof, .. } => match proof {
             ProofKind::PowerFoundOff { .. } => "proof-power-found-off",

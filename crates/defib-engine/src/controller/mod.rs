@@ -428,6 +428,7 @@ impl Controller {
             Command::ObserverStarted { .. }
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
+            | Command::FencingTested { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }

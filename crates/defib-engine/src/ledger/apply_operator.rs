@@ -245,6 +245,14 @@ impl Ledger {
             hosts.map(|host| (host.id.clone(), host.neighbour_address.clone(), host.domain.clone())).collect()
         };
         let (before, after): (Vec<_>, Vec<_>) = (electorate(&self.inventory), electorate(inventory));
+        for (id, record) in &mut self.hosts {
+            // What was found out about a method says nothing of the one that takes its place.
+            if inventory.hosts.get(id).map(|host| &host.fencing)
+                != self.inventory.hosts.get(id).map(|host| &host.fencing)
+            {
+                record.fencing_tests.clear();
+            }
+        }
         self.inventory = inventory.clone();
         self.inventory_version = self.inventory_version.saturating_add(1);
         for (id, record) in &self.hosts {

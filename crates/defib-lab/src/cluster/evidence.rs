@@ -32,22 +32,6 @@ impl Cluster {
     ) -> anyhow::Result<Evidence> {
         let operator = self.operator();
         let ids: Vec<u64> = self.ports().iter().map(|ports| ports.id).collect();
-        // All replicas have told us all that there is, or they have had their time: then the checker says who
-        // did not.
-        let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
-            let told = follower.last();
-            for id in &ids {
-                let status = operator.status_of(*id).await?;
-                let told = told.get(id).copied().unwrap_or(0);
-                ensure!(told >= status.event_seq, "replica {id} told {told} of {} events", status.event_seq);
-                let others = follower.last();
-                ensure!(others.values().all(|last| *last <= told), "replica {id} is behind");
-            }
-            Ok(())
-        });
-        if let Err(error) = caught_up.await {
-            tracing::warn!("{error:#}");
-        }
         let mut requests = BTreeMap::new();
         for name in self.host_names() {
             requests.insert(name.clone(), self.requests(&name).await?);
@@ -70,6 +54,22 @@ impl Cluster {
         for host in self.host_names() {
             let ended = self.ended(&host, STOPS)?;
             stopped.extend(ended.into_iter().map(|(vm, incarnation)| (host.clone(), vm, incarnation)));
+        }
+        // All replicas have told us all that there is, or they have had their time: then the checker says who
+        // did not. Last of all questions, since one may be answered while the next event is born.
+        let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
+            let told = follower.last();
+            for id in &ids {
+                let status = operator.status_of(*id).await?;
+                let told = told.get(id).copied().unwrap_or(0);
+                ensure!(told >= status.event_seq, "replica {id} told {told} of {} events", status.event_seq);
+                let others = follower.last();
+                ensure!(others.values().all(|last| *last <= told), "replica {id} is behind");
+            }
+            Ok(())
+        });
+        if let Err(error) = caught_up.await {
+            tracing::warn!("{error:#}");
         }
         let wall_minus_monotonic_ns = wall_minus_monotonic_ns();
         let streams = follower.streams();

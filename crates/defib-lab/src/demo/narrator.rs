@@ -270,6 +270,9 @@ impl Narrator {
             | EventKind::ProofContradicted { .. } => {
                 self.step(at, Tone::Bad, "stopped", &kind.to_string(), false);
             }
+            EventKind::FencingTested { .. } => {
+                self.step(at, Tone::Doubt, "test", &kind.to_string(), false);
+            }
             EventKind::GoodbyeSaid { .. }
             | EventKind::ReplicasChanged { .. }
             | EventKind::WatchdogChanged { .. }
