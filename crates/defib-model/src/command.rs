@@ -260,6 +260,13 @@ pub enum Command {
         /// Whose.
         votes: Vec<ExpiryVote>,
     },
+    /// A replica dropped datagrams that somebody forged in the names of hosts.
+    HeartbeatsForged {
+        /// Which replica.
+        observer: ReplicaId,
+        /// In whose names, and how many since it last told.
+        forged: BTreeMap<HostId, u64>,
+    },
     /// A suspected host's BMC was asked and said off, before anybody switched anything.
     PowerFoundOff {
         /// Which host.

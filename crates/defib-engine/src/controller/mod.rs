@@ -429,6 +429,7 @@ impl Controller {
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
             | Command::FencingTested { .. }
+            | Command::HeartbeatsForged { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }

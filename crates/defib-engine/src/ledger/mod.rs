@@ -155,6 +155,7 @@ impl Ledger {
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
             }
+            Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {
                 self.fence_intended(*recovery, *attempt, *level)
