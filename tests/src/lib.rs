@@ -4,7 +4,11 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
 };
+
+use anyhow::{Context as _, ensure};
 
 /// The build's directory: what tests install goes there, and what they skipped.
 #[must_use]
@@ -12,6 +16,33 @@ pub fn target() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     // TARGET/debug/deps/test-0123456789abcdef
     own.ancestors().nth(3).map_or_else(|| Path::new("target").to_owned(), Path::to_owned)
+}
+
+/// Python with the libraries that a file of pip names with their checksums, in an environment of its own below
+/// [`target`].
+///
+/// # Errors
+/// When there is no Python, or PyPI does not have them.
+pub fn python(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
+    /// Two tests must not install into one directory at once.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = |program: &Path, arguments: &[&str]| -> anyhow::Result<()> {
+        let ran = Command::new(program).args(arguments).output().context("can't be started")?;
+        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        Ok(())
+    };
+    let directory = target().join("validators").join(name);
+    let (python, installed) = (directory.join("bin/python"), directory.join("installed.txt"));
+    let wanted = fs::read(requirements).with_context(|| requirements.display().to_string())?;
+    if fs::read(&installed).is_ok_and(|held| held == wanted) {
+        return Ok(python);
+    }
+    run(Path::new("python3"), &["-m", "venv", "--clear", &directory.display().to_string()])?;
+    let list = requirements.display().to_string();
+    run(&python, &["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &list])?;
+    fs::write(&installed, wanted)?;
+    Ok(python)
 }
 
 /// Says loudly that something was not tested, and leaves a note that `cargo xtask test` counts.
