@@ -16,5 +16,6 @@ mod operator;
 mod paths;
 mod restarts;
 mod rig;
+mod siem;
 mod stuck;
 mod walk_through;

@@ -7,11 +7,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use defib_export::{
-    formats::{Context, Told, render},
-    samples,
-};
-use defib_model::{Event, chain::GENESIS, export::Format};
+use defib_export::samples;
+pub(crate) use defib_export::samples::lines;
+use defib_model::Event;
 
 /// The build's directory: what tests install goes there, and what they skipped.
 pub(crate) fn target() -> PathBuf {
@@ -58,18 +56,4 @@ pub(crate) fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Str
 /// The samples, numbered and chained.
 pub(crate) fn stream() -> Vec<Event> {
     samples::stream(&samples::kinds().expect("allowed names"))
-}
-
-/// `events` in a format, one per line.
-pub(crate) fn lines(format: Format, events: &[Event]) -> Vec<String> {
-    let context = Context::new("demo");
-    let mut previous = String::from(GENESIS);
-    events
-        .iter()
-        .map(|event| {
-            let line = render(format, &Told { context: &context, previous: &previous, event });
-            previous.clone_from(&event.hash);
-            line
-        })
-        .collect()
 }
