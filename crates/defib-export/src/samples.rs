@@ -42,12 +42,6 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
         EventKind::RecoveryAbandoned { host: host.clone(), detail: hostile.clone() },
         EventKind::BrakeEngaged { host: host.clone(), detail: hostile.clone() },
         EventKind::BrakeReleased { host: host.clone() },
-        EventKind::BrakeOverridden {
-            host: host.clone(),
-            operator: Operator { name: "anna".into(), reason: hostile.clone() },
-            detail: hostile.clone(),
-        },
-        EventKind::HeartbeatsForged { observer, host: host.clone(), count: 7 },
         EventKind::FenceIntended { host: host.clone(), attempt: 1, level: 0 },
         EventKind::FenceFailed { host: host.clone(), attempt: 1, detail: hostile.clone() },
         EventKind::FencingTested {
@@ -62,6 +56,12 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
             method: "ipmi 10.1.0.1".into(),
             trouble: None,
         },
+        EventKind::BrakeOverridden {
+            host: host.clone(),
+            operator: Operator { name: "anna".into(), reason: hostile.clone() },
+            detail: hostile.clone(),
+        },
+        EventKind::HeartbeatsForged { observer, host: host.clone(), count: 7 },
         EventKind::HostUnconfirmed { host: host.clone(), detail: hostile.clone() },
         proven(ProofKind::PowerFoundOff { identity: identity.clone(), reads: 2 }),
         proven(ProofKind::PowerFenced { identity: identity.clone(), reads: 2 }),
