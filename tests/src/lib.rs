@@ -4,8 +4,9 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context as _, ensure};
@@ -18,6 +19,32 @@ pub fn target() -> PathBuf {
     own.ancestors().nth(3).map_or_else(|| Path::new("target").to_owned(), Path::to_owned)
 }
 
+/// Runs a program to its end, with `input` for it to read; what it printed.
+///
+/// # Errors
+/// When it can't be started or fails: with the end of what it printed.
+pub fn run(program: &Path, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{} can't be started", program.display()))?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // A child that ends early closes its end: its exit code tells more than the broken pipe.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+        child.wait_with_output()
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = errors.lines().collect();
+    let last = lines[lines.len().saturating_sub(5)..].join("\n");
+    ensure!(output.status.success(), "{}\n{text}{last}", output.status);
+    Ok(text)
+}
+
 /// Python with the libraries that a file of pip names with their checksums, in an environment of its own below
 /// [`target`].
 ///
@@ -27,20 +54,15 @@ pub fn python(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
     /// Two tests must not install into one directory at once.
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let run = |program: &Path, arguments: &[&str]| -> anyhow::Result<()> {
-        let ran = Command::new(program).args(arguments).output().context("can't be started")?;
-        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        Ok(())
-    };
     let directory = target().join("validators").join(name);
     let (python, installed) = (directory.join("bin/python"), directory.join("installed.txt"));
     let wanted = fs::read(requirements).with_context(|| requirements.display().to_string())?;
     if fs::read(&installed).is_ok_and(|held| held == wanted) {
         return Ok(python);
     }
-    run(Path::new("python3"), &["-m", "venv", "--clear", &directory.display().to_string()])?;
+    run(Path::new("python3"), &["-m", "venv", "--clear", &directory.display().to_string()], "")?;
     let list = requirements.display().to_string();
-    run(&python, &["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &list])?;
+    run(&python, &["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &list], "")?;
     fs::write(&installed, wanted)?;
     Ok(python)
 }

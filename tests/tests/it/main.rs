@@ -18,4 +18,5 @@ mod restarts;
 mod rig;
 mod siem;
 mod stuck;
+mod validators;
 mod walk_through;

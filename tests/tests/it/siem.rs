@@ -22,7 +22,10 @@ use defib_tests::skip;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::rig::{AMPLE, Rig, quick};
+use crate::{
+    rig::{AMPLE, Rig, quick},
+    validators,
+};
 
 /// The one rule that no run makes happen that is short enough: a sink must be 16,384 events behind at least.
 const GAP: &str = "Events of Defib were lost for a sink";
@@ -33,13 +36,13 @@ fn siem() -> PathBuf {
 
 /// Python with pySigma and all the others, or a note that they can't be had.
 fn python(test: &str) -> Option<PathBuf> {
-    defib_tests::python("siem", &siem().join("requirements.txt"))
+    validators::python()
         .inspect_err(|why| skip(test, &format!("pySigma and others can't be installed from PyPI: {why:#}")))
         .ok()
 }
 
 async fn judged(python: &Path, script: &str, arguments: &[String]) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/siem").join(script);
+    let script = validators::beside("siem").join(script);
     let mut command = Command::new(python);
     command.arg(script).arg(siem()).args(arguments).kill_on_drop(true);
     let Output { status, stdout, stderr } = command.output().await.unwrap();
@@ -129,6 +132,22 @@ async fn incidents(rig: &Rig) {
     rig.defib(["pause", "--reason", "that is enough"]).await.done();
 }
 
+/// Each event of the run is valid by the schema of its format, as others read it.
+fn judge_schema(python: &Path, format: Format, text: &str) {
+    let told = if format == Format::Ocsf {
+        validators::judge_ocsf(python, text)
+    } else {
+        match validators::ecs_script() {
+            Ok(script) => validators::judge_ecs(&script, text),
+            Err(why) => {
+                return skip("siem-ecs", &format!("@elastic/ecs can't be installed from npm: {why:#}"));
+            }
+        }
+    };
+    let told = told.unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(told.trim(), format!("checked {}", text.lines().count()));
+}
+
 #[tokio::test]
 async fn rules_find_what_they_are_for_in_a_real_run_and_nothing_while_all_is_as_it_should() {
     let Some(python) = python("siem-rules") else { return };
@@ -156,6 +175,7 @@ async fn rules_find_what_they_are_for_in_a_real_run_and_nothing_while_all_is_as_
             text.lines().filter(|line| number(line) <= calm).map(|line| format!("{line}\n")).collect();
         let place = work.path().join(format!("{name}-calm"));
         fs::write(&place, quiet).unwrap();
+        judge_schema(&python, format, &text);
         arguments.push(format!("{name}-calm={}", place.display()));
         arguments.push(format!("{name}-run={}", work.path().join(name).display()));
         let samples = work.path().join(format!("{name}-samples"));
