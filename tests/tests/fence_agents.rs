@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use defib_act::{Kind, Power};
+use defib_act::{BmcHealth, Kind, Power};
 use defib_bmc::{
     AlwaysAllowed, Bmc, CredentialRef, FenceAgentClient, FenceAgentEndpoint, FenceOutcome, PowerOff,
     PowerState,
@@ -23,6 +23,7 @@ use defib_model::command::FenceResult;
 use defib_model::inventory::{FaultDomain, FenceAgentTarget, FenceMethod, FencingLevel, Host, SelfFence};
 use defib_model::{HostId, Inventory, Millis, RecoveryId, Resources};
 use defib_tests::skip;
+use futures_util::StreamExt as _;
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
 
@@ -31,7 +32,7 @@ const AMPLE: Duration = Duration::from_secs(60);
 
 /// A PDU whose outlets are files. The host, a process, ends when the last of its outlets is off.
 const PDU: &str = r#"#!/usr/bin/python3
-import os, sys, signal
+import fcntl, os, sys, signal, time
 sys.path.append("/usr/share/fence")
 from fencing import *
 
@@ -51,6 +52,8 @@ def get_outlets(conn, options):
 
 def get(conn, options):
     log(options, "read " + options["--plug"])
+    while os.path.exists(options["--folder"] + "/hangs"):
+        time.sleep(1000)
     return outlets(options)[options["--plug"]][1]
 
 def put(conn, options):
@@ -68,6 +71,9 @@ all_opt["folder"] = { "getopt": ":", "longopt": "folder", "help": "--folder=[pat
 device_opt = ["no_password", "no_login", "folder", "port"]
 options = check_input(device_opt, process_input(device_opt))
 show_docs(options, { "shortdesc": "PDU", "longdesc": "PDU", "vendorurl": "" })
+if os.path.exists(options["--folder"] + "/one-session"):
+    session = open(options["--folder"] + "/one-session")
+    fcntl.flock(session, fcntl.LOCK_EX)
 sys.exit(fence_action(None, options, put, get, get_outlets) or 0)
 "#;
 
@@ -184,6 +190,11 @@ fn ample() -> Instant {
     Instant::now() + AMPLE
 }
 
+/// All tests by programs that are due, each with longer than anything here takes.
+async fn tests(power: &Power, now: Instant) -> Vec<BmcHealth> {
+    power.test(Kind::Programs, now, AMPLE * 10).collect().await
+}
+
 fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
@@ -263,22 +274,50 @@ async fn a_test_of_the_methods_finds_a_renamed_outlet_and_switches_nothing() {
     };
     let power = rig.power();
     let now = Instant::now();
-    assert!(power.test(Kind::Connections, now, AMPLE).await.is_empty());
-    let health = power.test(Kind::Programs, now, AMPLE).await;
+    let connections: Vec<BmcHealth> = power.test(Kind::Connections, now, AMPLE).collect().await;
+    assert!(connections.is_empty());
+    let health = tests(&power, now).await;
     assert_eq!(health.len(), 2);
     assert!(health.iter().all(|one| one.trouble.is_none()), "{health:?}");
-    assert!(power.test(Kind::Programs, now, AMPLE).await.is_empty(), "not due again yet");
+    assert!(tests(&power, now).await.is_empty(), "not due again yet");
     fs::write(rig.folder.path().join("outlets/2"), "spare/on").unwrap();
     let later = now + Duration::from_secs(100);
-    let mut health = power.test(Kind::Programs, later, Duration::from_secs(1000)).await;
+    let mut health = tests(&power, later).await;
     health.sort_by_key(|one| one.method);
     assert!(health[0].trouble.is_none() && health[1].fresh, "{health:?}");
-    let again = power.test(Kind::Programs, later + Duration::from_secs(6), Duration::from_secs(1000)).await;
+    let again = tests(&power, later + Duration::from_secs(6)).await;
     let trouble = again[0].trouble.as_deref().unwrap_or_default();
     assert!(again.len() == 1 && !again[0].fresh && trouble.contains("is called \"spare\""), "{again:?}");
     let requests = rig.requests();
     assert!(requests.iter().all(|request| request.starts_with("read ")), "{requests:?}");
     assert!(rig.host_runs());
+}
+
+#[tokio::test]
+async fn a_test_that_hangs_gives_way_to_a_fence_by_the_same_device() {
+    let Some(mut rig) = Rig::new("a_test_that_hangs_gives_way_to_a_fence_by_the_same_device") else { return };
+    let file = |name: &str| rig.folder.path().join(name);
+    let (hangs, one_session) = (file("hangs"), file("one-session"));
+    for file in [&hangs, &one_session] {
+        fs::write(file, "").unwrap();
+    }
+    let power = rig.power();
+    let now = Instant::now();
+    let testing = tests(&power, now);
+    tokio::pin!(testing);
+    let end = ample();
+    while rig.requests().is_empty() {
+        assert!(Instant::now() < end, "no test has begun");
+        let _ = tokio::time::timeout(Duration::from_millis(10), &mut testing).await;
+    }
+    // From now on the device is well, but for the test's session.
+    fs::remove_file(hangs).unwrap();
+    let fence = rig.fence_order(AMPLE);
+    let (result, health) = tokio::join!(power.fence(&fence, &AlwaysAllowed, Instant::now()), testing);
+    assert!(matches!(result, FenceResult::Off(_)), "{result:?}");
+    assert!(!rig.host_runs());
+    assert!(health.is_empty(), "an interrupted test has found nothing: {health:?}");
+    assert_eq!(tests(&power, now).await.len(), 2, "it is still due");
 }
 
 #[tokio::test]

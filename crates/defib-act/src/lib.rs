@@ -62,7 +62,7 @@ pub enum MethodError {
     },
 }
 
-use warm::Testing;
+use warm::{Busy, Testing};
 
 type Client = Arc<dyn Bmc>;
 
@@ -83,6 +83,7 @@ pub struct Power {
     /// How often a method is tested that has no connection to keep.
     test_every: Mutex<Duration>,
     changes: watch::Sender<u64>,
+    busy: Busy,
 }
 
 impl Power {
@@ -96,6 +97,7 @@ impl Power {
             bmcs: Mutex::default(),
             test_every: Mutex::new(Policy::default().fencing.test_interval.to_duration()),
             changes: watch::Sender::new(0),
+            busy: Busy::default(),
         }
     }
 
@@ -179,6 +181,7 @@ impl Power {
     /// question's timeout has passed. Writes nothing.
     pub async fn ask(&self, question: &PowerQuestion, now: Instant) -> FenceResult {
         let deadline = now + question.timeout.to_duration();
+        let _occupied = self.occupy(question);
         level::read_off(&self.clients(question), question, deadline).await
     }
 
@@ -186,6 +189,7 @@ impl Power {
     pub async fn fence(&self, order: &FenceOrder, gate: &dyn WriteGate, now: Instant) -> FenceResult {
         let question = &order.question;
         let deadline = now + question.timeout.to_duration();
+        let _occupied = self.occupy(question);
         level::power_off(&self.clients(question), question, gate, deadline).await
     }
 }
