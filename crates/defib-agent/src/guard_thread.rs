@@ -20,7 +20,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
     guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal},
-    observer::Ack,
+    observer::{Ack, Beat},
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
@@ -209,7 +209,7 @@ impl GuardThread {
             locals,
             sockets: Vec::new(),
             sessions: BTreeMap::new(),
-            sequence: 0,
+            sequence: Beat::sequence_at(now),
             sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
             interval: Millis(100),
             next_beat: now,
@@ -293,6 +293,9 @@ impl GuardThread {
             Said::ReportWanted(replica) => {
                 if let Some(report) = self.guard.report() {
                     self.outbox.to(replica, agent_message::Message::Report((&report).into()));
+                    if let Some(goodbye) = self.goodbye() {
+                        self.outbox.to(replica, goodbye);
+                    }
                 }
                 Ok(())
             }
@@ -451,7 +454,7 @@ impl GuardThread {
             Outcome::Refused(refusal) => {
                 let reason = match refusal {
                     Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,
-                    Refusal::NoLease => v1::RefusalReason::NoLease,
+                    Refusal::NoLease | Refusal::Left => v1::RefusalReason::NoLease,
                     Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
                     Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
                 };
@@ -524,6 +527,21 @@ impl GuardThread {
         self.next_report = now.plus(REPORT_AGAIN);
         self.outbox.to_all(&agent_message::Message::Report((&report).into()));
         self.reported = Some(report);
+        if let Some(goodbye) = self.goodbye() {
+            self.outbox.to_all(&goodbye);
+        }
+    }
+
+    /// What a former process said, and still binds.
+    fn goodbye(&self) -> Option<agent_message::Message> {
+        self.guard.says_goodbye_again().then(|| {
+            let (boot_id, epoch) = (self.guard.boot().to_string(), self.guard.epoch().0);
+            agent_message::Message::Goodbye(v1::Goodbye {
+                kind: v1::GoodbyeKind::Shutdown.into(),
+                boot_id,
+                epoch,
+            })
+        })
     }
 }
 

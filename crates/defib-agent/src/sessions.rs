@@ -15,7 +15,7 @@ use defib_wire::{
     v1::{self, agent_control_client::AgentControlClient, agent_message, controller_message, order},
 };
 use rustls::ClientConfig;
-use tokio::{net::lookup_host, sync::mpsc};
+use tokio::{net::lookup_host, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
@@ -81,22 +81,24 @@ pub async fn keep(config: SessionConfig, replica: ReplicaAddress, guard: GuardHa
     let mut complained = false;
     loop {
         let channel = channel(connecting.clone(), Arc::clone(&config.tls));
-        match session(&config, id, channel, &guard, &outbox).await {
-            Ok(()) => {
-                tracing::info!(replica = %id, "session ended");
-                backoff = BACKOFF_MIN;
-                complained = false;
-            }
+        let began = Instant::now();
+        let ended = session(&config, id, channel, &guard, &outbox).await;
+        if outbox.senders().remove(&id).is_some() || ended.is_ok() {
+            // There was a session: what ended it is news.
+            complained = false;
+        }
+        if began.elapsed() > BACKOFF_MAX {
+            // This is no door that is slammed again and again.
+            backoff = BACKOFF_MIN;
+        }
+        match ended {
+            Ok(()) => tracing::info!(replica = %id, "session ended"),
+            Err(error) if complained => tracing::debug!(replica = %id, %error, "no session"),
             Err(error) => {
-                if complained {
-                    tracing::debug!(replica = %id, %error, "no session");
-                } else {
-                    tracing::warn!(replica = %id, %error, "no session; it is tried again and again");
-                    complained = true;
-                }
+                tracing::warn!(replica = %id, %error, "no session; it is tried again and again");
+                complained = true;
             }
         }
-        outbox.senders().remove(&id);
         // Hosts must not all come at the same instant: spread by name.
         let spread = config
             .host

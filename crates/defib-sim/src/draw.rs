@@ -6,6 +6,7 @@ use crate::{
     fault::{BmcFault, Episode, Fault, Way},
     plan::{Plan, Profile},
     rng::Rng,
+    worse,
 };
 
 /// A policy within what is allowed, with short waits so that much happens in a short time.
@@ -62,16 +63,32 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
 
 /// Which faults a run has at all is drawn first, then each is drawn often: the swarm finds what the mean hides.
 pub(crate) fn episodes(plan: &mut Plan) {
-    let mut rng = Rng::new(plan.seed, "faults");
-    if plan.profile == Profile::Smoke {
-        return smoke(plan, &mut rng);
-    }
-    if plan.profile == Profile::Dark {
-        dark(plan, &mut rng);
-    }
+    draw(plan, &mut Rng::new(plan.seed, "faults"));
+    plan.episodes.sort_by_key(|episode| episode.at_ms);
+}
+
+fn draw(plan: &mut Plan, rng: &mut Rng) {
+    let few = match plan.profile {
+        Profile::Smoke => return smoke(plan, rng),
+        Profile::Outage => return worse::outage(plan, rng),
+        Profile::Liars => return worse::liars(plan, rng),
+        Profile::Dark => {
+            dark(plan, rng);
+            true
+        }
+        Profile::Half => {
+            worse::half(plan, rng);
+            true
+        }
+        Profile::Stale => {
+            worse::stale(plan, rng);
+            true
+        }
+        Profile::Full | Profile::Drift => false,
+    };
     let groups = 7;
     let on: Vec<bool> = (0..groups).map(|_| rng.permille(550)).collect();
-    let count = if plan.profile == Profile::Dark { rng.between(0, 6) } else { rng.between(3, 40) };
+    let count = if few { rng.between(0, 6) } else { rng.between(3, 40) };
     for _ in 0..count {
         let group = rng.index(groups);
         if !on[group] {
@@ -79,23 +96,22 @@ pub(crate) fn episodes(plan: &mut Plan) {
         }
         let at_ms = rng.below(plan.safety_ms);
         let fault = match group {
-            0 => network(plan, &mut rng),
-            1 => partition(plan, &mut rng),
-            2 => replica(plan, &mut rng),
-            3 => disk(plan, &mut rng),
-            4 => agent(plan, &mut rng),
-            5 => bmc(plan, &mut rng),
-            _ => operator(plan, &mut rng),
+            0 => network(plan, rng),
+            1 => partition(plan, rng),
+            2 => replica(plan, rng),
+            3 => disk(plan, rng),
+            4 => agent(plan, rng),
+            5 => bmc(plan, rng),
+            _ => operator(plan, rng),
         };
-        push(plan, &mut rng, at_ms, fault);
+        push(plan, rng, at_ms, fault);
     }
     // Hosts die in every run.
     for _ in 0..rng.between(1, 8) {
         let at_ms = rng.below(plan.safety_ms);
-        let fault = host(plan, &mut rng);
-        push(plan, &mut rng, at_ms, fault);
+        let fault = host(plan, rng);
+        push(plan, rng, at_ms, fault);
     }
-    plan.episodes.sort_by_key(|episode| episode.at_ms);
 }
 
 fn push(plan: &mut Plan, rng: &mut Rng, at_ms: u64, fault: Option<Fault>) {

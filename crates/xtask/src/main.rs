@@ -55,7 +55,7 @@ enum Command {
     },
     /// Run the seeds that once failed, the model checker, and seeds that nobody has seen.
     Simulate {
-        /// How many unseen seeds.
+        /// How many unseen seeds of the profile `full`; of each other one a twentieth.
         #[arg(long, default_value_t = 1500)]
         seeds: u64,
         /// Where they begin; without it the commit decides.

@@ -57,6 +57,13 @@ pub(super) struct FenceInFlight {
     result: Option<FenceResult>,
 }
 
+impl FenceInFlight {
+    /// Its worker has not ended yet.
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.result.is_none()
+    }
+}
+
 /// Time between two questions while nothing is decided.
 const ASK_AGAIN_SUSPECTED: Millis = Millis(250);
 /// The same while nothing proves a death.
@@ -192,12 +199,12 @@ impl Controller {
             self.propose_once(now, Proposed::FenceIntended(id, attempt), command, effects);
         }
         // An order that may still be on its way to a BMC is remembered until it ends.
-        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt) || fence.result.is_none());
+        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt) || fence.is_under_way());
     }
 
     /// Whether an order to power off may still take effect, as far as this leader knows.
     pub(super) fn fence_under_way(&self, id: RecoveryId) -> bool {
-        self.fences.get(&id).is_some_and(|fence| fence.result.is_none())
+        self.fences.get(&id).is_some_and(FenceInFlight::is_under_way)
     }
 
     fn carry_on_fence(

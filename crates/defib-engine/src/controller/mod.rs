@@ -357,7 +357,8 @@ impl Controller {
         // All that is in flight belongs to the former role; effects are derived anew.
         self.proposed.clear();
         self.asks.clear();
-        self.fences.clear();
+        // Not an order to power off: its worker lives on, and may have written a moment ago.
+        self.fences.retain(|_, fence| fence.is_under_way());
         self.burns.clear();
         self.starts = starts::Starts::default();
         self.planned_at = None;

@@ -51,6 +51,8 @@ impl Start {
                 let untried = ledger.vms().get(vm).map_or(0, |record| record.untried).min(16);
                 since.plus(ledger.policy().lease.lease.times(1 << untried).min(timeout))
             }
+            // That is over: until the agent says so it is repeated.
+            (State::Cancelling { asked_at }, _) => *asked_at,
             _ => self.first_ordered.plus(timeout),
         }
     }
@@ -163,9 +165,13 @@ impl Controller {
         let mut per_host: BTreeMap<HostId, u32> = BTreeMap::new();
         let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
         let mut total = 0_u32;
-        for vm in self.starts.running.keys() {
+        for (vm, start) in &self.starts.running {
             // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
-            // until its end is proven, which may take an operator.
+            // until its end is proven, which may take an operator. The same of a start that gave no answer in its
+            // time: its host may be as dead, and a brake may keep that from being said.
+            if matches!(start.state, State::Cancelling { .. }) {
+                continue;
+            }
             let host = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host);
             let in_use = host.and_then(|host| self.ledger.hosts().get(host));
             if in_use.is_none_or(|host| host.standing != Standing::Active) {
@@ -352,6 +358,10 @@ impl Controller {
             match &start.state {
                 State::Ended(result) => ended.push((vm.clone(), start.clone(), result.clone())),
                 State::Cancelling { asked_at } if now < asked_at.plus(Millis(1000)) => {}
+                State::Cancelling { .. } if mutated!(SilenceIsStopped) => {
+                    let detail = "it gave no answer".into();
+                    start.state = State::Ended(StartResult::NotRunning { detail, tried: true });
+                }
                 State::Sent | State::Again { .. } | State::Cancelling { .. } if overdue => {
                     start.state = State::Cancelling { asked_at: now };
                     effects.push(Effect::Burn(BurnOrder {

@@ -89,6 +89,9 @@ pub struct Durable {
     pub vms: BTreeMap<VmId, VmMemory>,
     /// Who counts.
     pub electorate: Electorate,
+    /// The epoch in which this boot said last that it shuts down.
+    #[serde(default)]
+    pub left: Option<Epoch>,
 }
 
 /// What the former process of this agent knew, in the same boot: until when it was certainly covered, by lease or by
@@ -283,6 +286,8 @@ pub enum Refusal {
     },
     /// No lease is held at this moment; the order may be given again.
     NoLease,
+    /// This boot said that it shuts down, and is not in use under a new epoch yet; the order may be given again.
+    Left,
 }
 
 impl fmt::Display for Refusal {
@@ -298,6 +303,7 @@ impl fmt::Display for Refusal {
                 write!(f, "incarnation {newest} of this VM was seen here already")
             }
             Self::NoLease => f.write_str("this host holds no lease at this moment"),
+            Self::Left => f.write_str("this host said that it shuts down, and was not let in again yet"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use defib_engine::controller::{BurnOrder, Input, OrderOutcome, StartOrder};
 use defib_model::{
-    EffectId, Epoch, HostId, Incarnation, Millis, VmId,
+    EffectId, Epoch, HostId, Incarnation, Instant, Millis, VmId,
     inventory::{Readiness, SelfFence},
 };
 
@@ -126,6 +126,7 @@ impl World {
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&host) {
                     machine.agent_up = true;
+                    machine.sequence = Beat::sequence_at(Instant::from_millis(now));
                     machine.petted = now;
                     machine.reported.clear();
                 }

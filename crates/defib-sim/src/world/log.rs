@@ -75,9 +75,34 @@ impl World {
         }
         let at = clock.when(defib_model::Instant(run.next_tick));
         self.queue.push(at, Act::RaftTick { replica: number, life });
+        if self.reaches_a_majority(number) {
+            self.checks.reached_a_majority(self.now, self.replicas[number].id);
+        }
         if ticks > 0 {
             self.raft_input(number, RaftInput::Ticks(ticks));
         }
+    }
+
+    /// Checkers learn at once who reaches a majority again: what it hears then may reach it before its next tick.
+    pub(crate) fn who_reaches_a_majority(&mut self) {
+        for number in 0..self.replicas.len() {
+            if self.reaches_a_majority(number) {
+                self.checks.reached_a_majority(self.now, self.replicas[number].id);
+            }
+        }
+    }
+
+    /// Whether a replica and most of those that it counts run, and reach each other.
+    pub(crate) fn reaches_a_majority(&self, number: usize) -> bool {
+        let Some(run) = &self.replicas[number].run else { return false };
+        let voters = &run.membership.voters;
+        let reached = voters.iter().filter_map(|voter| self.replica_number(*voter)).filter(|other| {
+            *other == number
+                || (self.replicas[*other].is_up()
+                    && self.replicas[*other].paused_until <= self.now
+                    && self.network.both_ways(End::Replica(number), End::Replica(*other)))
+        });
+        reached.count() > voters.len() / 2
     }
 
     pub(crate) fn raft_announce(&mut self, number: usize, life: u32) {
@@ -238,6 +263,11 @@ impl World {
         let at = (self.now + span).max(self.network.last_raft[link] + 1);
         self.network.last_raft[link] = at;
         let bytes = message.bytes;
+        if self.network.now.straggle > 0 && self.chance.network.permille(self.network.now.straggle) {
+            let again = RaftMessage { from, to, bytes: bytes.clone() };
+            let late = self.chance.network.between(300, 4000) * MS;
+            self.queue.push(at + late, Act::Raft(Box::new(again)));
+        }
         if self.network.now.duplicate > 0 && self.chance.network.permille(self.network.now.duplicate / 2) {
             let again = RaftMessage { from, to, bytes: bytes.clone() };
             let late = self.chance.network.below(50 * MS);

@@ -3,7 +3,7 @@
 use defib_wire::datagram::DATAGRAM_LEN;
 
 use super::{Act, World, queue::HOSTS_FROM};
-use crate::plan::Conditions;
+use crate::{clock::MS, plan::Conditions};
 
 /// An end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +155,10 @@ impl World {
             forged[byte] ^= 1 << self.chance.network.below(8);
             let (span, at) = (self.transit(), self.network.keep(&forged));
             self.later(span, Act::Datagram { to: target, at });
+        }
+        if now.straggle > 0 && self.chance.network.permille(now.straggle) {
+            let (late, at) = (self.chance.network.between(300, 4000) * MS, self.network.keep(datagram));
+            self.later(late, Act::Datagram { to: target, at });
         }
         if !self.network.reaches(from, to) {
             return;

@@ -215,7 +215,10 @@ impl World {
             last_to_observer: 0,
         }));
         let id = self.replicas[number].id;
+        self.checks.links_changed(now);
+        self.checks.reached_a_majority(now, id);
         self.counts.replica_starts += 1;
+        self.who_reaches_a_majority();
         self.say(|| format!("replica r{id} starts"));
         if let Some(snapshot) = snapshot {
             self.restore(number, &snapshot);
@@ -242,6 +245,8 @@ impl World {
         if replica.fate != Fate::Up {
             return;
         }
+        self.checks.links_changed(self.now);
+        let replica = &mut self.replicas[number];
         replica.fate = Fate::Down;
         replica.run = None;
         replica.deferred.clear();
