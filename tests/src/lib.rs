@@ -4,7 +4,12 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
 };
+
+use anyhow::{Context as _, ensure};
 
 /// The build's directory: what tests install goes there, and what they skipped.
 #[must_use]
@@ -12,6 +17,54 @@ pub fn target() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     // TARGET/debug/deps/test-0123456789abcdef
     own.ancestors().nth(3).map_or_else(|| Path::new("target").to_owned(), Path::to_owned)
+}
+
+/// Runs a program to its end, with `input` for it to read; what it printed.
+///
+/// # Errors
+/// When it can't be started or fails: with the end of what it printed.
+pub fn run(program: &Path, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{} can't be started", program.display()))?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // A child that ends early closes its end: its exit code tells more than the broken pipe.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+        child.wait_with_output()
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = errors.lines().collect();
+    let last = lines[lines.len().saturating_sub(5)..].join("\n");
+    ensure!(output.status.success(), "{}\n{text}{last}", output.status);
+    Ok(text)
+}
+
+/// Python with the libraries that a file of pip names with their checksums, in an environment of its own below
+/// [`target`].
+///
+/// # Errors
+/// When there is no Python, or PyPI does not have them.
+pub fn python(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
+    /// Two tests must not install into one directory at once.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = target().join("validators").join(name);
+    let (python, installed) = (directory.join("bin/python"), directory.join("installed.txt"));
+    let wanted = fs::read(requirements).with_context(|| requirements.display().to_string())?;
+    if fs::read(&installed).is_ok_and(|held| held == wanted) {
+        return Ok(python);
+    }
+    run(Path::new("python3"), &["-m", "venv", "--clear", &directory.display().to_string()], "")?;
+    let list = requirements.display().to_string();
+    run(&python, &["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &list], "")?;
+    fs::write(&installed, wanted)?;
+    Ok(python)
 }
 
 /// Says loudly that something was not tested, and leaves a note that `cargo xtask test` counts.

@@ -3,27 +3,29 @@
 //! This crate decides nothing. It turns a [`PowerQuestion`] or a [`FenceOrder`] into calls of a host's
 //! BMCs and their answers into a three-valued [`FenceResult`]; what that proves, the ledger decides.
 
+mod level;
 mod methods;
 mod warm;
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use defib_bmc::{
-    Bmc, CredentialRef, CredentialRefError, EndpointError, Identity, Pin, PinParseError, PowerOff,
-    PowerReading, RedfishClient, RedfishEndpoint, Trust, WriteGate,
+    Bmc, CredentialRef, CredentialRefError, EndpointError, FenceAgentClient, FenceAgentEndpoint, Identity,
+    IpmiClient, IpmiEndpoint, Pin, PinParseError, RedfishClient, RedfishEndpoint, Trust, WriteGate,
 };
 use defib_engine::controller::{FenceOrder, PowerQuestion};
 use defib_model::{
-    HostId, Inventory,
+    HostId, Inventory, Policy,
     command::FenceResult,
-    inventory::{FenceMethod, RedfishTarget},
+    inventory::{FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget},
 };
-use futures_util::future::join_all;
-use tokio::time::{Instant, sleep_until, timeout_at};
-pub use warm::BmcHealth;
+use tokio::{sync::watch, time::Instant};
+pub use warm::{BmcHealth, Kind, changed};
 
 /// A fencing method that can't be used as declared.
 #[derive(Debug, thiserror::Error)]
@@ -60,27 +62,48 @@ pub enum MethodError {
     },
 }
 
+use warm::{Busy, Testing};
+
+type Client = Arc<dyn Bmc>;
+
 #[derive(Debug)]
 struct Controlled {
-    target: RedfishTarget,
-    client: Result<Arc<RedfishClient>, Arc<MethodError>>,
-    /// What the last look at it found, on the leader.
-    trouble: Option<String>,
+    method: FenceMethod,
+    client: Result<Client, Arc<MethodError>>,
+    testing: Testing,
 }
 
 /// The BMCs of all hosts.
 #[derive(Debug)]
 pub struct Power {
     authority: Option<Trust>,
+    /// Where the programs of `fence-agents` are; `None`: in the system's folders.
+    agents: Option<PathBuf>,
     bmcs: Mutex<BTreeMap<(HostId, usize, usize), Controlled>>,
-    changed: tokio::sync::Notify,
+    /// How often a method is tested that has no connection to keep.
+    test_every: Mutex<Duration>,
+    changes: watch::Sender<u64>,
+    busy: Busy,
 }
 
 impl Power {
-    /// No host yet. BMCs without a pin are trusted if `authority` issued their certificate.
+    /// No host yet. BMCs without a pin are trusted if `authority` issued their certificate; programs of `fence-agents`
+    /// are looked for in the folder `agents`.
     #[must_use]
-    pub const fn new(authority: Option<Trust>) -> Self {
-        Self { authority, bmcs: Mutex::new(BTreeMap::new()), changed: tokio::sync::Notify::const_new() }
+    pub fn new(authority: Option<Trust>, agents: Option<PathBuf>) -> Self {
+        Self {
+            authority,
+            agents,
+            bmcs: Mutex::default(),
+            test_every: Mutex::new(Policy::default().fencing.test_interval.to_duration()),
+            changes: watch::Sender::new(0),
+            busy: Busy::default(),
+        }
+    }
+
+    /// Follows the policy.
+    pub fn test_every(&self, interval: Duration) {
+        *self.test_every.lock().unwrap_or_else(PoisonError::into_inner) = interval;
     }
 
     /// Follows the inventory: BMCs that did not change keep their warm connections. Answers what is unusable.
@@ -91,14 +114,13 @@ impl Power {
         for (id, host) in &inventory.hosts {
             for (level, methods) in host.fencing.iter().enumerate() {
                 for (number, method) in methods.0.iter().enumerate() {
-                    let FenceMethod::Redfish(target) = method;
                     let key = (id.clone(), level, number);
                     let controlled = match bmcs.remove(&key) {
-                        Some(same) if same.target == *target => same,
+                        Some(same) if same.method == *method => same,
                         Some(_) | None => Controlled {
-                            client: self.client(id, target).map(Arc::new).map_err(Arc::new),
-                            target: target.clone(),
-                            trouble: None,
+                            client: self.client(id, method).map_err(Arc::new),
+                            method: method.clone(),
+                            testing: Testing::default(),
                         },
                     };
                     if let Err(error) = &controlled.client {
@@ -109,11 +131,19 @@ impl Power {
             }
         }
         *bmcs = kept;
-        self.changed.notify_one();
+        self.changes.send_modify(|change| *change = change.wrapping_add(1));
         unusable
     }
 
-    fn client(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
+    fn client(&self, host: &HostId, method: &FenceMethod) -> Result<Client, MethodError> {
+        Ok(match method {
+            FenceMethod::Redfish(target) => Arc::new(self.redfish(host, target)?),
+            FenceMethod::Ipmi(target) => Arc::new(ipmi(host, target)?),
+            FenceMethod::FenceAgent(target) => Arc::new(fence_agent(host, target, self.agents.as_deref())?),
+        })
+    }
+
+    fn redfish(&self, host: &HostId, target: &RedfishTarget) -> Result<RedfishClient, MethodError> {
         let trust = match (&target.pin, &self.authority) {
             (Some(pin), _) => {
                 let wrong =
@@ -123,15 +153,14 @@ impl Power {
             (None, Some(authority)) => authority.clone(),
             (None, None) => return Err(MethodError::NoTrust { host: host.clone() }),
         };
-        let wrong = |why: CredentialRefError| MethodError::Credentials { host: host.clone(), why };
-        let credentials = target.credentials.parse::<CredentialRef>().map_err(wrong)?;
         let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
+        let credentials = credentials(host, &target.credentials)?;
         let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
         endpoint.system.clone_from(&target.system);
         Ok(RedfishClient::new(endpoint)?)
     }
 
-    fn clients(&self, question: &PowerQuestion) -> Vec<Result<Arc<RedfishClient>, String>> {
+    fn clients(&self, question: &PowerQuestion) -> Vec<Result<Client, String>> {
         let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
         (0..question.methods.0.len())
             .map(|number| {
@@ -152,63 +181,39 @@ impl Power {
     /// question's timeout has passed. Writes nothing.
     pub async fn ask(&self, question: &PowerQuestion, now: Instant) -> FenceResult {
         let deadline = now + question.timeout.to_duration();
-        let readings = self
-            .clients(question)
-            .into_iter()
-            .enumerate()
-            .map(|(number, client)| async move { read_off(client?, question, number, deadline).await });
-        methods::combine(join_all(readings).await)
+        let _occupied = self.occupy(question);
+        level::read_off(&self.clients(question), question, deadline).await
     }
 
     /// Powers a condemned host off by every method of a level and reads back. `gate` is asked before each write.
     pub async fn fence(&self, order: &FenceOrder, gate: &dyn WriteGate, now: Instant) -> FenceResult {
         let question = &order.question;
         let deadline = now + question.timeout.to_duration();
-        let fences = self.clients(question).into_iter().enumerate().map(|(number, client)| async move {
-            let client = client?;
-            let order = PowerOff {
-                confirm_reads: question.confirm_reads,
-                spacing: question.confirm_spacing.to_duration(),
-                deadline,
-                gate,
-            };
-            let outcome = client.power_off_and_confirm(order).await;
-            Ok(methods::judge(outcome, question.level, number))
-        });
-        methods::combine(join_all(fences).await)
+        let _occupied = self.occupy(question);
+        level::power_off(&self.clients(question), question, gate, deadline).await
     }
 }
 
-/// Reads until enough readings in a row say off; anything else ends it.
-async fn read_off(
-    client: Arc<RedfishClient>,
-    question: &PowerQuestion,
-    number: usize,
-    deadline: Instant,
-) -> Result<methods::Judged, String> {
-    let mut reads: Vec<PowerReading> = Vec::new();
-    loop {
-        let reading = match timeout_at(deadline, client.read_power(deadline)).await {
-            Ok(Ok(reading)) => reading,
-            Ok(Err(error)) => return Ok(methods::judge_error(&error)),
-            Err(_) => {
-                return Err(format!(
-                    "host {}: its BMC gave no answer within {}; check its power and its network",
-                    question.host, question.timeout
-                ));
-            }
-        };
-        if !reading.is_off() {
-            return Ok(methods::Judged::StillOn(format!("its BMC reads {:?}", reading.state)));
-        }
-        reads.push(reading);
-        if reads.len() >= usize::try_from(question.confirm_reads).unwrap_or(usize::MAX) {
-            return Ok(methods::off(&reads, question.level, number));
-        }
-        sleep_until(now_plus(question.confirm_spacing.to_duration())).await;
-    }
+fn credentials(host: &HostId, given: &str) -> Result<CredentialRef, MethodError> {
+    given.parse().map_err(|why: CredentialRefError| MethodError::Credentials { host: host.clone(), why })
 }
 
-fn now_plus(pause: std::time::Duration) -> Instant {
-    Instant::now() + pause
+fn ipmi(host: &HostId, target: &IpmiTarget) -> Result<IpmiClient, MethodError> {
+    let identity = Identity { uuid: target.uuid.clone(), serial: target.serial.clone() };
+    let credentials = credentials(host, &target.credentials)?;
+    let mut endpoint = IpmiEndpoint::new(host.as_str(), &target.address, identity, credentials);
+    endpoint.cipher_suite = target.cipher_suite;
+    Ok(IpmiClient::new(endpoint)?)
+}
+
+fn fence_agent(
+    host: &HostId,
+    target: &FenceAgentTarget,
+    folder: Option<&Path>,
+) -> Result<FenceAgentClient, MethodError> {
+    let (options, outlet) = (target.options.clone(), target.outlet.clone());
+    let agent = folder.map_or_else(|| PathBuf::from(&target.agent), |folder| folder.join(&target.agent));
+    let mut endpoint = FenceAgentEndpoint::new(host.as_str(), agent, options, outlet);
+    endpoint.credentials = target.credentials.as_deref().map(|given| credentials(host, given)).transpose()?;
+    Ok(FenceAgentClient::new(endpoint))
 }

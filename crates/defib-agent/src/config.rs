@@ -53,9 +53,32 @@ pub struct Config {
     /// The hardware watchdog.
     #[serde(default)]
     pub watchdog: WatchdogConfig,
+    /// VMs that libvirt runs; without it this host runs processes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<LibvirtConfig>,
     /// Logging, to standard error.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+fn system_uri() -> String {
+    "qemu:///system".into()
+}
+
+fn status_dir() -> PathBuf {
+    "/run/libvirt/qemu".into()
+}
+
+/// How libvirt is reached.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LibvirtConfig {
+    /// Its connection; on this host, never another one.
+    #[serde(default = "system_uri")]
+    pub uri: String,
+    /// Where libvirt keeps what it knows of running domains: read to stop them when libvirt itself does not answer.
+    #[serde(default = "status_dir")]
+    pub status_dir: PathBuf,
 }
 
 /// A replica.
@@ -131,6 +154,10 @@ impl Config {
     fn validate(&self) -> Result<(), WrongField> {
         HostId::new(&self.host).map_err(|error| ("host", error.to_string()))?;
         ClusterName::new(&self.cluster).map_err(|error| ("cluster", error.to_string()))?;
+        if self.libvirt.is_some() && cfg!(not(feature = "libvirt")) {
+            let how = "is given, but this agent was built without libvirt; build it with: --features libvirt";
+            return Err(("libvirt", how.into()));
+        }
         let mut ids: Vec<u64> = self.replicas.iter().map(|replica| replica.id).collect();
         ids.sort_unstable();
         ids.dedup();

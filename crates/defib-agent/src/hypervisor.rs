@@ -1,8 +1,18 @@
-//! The thread that owns the VMs: starts, stops, notices ends and readiness.
+//! The threads that own the VMs, one per driver: start, stop, notice ends and readiness.
+//!
+//! A start goes to the driver that its definition names. A stop goes to every driver, because only all of them together
+//! can say that a VM certainly does not run here; and only when all have listed what they run is the list whole.
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use defib_engine::guard::{Input, VmObserved};
 use defib_model::{
     Incarnation, Instant, VmId,
@@ -13,13 +23,18 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::{clock, guard_thread::GuardHandle, process::ProcessDriver};
+use crate::{clock, process::ProcessDriver};
 
 /// How often a readiness file is looked for while one is awaited.
 const READINESS_MS: u16 = 25;
+/// Jobs that may wait for a driver.
+const QUEUE: usize = 4096;
 
-/// What the thread is told.
-#[derive(Debug)]
+/// How a driver tells the guard something.
+pub type Tell = Arc<dyn Fn(Input) + Send + Sync>;
+
+/// What the guard wants done.
+#[derive(Debug, Clone)]
 pub enum Job {
     /// Start.
     Start {
@@ -41,27 +56,148 @@ pub enum Job {
     },
 }
 
-/// A way to tell it.
-#[derive(Debug, Clone)]
-pub struct Hypervisor {
-    jobs: Sender<Job>,
-    waker: Arc<EventFd>,
+/// What a driver is told.
+#[derive(Debug)]
+pub enum Task {
+    /// Start; its end is told to the guard.
+    Start {
+        /// Which VM.
+        vm: VmId,
+        /// Which incarnation.
+        incarnation: Incarnation,
+        /// How.
+        definition: Definition,
+        /// From when on it must not be started any more.
+        not_after: Instant,
+    },
+    /// Stop, and give a vote.
+    Stop {
+        /// Which VM.
+        vm: VmId,
+        /// The newest incarnation that is meant.
+        incarnation: Incarnation,
+        /// Where all drivers' votes meet.
+        votes: Arc<Votes>,
+    },
+    /// Something happened: look.
+    Look,
 }
 
-impl Hypervisor {
-    /// Hands a job over.
-    pub fn tell(&self, job: Job) {
-        if self.jobs.send(job).is_ok() {
-            let _ = self.waker.write(1);
+/// What the drivers say of one stop: it has ended well if all are certain that it does not run.
+#[derive(Debug)]
+pub struct Votes {
+    missing: AtomicUsize,
+    all_certain: AtomicBool,
+}
+
+impl Votes {
+    fn of(drivers: usize) -> Arc<Self> {
+        Arc::new(Self { missing: AtomicUsize::new(drivers), all_certain: AtomicBool::new(true) })
+    }
+
+    /// One driver's vote; the last one tells the guard.
+    pub fn give(&self, vm: &VmId, incarnation: Incarnation, certain: bool, tell: &Tell) {
+        if !certain {
+            self.all_certain.store(false, Ordering::Release);
+        }
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let ok = self.all_certain.load(Ordering::Acquire);
+            tracing::info!(%vm, %incarnation, ok, "stopped");
+            tell(Input::StopFinished { vm: vm.clone(), incarnation, ok });
         }
     }
 }
 
-/// A thread that has not begun: its handle first, because the guard needs it.
+/// How many drivers have not listed yet what they run.
+#[derive(Debug, Clone)]
+pub struct Listing(Arc<AtomicUsize>);
+
+impl Listing {
+    /// For so many drivers.
+    #[must_use]
+    pub fn of(drivers: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(drivers)))
+    }
+
+    /// One driver has listed; the last one tells the guard.
+    pub fn done(&self, tell: &Tell) {
+        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            tell(Input::HypervisorListed);
+        }
+    }
+}
+
+/// A way to reach one driver.
+#[derive(Debug, Clone)]
+pub struct DriverHandle {
+    name: &'static str,
+    tasks: Sender<Task>,
+    waker: Option<Arc<EventFd>>,
+}
+
+impl DriverHandle {
+    /// A driver whose thread waits on the channel alone.
+    #[must_use]
+    pub fn new(name: &'static str) -> (Self, Receiver<Task>) {
+        let (tasks, received) = bounded(QUEUE);
+        (Self { name, tasks, waker: None }, received)
+    }
+
+    /// Hands a task over.
+    pub fn tell(&self, task: Task) {
+        if self.tasks.send(task).is_ok()
+            && let Some(waker) = &self.waker
+        {
+            let _ = waker.write(1);
+        }
+    }
+
+    /// Asks it to look, unless it has so much to do that it will anyway.
+    pub fn nudge(&self) {
+        match self.tasks.try_send(Task::Look) {
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+        }
+    }
+}
+
+/// All drivers.
+#[derive(Debug, Clone)]
+pub struct Hypervisor {
+    drivers: Arc<[DriverHandle]>,
+}
+
+impl Hypervisor {
+    /// Over these drivers. The first one also answers for drivers that are not here.
+    #[must_use]
+    pub fn new(drivers: Vec<DriverHandle>) -> Self {
+        Self { drivers: drivers.into() }
+    }
+
+    /// Hands a job over.
+    pub fn tell(&self, job: Job) {
+        match job {
+            Job::Start { vm, incarnation, definition, not_after } => {
+                let named = self.drivers.iter().find(|driver| driver.name == definition.driver);
+                if let Some(driver) = named.or_else(|| self.drivers.first()) {
+                    driver.tell(Task::Start { vm, incarnation, definition, not_after });
+                }
+            }
+            Job::Stop { vm, incarnation } => {
+                let votes = Votes::of(self.drivers.len());
+                for driver in self.drivers.iter() {
+                    let (vm, votes) = (vm.clone(), Arc::clone(&votes));
+                    driver.tell(Task::Stop { vm, incarnation, votes });
+                }
+            }
+        }
+    }
+}
+
+/// The thread of the driver `process` that has not begun: its handle first, because the guard needs it.
 #[derive(Debug)]
-pub struct HypervisorThread {
+pub struct ProcessThread {
     driver: ProcessDriver,
-    jobs: Receiver<Job>,
+    tasks: Receiver<Task>,
     waker: Arc<EventFd>,
 }
 
@@ -69,40 +205,41 @@ pub struct HypervisorThread {
 ///
 /// # Errors
 /// When the system gives no event descriptor.
-pub fn prepare(driver: ProcessDriver) -> io::Result<(Hypervisor, HypervisorThread)> {
-    let (jobs, received) = bounded(4096);
+pub fn prepare(driver: ProcessDriver) -> io::Result<(DriverHandle, ProcessThread)> {
+    let (mut handle, tasks) = DriverHandle::new("process");
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-    let hypervisor = Hypervisor { jobs, waker: Arc::clone(&waker) };
-    Ok((hypervisor, HypervisorThread { driver, jobs: received, waker }))
+    handle.waker = Some(Arc::clone(&waker));
+    Ok((handle, ProcessThread { driver, tasks, waker }))
 }
 
-fn observed(vm: &VmId, incarnation: Incarnation, readiness: Option<Readiness>) -> Input {
+/// What the hypervisor says of a VM; `None`: it does not run.
+pub(crate) fn observed(vm: &VmId, incarnation: Incarnation, readiness: Option<Readiness>) -> Input {
     Input::Hypervisor(VmObserved { vm: vm.clone(), incarnation, running: readiness.is_some(), readiness })
 }
 
-impl HypervisorThread {
+impl ProcessThread {
     /// Tells the guard what runs, then serves until nobody can ask any more.
-    pub fn run(mut self, guard: &GuardHandle) {
+    pub fn run(mut self, tell: &Tell, listing: &Listing) {
         for (vm, running) in self.driver.vms() {
             tracing::info!(%vm, incarnation = %running.incarnation, "found running");
-            guard.input(observed(vm, running.incarnation, Some(Readiness::PoweredOn)));
+            tell(observed(vm, running.incarnation, Some(Readiness::PoweredOn)));
         }
-        guard.input(Input::HypervisorListed);
+        listing.done(tell);
         loop {
             self.wait();
             loop {
-                match self.jobs.try_recv() {
-                    Ok(job) => self.perform(job, guard),
+                match self.tasks.try_recv() {
+                    Ok(task) => self.perform(task, tell),
                     Err(crossbeam_channel::TryRecvError::Empty) => break,
                     Err(crossbeam_channel::TryRecvError::Disconnected) => return,
                 }
             }
             for (vm, incarnation) in self.driver.reap() {
                 tracing::warn!(%vm, %incarnation, "ended by itself");
-                guard.input(observed(&vm, incarnation, None));
+                tell(observed(&vm, incarnation, None));
             }
             for (vm, incarnation) in self.driver.newly_ready() {
-                guard.input(observed(&vm, incarnation, Some(Readiness::GuestAgent)));
+                tell(observed(&vm, incarnation, Some(Readiness::GuestAgent)));
             }
         }
     }
@@ -121,28 +258,28 @@ impl HypervisorThread {
         let _ = self.waker.read();
     }
 
-    fn perform(&mut self, job: Job, guard: &GuardHandle) {
-        match job {
-            Job::Start { vm, incarnation, definition, not_after } => {
+    fn perform(&mut self, task: Task, tell: &Tell) {
+        match task {
+            Task::Start { vm, incarnation, definition, not_after } => {
                 let result = in_time(clock::now(), not_after)
                     .and_then(|()| self.driver.start(&vm, incarnation, &definition));
                 match &result {
                     Ok(()) => tracing::info!(%vm, %incarnation, "started"),
                     Err(error) => tracing::warn!(%vm, %incarnation, error, "could not be started"),
                 }
-                guard.input(Input::StartFinished { vm, incarnation, result });
+                tell(Input::StartFinished { vm, incarnation, result });
             }
-            Job::Stop { vm, incarnation } => {
-                let ok = self.driver.stop(&vm, incarnation);
-                tracing::info!(%vm, %incarnation, ok, "stopped");
-                guard.input(Input::StopFinished { vm, incarnation, ok });
+            Task::Stop { vm, incarnation, votes } => {
+                let certain = self.driver.stop(&vm, incarnation);
+                votes.give(&vm, incarnation, certain, tell);
             }
+            Task::Look => {}
         }
     }
 }
 
 /// The job may have waited in its queue while this process, or the whole host, was frozen.
-fn in_time(now: Instant, not_after: Instant) -> Result<(), String> {
+pub(crate) fn in_time(now: Instant, not_after: Instant) -> Result<(), String> {
     if now < not_after {
         Ok(())
     } else {
@@ -152,7 +289,43 @@ fn in_time(now: Instant, not_after: Instant) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+
+    fn vm() -> VmId {
+        VmId::new("a").unwrap()
+    }
+
+    #[test]
+    fn a_stop_is_certain_only_if_every_driver_is_and_a_list_whole_only_with_the_last() {
+        let told: Arc<Mutex<Vec<Input>>> = Arc::default();
+        let into = Arc::clone(&told);
+        let tell: Tell = Arc::new(move |input| into.lock().unwrap().push(input));
+        let ((first, first_tasks), (second, second_tasks)) = (DriverHandle::new("x"), DriverHandle::new("y"));
+        let hypervisor = Hypervisor::new(vec![first, second]);
+        for (one, other, ok) in [(true, true, true), (true, false, false), (false, true, false)] {
+            hypervisor.tell(Job::Stop { vm: vm(), incarnation: Incarnation(1) });
+            for (tasks, certain) in [(&first_tasks, one), (&second_tasks, other)] {
+                assert!(told.lock().unwrap().is_empty(), "before the last vote");
+                let Ok(Task::Stop { vm, incarnation, votes }) = tasks.try_recv() else { panic!("no stop") };
+                votes.give(&vm, incarnation, certain, &tell);
+            }
+            let ended = Input::StopFinished { vm: vm(), incarnation: Incarnation(1), ok };
+            assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [ended]);
+        }
+        for (driver, tasks) in [("y", &second_tasks), ("x", &first_tasks), ("unknown", &first_tasks)] {
+            let definition = Definition { driver: driver.into(), arguments: vec![] };
+            let not_after = clock::now();
+            hypervisor.tell(Job::Start { vm: vm(), incarnation: Incarnation(1), definition, not_after });
+            assert!(matches!(tasks.try_recv(), Ok(Task::Start { .. })), "{driver}");
+        }
+        let listing = Listing::of(2);
+        listing.done(&tell);
+        assert!(told.lock().unwrap().is_empty());
+        listing.done(&tell);
+        assert_eq!(*told.lock().unwrap(), [Input::HypervisorListed]);
+    }
 
     #[test]
     fn a_start_that_waited_until_the_lease_ended_is_not_begun() {

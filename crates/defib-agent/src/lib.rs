@@ -11,6 +11,8 @@ pub mod durable;
 pub mod guard_thread;
 pub mod hypervisor;
 pub mod join;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 pub mod local;
 pub mod neighbours;
 pub mod process;

@@ -60,7 +60,8 @@ pub struct ProcessDriver {
     vms: BTreeMap<VmId, Running>,
 }
 
-fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+/// A descriptor that becomes readable when the process has ended.
+pub(crate) fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = i32::try_from(fd).unwrap_or(-1);
@@ -176,7 +177,10 @@ impl ProcessDriver {
             };
         }
         if definition.driver != "process" {
-            return Err(format!("this host has no driver {:?}; it has: process", definition.driver));
+            return Err(format!(
+                "this host has no driver {:?}: its agent was built or configured without it",
+                definition.driver
+            ));
         }
         let Some((program, arguments)) = definition.arguments.split_first() else {
             return Err("its definition names no command".into());

@@ -16,11 +16,13 @@ use defib_wire::v1::{self, agent_message, neighbour_server::NeighbourServer};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tonic::transport::Server;
 
+#[cfg(feature = "libvirt")]
+use crate::libvirt;
 use crate::{
     config::{Config, GOODBYE_WAIT},
     durable::Store,
     guard_thread::{self, GuardThread, Published},
-    hypervisor,
+    hypervisor::{self, Hypervisor, Listing, Tell},
     local::{self, Wish},
     neighbours::{self, NeighbourService},
     process::ProcessDriver,
@@ -117,7 +119,24 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let published = Arc::new(Published::default());
     published.epoch.store(epoch, Ordering::Release);
     let (handle, said) = guard_thread::handle()?;
-    let (vms, vms_thread) = hypervisor::prepare(driver)?;
+    let to_guard = handle.clone();
+    let tell: Tell = Arc::new(move |input| to_guard.input(input));
+    let (processes, process_thread) = hypervisor::prepare(driver)?;
+    #[cfg_attr(not(feature = "libvirt"), expect(unused_mut, reason = "there is no other driver"))]
+    let mut drivers = vec![processes];
+    let listing = Listing::of(1 + usize::from(config.libvirt.is_some()));
+    #[cfg(feature = "libvirt")]
+    if let Some(section) = &config.libvirt {
+        let epoch = Arc::clone(&published);
+        let epoch = Box::new(move || defib_model::Epoch(epoch.epoch.load(Ordering::Acquire)));
+        let settings = libvirt::Settings {
+            host: host.clone(),
+            uri: section.uri.clone(),
+            status_dir: section.status_dir.clone(),
+        };
+        drivers.push(libvirt::start(settings, epoch, Arc::clone(&tell), listing.clone())?);
+    }
+    let vms = Hypervisor::new(drivers);
     let outbox = Outbox::default();
     let (questions, wanted) = mpsc::channel(1);
     let keeper = Keeper::new(watchdog::open(&config.watchdog));
@@ -138,8 +157,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     std::thread::Builder::new().name("guard".into()).spawn(move || {
         let _ = ended.send(thread.run());
     })?;
-    let to_guard = handle.clone();
-    std::thread::Builder::new().name("vms".into()).spawn(move || vms_thread.run(&to_guard))?;
+    std::thread::Builder::new().name("vms".into()).spawn(move || process_thread.run(&tell, &listing))?;
 
     let client = ClientTls::build(&credentials, &[b"h2"])?;
     let server = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;

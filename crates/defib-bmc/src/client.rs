@@ -377,19 +377,18 @@ impl RedfishClient {
         }
         let body = serde_json::json!({ "ResetType": kind }).to_string();
         match self.authorized(Method::POST, &reset.target, body.into(), deadline).await {
-            Ok(answer) if answer.status.is_success() => ResetOutcome::Accepted { status: answer.status },
-            Ok(answer) if answer.status.is_server_error() || answer.status.is_redirection() => {
-                let (status, message) = (answer.status, error_message(&answer.body));
-                let path = reset.target;
-                ResetOutcome::Unknown(self.error(ErrorKind::Status {
-                    method: Method::POST,
-                    path,
-                    status,
-                    message,
-                }))
+            Ok(answer) if answer.status.is_success() => {
+                ResetOutcome::Accepted { answer: answer.status.to_string() }
             }
             Ok(answer) => {
-                ResetOutcome::Refused { status: answer.status, message: error_message(&answer.body) }
+                let (status, message) = (answer.status, error_message(&answer.body));
+                let path = reset.target;
+                let error = self.error(ErrorKind::Status { method: Method::POST, path, status, message });
+                if status.is_server_error() || status.is_redirection() {
+                    ResetOutcome::Unknown(error)
+                } else {
+                    ResetOutcome::Refused(error)
+                }
             }
             Err(error) => ResetOutcome::Unknown(error),
         }

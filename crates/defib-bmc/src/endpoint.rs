@@ -76,6 +76,14 @@ pub enum EndpointError {
         /// What is wrong with it.
         why: AddressError,
     },
+    /// The address of a BMC that speaks IPMI doesn't have the form `address[:port]`.
+    #[error("host {host}: BMC address `{address}` is unusable; write it like 10.0.0.1 or 10.0.0.1:623")]
+    IpmiAddress {
+        /// Host.
+        host: String,
+        /// What was configured.
+        address: String,
+    },
     /// Neither a UUID nor a serial number that tells one machine from another.
     #[error(
         "host {host}: neither a usable UUID nor a usable serial number is configured, so a wrong machine could be \
@@ -176,7 +184,7 @@ impl FromStr for Address {
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(AddressError("there is a path behind the address"));
         }
-        Self::from_host_and_port(authority.as_str())
+        Self::from_host_and_port(authority.as_str(), 443)
             .ok_or(AddressError("it is no name or address with a port from 1 to 65535"))
     }
 }

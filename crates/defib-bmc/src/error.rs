@@ -160,6 +160,37 @@ pub enum ErrorKind {
         "nothing was sent, because the right to change its power was lost; the current leader decides anew"
     )]
     Revoked,
+    /// The program that speaks to it can't be started.
+    #[error(
+        "the program {program} can't be started; install it on every replica (on Debian: apt-get install {package})"
+    )]
+    NotInstalled {
+        /// Its name or path.
+        program: String,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The program that speaks to it brought no usable answer. What was asked may or may not have had its effect.
+    #[error("{program} brought no usable answer ({said}); it is tried again while time is left")]
+    Program {
+        /// Its name.
+        program: String,
+        /// How it ended and the end of what it printed, without secrets.
+        said: String,
+    },
+    /// The program that speaks to it, or the BMC through it, refuses what is configured. Not repeated by itself.
+    #[error("{program} says: {said}; {next}")]
+    ProgramRefused {
+        /// Its name.
+        program: String,
+        /// The end of what it printed, without secrets.
+        said: String,
+        /// What to do.
+        next: String,
+    },
     /// The system can't do what is needed.
     #[error("its system {system} offers no {what}; give this host another fencing method")]
     Unsupported {
@@ -193,6 +224,19 @@ pub enum IdentityProblem {
         expected: Identity,
         /// Path of a system that reported neither of the recorded identifiers.
         path: String,
+    },
+    /// A device that switches outlets has another name for this one, or none.
+    #[error(
+        "its outlet {plug} is called {}, not {expected:?}; correct plug or outlet in this host's entry, or the name at the device",
+        found.as_ref().map_or_else(|| "nothing".to_owned(), |found| format!("{found:?}"))
+    )]
+    Outlet {
+        /// The name that is recorded for the host.
+        expected: String,
+        /// Which outlet the device is told to switch.
+        plug: String,
+        /// What the device calls it; `None` if it does not list it.
+        found: Option<String>,
     },
     /// Several of its systems have the recorded identity.
     #[error("several of its systems are this host by {expected}: {}; pin the system's path in the configuration", paths.join(", "))]
@@ -239,6 +283,7 @@ impl BmcError {
             | ErrorKind::Tls { .. }
             | ErrorKind::Broken { .. }
             | ErrorKind::Body { .. }
+            | ErrorKind::Program { .. }
             | ErrorKind::SessionUnavailable { .. } => true,
             ErrorKind::Identity(problem) => matches!(problem, IdentityProblem::Silent { .. }),
             ErrorKind::Status { status, .. } => !matches!(status.as_u16(), 401 | 403),
@@ -248,6 +293,8 @@ impl BmcError {
             | ErrorKind::Credentials(_)
             | ErrorKind::LoginRefused { .. }
             | ErrorKind::Revoked
+            | ErrorKind::NotInstalled { .. }
+            | ErrorKind::ProgramRefused { .. }
             | ErrorKind::Unsupported { .. } => false,
         }
     }

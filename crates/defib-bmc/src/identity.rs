@@ -33,6 +33,8 @@ pub struct ReportedIdentity {
     pub uuid: Option<String>,
     /// `SerialNumber` of the system, as answered.
     pub serial: Option<String>,
+    /// What a device that switches outlets and knows no systems calls the one of this host.
+    pub outlet: Option<String>,
 }
 
 impl Identity {
@@ -98,6 +100,9 @@ impl fmt::Display for Identity {
 
 impl fmt::Display for ReportedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(outlet) = &self.outlet {
+            return f.write_str(outlet);
+        }
         write_pair(f, self.uuid.as_deref(), self.serial.as_deref())
     }
 }
@@ -107,7 +112,7 @@ mod tests {
     use super::*;
 
     fn reported(uuid: Option<&str>, serial: Option<&str>) -> ReportedIdentity {
-        ReportedIdentity { uuid: uuid.map(Into::into), serial: serial.map(Into::into) }
+        ReportedIdentity { uuid: uuid.map(Into::into), serial: serial.map(Into::into), outlet: None }
     }
 
     #[test]

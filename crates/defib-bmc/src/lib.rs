@@ -11,13 +11,17 @@
 //! configured authority; send any power action before the identity was read and matched in the same
 //! operation; follow redirects; wait longer than the deadline of its caller; print a password.
 //!
-//! [`Bmc`] is the surface that callers use; [`RedfishClient`] is its Redfish implementation.
+//! [`Bmc`] is the surface that callers use. [`RedfishClient`] speaks Redfish itself; [`IpmiClient`] and
+//! [`FenceAgentClient`] drive `ipmitool` and the programs of `fence-agents` as children with a deadline.
 
+mod child;
 mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod fence_agent;
 mod identity;
+mod ipmi;
 mod off;
 mod port;
 mod power;
@@ -30,7 +34,9 @@ pub use client::{RedfishClient, SystemSeen, survey};
 pub use credentials::{CredentialError, CredentialRef, CredentialRefError, Credentials};
 pub use endpoint::{Address, AddressError, EndpointError, Limits, RedfishEndpoint};
 pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
+pub use fence_agent::{FenceAgentClient, FenceAgentEndpoint};
 pub use identity::{Identity, ReportedIdentity};
+pub use ipmi::{IpmiClient, IpmiEndpoint, LogEntry, SensorReading};
 pub use port::{AlwaysAllowed, Bmc, BmcFuture, PowerOff, WriteGate};
 pub use power::{FenceOutcome, PowerReading, PowerState, ResetOutcome};
 pub use trust::{ObservedPin, Pin, PinParseError, Trust, fetch_pin};

@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome};
@@ -68,7 +67,7 @@ pub(crate) async fn power_off<S: Steps>(
             }
             Ok((reading, ticket)) => {
                 progress.saw_other(reading);
-                if let Some(cause) = progress.hopeless(host) {
+                if let Some(cause) = progress.hopeless() {
                     return FenceOutcome::Refused { cause, requests: progress.requests };
                 }
                 if progress.is_due(limits) {
@@ -153,13 +152,14 @@ impl Progress {
     }
 
     /// A request that was refused for lack of rights, with the host still not off after it: only an operator helps.
-    fn hopeless(&self, host: &str) -> Option<BmcError> {
-        let Some(ResetOutcome::Refused { status, message }) = &self.last_request else { return None };
-        matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN).then(|| {
-            let path = self.last.as_ref().map(|reading| reading.system.clone()).unwrap_or_default();
-            let (status, message) = (*status, message.clone());
-            BmcError::new(host, ErrorKind::Status { method: Method::POST, path, status, message })
-        })
+    fn hopeless(&mut self) -> Option<BmcError> {
+        fn is_final(outcome: &mut ResetOutcome) -> bool {
+            matches!(outcome, ResetOutcome::Refused(cause) if !cause.is_transient())
+        }
+        match self.last_request.take_if(is_final) {
+            Some(ResetOutcome::Refused(cause)) => Some(cause),
+            _ => None,
+        }
     }
 
     /// What to report when time is up.
@@ -211,6 +211,7 @@ mod tests {
     use super::*;
     use crate::PowerState;
     use crate::port::{AlwaysAllowed, BmcFuture, WriteGate};
+    use http::{Method, StatusCode};
     use std::collections::VecDeque;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -268,8 +269,8 @@ mod tests {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let status = StatusCode::from_u16(next(&self.answers)).unwrap();
             match status.as_u16() {
-                200..=299 => ResetOutcome::Accepted { status },
-                400..=499 => ResetOutcome::Refused { status, message: String::new() },
+                200..=299 => ResetOutcome::Accepted { answer: status.to_string() },
+                400..=499 => ResetOutcome::Refused(status_error(status.as_u16())),
                 _ => ResetOutcome::Unknown(status_error(status.as_u16())),
             }
         }

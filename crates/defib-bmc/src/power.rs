@@ -3,8 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::StatusCode;
-
 use crate::{BmcError, ReportedIdentity};
 
 /// Power state of a system as its BMC names it.
@@ -76,18 +74,13 @@ impl PowerReading {
 /// What came of a request to change the power. None of them says what the power is: read it.
 #[derive(Debug)]
 pub enum ResetOutcome {
-    /// The BMC took the request (2xx, a task included).
+    /// The BMC took the request (2xx, a task included; a program that ended well).
     Accepted {
-        /// Status code.
-        status: StatusCode,
+        /// What it answered.
+        answer: String,
     },
     /// The BMC declined it (4xx), which it also does when there is nothing to change.
-    Refused {
-        /// Status code.
-        status: StatusCode,
-        /// Redfish error message, shortened; empty when there was none.
-        message: String,
-    },
+    Refused(BmcError),
     /// No answer, a broken connection or a fault of the BMC (5xx): it may or may not take effect.
     Unknown(BmcError),
     /// It was never sent: the gate was closed, or the system offers no such action, or the caller's deadline
@@ -98,9 +91,8 @@ pub enum ResetOutcome {
 impl fmt::Display for ResetOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Accepted { status } => write!(f, "accepted ({status})"),
-            Self::Refused { status, message } if message.is_empty() => write!(f, "refused ({status})"),
-            Self::Refused { status, message } => write!(f, "refused ({status}: {message})"),
+            Self::Accepted { answer } => write!(f, "accepted ({answer})"),
+            Self::Refused(cause) => write!(f, "refused ({})", cause.chain()),
             Self::Unknown(cause) => write!(f, "unknown ({})", cause.chain()),
             Self::NotSent(cause) => write!(f, "not sent ({})", cause.chain()),
         }

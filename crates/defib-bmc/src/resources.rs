@@ -117,7 +117,11 @@ impl System {
         });
         let power = system.get("PowerState").and_then(Value::as_str).unwrap_or_default();
         Self {
-            identity: ReportedIdentity { uuid: text(system, "UUID"), serial: text(system, "SerialNumber") },
+            identity: ReportedIdentity {
+                uuid: text(system, "UUID"),
+                serial: text(system, "SerialNumber"),
+                outlet: None,
+            },
             power: PowerState::parse(power),
             reset,
         }

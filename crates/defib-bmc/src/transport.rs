@@ -23,13 +23,13 @@ use crate::trust::PinRefused;
 use crate::{BmcError, EndpointError, ErrorKind, Limits, Phase};
 
 impl Address {
-    /// From `name:port`, `[v6]:port` or a bare name (port 443).
-    pub(crate) fn from_host_and_port(text: &str) -> Option<Self> {
+    /// From `name:port`, `[v6]:port` or a bare name, whose port is `usual`.
+    pub(crate) fn from_host_and_port(text: &str, usual: u16) -> Option<Self> {
         let authority: http::uri::Authority = text.parse().ok()?;
         let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         // What `http` can't read as a port it takes for none.
         let port = match authority.as_str().strip_prefix(authority.host())? {
-            "" => 443,
+            "" => usual,
             rest => rest.strip_prefix(':')?.parse().ok().filter(|port| *port != 0)?,
         };
         (!name.is_empty()).then(|| Self { name, port, authority: authority.as_str().to_owned() })

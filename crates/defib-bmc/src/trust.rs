@@ -277,7 +277,7 @@ pub async fn fetch_pin(address: &str, deadline: Instant) -> Result<ObservedPin, 
         BmcError::new(address, crate::ErrorKind::Endpoint(error))
     };
     let config = config_with(provider, recorder.clone()).map_err(|_| unusable("no TLS here"))?;
-    let target = Address::from_host_and_port(address).ok_or_else(|| unusable("not an address"))?;
+    let target = Address::from_host_and_port(address, 443).ok_or_else(|| unusable("not an address"))?;
     let outcome = transport::dial(address, &target, &config, &Limits::default(), deadline).await;
     let seen = *recorder.seen.lock().unwrap_or_else(PoisonError::into_inner);
     match (seen, outcome) {

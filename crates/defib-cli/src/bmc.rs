@@ -146,7 +146,11 @@ mod tests {
     fn what_is_shown_can_be_pasted_into_the_inventory() {
         let system = |uuid: &str, identifiable| SystemSeen {
             path: "/redfish/v1/Systems/1".into(),
-            identity: ReportedIdentity { uuid: Some(uuid.into()), serial: Some("F5\"4".into()) },
+            identity: ReportedIdentity {
+                uuid: Some(uuid.into()),
+                serial: Some("F5\"4".into()),
+                outlet: None,
+            },
             power: PowerState::On,
             identifiable,
         };

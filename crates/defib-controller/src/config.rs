@@ -45,6 +45,9 @@ pub struct Config {
     /// The event stream. Its sinks are policy; what is secret or differs between replicas is here.
     #[serde(default)]
     pub events: EventsConfig,
+    /// The folder with the programs of `fence-agents`; without it they are looked for in the system's folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence_agents: Option<PathBuf>,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,

@@ -150,6 +150,7 @@ impl Effects {
 
     /// Tells all agents the new policy.
     pub fn policy_changed(&self, policy: &Policy, version: u64) {
+        self.power.test_every(policy.fencing.test_interval.to_duration());
         self.agents.policy_changed(policy, version);
     }
 

@@ -11,6 +11,8 @@ pub mod core;
 pub mod effects;
 mod events;
 pub mod export;
+mod fencing_tests;
+mod forgeries;
 pub mod join;
 pub mod members;
 pub mod metrics;

@@ -112,6 +112,7 @@ impl Meter {
         gauge!("defib_brake_used").set(ledger.brakes().counted() as f64);
         gauge!("defib_brakes_holding")
             .set(ledger.open_recoveries().filter(|(_, recovery)| recovery.brake.is_some()).count() as f64);
+        crate::fencing_tests::gather(ledger);
         gauge!("defib_vms_waiting").set(ledger.index().waiting.len() as f64);
         gauge!("defib_paused").set(if ledger.paused() { 1.0 } else { 0.0 });
         gauge!("defib_disarmed").set(if ledger.disarmed().is_some() { 1.0 } else { 0.0 });
@@ -191,6 +192,7 @@ fn describe() {
         ("defib_deaths_proven_total", "Death proofs, by kind: positive, or lease"),
         ("defib_disarmed_total", "Times that the ledger found an invariant violated and disarmed itself"),
         ("defib_fences_failed_total", "Fences that proved nothing"),
+        ("defib_fencing_tests_total", "Tests of fencing methods that this replica made, by result"),
         ("defib_fences_intended_total", "Fences that were begun"),
         ("defib_heartbeats_accepted_total", "Heartbeats that counted"),
         ("defib_heartbeats_dropped_total", "Datagrams that were dropped, by reason"),
@@ -210,6 +212,9 @@ fn describe() {
             "defib_deaths_proven_total" => {
                 let _ = (counter!(name, "proof" => "positive"), counter!(name, "proof" => "lease"));
             }
+            "defib_fencing_tests_total" => {
+                let _ = (counter!(name, "result" => "good"), counter!(name, "result" => "bad"));
+            }
             "defib_heartbeats_dropped_total" => {
                 for reason in Counters::REASONS {
                     let _ = counter!(name, "reason" => reason);
@@ -223,12 +228,14 @@ fn describe() {
     for (name, text) in [
         ("defib_admission_as_of", "Log entry up to which defib_vms_unprotected counts"),
         ("defib_admission_work_seconds", "Time that it took to find defib_vms_unprotected"),
-        ("defib_bmcs", "Fencing methods that the leader keeps ready; 0 on others"),
-        ("defib_bmcs_unusable", "Those of them that would fail now"),
         ("defib_brake_used", "Hosts condemned without positive proof within the brake's window"),
         ("defib_brakes_holding", "Recoveries that a brake holds back now"),
         ("defib_disarmed", "1 if an invariant was found violated: no fence and no restart"),
         ("defib_events_head", "Number of the newest event"),
+        (
+            "defib_fencing_methods",
+            "Fencing methods by what their last test found; `bad` means a host that could not be fenced by it now",
+        ),
         ("defib_hosts", "Hosts by standing"),
         ("defib_leader", "1 on the replica that leads and acts"),
         ("defib_log_applied", "Log entry that was applied last"),
@@ -251,6 +258,11 @@ fn describe() {
             "defib_hosts" => {
                 for (label, _) in STANDINGS {
                     let _ = gauge!(name, "standing" => label);
+                }
+            }
+            "defib_fencing_methods" => {
+                for test in ["good", "bad", "none"] {
+                    let _ = gauge!(name, "test" => test);
                 }
             }
             "defib_vms_unprotected_by_level" => {

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use defib_act::Power;
 use defib_model::{
     Command, Epoch, HostId, RecoveryId, ReplicaId, VmId,
     command::{Operator as Person, ReplicaOrder},
@@ -56,7 +55,6 @@ pub struct OperatorService {
     leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
     admission: admission::Answer,
     agents: Arc<Agents>,
-    power: Arc<Power>,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -123,20 +121,16 @@ impl OperatorService {
         admission: admission::Answer,
         agents: Arc<Agents>,
         board: Arc<Board>,
-        power: Arc<Power>,
     ) -> Self {
         let leaders = Arc::default();
-        Self { me, cluster, core, pulse, members, tls, board, leaders, admission, agents, power }
+        Self { me, cluster, core, pulse, members, tls, board, leaders, admission, agents }
     }
 
-    /// What the ledger does not know: the release of a host's agent, and what stands against fencing it now.
+    /// What the ledger does not know: the release of a host's agent.
     fn complete(&self, hosts: &mut [v1::HostDetail]) {
-        let troubles = self.power.troubles();
         for host in hosts {
             let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
             host.agent_version = version.unwrap_or_default();
-            let own = troubles.iter().filter(|one| one.host.as_str() == host.id);
-            host.why_not.extend(own.map(ToString::to_string));
         }
     }
 
@@ -274,7 +268,6 @@ impl Operator for OperatorService {
         let protection = self.admission.borrow().clone();
         let mut status =
             self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
-        status.attention.extend(views::fencing_troubles(&self.power.troubles()));
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
         for replica in &mut status.replicas {

@@ -1,7 +1,7 @@
 //! Starting a replica and keeping it together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -37,6 +37,7 @@ use crate::{
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
     export::{Board, Export},
+    fencing_tests, forgeries,
     join::Joining,
     members::{Members, peer_addresses},
     metrics::{self, Meter},
@@ -46,8 +47,6 @@ use crate::{
 
 /// Messages that may wait for the loop.
 const QUEUE: usize = 65_536;
-/// How often BMCs are prepared by the leader, and how long that may take.
-const WARM_EVERY: Duration = Duration::from_secs(3);
 
 /// A number for a cluster's name: what the log's directory is marked with.
 fn cluster_number(name: &str) -> u128 {
@@ -138,7 +137,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         }
         None => None,
     };
-    let power = Arc::new(Power::new(authority));
+    let power = Arc::new(Power::new(authority, config.fence_agents.clone()));
     let runtime = tokio::runtime::Handle::current();
     let effects =
         Effects::new(runtime, core.clone(), Arc::clone(&power), Arc::clone(&agents), Arc::clone(&meter));
@@ -176,7 +175,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         admission.clone(),
         Arc::clone(&agents),
         Arc::clone(&board),
-        Arc::clone(&power),
     );
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
@@ -224,7 +222,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
             }
         }));
     }
-    tokio::spawn(keep_warm(power, pulse_seen));
+    fencing_tests::start(&power, &core, &pulse_seen);
+    forgeries::start(me, heartbeats.counters(), core.clone());
     tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
 
     let result = tokio::select! {
@@ -278,56 +277,6 @@ fn start_log(
     // A loop that is behind slows the log down instead of losing what it says.
     let sink = Box::new(move |output| messages.send(Message::Driver(output)).is_ok());
     Ok(Driver::start(driver, sink)?)
-}
-
-/// On the leader, keeps every BMC's connection open and says early which one would fail.
-async fn keep_warm(power: Arc<Power>, mut pulse: watch::Receiver<Pulse>) {
-    let mut known: BTreeMap<(String, usize, usize), String> = BTreeMap::new();
-    loop {
-        if !pulse.borrow_and_update().leads {
-            ::metrics::gauge!("defib_bmcs_unusable").set(0.0);
-            ::metrics::gauge!("defib_bmcs").set(0.0);
-            power.forget_health();
-            if pulse.changed().await.is_err() {
-                return;
-            }
-            continue;
-        }
-        let began = now();
-        let health = power.keep_warm(began + WARM_EVERY).await;
-        let bad = health.iter().filter(|bmc| bmc.trouble.is_some()).count();
-        ::metrics::gauge!("defib_bmcs_unusable").set(bad as f64);
-        ::metrics::gauge!("defib_bmcs").set(health.len() as f64);
-        for bmc in health {
-            let key = (bmc.host.to_string(), bmc.level, bmc.method);
-            match bmc.trouble {
-                Some(trouble) => {
-                    if known.get(&key) != Some(&trouble) {
-                        tracing::warn!(host = %bmc.host, trouble, "its fencing would fail now");
-                        known.insert(key, trouble);
-                    }
-                }
-                None => {
-                    if known.remove(&key).is_some() {
-                        tracing::info!(host = %bmc.host, "its fencing would work again");
-                    }
-                }
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep_until(began + WARM_EVERY) => {}
-            () = power.reconfigured() => {}
-            changed = lost_lead(&mut pulse) => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn lost_lead(pulse: &mut watch::Receiver<Pulse>) -> Result<(), watch::error::RecvError> {
-    pulse.wait_for(|pulse| !pulse.leads).await.map(|_| ())
-}
-
-fn now() -> tokio::time::Instant {
-    tokio::time::Instant::now()
 }
 
 /// Checks everything that can be checked without starting: certificates, addresses, the directory.

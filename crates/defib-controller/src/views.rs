@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use defib_act::BmcHealth;
 use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing, VmRecord};
 use defib_model::{
     EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
     event::Phase,
-    inventory::{FenceMethod, Priority, SelfFence, Vm},
+    inventory::{Host, Priority, SelfFence, Vm},
 };
 use defib_wire::v1;
 
@@ -161,6 +160,7 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
     if declared.fencing.is_empty() {
         why_not.push("it has no fencing method".into());
     }
+    why_not.extend(failing_tests(id, record));
     if let Some(until) = record.expected_silent_until {
         why_not.push(format!("it announced a silence; nobody suspects it for {}", until.since(ledger.at())));
     }
@@ -206,14 +206,29 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         // Filled in by who knows the sessions.
         agent_version: String::new(),
         proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
-        fencing: declared
-            .fencing
-            .iter()
-            .enumerate()
-            .flat_map(|(level, methods)| methods.0.iter().map(move |method| (level, method)))
-            .map(|(level, FenceMethod::Redfish(target))| format!("level {level}: redfish {}", target.address))
-            .collect(),
+        fencing: fencing(ledger, declared, record),
     })
+}
+
+/// The methods by which a host may be fenced, and what their last test found.
+fn fencing(ledger: &Ledger, declared: &Host, record: &HostRecord) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (level, methods) in declared.fencing.iter().enumerate() {
+        for (number, method) in methods.0.iter().enumerate() {
+            let found = match record.fencing_test(level, number) {
+                None => "not tested yet".into(),
+                Some(test) => {
+                    let age = ledger.at().since(test.since);
+                    match &test.trouble {
+                        None => format!("works, since {age}"),
+                        Some(trouble) => format!("WOULD FAIL, since {age}: {trouble}"),
+                    }
+                }
+            };
+            lines.push(format!("level {level}: {method}: {found}"));
+        }
+    }
+    lines
 }
 
 /// A VM with all that is known of it.
@@ -344,14 +359,23 @@ fn weakness(protection: &Protection, applied: LogIndex) -> Option<String> {
     })
 }
 
+/// What the tests of a host's fencing methods found, where they failed.
+fn failing_tests(id: &HostId, record: &HostRecord) -> impl Iterator<Item = String> {
+    record.fencing_tests.iter().filter_map(move |test| {
+        let trouble = test.trouble.as_ref()?;
+        Some(format!("host {id}: fencing it by level {} would fail now: {trouble}", test.level))
+    })
+}
+
 /// The first of the hosts that could not be fenced now, and how many more there are.
-pub fn fencing_troubles(troubles: &[BmcHealth]) -> impl Iterator<Item = String> {
+fn fencing_troubles(ledger: &Ledger) -> impl Iterator<Item = String> {
     const SHOWN: usize = 5;
-    let more = troubles.len().saturating_sub(SHOWN);
+    let failing = || ledger.hosts().iter().flat_map(|(id, record)| failing_tests(id, record));
+    let more = failing().count().saturating_sub(SHOWN);
     let more = (more > 0).then(|| {
         format!("{more} more fencing methods would fail now; see why_not of: defib --output json host list")
     });
-    troubles.iter().take(SHOWN).map(ToString::to_string).chain(more)
+    failing().take(SHOWN).chain(more)
 }
 
 /// Who stopped automatic action, if it is stopped and the event is still at hand.
@@ -423,6 +447,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         Some(protection) => attention.extend(weakness(protection, ledger.applied())),
         None => attention.push("whether everything would restart after a failure is not known yet".into()),
     }
+    attention.extend(fencing_troubles(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
     }

@@ -220,6 +220,16 @@ impl Facts {
             EventKind::BrakeReleased { .. } => {
                 Self::new("brake-released", Medium, C::IncidentFinding, CLOSE).ended(Outcome::Success, CLOSED)
             }
+            EventKind::BrakeOverridden { .. } => {
+                Self::new("brake-overridden", Critical, C::IncidentFinding, CLOSE)
+                    .ended(Outcome::Success, CLOSED)
+                    .alert()
+            }
+            EventKind::HeartbeatsForged { .. } => {
+                Self::new("heartbeats-forged", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
             EventKind::FenceIntended { .. } => {
                 Self::new("fence-intended", High, C::RemediationActivity, (1, "Isolate"))
                     .ended(Outcome::Unknown, UNKNOWN)
@@ -230,6 +240,15 @@ impl Facts {
                     .ended(Outcome::Failure, FAILURE)
                     .ecs(HOST_CHANGE)
                     .alert()
+            }
+            EventKind::FencingTested { trouble: Some(_), .. } => {
+                Self::new("fencing-tested", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
+            EventKind::FencingTested { trouble: None, .. } => {
+                Self::new("fencing-tested", Informational, C::DetectionFinding, CLOSE)
+                    .ended(Outcome::Success, RESOLVED)
             }
             EventKind::HostUnconfirmed { .. } => {
                 Self::new("host-unconfirmed", Critical, C::IncidentFinding, CREATE)
@@ -362,7 +381,8 @@ impl<'a> Subjects<'a> {
             EventKind::LeaderStarted { leader: replica, .. }
             | EventKind::ObserverStarted { observer: replica } => Self::replica(*replica),
             EventKind::OpinionChanged { observer, host, .. }
-            | EventKind::LeaseExpiryVoted { observer, host, .. } => {
+            | EventKind::LeaseExpiryVoted { observer, host, .. }
+            | EventKind::HeartbeatsForged { observer, host, .. } => {
                 Self { replica: Some(*observer), ..Self::host(host) }
             }
             EventKind::HostSuspected { host }
@@ -372,6 +392,7 @@ impl<'a> Subjects<'a> {
             | EventKind::BrakeReleased { host }
             | EventKind::FenceIntended { host, .. }
             | EventKind::FenceFailed { host, .. }
+            | EventKind::FencingTested { host, .. }
             | EventKind::HostUnconfirmed { host, .. }
             | EventKind::HostRecovered { host, .. }
             | EventKind::HostReadmitted { host, .. }
@@ -379,6 +400,9 @@ impl<'a> Subjects<'a> {
             | EventKind::HostQuarantined { host, .. }
             | EventKind::GoodbyeSaid { host, .. }
             | EventKind::WatchdogChanged { host, .. } => Self::host(host),
+            EventKind::BrakeOverridden { host, operator, .. } => {
+                Self { user: Some(&operator.name), ..Self::host(host) }
+            }
             EventKind::DeathProven { host, proof, .. } => {
                 let user = match proof {
                     defib_model::event::ProofKind::OperatorWord { operator, .. } => Some(operator.as_str()),

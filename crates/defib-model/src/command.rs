@@ -87,6 +87,20 @@ pub enum FenceResult {
     },
 }
 
+/// Whether a fencing method would work: what a test found that looked at everything and switched nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FencingTest {
+    /// Which host.
+    pub host: HostId,
+    /// The method's place: level in the host's fencing topology.
+    pub level: usize,
+    /// The method's place within its level.
+    pub method: usize,
+    /// What stands against it; `None` if nothing does.
+    #[serde(default)]
+    pub trouble: Option<String>,
+}
+
 /// A VM and its new place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
@@ -246,6 +260,13 @@ pub enum Command {
         /// Whose.
         votes: Vec<ExpiryVote>,
     },
+    /// A replica dropped datagrams that somebody forged in the names of hosts.
+    HeartbeatsForged {
+        /// Which replica.
+        observer: ReplicaId,
+        /// In whose names, and how many since it last told.
+        forged: BTreeMap<HostId, u64>,
+    },
     /// A suspected host's BMC was asked and said off, before anybody switched anything.
     PowerFoundOff {
         /// Which host.
@@ -272,6 +293,11 @@ pub enum Command {
         attempt: u32,
         /// How.
         result: FenceResult,
+    },
+    /// The leader tested fencing methods, and found these to be otherwise than recorded.
+    FencingTested {
+        /// What was found.
+        tests: Vec<FencingTest>,
     },
     /// Where lost or new VMs are to run, and which have no place.
     Place {

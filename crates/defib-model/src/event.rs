@@ -175,6 +175,15 @@ pub enum EventKind {
         /// Of which epoch.
         epoch: Epoch,
     },
+    /// Datagrams came in the name of a host's session, and were not made with its key.
+    HeartbeatsForged {
+        /// Who dropped them.
+        observer: ReplicaId,
+        /// In whose name.
+        host: HostId,
+        /// How many since this replica last told.
+        count: u64,
+    },
     /// A quorum asks: a recovery was opened.
     HostSuspected {
         /// Which host.
@@ -208,6 +217,15 @@ pub enum EventKind {
         /// Which host it protected.
         host: HostId,
     },
+    /// An operator fences a host although a brake holds.
+    BrakeOverridden {
+        /// Which host it protected.
+        host: HostId,
+        /// Who, and why.
+        operator: Operator,
+        /// Which brake, with its numbers.
+        detail: String,
+    },
     /// A fence is about to be sent.
     FenceIntended {
         /// Which host.
@@ -225,6 +243,17 @@ pub enum EventKind {
         attempt: u32,
         /// What was answered, and what happens next.
         detail: String,
+    },
+    /// A test of a fencing method found it to be otherwise than before. Nothing was switched.
+    FencingTested {
+        /// Which host.
+        host: HostId,
+        /// Level of its fencing topology.
+        level: usize,
+        /// The method, in words.
+        method: String,
+        /// What stands against it; `None`: it would work again.
+        trouble: Option<String>,
     },
     /// Nothing proves the death: an operator is needed, or the lease must run out.
     HostUnconfirmed {
@@ -453,6 +482,9 @@ impl fmt::Display for EventKind {
             Self::LeaseExpiryVoted { observer, host, epoch } => {
                 write!(f, "host {host}: r{observer} votes that the lease of epoch {epoch} has run out")
             }
+            Self::HeartbeatsForged { observer, host, count } => {
+                write!(f, "host {host}: r{observer} dropped {count} forged heartbeats in its name")
+            }
             Self::HostSuspected { host } => write!(f, "host {host}: suspected by a quorum"),
             Self::HostConfirmed { host, epoch, detail } => {
                 write!(f, "host {host}: confirmed down, epoch {epoch}: {detail}")
@@ -462,11 +494,20 @@ impl fmt::Display for EventKind {
             }
             Self::BrakeEngaged { host, detail } => write!(f, "host {host}: brake engaged: {detail}"),
             Self::BrakeReleased { host } => write!(f, "host {host}: brake released"),
+            Self::BrakeOverridden { host, operator, detail } => {
+                write!(f, "host {host}: operator {} fences it over the brake: {detail}", operator.name)
+            }
             Self::FenceIntended { host, attempt, level } => {
                 write!(f, "host {host}: fence intended, attempt {attempt}, level {level}")
             }
             Self::FenceFailed { host, attempt, detail } => {
                 write!(f, "host {host}: fence attempt {attempt} brought no proof: {detail}")
+            }
+            Self::FencingTested { host, level, method, trouble: None } => {
+                write!(f, "host {host}: its fencing level {level} ({method}) would work again")
+            }
+            Self::FencingTested { host, level, method, trouble: Some(trouble) } => {
+                write!(f, "host {host}: its fencing level {level} ({method}) would fail: {trouble}")
             }
             Self::HostUnconfirmed { host, detail } => write!(f, "host {host}: unconfirmed: {detail}"),
             Self::DeathProven { host, epoch, proof } => {

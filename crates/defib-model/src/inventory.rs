@@ -10,6 +10,12 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+mod fencing;
+
+pub use fencing::{
+    CipherSuite, FenceAgentTarget, FenceMethod, FencingLevel, IpmiTarget, RedfishTarget, SelfFence,
+};
+
 use crate::{GroupId, HostId, Millis, Resources, VmId};
 
 /// A path of names, widest first: `zone/row/rack/chassis`. The names of the levels are the inventory's.
@@ -30,54 +36,6 @@ impl fmt::Display for FaultDomain {
         f.write_str(&self.0.join("/"))
     }
 }
-
-/// How a host makes sure by itself that its VMs stop when its lease is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SelfFence {
-    /// Only its agent's word: an expired lease is no death proof.
-    #[default]
-    None,
-    /// A hardware watchdog resets it. The agent must have reported the watchdog as armed.
-    Watchdog,
-    /// The operator vouches that the agent stops the VMs in time (`trust-self-fence`).
-    Trusted,
-}
-
-/// One way to make certain that a host runs nothing, and how its target is recognised.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FenceMethod {
-    /// Redfish over HTTPS.
-    Redfish(RedfishTarget),
-}
-
-/// A BMC that speaks Redfish. Credentials are named, never carried.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct RedfishTarget {
-    /// `https://address[:port]`.
-    pub address: String,
-    /// The system's UUID as recorded for this host; at least one of `uuid` and `serial` is given.
-    #[serde(default)]
-    pub uuid: Option<String>,
-    /// The system's serial number as recorded for this host.
-    #[serde(default)]
-    pub serial: Option<String>,
-    /// Path of the system resource where the BMC has several; its identity is checked all the same.
-    #[serde(default)]
-    pub system: Option<String>,
-    /// SHA-256 of the certificate's public key (SPKI), hexadecimal; `None`: verify by the replica's
-    /// own list of BMC authorities.
-    #[serde(default)]
-    pub pin: Option<String>,
-    /// Where each replica finds the credentials: `file:PATH` or `env:NAME`.
-    pub credentials: String,
-}
-
-/// All methods of a level must succeed; the next level is tried when one of them can't.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct FencingLevel(pub Vec<FenceMethod>);
 
 /// A physical machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -288,36 +246,14 @@ impl Inventory {
                 );
             }
             for (number, level) in host.fencing.iter().enumerate() {
-                for method in &level.0 {
-                    let FenceMethod::Redfish(target) = method;
-                    if target.uuid.is_none() && target.serial.is_none() {
-                        return wrong(
-                            format!("hosts.{id}.fencing[{number}]"),
-                            "has neither uuid nor serial; without one nobody can tell whether this BMC is this host's".into(),
-                        );
+                for (place, method) in level.0.iter().enumerate() {
+                    if let Err((name, message)) = method.validate() {
+                        return wrong(format!("hosts.{id}.fencing[{number}][{place}].{name}"), message);
                     }
                 }
             }
         }
-        let mut identities: BTreeMap<(String, &str), &HostId> = BTreeMap::new();
-        for (id, host) in &self.hosts {
-            for method in host.fencing.iter().flat_map(|level| &level.0) {
-                let FenceMethod::Redfish(target) = method;
-                for (kind, value) in [("uuid", &target.uuid), ("serial", &target.serial)] {
-                    let Some(value) = value else { continue };
-                    if let Some(other) = identities.insert((value.to_ascii_lowercase(), kind), id)
-                        && other != id
-                    {
-                        return wrong(
-                            format!("hosts.{id}.fencing"),
-                            format!(
-                                "{kind} {value} is recorded for host {other} too; one of the two is wrong"
-                            ),
-                        );
-                    }
-                }
-            }
-        }
+        self.validate_targets()?;
         for (id, vm) in &self.vms {
             if let Some(host) = &vm.first_host
                 && !self.hosts.contains_key(host)
@@ -506,28 +442,5 @@ mod tests {
         let host = host("h1", "r1");
         assert_eq!(Inventory::domain_of(&host, 0), ["r1"]);
         assert_eq!(Inventory::domain_of(&host, 1), ["r1", "h1"]);
-    }
-
-    #[test]
-    fn a_bmc_without_identity_and_a_bmc_of_two_hosts_are_refused() {
-        let target = |uuid: Option<&str>| {
-            vec![FencingLevel(vec![FenceMethod::Redfish(RedfishTarget {
-                address: "https://127.0.0.1".into(),
-                uuid: uuid.map(Into::into),
-                serial: None,
-                system: None,
-                pin: None,
-                credentials: "env:X".into(),
-            })])]
-        };
-        let mut inventory = inventory(vec![]);
-        for host in inventory.hosts.values_mut() {
-            host.fencing = target(None);
-        }
-        assert!(inventory.validate().unwrap_err().message.contains("neither uuid nor serial"));
-        for host in inventory.hosts.values_mut() {
-            host.fencing = target(Some("AB"));
-        }
-        assert!(inventory.validate().unwrap_err().message.contains("is recorded for host h1 too"));
     }
 }

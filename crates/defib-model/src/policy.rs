@@ -90,12 +90,15 @@ pub struct FencingPolicy {
     /// inventory).
     pub retry_pause: Millis,
     /// The longest that this pause grows to; attempts never end.
-    #[serde(default = "retry_pause_max")]
+    #[serde(default = "a_minute")]
     pub retry_pause_max: Millis,
+    /// How often each method of each host is tested, without switching anything.
+    #[serde(default = "a_minute")]
+    pub test_interval: Millis,
 }
 
-/// See [`FencingPolicy::retry_pause_max`].
-const fn retry_pause_max() -> Millis {
+/// The default of [`FencingPolicy::retry_pause_max`] and [`FencingPolicy::test_interval`].
+const fn a_minute() -> Millis {
     Millis(60_000)
 }
 
@@ -190,7 +193,8 @@ impl Default for Policy {
                 confirm_spacing: Millis(50),
                 attempt_timeout: Millis(10_000),
                 retry_pause: Millis(2000),
-                retry_pause_max: retry_pause_max(),
+                retry_pause_max: a_minute(),
+                test_interval: a_minute(),
             },
             restart: RestartPolicy {
                 starts_per_host: 8,
@@ -297,6 +301,9 @@ impl Policy {
                     self.fencing.retry_pause_max, self.fencing.retry_pause
                 ),
             ));
+        }
+        if self.fencing.test_interval < Millis(1000) {
+            return Err(("fencing.test-interval", "is less than 1s; BMCs have other work".into()));
         }
         let restart = &self.restart;
         for (field, value) in [

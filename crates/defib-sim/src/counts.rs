@@ -89,8 +89,11 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::RecoveryAbandoned { .. } => "recovery-abandoned",
         EventKind::BrakeEngaged { .. } => "brake-engaged",
         EventKind::BrakeReleased { .. } => "brake-released",
+        EventKind::BrakeOverridden { .. } => "brake-overridden",
+        EventKind::HeartbeatsForged { .. } => "heartbeats-forged",
         EventKind::FenceIntended { .. } => "fence-intended",
         EventKind::FenceFailed { .. } => "fence-failed",
+        EventKind::FencingTested { .. } => "fencing-tested",
         EventKind::HostUnconfirmed { .. } => "host-unconfirmed",
         EventKind::DeathProven { proof, .. } => match proof {
             ProofKind::PowerFoundOff { .. } => "proof-power-found-off",

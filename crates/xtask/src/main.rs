@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod kafka;
+mod packages;
 mod simulate;
 mod steps;
 mod target;

@@ -6,8 +6,12 @@ use std::process::ExitCode;
 
 use crate::cargo::{cargo, target_directory};
 use crate::kafka;
+use crate::packages;
 use crate::steps::Steps;
 use crate::tools;
+
+/// What is built and tested where libvirt's headers are.
+const LIBVIRT: &str = "defib-agent/libvirt,defib-tests/libvirt";
 
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
@@ -24,8 +28,16 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     if notes.exists() {
         fs::remove_dir_all(&notes)?;
     }
-    let features = with_kafka(&mut steps, &notes);
-    let mut lints = cargo(&["clippy", "--workspace", "--all-targets", "--features", features]);
+    packages::provide();
+    let mut features = Vec::new();
+    if packages::has_libvirt() {
+        features.push(LIBVIRT);
+    } else {
+        note(&notes, "libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
+    }
+    features.extend(with_kafka(&mut steps, &notes)?);
+    let features = features.join(",");
+    let mut lints = cargo(&["clippy", "--workspace", "--all-targets", "--features", &features]);
     if tools.rust_is_newer {
         eprintln!(
             "notice: rustc {} is newer than {}: its new lints are shown, not enforced",
@@ -37,8 +49,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     }
     steps.command("lints", &mut lints);
     // Tests start our programs as processes of their own; cargo builds those of the tested package only.
-    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", features]));
-    let tests = ["test", "--workspace", "--no-fail-fast", "--features", features];
+    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", &features]));
+    let tests = ["test", "--workspace", "--no-fail-fast", "--features", &features];
     steps.command("tests", &mut cargo(&tests));
     let skipped = skipped(&notes);
     eprintln!("\n{} skipped for want of programs of others", skipped.len());
@@ -49,22 +61,26 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 }
 
 /// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
-fn with_kafka(steps: &mut Steps, notes: &Path) -> &'static str {
+fn with_kafka(steps: &mut Steps, notes: &Path) -> std::io::Result<Option<&'static str>> {
     let mut missing = None;
-    let mut features = kafka::FEATURES;
+    let mut features = Some(kafka::FEATURES);
     steps.step("kafka", "what tests of it need", || {
         match kafka::can_build() {
             Ok(()) => missing = kafka::assemble().map_err(|error| format!("{error:#}"))?.err(),
-            Err(why) => (missing, features) = (Some(why), ""),
+            Err(why) => (missing, features) = (Some(why), None),
         }
         Ok(())
     });
     if let Some(why) = missing {
-        let text = format!("SKIPPED kafka: {why}\n");
-        let written = fs::create_dir_all(notes).and_then(|()| fs::write(notes.join("kafka.txt"), text));
-        steps.step("kafka", "a note of what is skipped", || written.map_err(|error| error.to_string()));
+        note(notes, "kafka", &why)?;
     }
-    features
+    Ok(features)
+}
+
+/// Leaves a note as a test does: of many that are not even built.
+fn note(notes: &Path, name: &str, why: &str) -> std::io::Result<()> {
+    fs::create_dir_all(notes)?;
+    fs::write(notes.join(format!("{name}.txt")), format!("SKIPPED {name}: {why}\n"))
 }
 
 /// What tests noted that they skipped, in the order of their names.
@@ -85,9 +101,8 @@ mod tests {
     fn what_was_skipped_is_counted_and_told() {
         let notes = std::env::temp_dir().join(format!("xtask-skipped-{}", std::process::id()));
         assert_eq!(skipped(&notes), [""; 0]);
-        fs::create_dir_all(&notes).expect("a directory for the test");
-        fs::write(notes.join("b.txt"), "SKIPPED b: no b\n").expect("written");
-        fs::write(notes.join("a.txt"), "SKIPPED a: no a\n").expect("written");
+        note(&notes, "b", "no b").expect("written");
+        note(&notes, "a", "no a").expect("written");
         let told = skipped(&notes);
         fs::remove_dir_all(&notes).expect("removed");
         assert_eq!(told, ["SKIPPED a: no a", "SKIPPED b: no b"]);

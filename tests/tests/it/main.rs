@@ -16,5 +16,7 @@ mod operator;
 mod paths;
 mod restarts;
 mod rig;
+mod siem;
 mod stuck;
+mod validators;
 mod walk_through;

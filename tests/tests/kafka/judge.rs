@@ -1,17 +1,12 @@
 //! What others say of a topic.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use defib_lab::kafka;
-use defib_tests::{skip, target};
+use defib_tests::skip;
 use serde_json::Value;
 use tokio::process::Command;
-
-const LIBRARIES: [&str; 2] = ["confluent-kafka==2.16.1", "cloudevents==2.2.0"];
 
 /// What these tests need of others.
 #[derive(Debug)]
@@ -38,7 +33,8 @@ impl Others {
             );
             return None;
         };
-        match python() {
+        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/requirements.txt");
+        match defib_tests::python("kafka", &requirements) {
             Ok(python) => Some(Self { jars, python }),
             Err(why) => {
                 skip(name, &format!("confluent-kafka and cloudevents can't be installed from PyPI: {why:#}"));
@@ -64,27 +60,6 @@ impl Others {
         let lines = std::fs::read_to_string(out)?.lines().map(str::to_owned).collect();
         Ok(Counted { counts, lines })
     }
-}
-
-/// Python with PyPI's libraries, in an environment of its own.
-fn python() -> anyhow::Result<PathBuf> {
-    /// Two tests must not install into one directory at once.
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let run = |program: &Path, arguments: &[&str]| -> anyhow::Result<()> {
-        let ran = std::process::Command::new(program).args(arguments).output().context("can't be started")?;
-        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        Ok(())
-    };
-    let directory = target().join("validators/kafka-2.16.1");
-    let python = directory.join("bin/python");
-    if run(&python, &["-c", "import cloudevents.core, confluent_kafka"]).is_ok() {
-        return Ok(python);
-    }
-    run(Path::new("python3"), &["-m", "venv", "--clear", &directory.display().to_string()])?;
-    let install = ["-m", "pip", "install", "--quiet"];
-    run(&python, &[install.as_slice(), LIBRARIES.as_slice()].concat())?;
-    Ok(python)
 }
 
 impl Counted {

@@ -429,6 +429,8 @@ impl Controller {
             Command::ObserverStarted { .. }
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
+            | Command::FencingTested { .. }
+            | Command::HeartbeatsForged { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }

@@ -1,6 +1,11 @@
 //! Commands about hosts: opinions, votes, evidence, admission.
 
-use alloc::{collections::BTreeSet, format, string::ToString, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::ToString,
+    vec::Vec,
+};
 
 use defib_model::{
     BootId, Epoch, EventKind, HostId, Opinion, ReplicaId,
@@ -34,6 +39,19 @@ impl Ledger {
     fn session_counts(&self, observer: ReplicaId, session: u64) -> bool {
         self.voters.contains(&observer)
             && (self.observers.get(&observer) == Some(&session) || mutated!(VotesOfFormerLife))
+    }
+
+    /// That somebody pretends to be a host is told and changes nothing else: what was forged was dropped.
+    pub(super) fn heartbeats_forged(&mut self, observer: ReplicaId, forged: &BTreeMap<HostId, u64>) {
+        if !self.voters.contains(&observer) {
+            return self.refuse("heartbeats-forged", format!("r{observer} is not a voter"));
+        }
+        for (host, count) in forged {
+            if self.hosts.contains_key(host) {
+                let kind = EventKind::HeartbeatsForged { observer, host: host.clone(), count: *count };
+                self.event(None, kind);
+            }
+        }
     }
 
     pub(super) fn opinions(&mut self, observer: ReplicaId, session: u64, changes: &[OpinionChange]) {

@@ -167,12 +167,17 @@ impl Ledger {
             Some(id) => id,
             None => self.open_recovery(host),
         };
+        let mut overridden = None;
         if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.by_operator = true;
-            recovery.brake = None;
+            overridden = recovery.brake.take();
         }
         let action = format!("fences host {host}");
         self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
+        if let Some(detail) = overridden {
+            let (host, operator) = (host.clone(), operator.clone());
+            self.event(Some(id), EventKind::BrakeOverridden { host, operator, detail });
+        }
         self.retry_fences(Some(host));
         if self.recoveries.get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected) {
             self.condemn(id, "an operator ordered it");
@@ -245,6 +250,14 @@ impl Ledger {
             hosts.map(|host| (host.id.clone(), host.neighbour_address.clone(), host.domain.clone())).collect()
         };
         let (before, after): (Vec<_>, Vec<_>) = (electorate(&self.inventory), electorate(inventory));
+        for (id, record) in &mut self.hosts {
+            // What was found out about a method says nothing of the one that takes its place.
+            if inventory.hosts.get(id).map(|host| &host.fencing)
+                != self.inventory.hosts.get(id).map(|host| &host.fencing)
+            {
+                record.fencing_tests.clear();
+            }
+        }
         self.inventory = inventory.clone();
         self.inventory_version = self.inventory_version.saturating_add(1);
         for (id, record) in &self.hosts {

@@ -1,16 +1,20 @@
 //! Fences: what was intended, what came of it, what proves that power is off, and when the next attempt is due.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use defib_model::{
     ClusterTime, EventKind, HostId, Millis, RecoveryId,
-    command::{FenceResult, PowerOffReading},
+    command::{FenceResult, FencingTest, PowerOffReading},
     event::{Phase, ProofKind},
 };
 
 use super::{
     Ledger,
-    records::{FenceEnd, FencePace, FenceRecord, Standing},
+    records::{FenceEnd, FencePace, FenceRecord, Standing, TestRecord},
 };
 
 impl Ledger {
@@ -121,6 +125,38 @@ impl Ledger {
             self.unconfirmed(id, &detail);
         } else if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.phase = Phase::Confirmed;
+        }
+    }
+
+    /// Records what tests of fencing methods found. That a method works, found for the first time, is no event.
+    pub(super) fn fencing_tested(&mut self, tests: &[FencingTest]) {
+        for test in tests {
+            let Some(method) = self
+                .inventory
+                .hosts
+                .get(&test.host)
+                .and_then(|host| host.fencing.get(test.level)?.0.get(test.method))
+            else {
+                // The inventory has changed since.
+                continue;
+            };
+            let method = method.to_string();
+            let Some(record) = self.hosts.get_mut(&test.host) else { continue };
+            let (level, trouble) = (test.level, test.trouble.clone());
+            let known = record.fencing_test(test.level, test.method).cloned();
+            if known.as_ref().is_some_and(|known| known.trouble == trouble) {
+                continue;
+            }
+            // One trouble after the other: it has not worked since the first.
+            let still = known.as_ref().filter(|known| known.trouble.is_some() && trouble.is_some());
+            let since = still.map_or(self.at, |known| known.since);
+            record.fencing_tests.retain(|held| (held.level, held.method) != (test.level, test.method));
+            let found = TestRecord { level, method: test.method, trouble: trouble.clone(), since };
+            record.fencing_tests.push(found);
+            if known.is_some() || trouble.is_some() {
+                let host = test.host.clone();
+                self.event(None, EventKind::FencingTested { host, level, method, trouble });
+            }
         }
     }
 

@@ -36,7 +36,7 @@ pub use export::SinkRecord;
 pub use index::Index;
 pub use records::{
     Electorate, FenceEnd, FencePace, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord,
-    Standing, VmRecord,
+    Standing, TestRecord, VmRecord,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -155,6 +155,7 @@ impl Ledger {
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
             }
+            Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {
                 self.fence_intended(*recovery, *attempt, *level)
@@ -162,6 +163,7 @@ impl Ledger {
             Command::FenceEnded { recovery, attempt, result } => {
                 self.fence_ended(*recovery, *attempt, result)
             }
+            Command::FencingTested { tests } => self.fencing_tested(tests),
             Command::Place { placements, unplaced } => self.place(placements, unplaced),
             Command::StartEnded { vm, incarnation, host, result, .. } => {
                 self.start_ended(vm, *incarnation, host, result);

@@ -48,6 +48,19 @@ pub struct OpinionRecord {
     pub silent_ms: u64,
 }
 
+/// What the last test of a fencing method found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestRecord {
+    /// Level of the host's fencing topology.
+    pub level: usize,
+    /// Place within the level.
+    pub method: usize,
+    /// What stands against it; `None` if nothing does.
+    pub trouble: Option<String>,
+    /// Since when.
+    pub since: ClusterTime,
+}
+
 /// A host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRecord {
@@ -81,6 +94,9 @@ pub struct HostRecord {
     /// The newest event of an observer's doubt, while there is no recovery: the cause of the one that it leads to.
     #[serde(default)]
     pub doubt: Option<EventSeq>,
+    /// Whether its fencing would work, by method; absent: not tested yet.
+    #[serde(default)]
+    pub fencing_tests: Vec<TestRecord>,
 }
 
 impl Default for HostRecord {
@@ -100,6 +116,7 @@ impl Default for HostRecord {
             quarantined: false,
             expected_silent_until: None,
             doubt: None,
+            fencing_tests: Vec::new(),
         }
     }
 }
@@ -128,6 +145,12 @@ impl HostRecord {
     /// What is left of a host that leaves the inventory: agents remember epochs for ever, so must we.
     pub(super) fn retired(&self) -> Self {
         Self { epoch: self.epoch, over_boots: self.over_boots.clone(), ..Self::default() }
+    }
+
+    /// What the last test of a method found.
+    #[must_use]
+    pub fn fencing_test(&self, level: usize, method: usize) -> Option<&TestRecord> {
+        self.fencing_tests.iter().find(|test| test.level == level && test.method == method)
     }
 
     /// How many of `voters` hold an opinion at least as bad as `opinion`.

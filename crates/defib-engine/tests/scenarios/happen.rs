@@ -1,6 +1,9 @@
 //! Words for what happens: power, network, BMCs, agents, guests, replicas; and for time.
 
-use defib_model::{Command, HostId, ReplicaId, VmId, command::Goodbye};
+use defib_model::{
+    Command, HostId, ReplicaId, VmId,
+    command::{FencingTest, Goodbye},
+};
 
 use super::{
     commands::{Answer, Scenario, number, option},
@@ -189,6 +192,23 @@ impl Scenario {
         let vm = VmId::new(vm).map_err(|error| error.reason.to_string())?;
         let boot = if *boot == "never" { None } else { Some(number(boot)?) };
         self.world.guest_boot.insert(vm, boot);
+        Ok(())
+    }
+
+    /// `test-fencing h1`: the leader tests all its methods now, and records what it finds.
+    pub(crate) fn test_fencing(&mut self, rest: &[&str]) -> Answer {
+        let host = self.host_id(rest.first())?;
+        let machine = self.machine(&host)?;
+        let mut tests = Vec::new();
+        for (level, methods) in machine.levels.iter().enumerate() {
+            for method in 0..*methods {
+                let trouble = machine.test(level, method);
+                tests.push(FencingTest { host: host.clone(), level, method, trouble });
+            }
+        }
+        self.world.propose(Command::FencingTested { tests });
+        // Until it is in the log.
+        self.world.run(1, |_| false);
         Ok(())
     }
 

@@ -249,6 +249,16 @@ impl Machine {
             .unwrap_or(0)
     }
 
+    /// What a test of one method finds: what an attempt to fence by it would fail for.
+    pub(crate) fn test(&self, level: usize, method: usize) -> Option<String> {
+        match self.bmc(level, method) {
+            Bmc::Wrong => Some(format!("it says uuid-other, recorded is uuid-{}", self.id)),
+            Bmc::Dark => Some("no route to its BMC".into()),
+            Bmc::Hang => Some("no answer".into()),
+            Bmc::Ok | Bmc::Slow(_) | Bmc::Lying | Bmc::Refuses(_) | Bmc::SaysOff => None,
+        }
+    }
+
     /// How long an order to switch off needs until it has its effect.
     pub(crate) fn switch_takes(&self, level: usize) -> u64 {
         let methods = self.levels.get(level).copied().unwrap_or(0);

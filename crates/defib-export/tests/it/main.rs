@@ -1,4 +1,4 @@
-//! Formats against validators that nobody here wrote, sinks against real receivers.
+//! Sinks against real receivers.
 
 mod http;
 #[cfg(feature = "kafka")]
@@ -8,4 +8,3 @@ mod rsyslog;
 mod support;
 mod syslog;
 mod tls;
-mod validators;

@@ -165,6 +165,7 @@ pub fn policy(policy: &Policy) -> String {
             ("attempt-timeout", fencing.attempt_timeout),
             ("retry-pause", fencing.retry_pause),
             ("retry-pause-max", fencing.retry_pause_max),
+            ("test-interval", fencing.test_interval),
         ],
         &[("confirm-reads", fencing.confirm_reads)],
     );
@@ -210,6 +211,41 @@ fn resources(resources: &defib_model::Resources) -> String {
     format!("{{ {text} }}")
 }
 
+/// What stands below the name of a fencing method.
+fn method_fields(method: &FenceMethod, text: &mut String) {
+    let mut field = |name: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            let _ = writeln!(text, "            {name}: {}", quoted(value));
+        }
+    };
+    field("uuid", method.uuid());
+    field("serial", method.serial());
+    match method {
+        FenceMethod::Redfish(target) => {
+            field("address", Some(&target.address));
+            field("system", target.system.as_deref());
+            field("pin", target.pin.as_deref());
+            field("credentials", Some(&target.credentials));
+        }
+        FenceMethod::Ipmi(target) => {
+            field("address", Some(&target.address));
+            field("credentials", Some(&target.credentials));
+            let _ = writeln!(text, "            cipher-suite: {}", u8::from(target.cipher_suite));
+        }
+        FenceMethod::FenceAgent(target) => {
+            field("agent", Some(&target.agent));
+            field("credentials", target.credentials.as_deref());
+            field("outlet", target.outlet.as_deref());
+            let _ = writeln!(text, "            trust-address: {}", target.trust_address);
+            text.push_str("            options:");
+            text.push_str(if target.options.is_empty() { " {}\n" } else { "\n" });
+            for (name, value) in &target.options {
+                let _ = writeln!(text, "              {name}: {}", quoted(value));
+            }
+        }
+    }
+}
+
 /// The inventory as a document.
 #[must_use]
 pub fn inventory(inventory: &Inventory) -> String {
@@ -234,19 +270,15 @@ pub fn inventory(inventory: &Inventory) -> String {
             text.push_str("    fencing:\n");
         }
         for level in &host.fencing {
-            for (number, FenceMethod::Redfish(target)) in level.0.iter().enumerate() {
-                let _ = writeln!(text, "      {} - redfish:", if number == 0 { "-" } else { " " });
-                let mut field = |name: &str, value: Option<&String>| {
-                    if let Some(value) = value {
-                        let _ = writeln!(text, "            {name}: {}", quoted(value));
-                    }
+            for (number, method) in level.0.iter().enumerate() {
+                let dash = if number == 0 { "-" } else { " " };
+                let name = match method {
+                    FenceMethod::Redfish(_) => "redfish",
+                    FenceMethod::Ipmi(_) => "ipmi",
+                    FenceMethod::FenceAgent(_) => "fence-agent",
                 };
-                field("address", Some(&target.address));
-                field("uuid", target.uuid.as_ref());
-                field("serial", target.serial.as_ref());
-                field("system", target.system.as_ref());
-                field("pin", target.pin.as_ref());
-                field("credentials", Some(&target.credentials));
+                let _ = writeln!(text, "      {dash} - {name}:");
+                method_fields(method, &mut text);
             }
         }
     }
@@ -300,7 +332,7 @@ pub fn inventory(inventory: &Inventory) -> String {
 mod tests {
     use super::*;
     use crate::cluster::layout::{Size, inventory as declared};
-    use defib_model::inventory::{FencingLevel, RedfishTarget};
+    use defib_model::inventory::{CipherSuite, FenceAgentTarget, FencingLevel, IpmiTarget, RedfishTarget};
     use defib_observe::documents::{inventory_from_yaml, policy_from_yaml};
 
     #[test]
@@ -326,7 +358,27 @@ mod tests {
                 pin: None,
                 credentials: "env:X".into(),
             });
-            host.fencing = vec![FencingLevel(vec![method.clone(), other.clone()]), FencingLevel(vec![other])];
+            let ipmi = FenceMethod::Ipmi(IpmiTarget {
+                address: "127.0.0.1:9623".into(),
+                uuid: Some(format!("w{number}")),
+                serial: None,
+                credentials: "file:/tmp/x y".into(),
+                cipher_suite: CipherSuite::Sha1,
+            });
+            let outlet = |plug: &str| {
+                FenceMethod::FenceAgent(FenceAgentTarget {
+                    agent: "fence_apc".into(),
+                    options: [("plug".into(), format!("{plug}{number}"))].into(),
+                    credentials: Some("file:/tmp/x y".into()),
+                    outlet: Some(format!("h{number}: {plug}")),
+                    trust_address: false,
+                })
+            };
+            host.fencing = vec![
+                FencingLevel(vec![method, other.clone()]),
+                FencingLevel(vec![other, ipmi]),
+                FencingLevel(vec![outlet("a"), outlet("b")]),
+            ];
         }
         assert_eq!(inventory_from_yaml("inventory.yaml", &inventory(&wanted)).unwrap(), wanted);
     }

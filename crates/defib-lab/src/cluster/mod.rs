@@ -9,7 +9,7 @@ mod faults;
 pub mod files;
 pub mod layout;
 pub(crate) mod ports;
-mod process;
+pub(crate) mod process;
 
 use std::collections::BTreeMap;
 use std::fs;

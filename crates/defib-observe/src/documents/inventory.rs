@@ -2,29 +2,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_bmc::{Address, CredentialRef, Pin};
 use defib_model::{
     GroupId, HostId, Inventory, Resources, VmId,
     inventory::{
-        Definition, FaultDomain, FenceMethod, FencingLevel, Group, Host, InventoryError, Priority, Readiness,
-        RedfishTarget, SelfFence, SpreadRule, Vm,
+        Definition, FaultDomain, FencingLevel, Group, Host, InventoryError, Priority, Readiness, SelfFence,
+        SpreadRule, Vm,
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
 use super::{
-    DocumentError, from_yaml,
+    DocumentError,
+    fencing::MethodEntry,
+    from_yaml,
     scalar::{Cores, HostPort, Memory, Span, Written},
 };
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Document<Id> {
+struct Document<Id, Method> {
     #[serde(default)]
     fault_domain_levels: Vec<String>,
     #[serde(default = "Vec::new")]
-    hosts: Vec<HostEntry<Id>>,
+    hosts: Vec<HostEntry<Id, Method>>,
     #[serde(default = "Vec::new")]
     vms: Vec<VmEntry<Id>>,
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
@@ -42,7 +43,7 @@ struct ResourcesEntry {
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct HostEntry<Id> {
+struct HostEntry<Id, Method> {
     id: Id,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     domain: String,
@@ -55,34 +56,16 @@ struct HostEntry<Id> {
     spare: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     neighbour: Option<Written<HostPort>>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    fencing: Vec<Vec<MethodEntry>>,
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    fencing: Vec<Vec<Method>>,
 }
+
+/// A document that was read, with the places of what its errors name.
+type Read = Document<Spanned<String>, Spanned<MethodEntry>>;
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
-const fn is_false(value: &bool) -> bool {
+pub(super) const fn is_false(value: &bool) -> bool {
     !*value
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum MethodEntry {
-    Redfish(RedfishEntry),
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RedfishEntry {
-    address: Written<Address>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    uuid: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    serial: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    system: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pin: Option<Written<Pin>>,
-    credentials: Written<CredentialRef>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -139,7 +122,7 @@ type Places = BTreeMap<String, (u64, u64)>;
 /// # Errors
 /// Syntax, unknown fields, duplicate ids and contradictions, with file, line and field.
 pub fn inventory_from_yaml(file: &str, text: &str) -> Result<Inventory, DocumentError> {
-    let document: Document<Spanned<String>> = from_yaml(file, text)?;
+    let document: Read = from_yaml(file, text)?;
     let mut places = Places::new();
     let inventory =
         convert(document, &mut places).and_then(|inventory| inventory.validate().map(|()| inventory));
@@ -170,7 +153,7 @@ fn place(places: &mut Places, kind: &str, id: &Spanned<String>) -> Result<(), In
     Ok(())
 }
 
-fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<Inventory, InventoryError> {
+fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryError> {
     let levels = document.fault_domain_levels;
     let mut inventory = Inventory { levels: levels.clone(), ..Inventory::default() };
     let name = |field: &str, error: defib_model::InvalidName| InventoryError {
@@ -182,27 +165,15 @@ fn convert(document: Document<Spanned<String>>, places: &mut Places) -> Result<I
         let id = HostId::new(&entry.id.value)
             .map_err(|error| name(&format!("hosts.{}", entry.id.value), error))?;
         let domain = entry.domain.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
-        let fencing = entry
-            .fencing
-            .into_iter()
-            .map(|methods| {
-                FencingLevel(
-                    methods
-                        .into_iter()
-                        .map(|MethodEntry::Redfish(entry)| {
-                            FenceMethod::Redfish(RedfishTarget {
-                                address: entry.address.text,
-                                uuid: entry.uuid,
-                                serial: entry.serial,
-                                system: entry.system,
-                                pin: entry.pin.map(|pin| pin.text),
-                                credentials: entry.credentials.text,
-                            })
-                        })
-                        .collect(),
-                )
-            })
-            .collect();
+        let mut fencing = Vec::new();
+        for (level, methods) in entry.fencing.into_iter().enumerate() {
+            for (number, method) in methods.iter().enumerate() {
+                let at = (method.referenced.line(), method.referenced.column());
+                places.insert(format!("hosts.{id}.fencing[{level}][{number}]"), at);
+            }
+            fencing
+                .push(FencingLevel(methods.into_iter().map(|method| method.value.into_method()).collect()));
+        }
         let host = Host {
             id: id.clone(),
             domain: FaultDomain(domain),
@@ -275,7 +246,7 @@ fn resources_entry(resources: &Resources) -> ResourcesEntry {
 /// Writes an inventory in its normal form.
 #[must_use]
 pub fn inventory_to_yaml(inventory: &Inventory) -> String {
-    let document: Document<String> = Document {
+    let document: Document<String, MethodEntry> = Document {
         fault_domain_levels: inventory.levels.clone(),
         hosts: inventory
             .hosts
@@ -291,7 +262,7 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
                 fencing: host
                     .fencing
                     .iter()
-                    .map(|level| level.0.iter().map(method_entry).collect())
+                    .map(|level| level.0.iter().map(MethodEntry::of).collect())
                     .collect(),
             })
             .collect(),
@@ -333,18 +304,6 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
     serde_saphyr::to_string(&document).unwrap_or_else(|error| format!("# can't be shown: {error}\n"))
 }
 
-fn method_entry(method: &FenceMethod) -> MethodEntry {
-    let FenceMethod::Redfish(target) = method;
-    MethodEntry::Redfish(RedfishEntry {
-        address: Written::new(&target.address),
-        uuid: target.uuid.clone(),
-        serial: target.serial.clone(),
-        system: target.system.clone(),
-        pin: target.pin.as_deref().map(Written::new),
-        credentials: Written::new(&target.credentials),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,6 +323,13 @@ hosts:
             uuid: 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0
             pin: spki-sha256:5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9
             credentials: "file:/etc/defib/bmc"
+      - - ipmi: { address: "10.1.0.1", serial: S1, credentials: "file:/etc/defib/bmc", cipher-suite: 3 }
+      - - fence-agent:
+            agent: fence_apc
+            options: { ip: 10.2.0.1, plug: "3" }
+            credentials: file:/etc/defib/pdu
+            outlet: h1-a
+        - fence-agent: { agent: fence_ack_manual, trust-address: true }
   - id: h2
     domain: r2
     capacity: { cpu: 1.5, memory: 512MiB }
@@ -404,52 +370,32 @@ groups:
     fn an_unknown_field_is_refused_with_its_line() {
         assert!(
             message(&GOOD.replace("depends-on", "depend-on"))
-                .starts_with("inventory.yaml:31:5: unknown field `depend-on`")
+                .starts_with("inventory.yaml:38:5: unknown field `depend-on`")
         );
     }
 
     #[test]
-    fn credentials_that_are_written_out_are_refused_with_line_and_field_and_are_not_repeated() {
-        for secret in
-            ["root:geheim", "geheim", "https://geheim", "FILE:/geheim", "geheim: x", "12geheim", "env:"]
-        {
-            let told = message(&GOOD.replace("file:/etc/defib/bmc", secret));
-            assert_eq!(
-                told,
-                "inventory.yaml:15:26: credentials are named as file:PATH or env:NAME, never written out",
-                "{secret}"
+    fn a_weak_cipher_suite_and_a_fence_agents_password_are_refused_with_line_and_field() {
+        for number in ["0", "1", "2"] {
+            let weak = message(&GOOD.replace("cipher-suite: 3", &format!("cipher-suite: {number}")));
+            assert!(
+                weak.starts_with("inventory.yaml:16:") && weak.contains(&format!("cipher-suite {number}")),
+                "{weak}"
             );
         }
-        let map = GOOD.replace("\"file:/etc/defib/bmc\"", "{ user: root, password: geheim }");
-        let told = message(&map);
-        assert!(told.starts_with("inventory.yaml:15:") && !told.contains("geheim"), "{told}");
-    }
-
-    #[test]
-    fn an_address_and_a_pin_that_no_bmc_can_be_reached_by_are_refused_with_line_and_field() {
-        for (address, why) in [
-            ("http://127.0.0.1:8443", "only https is spoken"),
-            ("127.0.0.1:8443", "only https is spoken"),
-            ("https://127.0.0.1/redfish", "there is a path behind the address"),
-            ("https://127.0.0.1:0", "it is no name or address with a port from 1 to 65535"),
-            ("https://root:geheim@127.0.0.1", "credentials don't belong into an address"),
-        ] {
-            let told = message(&GOOD.replace("https://127.0.0.1:8443", address));
-            assert!(told.starts_with("inventory.yaml:12:22: address"), "{told}");
-            assert!(told.contains(why) && told.contains("https://address:port"), "{told}");
-            assert!(!told.contains("geheim"), "{told}");
-        }
-        let told = message(&GOOD.replace("spki-sha256:5f", "spki-sha256:5"));
-        assert!(told.starts_with("inventory.yaml:14:18: ") && told.contains("is no pin"), "{told}");
-        let bare = inventory_from_yaml("i", &GOOD.replace("spki-sha256:", ""));
-        assert!(bare.is_ok(), "a bare digest is that of the public key: {bare:?}");
+        let secret = message(&GOOD.replace("plug: \"3\" }", "plug: \"3\", passwd: geheim }"));
+        assert!(
+            secret.starts_with("inventory.yaml:17:11: hosts.h1.fencing[2][0].options: passwd does not"),
+            "{secret}"
+        );
+        assert!(!secret.contains("geheim"), "{secret}");
     }
 
     #[test]
     fn a_vm_on_an_unknown_host_is_refused_with_its_line() {
         assert_eq!(
             message(&GOOD.replace("first-host: h1", "first-host: h9")),
-            "inventory.yaml:20:9: vms.cp-1.first-host: there is no host h9"
+            "inventory.yaml:27:9: vms.cp-1.first-host: there is no host h9"
         );
     }
 
@@ -459,7 +405,7 @@ groups:
             message(
                 &GOOD.replace("id: w-1", "id: cp-1").replace("[cp-1, w-1]", "[cp-1]").replace("[cp-1]", "[]")
             ),
-            "inventory.yaml:29:9: vms.cp-1: the id is used twice; line 20 has it too"
+            "inventory.yaml:36:9: vms.cp-1: the id is used twice; line 27 has it too"
         );
     }
 

@@ -3,6 +3,7 @@
 //! Every problem names file, line, column and field; unknown fields are refused.
 
 mod diff;
+mod fencing;
 mod inventory;
 mod policy;
 mod scalar;

@@ -46,7 +46,9 @@ section!(Detection for DetectionPolicy {
     heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
 });
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
-section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause, retry_pause_max; confirm_reads });
+section!(Fencing for FencingPolicy {
+    confirm_spacing, attempt_timeout, retry_pause, retry_pause_max, test_interval; confirm_reads
+});
 section!(Restart for RestartPolicy {
     tier_timeout, tier_delay, start_timeout, retry_after; starts_per_host, starts_per_datastore, starts_total, attempts
 });

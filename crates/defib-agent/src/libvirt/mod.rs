@@ -1,0 +1,472 @@
+//! The `libvirt` driver: VMs are transient domains of this host's libvirt, marked in their metadata.
+//!
+//! A domain without our mark is never touched, and never counted. Transient, a domain leaves nothing behind when it
+//! ends or when its host dies, so no libvirt ever starts one by itself. What runs is what a successful listing
+//! says: a libvirtd that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that
+//! must be does not wait for it (`status`).
+//!
+//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`: libvirt's
+//! keepalives are to end the calls to a libvirtd that hangs, but libvirt 9.0 wakes the caller by a signal that gets
+//! lost when it comes too early. Starts are made by a few threads of their own, because a start may take long and a
+//! stop must not wait for another VM's.
+
+mod api;
+mod mark;
+mod status;
+
+use std::{collections::BTreeMap, path::PathBuf, thread, time::Duration};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use defib_engine::guard::Input;
+use defib_model::{
+    Epoch, HostId, Incarnation, VmId,
+    inventory::{Definition, Readiness},
+};
+use virt::{connect::Connect, domain::Domain, error::Error, sys};
+
+use crate::{
+    clock,
+    hypervisor::{DriverHandle, Listing, Task, Tell, in_time, observed},
+};
+use mark::Mark;
+
+/// How often is looked without any event: events may get lost.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often while a guest's agent is awaited, or libvirt does not answer.
+const LOOK_OFTEN: Duration = Duration::from_millis(500);
+/// How long a question or a stop may take, a little longer than the keepalives that should end it.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// Starts under way at once.
+const STARTS: usize = 4;
+
+/// Where libvirt is.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This host.
+    pub host: HostId,
+    /// Its connection.
+    pub uri: String,
+    /// Where libvirt keeps the status of running domains.
+    pub status_dir: PathBuf,
+}
+
+/// A domain of ours that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    incarnation: Incarnation,
+    readiness: Readiness,
+    /// A guest agent may still come.
+    awaited: bool,
+    paused: bool,
+}
+
+/// A start for one of the threads that make them.
+struct Start {
+    connect: Connect,
+    vm: VmId,
+    incarnation: Incarnation,
+    xml: String,
+    not_after: defib_model::Instant,
+}
+
+/// How it ended.
+struct Started {
+    vm: VmId,
+    incarnation: Incarnation,
+    result: Result<(), String>,
+}
+
+/// How the newest epoch of this host is asked for.
+pub type EpochNow = Box<dyn Fn() -> Epoch + Send>;
+
+struct Driver {
+    settings: Settings,
+    epoch: EpochNow,
+    tell: Tell,
+    handle: DriverHandle,
+    connect: Option<Connect>,
+    connecting: Option<Receiver<Result<Connect, String>>>,
+    /// Since when libvirt does not answer, by the clock of this host; and whether that was told.
+    silent_since: Option<defib_model::Instant>,
+    why_silent: String,
+    /// Those who wait for the first listing.
+    listing: Option<Listing>,
+    held: BTreeMap<VmId, Held>,
+    starting: BTreeMap<VmId, Incarnation>,
+    starts: Sender<Start>,
+    started: Receiver<Started>,
+}
+
+/// Starts the driver's threads.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn start(
+    settings: Settings,
+    epoch: EpochNow,
+    tell: Tell,
+    listing: Listing,
+) -> std::io::Result<DriverHandle> {
+    let (handle, tasks) = DriverHandle::new("libvirt");
+    let (starts, wanted) = bounded::<Start>(4096);
+    let (done, started) = bounded::<Started>(4096);
+    for number in 0..STARTS {
+        let (wanted, done, handle) = (wanted.clone(), done.clone(), handle.clone());
+        thread::Builder::new().name(format!("libvirt-start-{number}")).spawn(move || {
+            for Start { connect, vm, incarnation, xml, not_after } in wanted {
+                let create = || {
+                    connect.create_domain_xml(&xml, 0).map(|_| ()).map_err(|error| error.message().to_owned())
+                };
+                let result = in_time(clock::now(), not_after).and_then(|()| create());
+                if done.send(Started { vm, incarnation, result }).is_err() {
+                    return;
+                }
+                handle.nudge();
+            }
+        })?;
+    }
+    let driver = Driver {
+        settings,
+        epoch,
+        tell,
+        handle: handle.clone(),
+        connect: None,
+        connecting: None,
+        silent_since: Some(clock::now()),
+        why_silent: "not connected yet".into(),
+        listing: Some(listing),
+        held: BTreeMap::new(),
+        starting: BTreeMap::new(),
+        starts,
+        started,
+    };
+    thread::Builder::new().name("libvirt".into()).spawn(move || driver.run(&tasks))?;
+    Ok(handle)
+}
+
+impl Driver {
+    fn run(mut self, tasks: &Receiver<Task>) {
+        let mut look_at = clock::now();
+        loop {
+            let wait = Duration::from_nanos(look_at.nanos_since(clock::now()));
+            match tasks.recv_timeout(wait) {
+                Ok(Task::Start { vm, incarnation, definition, not_after }) => {
+                    self.start(&vm, incarnation, &definition, not_after);
+                }
+                Ok(Task::Stop { vm, incarnation, votes }) => {
+                    let certain = self.stop(&vm, incarnation);
+                    votes.give(&vm, incarnation, certain, &self.tell);
+                }
+                Ok(Task::Look) | Err(RecvTimeoutError::Timeout) => {
+                    self.keep_connected();
+                    while let Ok(started) = self.started.try_recv() {
+                        self.ended(started);
+                    }
+                    self.look();
+                    let often = self.connect.is_none() || self.held.values().any(|held| held.awaited);
+                    let pause = if often { LOOK_OFTEN } else { LOOK_EVERY };
+                    look_at = clock::now()
+                        .plus(defib_model::Millis(u64::try_from(pause.as_millis()).unwrap_or(500)));
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Connects where there is no connection, and notices one that is dead.
+    fn keep_connected(&mut self) {
+        if let Some(connect) = &self.connect
+            && !connect.is_alive().unwrap_or(false)
+        {
+            self.lost("its connection broke");
+        }
+        if self.connect.is_some() {
+            return;
+        }
+        let answer = self
+            .connecting
+            .get_or_insert_with(|| api::connect(&self.settings.uri, self.handle.clone()))
+            .try_recv();
+        match answer {
+            Ok(Ok(connect)) => {
+                self.connecting = None;
+                self.connect = Some(connect);
+                tracing::info!(uri = self.settings.uri, "connected to libvirt");
+            }
+            Ok(Err(why)) => {
+                self.connecting = None;
+                self.silent(&why);
+            }
+            Err(crossbeam_channel::TryRecvError::Disconnected) => self.connecting = None,
+            Err(crossbeam_channel::TryRecvError::Empty) => {
+                let since = self.silent_since.map_or(0, |since| clock::now().nanos_since(since));
+                if Duration::from_nanos(since) > api::CONNECT_PATIENCE {
+                    self.silent("it takes a connection and does not answer");
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        self.connect = None;
+        self.silent(why);
+    }
+
+    /// Tells once that libvirt does not answer, and once more when the reason is another one.
+    fn silent(&mut self, why: &str) {
+        self.silent_since.get_or_insert_with(clock::now);
+        if self.why_silent != why {
+            tracing::error!(
+                uri = self.settings.uri,
+                why,
+                vms = self.held.len(),
+                "libvirt does not answer: VMs run on untouched, none can be started here"
+            );
+            self.why_silent = why.to_owned();
+        }
+    }
+
+    /// Looks at what runs. Only a listing that succeeded as a whole says that something does not.
+    fn look(&mut self) {
+        let Some(connect) = self.connect.clone() else { return };
+        let before = self.held.clone();
+        match limited(move || list(&connect, &before)) {
+            Ok(found) => {
+                if let Some(since) = self.silent_since.take() {
+                    let ms = clock::now().nanos_since(since) / 1_000_000;
+                    tracing::info!(ms, vms = found.len(), "libvirt answers");
+                    self.why_silent.clear();
+                }
+                self.compare(found);
+                if let Some(listing) = self.listing.take() {
+                    listing.done(&self.tell);
+                }
+            }
+            Err(why) => self.lost(&why),
+        }
+    }
+
+    fn compare(&mut self, found: BTreeMap<VmId, Held>) {
+        for (vm, held) in &self.held {
+            let same = found.get(vm).is_some_and(|now| now.incarnation == held.incarnation);
+            if !same {
+                tracing::warn!(%vm, incarnation = %held.incarnation, "its domain ended");
+                (self.tell)(observed(vm, held.incarnation, None));
+            }
+        }
+        for (vm, now) in &found {
+            let before = self.held.get(vm).filter(|held| held.incarnation == now.incarnation);
+            if before.is_none_or(|before| before.readiness != now.readiness) {
+                (self.tell)(observed(vm, now.incarnation, Some(now.readiness)));
+            }
+            match (before.is_some_and(|before| before.paused), now.paused) {
+                (false, true) => tracing::warn!(%vm, "its domain is paused"),
+                (true, false) => tracing::info!(%vm, "its domain goes on"),
+                _ => {}
+            }
+        }
+        self.held = found;
+    }
+
+    fn start(
+        &mut self,
+        vm: &VmId,
+        incarnation: Incarnation,
+        definition: &Definition,
+        not_after: defib_model::Instant,
+    ) {
+        match self.try_start(vm, incarnation, definition, not_after) {
+            // Its end is told when it comes.
+            Ok(true) => {}
+            Ok(false) => self.finished(vm, incarnation, Ok(())),
+            Err(why) => self.finished(vm, incarnation, Err(why)),
+        }
+    }
+
+    /// Whether a start is under way now; `false`: it runs already.
+    fn try_start(
+        &mut self,
+        vm: &VmId,
+        incarnation: Incarnation,
+        definition: &Definition,
+        not_after: defib_model::Instant,
+    ) -> Result<bool, String> {
+        if let Some(held) = self.held.get(vm) {
+            let other = || format!("incarnation {} runs", held.incarnation);
+            return if held.incarnation == incarnation { Ok(false) } else { Err(other()) };
+        }
+        if let Some(under_way) = self.starting.get(vm) {
+            let other = || format!("incarnation {under_way} is being started");
+            return if *under_way == incarnation { Ok(true) } else { Err(other()) };
+        }
+        let Some(connect) = self.connect.clone() else {
+            return Err(format!("libvirt does not answer on this host: {}", self.why_silent));
+        };
+        let [xml] = definition.arguments.as_slice() else {
+            return Err("its definition must have one argument: the domain's XML".into());
+        };
+        let xml = mark::marked(xml, vm, incarnation, (self.epoch)(), &self.settings.host)?;
+        let start = Start { connect, vm: vm.clone(), incarnation, xml, not_after };
+        self.starts.try_send(start).map_err(|_| "too many starts are under way on this host".to_owned())?;
+        self.starting.insert(vm.clone(), incarnation);
+        Ok(true)
+    }
+
+    /// A start has ended. Its error may hide a domain that runs: then that counts.
+    fn ended(&mut self, started: Started) {
+        let Started { vm, incarnation, result } = started;
+        self.starting.remove(&vm);
+        if result.is_ok() {
+            // Known at once, so that its end is told even if libvirt falls silent before it was ever listed.
+            let readiness = Readiness::PoweredOn;
+            self.held.entry(vm.clone()).or_insert(Held {
+                incarnation,
+                readiness,
+                awaited: true,
+                paused: false,
+            });
+        }
+        self.look();
+        let runs = self.held.get(&vm).is_some_and(|held| held.incarnation == incarnation);
+        let result = match result {
+            _ if runs => Ok(()),
+            Ok(()) => Err("its domain ended at once".into()),
+            Err(why) => Err(why),
+        };
+        self.finished(&vm, incarnation, result);
+    }
+
+    fn finished(&self, vm: &VmId, incarnation: Incarnation, result: Result<(), String>) {
+        match &result {
+            Ok(()) => tracing::info!(%vm, %incarnation, "started"),
+            Err(why) => tracing::warn!(%vm, %incarnation, why, "could not be started"),
+        }
+        (self.tell)(Input::StartFinished { vm: vm.clone(), incarnation, result });
+    }
+
+    /// Stops an incarnation up to `incarnation`, hard. Whether it certainly does not run.
+    fn stop(&mut self, vm: &VmId, incarnation: Incarnation) -> bool {
+        if self.starting.get(vm).is_some_and(|starting| *starting <= incarnation) {
+            // Its domain may appear at any moment: what there is of it ends now, and the guard asks again.
+            let _ = self.try_stop(vm, incarnation);
+            return false;
+        }
+        match self.try_stop(vm, incarnation) {
+            Some(Ok(certain)) => certain,
+            Some(Err(error)) => {
+                self.lost(&error);
+                status::stop(&self.settings.status_dir, vm, incarnation)
+            }
+            None => status::stop(&self.settings.status_dir, vm, incarnation),
+        }
+    }
+
+    /// By libvirt; `None`: it is not reached.
+    fn try_stop(&mut self, vm: &VmId, incarnation: Incarnation) -> Option<Result<bool, String>> {
+        let connect = self.connect.clone()?;
+        let wanted = vm.clone();
+        let stopped = limited(move || destroy(&connect, &wanted, incarnation));
+        if matches!(stopped, Ok(true))
+            && self.held.get(vm).is_some_and(|held| held.incarnation <= incarnation)
+        {
+            self.held.remove(vm);
+        }
+        Some(stopped)
+    }
+}
+
+/// Makes a call, in a thread that may hang alone.
+fn limited<T: Send + 'static>(call: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, String> {
+    let (answer, received) = bounded(1);
+    let run = move || {
+        let _ = answer.send(call().map_err(|error| error.message().to_owned()));
+    };
+    thread::Builder::new()
+        .name("libvirt-call".into())
+        .spawn(run)
+        .map_err(|error| format!("no thread to ask it: {error}"))?;
+    received
+        .recv_timeout(CALL_PATIENCE)
+        .unwrap_or_else(|_| Err("it takes questions and does not answer".into()))
+}
+
+/// Stops what is ours of an incarnation up to `incarnation`. Whether it certainly does not run.
+fn destroy(connect: &Connect, vm: &VmId, incarnation: Incarnation) -> Result<bool, Error> {
+    let domains = active(connect)?;
+    let Some(domain) = domains.into_iter().find(|domain| domain.name().is_ok_and(|name| name == vm.as_str()))
+    else {
+        return Ok(true);
+    };
+    match mark_of(&domain)? {
+        Some(mark) if mark.incarnation <= incarnation => {
+            if let Err(error) = domain.destroy() {
+                tracing::warn!(%vm, %error, "its domain could not be destroyed");
+            }
+            Ok(!domain.is_active().unwrap_or(false) && connect.is_alive().unwrap_or(false))
+        }
+        // Newer, or not ours.
+        Some(_) | None => Ok(true),
+    }
+}
+
+fn active(connect: &Connect) -> Result<Vec<Domain>, Error> {
+    connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+}
+
+/// The mark of a domain that is running; `None`: it has none, or has ended meanwhile.
+fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
+    let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
+    match domain.metadata(kind, Some(mark::NAMESPACE), 0) {
+        Ok(xml) => Ok(Mark::answered(&xml)),
+        // By state and not by code: drivers differ in their codes. One that ends the connection is an error of its own.
+        Err(error) => match domain.is_active() {
+            Ok(false) => Ok(None),
+            Ok(true) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN_METADATA => Ok(None),
+            Ok(true) => Err(error),
+            Err(_) => domain
+                .connect()
+                .and_then(|connect| if connect.is_alive()? { Ok(None) } else { Err(error.clone()) }),
+        },
+    }
+}
+
+/// All domains of ours that run.
+fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<BTreeMap<VmId, Held>, Error> {
+    let mut found = BTreeMap::new();
+    for domain in active(connect)? {
+        let Some(mark) = mark_of(&domain)? else { continue };
+        let Ok((state, _)) = domain.state() else { continue };
+        let paused = state.to_raw() == sys::VIR_DOMAIN_PAUSED;
+        let known = before.get(&mark.vm).filter(|held| held.incarnation == mark.incarnation);
+        let mut held = known.copied().unwrap_or(Held {
+            incarnation: mark.incarnation,
+            readiness: Readiness::PoweredOn,
+            awaited: true,
+            paused,
+        });
+        held.paused = paused;
+        if held.awaited {
+            let channel = domain.xml_desc(0).ok().and_then(|xml| mark::agent_channel(&xml));
+            match channel.as_deref() {
+                Some("connected") => {
+                    held.readiness = Readiness::GuestAgent;
+                    held.awaited = false;
+                }
+                Some(_) => {}
+                // Without a channel no agent ever comes.
+                None => held.awaited = false,
+            }
+        }
+        found.insert(mark.vm, held);
+    }
+    Ok(found)
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("settings", &self.settings)
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}

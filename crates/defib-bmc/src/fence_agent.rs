@@ -1,0 +1,276 @@
+//! Any program of Debian's `fence-agents` as a driver: `off`, and then `status` must say off.
+//!
+//! Such a program ignores options that it does not know, so a misspelt `plug` would switch whatever it takes for the
+//! default. Nothing is therefore asked before its metadata was read and knows every option. What identifies a host
+//! is the name that the device itself has for its outlet, since these devices know no UUIDs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use defib_model::inventory::FenceAgentTarget;
+use tokio::time::Instant;
+
+use crate::child::{Ended, MemoryFile, NotEnded, Program, end_of, run, said};
+use crate::off::{Steps, power_off};
+use crate::{
+    Bmc, BmcError, BmcFuture, CredentialError, CredentialRef, ErrorKind, FenceOutcome, IdentityProblem,
+    Limits, Phase, PowerOff, PowerReading, PowerState, ReportedIdentity, ResetOutcome, WriteGate,
+};
+
+mod metadata;
+
+use metadata::Metadata;
+
+/// What `status` ends with when the power is off. Alone it says little: an interpreter that does not find its
+/// script ends so, too.
+const OFF: i32 = 2;
+
+/// Configuration of one fencing device as a program of `fence-agents` sees it. Credentials are named, never held.
+#[derive(Debug, Clone)]
+pub struct FenceAgentEndpoint {
+    /// Unique name of the host whose power this controls; it appears in every error.
+    pub host: String,
+    /// The program, by name or path.
+    pub agent: PathBuf,
+    /// What it is told, by the names of its metadata.
+    pub options: BTreeMap<String, String>,
+    /// Where user name and password are, read for each call.
+    pub credentials: Option<CredentialRef>,
+    /// What the device calls the outlet; `None`: the operator vouches that address and options mean this host.
+    pub outlet: Option<String>,
+    /// Time limits and repetition.
+    pub limits: Limits,
+}
+
+impl FenceAgentEndpoint {
+    /// An endpoint without credentials and with limits for programs that log in by a dialogue.
+    pub fn new(
+        host: impl Into<String>,
+        agent: impl Into<PathBuf>,
+        options: BTreeMap<String, String>,
+        outlet: Option<String>,
+    ) -> Self {
+        let limits = Limits { request: Duration::from_secs(30), ..Limits::default() };
+        Self { host: host.into(), agent: agent.into(), options, credentials: None, outlet, limits }
+    }
+}
+
+/// A fencing device by way of its program. Nothing stays open between two calls.
+#[derive(Debug)]
+pub struct FenceAgentClient {
+    endpoint: FenceAgentEndpoint,
+    /// What the program says of itself, once it was asked and found fit.
+    metadata: Mutex<Option<Arc<Metadata>>>,
+}
+
+impl FenceAgentClient {
+    /// A client that has not started anything yet.
+    pub fn new(endpoint: FenceAgentEndpoint) -> Self {
+        Self { endpoint, metadata: Mutex::default() }
+    }
+
+    fn error(&self, kind: ErrorKind) -> BmcError {
+        BmcError::new(&self.endpoint.host, kind)
+    }
+
+    fn name(&self) -> String {
+        self.endpoint
+            .agent
+            .file_name()
+            .unwrap_or(self.endpoint.agent.as_os_str())
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    fn failed(&self, ended: &Ended) -> BmcError {
+        let said = end_of(&format!("{}; {}", ended.errors, said(&ended.output, &[])));
+        let said = format!("{}: {}", ended.status, said.trim_matches([';', ' ']));
+        self.error(ErrorKind::Program { program: self.name(), said })
+    }
+
+    fn refused(&self, said: String, next: &str) -> BmcError {
+        self.error(ErrorKind::ProgramRefused { program: self.name(), said, next: next.to_owned() })
+    }
+
+    async fn start(&self, program: Program<'_>, deadline: Instant) -> Result<Ended, BmcError> {
+        let own = Instant::now() + self.endpoint.limits.request;
+        let (phase, end) = if deadline < own { (Phase::Operation, deadline) } else { (Phase::Request, own) };
+        run(program, end).await.map_err(|error| match error {
+            NotEnded::TimedOut(after) => self.error(ErrorKind::Timeout { phase, after }),
+            NotEnded::NotStarted(source) => {
+                let program = self.endpoint.agent.display().to_string();
+                self.error(ErrorKind::NotInstalled { program, package: "fence-agents", source })
+            }
+        })
+    }
+
+    /// The program's metadata, once it is known to know all that it will be told.
+    async fn metadata(&self, deadline: Instant) -> Result<Arc<Metadata>, BmcError> {
+        let held = self.metadata.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(metadata) = held {
+            return Ok(metadata);
+        }
+        let program = Program {
+            path: &self.endpoint.agent,
+            arguments: vec!["-o".to_owned(), "metadata".to_owned()],
+            input: None,
+            files: Vec::new(),
+        };
+        let ended = self.start(program, deadline).await?;
+        if !ended.status.success() {
+            return Err(self.failed(&ended));
+        }
+        let metadata = Metadata::parse(&ended.output)
+            .map_err(|why| self.refused(why, "is it a program of the fence-agents collection?"))?;
+        let outlets = self.endpoint.outlet.is_some();
+        metadata
+            .fits(&self.endpoint.options, self.endpoint.credentials.is_some(), outlets)
+            .map_err(|why| self.refused(why, "correct this host's entry; nothing was switched"))?;
+        let metadata = Arc::new(metadata);
+        *self.metadata.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&metadata));
+        Ok(metadata)
+    }
+
+    /// Performs one action.
+    async fn act(&self, action: &str, deadline: Instant) -> Result<Ended, BmcError> {
+        let metadata = self.metadata(deadline).await?;
+        let mut lines = format!("action={action}\n");
+        for (name, value) in &self.endpoint.options {
+            lines.push_str(&format!("{name}={value}\n"));
+        }
+        let mut secret = None;
+        if let Some(reference) = self.endpoint.credentials.clone() {
+            let place = reference.clone();
+            let credentials = tokio::task::spawn_blocking(move || reference.resolve())
+                .await
+                .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
+                .map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+            let (user, password) = metadata.login();
+            lines.push_str(&format!("{user}={}\n{password}={}\n", credentials.user, &*credentials.password));
+            secret = Some(credentials);
+        }
+        let lines = zeroize::Zeroizing::new(lines);
+        let input = MemoryFile::new(lines.as_bytes()).map_err(|source| {
+            self.error(ErrorKind::Program {
+                program: self.name(),
+                said: format!("no memory for its options: {source}"),
+            })
+        })?;
+        let program = Program {
+            path: &self.endpoint.agent,
+            arguments: Vec::new(),
+            input: Some(input),
+            files: Vec::new(),
+        };
+        let ended = self.start(program, deadline).await?;
+        let secrets: Vec<&str> = secret.iter().map(|secret| secret.password.as_str()).collect();
+        Ok(Ended { errors: said(&ended.errors, &secrets), ..ended })
+    }
+
+    /// What the device calls the outlet that it is told to switch; an error unless it is the recorded name.
+    async fn identify(&self, deadline: Instant) -> Result<String, BmcError> {
+        let options = &self.endpoint.options;
+        let plug = options.get("plug").or_else(|| options.get("port")).cloned().unwrap_or_default();
+        let Some(expected) = &self.endpoint.outlet else {
+            let place = FenceAgentTarget::PLACES
+                .iter()
+                .filter_map(|name| options.get(*name).map(|value| format!(" {name}={value}")))
+                .collect::<String>();
+            return Ok(format!("{}{place}, by its operator's word", self.name()));
+        };
+        let ended = self.act("list", deadline).await?;
+        if !ended.status.success() {
+            return Err(self.failed(&ended));
+        }
+        let separator = options.get("separator").map_or(",", String::as_str);
+        let mut names = ended.output.lines().filter_map(|line| line.split_once(separator));
+        let found = names.find(|(outlet, _)| outlet.trim() == plug).map(|(_, name)| name.trim().to_owned());
+        if found.as_deref() != Some(expected.trim()) {
+            let expected = expected.clone();
+            return Err(self.error(ErrorKind::Identity(IdentityProblem::Outlet { expected, plug, found })));
+        }
+        Ok(format!("outlet {plug} {expected:?}"))
+    }
+
+    /// Reads the outlet's name and then its power.
+    async fn read(&self, deadline: Instant) -> Result<PowerReading, BmcError> {
+        let start = Instant::now();
+        let outlet = self.identify(deadline).await?;
+        let ended = self.act("status", deadline).await?;
+        let says = |word: &str| ended.output.lines().any(|line| line.trim_end() == format!("Status: {word}"));
+        let state = match ended.status.code() {
+            Some(OFF) if says("OFF") && !says("ON") => PowerState::Off,
+            Some(0) if says("ON") && !says("OFF") => PowerState::On,
+            _ => return Err(self.failed(&ended)),
+        };
+        let identity = ReportedIdentity { outlet: Some(outlet.clone()), ..ReportedIdentity::default() };
+        Ok(PowerReading { state, identity, system: outlet, took: start.elapsed() })
+    }
+
+    /// Asks once for a change of the power. The outlet's name was read and matched in the same operation by the caller.
+    async fn control(&self, action: &str, deadline: Instant) -> ResetOutcome {
+        match self.act(action, deadline).await {
+            Ok(ended) if ended.status.success() => {
+                ResetOutcome::Accepted { answer: end_of(&said(&ended.output, &[])) }
+            }
+            // It may have failed before or after the device took the order.
+            Ok(ended) => ResetOutcome::Unknown(self.failed(&ended)),
+            Err(error) if matches!(&*error.kind, ErrorKind::Timeout { .. }) => ResetOutcome::Unknown(error),
+            Err(error) => ResetOutcome::NotSent(error),
+        }
+    }
+
+    async fn switch_on(&self, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+        if let Err(error) = self.read(deadline).await {
+            return ResetOutcome::NotSent(error);
+        }
+        match tokio::time::timeout_at(deadline, gate.may_write()).await {
+            Ok(true) => self.control("on", deadline).await,
+            Ok(false) | Err(_) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
+        }
+    }
+}
+
+impl Steps for FenceAgentClient {
+    type Ticket = ();
+
+    async fn observe(&self, deadline: Instant) -> Result<(PowerReading, ()), BmcError> {
+        Ok((self.read(deadline).await?, ()))
+    }
+
+    async fn ask_off(&self, (): (), deadline: Instant) -> ResetOutcome {
+        self.control("off", deadline).await
+    }
+}
+
+impl Bmc for FenceAgentClient {
+    fn host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    fn prepare(&self, deadline: Instant) -> BmcFuture<'_, Result<(), BmcError>> {
+        Box::pin(async move { self.read(deadline).await.map(|_| ()) })
+    }
+
+    fn read_power(&self, deadline: Instant) -> BmcFuture<'_, Result<PowerReading, BmcError>> {
+        Box::pin(self.read(deadline))
+    }
+
+    fn identity(&self, deadline: Instant) -> BmcFuture<'_, Result<ReportedIdentity, BmcError>> {
+        Box::pin(async move { Ok(self.read(deadline).await?.identity) })
+    }
+
+    fn power_off_and_confirm<'a>(&'a self, order: PowerOff<'a>) -> BmcFuture<'a, FenceOutcome> {
+        Box::pin(power_off(self, &self.endpoint.host, &self.endpoint.limits, order))
+    }
+
+    fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
+        Box::pin(self.switch_on(gate, deadline))
+    }
+
+    fn close(&self, _deadline: Instant) -> BmcFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
