@@ -340,7 +340,7 @@ mod tests {
         let guest = Path::new("/opt/a b/\"guest\"");
         let mut wanted = declared(Size::default(), guest, Path::new("/tmp/o#1")).unwrap();
         for (number, host) in wanted.hosts.values_mut().enumerate() {
-            host.neighbour_address = Some(format!("127.0.0.1:{number}"));
+            host.neighbour_address = Some(format!("127.0.0.1:{}", 7000 + number));
             let target = RedfishTarget {
                 address: "https://127.0.0.1:8443".into(),
                 uuid: Some(format!("u{number}")),
