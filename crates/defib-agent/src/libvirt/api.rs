@@ -5,19 +5,16 @@ use std::{
     ffi::{CStr, c_int, c_void},
     sync::OnceLock,
     thread,
-    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, bounded};
+use defib_model::Millis;
 use virt::{connect::Connect, error, event, sys};
 
 use crate::hypervisor::DriverHandle;
 
-/// Seconds between two questions whether libvirtd is there, and how many may stay unanswered. Without them a call to a
-/// libvirtd that hangs never returns.
-const KEEPALIVE: (i32, u32) = (1, 2);
-
-/// Starts libvirt's event loop, once in this process. Without it there are neither keepalives nor events.
+/// Starts libvirt's event loop, once in this process. Without it there are no events, and libvirtd, whose
+/// keepalives nobody answers, ends our connections.
 pub(super) fn event_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
@@ -52,10 +49,6 @@ pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connec
     let open = move || {
         let opened = event_loop().and_then(|()| {
             let connect = Connect::open(Some(&uri)).map_err(|error| error.message().to_owned())?;
-            // A driver that runs within this process needs no keepalive and has none.
-            if let Err(error) = connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
-                tracing::debug!(%error, "no keepalive");
-            }
             register(&connect, notify.clone())?;
             Ok(connect)
         });
@@ -69,7 +62,7 @@ pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connec
 }
 
 /// How long an answer of `connect` may take before it is told that it does.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_PATIENCE: Millis = Millis(5000);
 
 unsafe extern "C" fn lifecycle(
     _: sys::virConnectPtr,
