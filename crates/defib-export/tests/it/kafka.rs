@@ -183,8 +183,9 @@ async fn answers_that_get_lost_and_leaders_that_change_cost_neither_order_nor_do
     let cluster = cluster();
     let book = Book::of(1000);
     use RDKafkaRespErr as E;
-    // One request at a time: mock brokers check no sequence numbers, and would take the second after refusing the first,
-    // which a producer that is idempotent may understand as word that they have both. A real one is broken in tests/tests/kafka.
+    // One request at a time: mock brokers check no sequence numbers, and would take the second after refusing the
+    // first, which a producer that is idempotent may understand as word that they have both. A real one is broken
+    // in tests/tests/kafka.
     let policy = SinkPolicy { batch: 1, ..sink(to(&cluster, ContentMode::Binary), Format::Native) };
     let pumped = Pumped::start("topic", policy, &book, 0);
     pumped.wait_until("some arrived", |status| status.settled > EventSeq(100)).await;
