@@ -5,10 +5,10 @@
 //! says: a libvirtd that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that
 //! must be does not wait for it (`status`).
 //!
-//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`. A call itself lasts
-//! until libvirtd answers or dies: whoever gives up a start, as libvirt's keepalives do, knows nothing of a libvirtd that
-//! goes on and makes it. Starts are made by a few threads of their own, because a start may take long and a stop must
-//! not wait for another VM's.
+//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`. A call itself
+//! lasts until libvirtd answers or dies: whoever gives up a start, as libvirt's keepalives do, knows nothing of a
+//! libvirtd that goes on and makes it. Starts are made by a few threads of their own, because a start may take long
+//! and a stop must not wait for another VM's.
 
 mod api;
 mod mark;
