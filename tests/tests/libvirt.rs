@@ -12,17 +12,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use defib_agent::hypervisor::{DriverHandle, Hypervisor, Job, Listing, Tell};
+use defib_agent::hypervisor::{DriverHandle, Hypervisor, Job, Listing, StartOrder, Tell};
 use defib_agent::libvirt::{self, Settings};
 use defib_engine::guard::{Input, VmObserved};
 use defib_lab::needs;
 use defib_model::inventory::{Definition, Readiness};
 use defib_model::{Epoch, HostId, Incarnation, VmId};
-use defib_tests::skip;
+use defib_tests::{skip, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tokio::time::Instant;
 
 /// Longer than anything takes that is expected to work, on any machine.
 const AMPLE: Duration = Duration::from_secs(60);
@@ -210,12 +209,12 @@ impl Driver {
 
     fn order_start(&self, name: &str, incarnation: u64) {
         let definition = Definition { driver: "libvirt".into(), arguments: vec![domain(name)] };
-        self.hypervisor.tell(Job::Start {
+        self.hypervisor.tell(Job::Start(StartOrder {
             vm: vm(name),
             incarnation: Incarnation(incarnation),
             definition,
             not_after: late(),
-        });
+        }));
     }
 
     fn order_stop(&self, name: &str, incarnation: u64) {
@@ -275,14 +274,6 @@ fn started(name: &str, incarnation: u64) -> Input {
 
 fn stopped(name: &str, incarnation: u64, ok: bool) -> Input {
     Input::StopFinished { vm: vm(name), incarnation: Incarnation(incarnation), ok }
-}
-
-async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + AMPLE;
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]
@@ -350,12 +341,12 @@ async fn a_guest_that_crashes_is_told_and_one_that_cant_start_is_explained() {
         driver: "libvirt".into(),
         arguments: vec![domain(&odd).replace("machine='pc'", "machine='toaster'")],
     };
-    driver.hypervisor.tell(Job::Start {
+    driver.hypervisor.tell(Job::Start(StartOrder {
         vm: vm(&odd),
         incarnation: Incarnation(1),
         definition,
         not_after: late(),
-    });
+    }));
     wait_until("the refusal", || {
         driver.told.lock().unwrap().iter().any(
             |input| matches!(input, Input::StartFinished { result: Err(why), .. } if why.contains("toaster")),

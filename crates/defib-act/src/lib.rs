@@ -26,6 +26,7 @@ use defib_model::{
 };
 use tokio::{sync::watch, time::Instant};
 pub use warm::{BmcHealth, Kind, changed};
+use warm::{Busy, Key, Testing};
 
 /// A fencing method that can't be used as declared.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +63,6 @@ pub enum MethodError {
     },
 }
 
-use warm::{Busy, Testing};
-
 type Client = Arc<dyn Bmc>;
 
 #[derive(Debug)]
@@ -79,7 +78,7 @@ pub struct Power {
     authority: Option<Trust>,
     /// Where the programs of `fence-agents` are; `None`: in the system's folders.
     agents: Option<PathBuf>,
-    bmcs: Mutex<BTreeMap<(HostId, usize, usize), Controlled>>,
+    bmcs: Mutex<BTreeMap<Key, Controlled>>,
     /// How often a method is tested that has no connection to keep.
     test_every: Mutex<Duration>,
     changes: watch::Sender<u64>,

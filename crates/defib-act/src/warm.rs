@@ -45,7 +45,8 @@ impl Kind {
     }
 }
 
-type Key = (HostId, usize, usize);
+/// A method: host, level, and place within the level.
+pub(crate) type Key = (HostId, usize, usize);
 
 /// A test that is due.
 struct Due {

@@ -42,7 +42,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock,
     durable::Store,
-    hypervisor::{Hypervisor, Job},
+    hypervisor::{Hypervisor, Job, StartOrder},
     sessions::Outbox,
     watchdog::Keeper,
 };
@@ -426,7 +426,7 @@ impl GuardThread {
             match effect {
                 Effect::Persist(durable) => self.store.write(&durable)?,
                 Effect::StartVm { vm, incarnation, definition, not_after } => {
-                    self.hypervisor.tell(Job::Start { vm, incarnation, definition, not_after });
+                    self.hypervisor.tell(Job::Start(StartOrder { vm, incarnation, definition, not_after }));
                 }
                 Effect::StopVm { vm, incarnation, reason } => {
                     tracing::warn!(%vm, %incarnation, %reason, "stop");

@@ -121,8 +121,8 @@ impl Broker {
     /// Waits until it listens.
     ///
     /// # Errors
-    /// When it ended, or does not listen in time.
-    pub async fn wait_until_up(&mut self) -> anyhow::Result<()> {
+    /// When it does not listen in time.
+    pub async fn wait_until_up(&self) -> anyhow::Result<()> {
         let address = self.address();
         let log = self.program.output.display().to_string();
         wait_until("Kafka listens", STARTS_WITHIN, || async {

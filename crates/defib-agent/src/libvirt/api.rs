@@ -8,7 +8,6 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, bounded};
-use defib_model::Millis;
 use virt::{connect::Connect, error, event, sys};
 
 use crate::hypervisor::DriverHandle;
@@ -60,9 +59,6 @@ pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connec
     }
     received
 }
-
-/// How long an answer of `connect` may take before it is told that it does.
-pub(super) const CONNECT_PATIENCE: Millis = Millis(5000);
 
 unsafe extern "C" fn lifecycle(
     _: sys::virConnectPtr,

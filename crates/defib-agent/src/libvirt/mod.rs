@@ -18,24 +18,23 @@ use std::{collections::BTreeMap, path::PathBuf, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use defib_engine::guard::Input;
-use defib_model::{
-    Epoch, HostId, Incarnation, Millis, VmId,
-    inventory::{Definition, Readiness},
-};
+use defib_model::{Epoch, HostId, Incarnation, Millis, VmId, inventory::Readiness};
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use crate::{
     clock,
-    hypervisor::{DriverHandle, Listing, Task, Tell, in_time, observed},
+    hypervisor::{DriverHandle, Listing, StartOrder, Task, Tell, in_time, observed},
 };
 use mark::Mark;
 
 /// How often is looked without any event: events may get lost.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Millis = Millis(2000);
 /// How often while a guest's agent is awaited, or libvirt does not answer.
-const LOOK_OFTEN: Duration = Duration::from_millis(500);
+const LOOK_OFTEN: Millis = Millis(500);
 /// How long a question or a stop is waited for.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to be connected before it is told that it does.
+const CONNECT_PATIENCE: Millis = Millis(5000);
 /// A libvirtd that takes longer than this to take a connection hangs, and may have a start to make that an agent
 /// before us ordered …
 const CONNECTS_WITHIN: Millis = Millis(1000);
@@ -159,9 +158,7 @@ impl Driver {
         loop {
             let wait = Duration::from_nanos(look_at.nanos_since(clock::now()));
             match tasks.recv_timeout(wait) {
-                Ok(Task::Start { vm, incarnation, definition, not_after }) => {
-                    self.start(&vm, incarnation, &definition, not_after);
-                }
+                Ok(Task::Start(order)) => self.start(&order),
                 Ok(Task::Stop { vm, incarnation, votes }) => {
                     let certain = self.stop(&vm, incarnation);
                     votes.give(&vm, incarnation, certain, &self.tell);
@@ -175,8 +172,7 @@ impl Driver {
                     let often = self.connect.is_none()
                         || self.listing.is_some()
                         || self.held.values().any(|held| held.awaited);
-                    let pause = if often { LOOK_OFTEN } else { LOOK_EVERY };
-                    look_at = clock::now().plus(Millis(u64::try_from(pause.as_millis()).unwrap_or(500)));
+                    look_at = clock::now().plus(if often { LOOK_OFTEN } else { LOOK_EVERY });
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -213,7 +209,7 @@ impl Driver {
                 if pending.plus(CONNECTS_WITHIN) < now {
                     self.settled_at = now.plus(SETTLED_AFTER);
                 }
-                if pending.plus(api::CONNECT_PATIENCE) < now {
+                if pending.plus(CONNECT_PATIENCE) < now {
                     self.silent("it takes a connection and does not answer");
                 }
             }
@@ -281,29 +277,19 @@ impl Driver {
         self.held = found;
     }
 
-    fn start(
-        &mut self,
-        vm: &VmId,
-        incarnation: Incarnation,
-        definition: &Definition,
-        not_after: defib_model::Instant,
-    ) {
-        match self.try_start(vm, incarnation, definition, not_after) {
+    fn start(&mut self, order: &StartOrder) {
+        match self.try_start(order) {
             // Its end is told when it comes.
             Ok(true) => {}
-            Ok(false) => self.finished(vm, incarnation, Ok(())),
-            Err(why) => self.finished(vm, incarnation, Err(why)),
+            Ok(false) => self.finished(&order.vm, order.incarnation, Ok(())),
+            Err(why) => self.finished(&order.vm, order.incarnation, Err(why)),
         }
     }
 
     /// Whether a start is under way now; `false`: it runs already.
-    fn try_start(
-        &mut self,
-        vm: &VmId,
-        incarnation: Incarnation,
-        definition: &Definition,
-        not_after: defib_model::Instant,
-    ) -> Result<bool, String> {
+    fn try_start(&mut self, order: &StartOrder) -> Result<bool, String> {
+        let StartOrder { vm, incarnation, definition, not_after } = order;
+        let (incarnation, not_after) = (*incarnation, *not_after);
         if let Some(held) = self.held.get(vm) {
             let other = || format!("incarnation {} runs", held.incarnation);
             return if held.incarnation == incarnation { Ok(false) } else { Err(other()) };
