@@ -7,9 +7,14 @@ use std::{
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use defib_lab::cluster::{self, Cluster};
+use defib_wire::v1;
+
+pub mod bmc;
 
 /// The build's directory: what tests install goes there, and what they skipped.
 #[must_use]
@@ -65,6 +70,33 @@ pub fn python(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
     run(&python, &["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &list], "")?;
     fs::write(&installed, wanted)?;
     Ok(python)
+}
+
+/// Waits until something holds, for longer than anything takes that is expected to come, on any machine.
+///
+/// # Panics
+/// When it does not.
+pub async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let look = || std::future::ready(if holds() { Ok(()) } else { Err(anyhow::anyhow!("waited in vain")) });
+    cluster::wait_until(what, Duration::from_secs(60), look).await.expect("what is waited for");
+}
+
+/// Looks whether all sinks but one that is `dead` have every event, the last signature included.
+///
+/// # Errors
+/// That they have not yet, or that nobody tells.
+pub async fn all_delivered(cluster: &Cluster, dead: Option<&str>) -> anyhow::Result<v1::ListSinksResponse> {
+    let answer = cluster.operator().sinks().await?;
+    ensure!(
+        answer.signed_seq + 1 == answer.head_seq,
+        "signed up to {} of {}",
+        answer.signed_seq,
+        answer.head_seq
+    );
+    for sink in answer.sinks.iter().filter(|sink| Some(sink.id.as_str()) != dead) {
+        ensure!(sink.lag_events == 0, "{} is {} behind: {}", sink.id, sink.lag_events, sink.trouble);
+    }
+    Ok(answer)
 }
 
 /// Says loudly that something was not tested, and leaves a note that `cargo xtask test` counts.

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use defib_act::{BmcHealth, Kind, Power};
 use defib_bmc::{
-    AlwaysAllowed, Bmc, CredentialRef, FenceAgentClient, FenceAgentEndpoint, FenceOutcome, PowerOff,
-    PowerState,
+    AlwaysAllowed, Bmc, CredentialRef, FenceAgentClient, FenceAgentEndpoint, FenceOutcome, PowerState,
 };
 use defib_engine::controller::{FenceOrder, PowerQuestion};
 use defib_lab::ipmi::{IpmiConfig, IpmiSim};
@@ -22,6 +21,7 @@ use defib_lab::needs;
 use defib_model::command::FenceResult;
 use defib_model::inventory::{FaultDomain, FenceAgentTarget, FenceMethod, FencingLevel, Host, SelfFence};
 use defib_model::{HostId, Inventory, Millis, RecoveryId, Resources};
+use defib_tests::bmc::order;
 use defib_tests::skip;
 use futures_util::StreamExt as _;
 use tempfile::{NamedTempFile, TempDir};
@@ -177,15 +177,6 @@ fn h1() -> HostId {
     HostId::new("h1").unwrap()
 }
 
-fn order(within: Duration) -> PowerOff<'static> {
-    PowerOff {
-        confirm_reads: 2,
-        spacing: Duration::from_millis(5),
-        deadline: Instant::now() + within,
-        gate: &AlwaysAllowed,
-    }
-}
-
 fn ample() -> Instant {
     Instant::now() + AMPLE
 }
@@ -243,7 +234,7 @@ async fn one_outlet_that_stays_on_spoils_the_proof_of_the_other() {
 async fn an_outlet_with_another_name_is_never_switched() {
     let Some(mut rig) = Rig::new("an_outlet_with_another_name_is_never_switched") else { return };
     for target in [rig.target("1", "h7-a"), rig.target("9", "h1-a")] {
-        let outcome = rig.client(target).power_off_and_confirm(order(AMPLE)).await;
+        let outcome = rig.client(target).power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
         assert!(matches!(outcome, FenceOutcome::IdentityMismatch { requests: 0, .. }), "{outcome}");
     }
     let error = rig.client(rig.target("1", "h7-a")).read_power(ample()).await.unwrap_err();
@@ -260,7 +251,7 @@ async fn a_misspelt_option_is_found_in_the_metadata_before_anything_is_asked() {
     };
     let mut target = rig.target("1", "h1-a");
     target.options.insert("plgu".into(), "1".into());
-    let outcome = rig.client(target).power_off_and_confirm(order(AMPLE)).await;
+    let outcome = rig.client(target).power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
     assert!(matches!(outcome, FenceOutcome::Refused { requests: 0, .. }), "{outcome}");
     assert!(outcome.to_string().contains("no option \"plgu\""), "{outcome}");
     assert_eq!(rig.requests(), [""; 0]);
@@ -349,7 +340,7 @@ async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
         reading.identity.outlet.as_deref(),
         Some("fence_ipmilan ip=127.0.0.1, by its operator's word")
     );
-    let outcome = client.power_off_and_confirm(order(AMPLE)).await;
+    let outcome = client.power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
     assert_eq!(outcome.readings_off().map(<[_]>::len), Some(2), "{outcome}");
     assert!(!sim.host_runs());
 }
@@ -369,7 +360,7 @@ async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothi
         |agent: &Path| FenceAgentClient::new(FenceAgentEndpoint::new("h1", agent, told.clone(), None));
     write("on");
     let dummy = client(Path::new("fence_dummy"));
-    assert!(dummy.power_off_and_confirm(order(AMPLE)).await.readings_off().is_some());
+    assert!(dummy.power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await.readings_off().is_some());
     assert_eq!(fs::read_to_string(&state).unwrap(), "off");
     // Neither on nor off.
     write("melted");
@@ -385,7 +376,8 @@ async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothi
             format!("#!/bin/sh\n[ \"$2\" = metadata ] && {{ echo \"{metadata}\"; exit 0; }}\n{body}\n");
         fs::write(&broken, script).unwrap();
         fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
-        let outcome = client(&broken).power_off_and_confirm(order(Duration::from_millis(800))).await;
+        let outcome =
+            client(&broken).power_off_and_confirm(order(Duration::from_millis(800), &AlwaysAllowed)).await;
         assert!(outcome.readings_off().is_none() && outcome.requests() == 0, "{body}: {outcome}");
     }
 }

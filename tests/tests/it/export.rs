@@ -22,6 +22,7 @@ use defib_model::{
     Event, EventKind, Millis, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
 };
+use defib_tests::all_delivered;
 use serde_json::Value;
 
 use crate::rig::{AMPLE, Rig, quick, run};
@@ -77,24 +78,10 @@ async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
 /// Waits until the living sinks have everything, the last signature included.
 async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<()> {
     wait_until("all is delivered and signed", AMPLE, || async {
-        let answer = cluster.operator().sinks().await?;
+        let answer = all_delivered(cluster, Some("dead")).await?;
         ensure!(answer.sinks.len() == 3, "{} sinks", answer.sinks.len());
-        ensure!(
-            answer.signed_seq + 1 == answer.head_seq,
-            "signed up to {} of {}",
-            answer.signed_seq,
-            answer.head_seq
-        );
-        for sink in &answer.sinks {
-            let is_dead = sink.id == "dead";
-            ensure!(
-                is_dead || sink.lag_events == 0,
-                "{} is {} behind: {}",
-                sink.id,
-                sink.lag_events,
-                sink.trouble
-            );
-            ensure!(!is_dead || (sink.state == "failing" && sink.delivered_seq == 0), "{sink:?}");
+        for sink in answer.sinks.iter().filter(|sink| sink.id == "dead") {
+            ensure!(sink.state == "failing" && sink.delivered_seq == 0, "{sink:?}");
         }
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! A whole cluster writes its events while the broker is killed and held and leaders die; an independent reader counts.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use defib_export::{
@@ -15,6 +15,7 @@ use defib_model::{
     Millis, Policy, SinkId,
     export::{ContentMode, Filter, Format, SinkPolicy, Target},
 };
+use defib_tests::all_delivered;
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::judge::Others;
@@ -66,38 +67,21 @@ async fn leader(cluster: &Cluster) -> anyhow::Result<u64> {
 
 /// Waits until the archive has grown: events flow, whatever has happened to the broker.
 async fn wait_until_more(cluster: &Cluster, events: u64) -> anyhow::Result<()> {
-    let mut begin = None;
-    let begin = &mut begin;
-    let seen = Arc::new(std::sync::Mutex::new(begin));
-    wait_until("the archive gets more events", AMPLE, || {
-        let seen = Arc::clone(&seen);
-        async move {
-            let sinks = cluster.operator().sinks().await?.sinks;
-            let archive = sinks.iter().find(|sink| sink.id == "archive").context("no archive")?.delivered_seq;
-            let mut seen = seen.lock().expect("no test panicked");
-            let from = *seen.get_or_insert(archive);
-            ensure!(archive >= from + events, "{archive}");
-            Ok(())
-        }
+    let begin = Cell::new(None);
+    wait_until("the archive gets more events", AMPLE, || async {
+        let sinks = cluster.operator().sinks().await?.sinks;
+        let archive = sinks.iter().find(|sink| sink.id == "archive").context("no archive")?.delivered_seq;
+        let from = begin.get().unwrap_or(archive);
+        begin.set(Some(from));
+        ensure!(archive >= from + events, "{archive}");
+        Ok(())
     })
     .await
 }
 
 async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<u64> {
-    wait_until("all is delivered and signed", AMPLE, || async {
-        let answer = cluster.operator().sinks().await?;
-        ensure!(
-            answer.signed_seq + 1 == answer.head_seq,
-            "signed {} of {}",
-            answer.signed_seq,
-            answer.head_seq
-        );
-        for sink in &answer.sinks {
-            ensure!(sink.lag_events == 0, "{} is {} behind: {}", sink.id, sink.lag_events, sink.trouble);
-        }
-        Ok(())
-    })
-    .await?;
+    let look = || async { all_delivered(cluster, None).await.map(drop) };
+    wait_until("all is delivered and signed", AMPLE, look).await?;
     Ok(cluster.operator().sinks().await?.head_seq)
 }
 
