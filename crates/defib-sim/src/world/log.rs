@@ -4,7 +4,7 @@ use bytes::Bytes;
 use defib_consensus::replica::{MembershipChange, Output, PeerMessage, ProposalId};
 use defib_model::Millis;
 
-use super::{Act, End, World, core::Message, queue::RaftMessage};
+use super::{Act, End, World, core::Message, network::GIVEN_UP_AFTER, queue::RaftMessage};
 use crate::clock::MS;
 
 /// What the thread takes.
@@ -255,7 +255,9 @@ impl World {
         let reachable =
             self.network.both_ways(End::Replica(from), End::Replica(to)) && self.replicas[to].is_up();
         // A connection that breaks loses what it holds.
-        let lost = !reachable || self.chance.network.permille(self.network.now.loss / 10);
+        let broken = !reachable || self.chance.network.permille(self.network.now.loss / 10);
+        let span = if broken { GIVEN_UP_AFTER } else { self.stream_transit() };
+        let lost = span >= GIVEN_UP_AFTER;
         if message.snapshot {
             // Its fate is known later; now would be within the output that it belongs to.
             let peer = message.to;
@@ -268,7 +270,6 @@ impl World {
         if lost {
             return;
         }
-        let span = self.stream_transit();
         let link = self.network.raft_link(from, to);
         let at = (self.now + span).max(self.network.last_raft[link] + 1);
         self.network.last_raft[link] = at;
