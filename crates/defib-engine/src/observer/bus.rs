@@ -91,6 +91,19 @@ pub(super) struct Witness {
     heard: Instant,
 }
 
+/// What a partition held when it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// When it was asked, by this observer's clock.
+    pub asked_at: Instant,
+    /// What the shell was to read next when it asked.
+    pub read_to: u64,
+    /// The oldest record that it still has.
+    pub first: u64,
+    /// The record that comes next.
+    pub end: u64,
+}
+
 /// Where a partition ended when it was asked.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
@@ -181,24 +194,18 @@ impl Observer {
         self.bus.readings.insert(partition, Reading::from(asked_at, end));
     }
 
-    /// Where a partition ended when it was asked at `asked_at`. `true`: it ends before what was read of it, so it was cut
-    /// or made anew, and is to be read on from that end.
+    /// What a partition held when it was asked. `true`: what was to be read next is not there, so records were taken
+    /// away, or the topic was made anew. Its reading is over, and begins again where the shell says so; until then this
+    /// is said again, lest a shell misses it.
     #[must_use]
-    pub fn bus_ends(&mut self, partition: Partition, asked_at: Instant, end: u64) -> bool {
-        match self.bus.readings.get_mut(&partition) {
-            Some(reading) if end >= reading.next => {
-                reading.mark(Mark { asked_at, end });
-                false
-            }
-            Some(_) => {
-                self.bus_begins(partition, asked_at, end);
-                true
-            }
-            None => {
-                self.bus_begins(partition, asked_at, end);
-                false
-            }
+    pub fn bus_holds(&mut self, partition: Partition, extent: &Extent) -> bool {
+        let Some(reading) = self.bus.readings.get_mut(&partition) else { return true };
+        if extent.end < extent.read_to || extent.first > reading.next {
+            self.bus.readings.remove(&partition);
+            return true;
         }
+        reading.mark(Mark { asked_at: extent.asked_at, end: extent.end });
+        false
     }
 
     /// A record was read that tells nothing, or of nobody who is watched.
@@ -249,10 +256,11 @@ impl Observer {
         Heed::Counted
     }
 
-    /// How far behind the reading is, at its worst partition: nothing was left to read so long ago. `None`: no bus is read.
+    /// When it was known last that nothing was left to read, at the partition that is furthest behind. `None`: none is
+    /// read.
     #[must_use]
-    pub fn bus_behind(&self, now: Instant) -> Option<Millis> {
-        self.bus.readings.values().map(|reading| now.since(reading.caught_up_at())).max()
+    pub fn bus_caught_up_at(&self) -> Option<Instant> {
+        self.bus.readings.values().map(Reading::caught_up_at).min()
     }
 
     /// How many votes were withheld for what the bus told, or could not tell.

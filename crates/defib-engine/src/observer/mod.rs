@@ -24,7 +24,7 @@ use alloc::{
 use core::cmp::Reverse;
 
 use crate::ledger::Electorate;
-pub use bus::{BusBeat, Heed, Partition, Place};
+pub use bus::{BusBeat, Extent, Heed, Partition, Place};
 use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
     command::{ExpiryVote, OpinionChange},
