@@ -2,6 +2,8 @@
 
 mod bus;
 #[cfg(feature = "kafka-drills")]
+mod bus_drill;
+#[cfg(feature = "kafka-drills")]
 mod drills;
 mod judge;
 mod secured;

@@ -106,6 +106,7 @@ impl Cluster {
             second_switch,
             _relays: relays,
             marker,
+            bus: options.bus,
             directory,
             leave_directory: options.leave_directory,
         };
@@ -128,7 +129,10 @@ impl Cluster {
                 .context("a lab's host has a neighbour address")?
                 .parse()?;
             let config = directory.join("agent.yaml");
-            fs::write(&config, files::agent(name.as_str(), neighbour, &self.ports, &directory))?;
+            fs::write(
+                &config,
+                files::agent(name.as_str(), neighbour, &self.ports, &directory, self.bus.as_deref()),
+            )?;
             let user = directory.join("bmc.user");
             fs::write(&user, format!("defib\nlab-{}-{}\n", self.marker, name))?;
             fs::set_permissions(&user, fs::Permissions::from_mode(0o600))?;
@@ -231,7 +235,7 @@ impl Cluster {
         let directory = self.replica_directory(own.id);
         fs::create_dir_all(directory.join("data"))?;
         let config = directory.join("replica.yaml");
-        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild))?;
+        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild, self.bus.as_deref()))?;
         let (key, secret) = SigningKey::generate()?;
         let path = directory.join("events.key");
         fs::write(&path, &*secret)?;

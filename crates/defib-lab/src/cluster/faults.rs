@@ -168,14 +168,20 @@ impl Cluster {
         for one in &self.replicas {
             let directory = self.replica_directory(one.id);
             let ports = self.ports.iter().find(|ports| ports.id == one.id).context("a replica has ports")?;
-            fs::write(directory.join("replica.yaml"), files::replica(ports, &self.ports, &directory, false))?;
+            fs::write(
+                directory.join("replica.yaml"),
+                files::replica(ports, &self.ports, &directory, false, self.bus.as_deref()),
+            )?;
         }
         for host in self.hosts.keys() {
             let directory = self.host_directory(host);
             let declared = self.inventory.hosts.values().find(|one| one.id.as_str() == host);
             let neighbour = declared.and_then(|one| one.neighbour_address.as_deref());
             let neighbour = neighbour.context("a lab's host has a neighbour address")?.parse()?;
-            fs::write(directory.join("agent.yaml"), files::agent(host, neighbour, &self.ports, &directory))?;
+            fs::write(
+                directory.join("agent.yaml"),
+                files::agent(host, neighbour, &self.ports, &directory, self.bus.as_deref()),
+            )?;
         }
         let operator = self.directory.join("operator");
         fs::write(self.directory.join("operator.yaml"), files::operator(&self.ports, &operator))?;
