@@ -16,7 +16,7 @@ pub(crate) fn gather(counters: &BusCounters, now: Instant) {
     {
         counter!("defib_bus_dead_letters_total", "result" => result).absolute(count.load(Ordering::Relaxed));
     }
-    counter!("defib_bus_partitions_lost_total").absolute(counters.lost.load(Ordering::Relaxed));
+    counter!("defib_bus_losses_total").absolute(counters.lost.load(Ordering::Relaxed));
     counter!("defib_bus_unanswered_total").absolute(counters.unanswered.load(Ordering::Relaxed));
     counter!("defib_bus_votes_withheld_total").absolute(counters.withheld.load(Ordering::Relaxed));
     let behind = match counters.caught_up_at.load(Ordering::Relaxed) {
@@ -40,7 +40,7 @@ pub(crate) fn describe() {
         let _ = counter!("defib_bus_dead_letters_total", "result" => result);
     }
     for (name, text) in [
-        ("defib_bus_partitions_lost_total", "Times that records of a partition were taken away unread"),
+        ("defib_bus_losses_total", "Times that records were taken away unread and reading began anew"),
         ("defib_bus_unanswered_total", "Times that brokers did not say what a partition holds"),
         ("defib_bus_votes_withheld_total", "Votes withheld for what the bus told, or could not tell"),
     ] {

@@ -126,7 +126,7 @@ pub struct BusCounters {
     pub dead_letters_written: AtomicU64,
     /// Those that do not, since nothing could be written there, or there is none.
     pub dead_letters_lost: AtomicU64,
-    /// Partitions that were begun anew because what was to be read next was gone.
+    /// Times that reading began anew because what was to be read next was gone.
     pub lost: AtomicU64,
     /// Times that brokers did not say where a partition ends.
     pub unanswered: AtomicU64,

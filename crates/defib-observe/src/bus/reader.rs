@@ -16,7 +16,7 @@ use defib_engine::observer::{BusBeat, Extent, Partition, Place};
 use defib_kafka::Quiet;
 use defib_wire::bus::{BmcEvent, Heartbeat};
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
+    ClientConfig, Message as _, Offset, TopicPartitionList,
     config::FromClientConfigAndContext as _,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
@@ -103,7 +103,6 @@ pub fn start(
         .set("fetch.error.backoff.ms", "100")
         .set("queued.max.messages.kbytes", "16384")
         .set("topic.metadata.refresh.interval.ms", "10000");
-    let consumer = Arc::new(BaseConsumer::from_config_and_context(&settings, Quiet)?);
     let topics: Vec<(u8, String)> =
         [(HEARTBEATS, config.heartbeats.clone()), (BMC_EVENTS, config.bmc_events.clone())]
             .into_iter()
@@ -119,7 +118,7 @@ pub fn start(
     let (answers, answered) = bounded(4096);
     let (lost, losses) = bounded(4096);
     let asker = Asker {
-        consumer: Arc::clone(&consumer),
+        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
         topics: topics.clone(),
         clock,
         read_to: Arc::clone(&read_to),
@@ -128,7 +127,8 @@ pub fn start(
         stop: Arc::clone(&stop),
     };
     let reader = Reader {
-        consumer,
+        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
+        settings,
         topics,
         observer,
         read_to,
@@ -155,7 +155,7 @@ pub fn start(
 type Positions = Arc<Mutex<BTreeMap<Partition, u64>>>;
 
 struct Asker {
-    consumer: Arc<BaseConsumer<Quiet>>,
+    consumer: BaseConsumer<Quiet>,
     topics: Vec<(u8, String)>,
     clock: Clock,
     read_to: Positions,
@@ -223,7 +223,8 @@ impl Asker {
 }
 
 struct Reader {
-    consumer: Arc<BaseConsumer<Quiet>>,
+    settings: ClientConfig,
+    consumer: BaseConsumer<Quiet>,
     topics: Vec<(u8, String)>,
     observer: Instructor,
     read_to: Positions,
@@ -240,8 +241,9 @@ impl Reader {
     fn run(mut self) {
         while !self.stop.load(Ordering::Relaxed) {
             let mut told = Vec::new();
-            for partition in self.losses.try_iter().collect::<BTreeSet<_>>() {
-                self.leave(partition);
+            let losses: BTreeSet<Partition> = self.losses.try_iter().collect();
+            if !losses.is_disjoint(&self.assigned) {
+                self.begin_anew();
             }
             for (partition, extent) in self.answered.try_iter().collect::<Vec<_>>() {
                 if self.assigned.contains(&partition) {
@@ -267,19 +269,18 @@ impl Reader {
         Ok(list)
     }
 
-    /// What was to be read next is gone. What was fetched before is dropped; it is begun anew at its next known end.
-    fn leave(&mut self, partition: Partition) {
-        if !self.assigned.contains(&partition) {
-            return;
-        }
-        let left = self.list(partition, Offset::Invalid);
-        match left.and_then(|list| self.consumer.incremental_unassign(&list)) {
-            Ok(()) => {
-                tracing::warn!(?partition, "records were taken away unread; reading begins at the end");
+    /// What was to be read next is gone. The whole client is thrown away: one that knew a topic before it was made anew
+    /// fetches nothing of the new one (seen with librdkafka 2.12 and Kafka 4.1).
+    fn begin_anew(&mut self) {
+        match BaseConsumer::from_config_and_context(&self.settings, Quiet) {
+            Ok(consumer) => {
+                tracing::warn!("records of the bus were taken away unread; reading begins at the end");
                 self.counters.lost.fetch_add(1, Ordering::Relaxed);
-                self.assigned.remove(&partition);
+                self.consumer = consumer;
+                self.assigned.clear();
             }
-            Err(error) => tracing::error!(%error, ?partition, "a partition can't be left"),
+            // It is said again.
+            Err(error) => tracing::error!(%error, "no client for Kafka"),
         }
     }
 
