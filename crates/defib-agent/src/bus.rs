@@ -1,7 +1,7 @@
 //! Beats by a message bus, beside those on the network: a witness for when the network fails.
 //!
-//! The guard's thread hands a beat over and goes on: whether brokers take it, it does not wait for. Nobody answers, so a
-//! lease never hangs on it.
+//! The guard's thread hands a beat over and goes on: whether brokers take it, it does not wait for. Nobody answers, so
+//! a lease never hangs on it.
 
 use crossbeam_channel::Sender;
 use defib_model::{BootId, HostId, Instant, Millis};

@@ -1,4 +1,5 @@
-//! How brokers of Kafka are reached: the same for whatever reads or writes topics. What is read or written, others know.
+//! How brokers of Kafka are reached: the same for whatever reads or writes topics. What is read or written, others
+//! know.
 
 #[cfg(feature = "client")]
 mod client;

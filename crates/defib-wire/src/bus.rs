@@ -1,5 +1,5 @@
-//! Records of a message bus: beats of hosts, and what BMCs say. Whoever may write to the topic may have written anything,
-//! so everything is checked, and what can't be read is an error that says why.
+//! Records of a message bus: beats of hosts, and what BMCs say. Whoever may write to the topic may have written
+//! anything, so everything is checked, and what can't be read is an error that says why.
 //!
 //! A record is our protobuf or JSON; which one, its first byte tells.
 

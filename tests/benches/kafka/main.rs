@@ -1,5 +1,5 @@
-//! Apache Kafka itself on loopback: how soon an event is there by a sink of kind `kafka`, how fast a backlog of events is,
-//! and how fast beats of hosts are read.
+//! Apache Kafka itself on loopback: how soon an event is there by a sink of kind `kafka`, how fast a backlog of events
+//! is, and how fast beats of hosts are read.
 //!
 //! Events come from this process in place of a ledger, and nobody has to confirm that it leads: what is measured begins
 //! where a committed event is told. Put Kafka together first: `cargo xtask kafka` does, and so does `cargo xtask test`.

@@ -1,5 +1,5 @@
-//! A whole cluster with a message bus, whose broker is killed, held and poisoned: nobody is accused for it, and hosts that
-//! die are recovered as ever.
+//! A whole cluster with a message bus, whose broker is killed, held and poisoned: nobody is accused for it, and hosts
+//! that die are recovered as ever.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Apache Kafka itself: the event stream in it, read by clients that nobody here wrote, and beats of hosts from it. `cargo xtask kafka` has drills too.
+//! Apache Kafka itself: the event stream in it, read by clients that nobody here wrote, and beats of hosts
+//! from it. `cargo xtask kafka` has drills too.
 
 mod bus;
 #[cfg(feature = "kafka-drills")]

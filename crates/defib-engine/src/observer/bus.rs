@@ -10,9 +10,9 @@
 //!
 //! No wall clock is believed, neither the sender's nor the broker's. At times of this observer's own clock the shell
 //! asks a partition for its end: a [mark](Mark). A record behind a mark's end was taken by the bus after the mark, so
-//! the host lived then, but for what a producer holds back. And when a record behind a mark was read, in order, then all
-//! that the bus took before that mark was read. A partition from which nothing comes thus proves nobody's silence: be the
-//! bus dead, be it behind, be it that producers can't reach it. Votes are withheld.
+//! the host lived then, but for what a producer holds back. And when a record behind a mark was read, in order, then
+//! all that the bus took before that mark was read. A partition from which nothing comes thus proves nobody's silence:
+//! be the bus dead, be it behind, be it that producers can't reach it. Votes are withheld.
 
 use alloc::collections::{BTreeMap, VecDeque};
 
@@ -166,7 +166,8 @@ pub(super) struct Bus {
 }
 
 impl Bus {
-    /// Whether a host that fell silent on all paths must not be voted dead yet for what the bus told, or may still tell.
+    /// Whether a host that fell silent on all paths must not be voted dead yet for what the bus told, or may still
+    /// tell.
     pub(super) fn speaks_for(&self, watched: &Watched, act_after: Millis) -> bool {
         let Some(witness) = watched.witness else { return false };
         let current = watched.view.boot == Some(witness.boot);
@@ -188,8 +189,8 @@ impl Bus {
 }
 
 impl Observer {
-    /// The reading of a partition begins at `end`, which is where it ended when it was asked at `asked_at`: at the start,
-    /// and whenever the shell had to leave records out.
+    /// The reading of a partition begins at `end`, which is where it ended when it was asked at `asked_at`: at the
+    /// start, and whenever the shell had to leave records out.
     pub fn bus_begins(&mut self, partition: Partition, asked_at: Instant, end: u64) {
         self.bus.readings.insert(partition, Reading::from(asked_at, end));
     }

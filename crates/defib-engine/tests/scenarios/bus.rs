@@ -97,7 +97,8 @@ impl World {
 }
 
 impl Scenario {
-    /// `bus start`, `bus down`, `bus up`, `bus cut h1`, `bus lag 3000`, `bus replay h1`, `bus truncate`, `bus power-lost h1`
+    /// `bus start`, `bus down`, `bus up`, `bus cut h1`, `bus lag 3000`, `bus replay h1`, `bus truncate`,
+    /// `bus power-lost h1`
     pub(crate) fn bus(&mut self, rest: &[&str]) -> Answer {
         if rest == ["start"] {
             self.world.bus = Some(Bus { up: true, ..Bus::default() });

@@ -1,5 +1,5 @@
-//! A message bus: from topics of Kafka to the observer. Every replica reads all of every topic, in no consumer group, so
-//! nothing is ever rebalanced between them.
+//! A message bus: from topics of Kafka to the observer. Every replica reads all of every topic, in no consumer group,
+//! so nothing is ever rebalanced between them.
 //!
 //! Translates and decides nothing: what a record counts for, and whether a bus is to be believed,
 //! [`defib_engine::observer`] says. What can't be read goes to a dead-letter topic and is counted.

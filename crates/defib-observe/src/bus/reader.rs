@@ -93,7 +93,8 @@ pub fn start(
     let mut settings = defib_kafka::reach(&config.kafka)?;
     settings
         .set("client.id", replica)
-        // Without a name librdkafka assigns nothing. Nobody joins a group: partitions are assigned by hand, from their ends.
+        // Without a name librdkafka assigns nothing. Nobody joins a group: partitions are assigned by hand, from their
+        // ends.
         .set("group.id", format!("defib-{replica}"))
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
