@@ -19,4 +19,5 @@ mod rig;
 mod siem;
 mod stuck;
 mod validators;
+mod vendors;
 mod walk_through;
