@@ -18,6 +18,7 @@ mod restarts;
 mod rig;
 mod siem;
 mod stuck;
+mod sushy;
 mod validators;
 mod vendors;
 mod walk_through;
