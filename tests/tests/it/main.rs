@@ -19,5 +19,7 @@ mod rig;
 mod siem;
 mod stuck;
 mod unknown_outcome;
+mod sushy;
 mod validators;
+mod vendors;
 mod walk_through;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::faults::Faults;
+use super::layout::Layout;
 use super::record::{Record, RequestRecord, monotonic_ms};
 use super::tls::{Certificate, Identity, spki_sha256};
 use super::tree::{Start, Tree, until_gone};
@@ -25,6 +26,8 @@ use super::{admin, server};
 
 /// How long a guest that was asked to shut down may take before it counts as one that ignores the button.
 const GRACEFUL_WITHIN: Duration = Duration::from_secs(10);
+/// How long a BMC is gone that restarts. Real ones take a minute or two.
+const RESTART_TAKES: Duration = Duration::from_millis(300);
 
 /// What to run as the host.
 #[derive(Debug, Clone)]
@@ -59,6 +62,8 @@ pub struct EmulatorConfig {
     pub admin: Option<SocketAddr>,
     /// Systems, at least one.
     pub systems: Vec<SystemConfig>,
+    /// The folder with the answers of a real server that are served instead of pages of our own.
+    pub captured: Option<PathBuf>,
     /// User name.
     pub user: String,
     /// Password.
@@ -91,6 +96,7 @@ impl EmulatorConfig {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             admin: None,
             systems: vec![system],
+            captured: None,
             user: "defib".to_owned(),
             password: "lab-only".to_owned(),
             certificate: Certificate::default(),
@@ -100,6 +106,13 @@ impl EmulatorConfig {
             owns_process: false,
             marker: "lab".to_owned(),
         }
+    }
+
+    /// A real server's answers, captured into a folder as its service answers (`…/index.json` is the body of
+    /// `GET …`), with power that can be switched by its own reset action and types; else like [`Self::flag`].
+    pub fn captured(folder: &Path) -> anyhow::Result<Self> {
+        let (_, systems) = Layout::captured(folder)?;
+        Ok(Self { systems, captured: Some(folder.to_owned()), ..Self::flag("", "") })
     }
 }
 
@@ -168,6 +181,7 @@ struct View {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) systems: Vec<System>,
+    pub(crate) layout: Layout,
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) faults: Mutex<Faults>,
@@ -321,6 +335,16 @@ impl Core {
         }
     }
 
+    /// The BMC restarts: it answers nobody for a while, and has forgotten its sessions. The hosts run on.
+    pub(crate) async fn restart(&self) {
+        self.set_dark(true);
+        sleep(RESTART_TAKES).await;
+        // Unless somebody took its power meanwhile.
+        if self.systems.iter().any(System::is_plugged) {
+            self.set_dark(false);
+        }
+    }
+
     pub(crate) fn expire_sessions(&self) {
         lock(&self.sessions).clear();
     }
@@ -378,6 +402,17 @@ impl RedfishEmulator {
         if config.admin.is_some_and(|admin| !admin.ip().is_loopback()) {
             bail!("the admin interface has no protection and stays on loopback; give a loopback address");
         }
+        let layout = match &config.captured {
+            Some(folder) => Layout::captured(folder)?.0,
+            None => Layout::own(&config.systems),
+        };
+        if layout.places.len() != config.systems.len() {
+            bail!(
+                "the captured answers tell of {} systems, not of {}",
+                layout.places.len(),
+                config.systems.len()
+            );
+        }
         let mut systems = Vec::with_capacity(config.systems.len());
         for system in config.systems {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
@@ -402,6 +437,7 @@ impl RedfishEmulator {
         }
         let core = Arc::new(Core {
             systems,
+            layout,
             user: config.user,
             password: config.password,
             faults: Mutex::new(config.faults),

@@ -3,6 +3,7 @@
 //! The "host" is a process tree: an agent and its VMs, started at power-on. Power off kills the whole tree, whatever it
 //! did to get away (sessions of its own, orphans), and `PowerState` reads `Off` only once every process of it is gone.
 //! The lab can pull the plug, darken the BMC, freeze the host, and make the BMC lie, lag, hang and refuse.
+//! Its pages are its own, or those of a real server: a folder of captured answers ([`EmulatorConfig::captured`]).
 //!
 //! A library first: [`RedfishEmulator::start`] runs one in-process (without a host command the power is a flag). The
 //! binary `defib-bmc-emulator` is one per host, in a process of its own. Never for production: it is not a BMC.
@@ -10,6 +11,7 @@
 pub mod admin;
 mod control;
 mod faults;
+mod layout;
 mod pages;
 mod record;
 mod server;
