@@ -21,16 +21,17 @@ pub fn wall_minus_monotonic_ns() -> i128 {
     i128::from(wall_ns()) - i128::from(monotonic_ns())
 }
 
-/// When this process was made, as `CLOCK_MONOTONIC` in nanoseconds.
+/// When a process was made, as `CLOCK_MONOTONIC` in nanoseconds.
 ///
 /// The system counts this in ticks of 10 ms; the end of the tick is taken, so this is never earlier than the truth.
 ///
 /// # Errors
 /// When the system does not say.
-pub fn process_made_ns() -> std::io::Result<u64> {
+pub fn process_made_ns(pid: i32) -> std::io::Result<u64> {
+    let path = format!("/proc/{pid}/stat");
     let unclear =
-        || std::io::Error::new(std::io::ErrorKind::InvalidData, "/proc/self/stat can't be understood");
-    let text = std::fs::read_to_string("/proc/self/stat")?;
+        || std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{path} can't be understood"));
+    let text = std::fs::read_to_string(&path)?;
     // The name of the program may hold blanks and brackets; it is the second field, the time the 22nd.
     let ticks: u64 = text
         .rsplit_once(')')
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_process_was_made_in_the_past() {
-        let made = process_made_ns().unwrap();
+        let made = process_made_ns(std::process::id().cast_signed()).unwrap();
         // The end of the present tick at the latest.
         assert!(made <= monotonic_ns() + 10_000_000, "{made}");
         assert!(made > 0);

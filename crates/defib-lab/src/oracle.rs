@@ -59,20 +59,24 @@ impl Recorder {
     /// # Errors
     /// When it can't be written, or exists.
     pub fn create(directory: &Path, vm: &str, host: &str, incarnation: u64) -> io::Result<Self> {
+        let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        Self::witness(directory, vm, host, incarnation, pid)
+    }
+
+    /// Creates the record of a guest that can't keep one itself, with a first beat: somebody saw its process, which
+    /// is `pid`.
+    ///
+    /// # Errors
+    /// When it can't be written, or exists, or the process is gone.
+    pub fn witness(directory: &Path, vm: &str, host: &str, incarnation: u64, pid: i32) -> io::Result<Self> {
         let folder = directory.join(vm);
         fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{host}.{incarnation}.{}", std::process::id()));
+        let path = folder.join(format!("{host}.{incarnation}.{pid}"));
+        let made_ns = process_made_ns(pid)?;
         let file = File::options().write(true).create_new(true).open(path)?;
         let now = monotonic_ns();
-        let mut recorder = Self {
-            file,
-            made_ns: process_made_ns()?,
-            started_ns: now,
-            last_ns: now,
-            ready_ns: 0,
-            beats: 0,
-            longest_gap_ns: 0,
-        };
+        let mut recorder =
+            Self { file, made_ns, started_ns: now, last_ns: now, ready_ns: 0, beats: 0, longest_gap_ns: 0 };
         recorder.beat()?;
         Ok(recorder)
     }
