@@ -11,10 +11,9 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use defib_act::{Kind, Power};
+use defib_act::{BmcHealth, Kind, Power};
 use defib_bmc::{
-    AlwaysAllowed, Bmc, CredentialRef, FenceAgentClient, FenceAgentEndpoint, FenceOutcome, PowerOff,
-    PowerState,
+    AlwaysAllowed, Bmc, CredentialRef, FenceAgentClient, FenceAgentEndpoint, FenceOutcome, PowerState,
 };
 use defib_engine::controller::{FenceOrder, PowerQuestion};
 use defib_lab::ipmi::{IpmiConfig, IpmiSim};
@@ -22,6 +21,9 @@ use defib_lab::needs;
 use defib_model::command::FenceResult;
 use defib_model::inventory::{FaultDomain, FenceAgentTarget, FenceMethod, FencingLevel, Host, SelfFence};
 use defib_model::{HostId, Inventory, Millis, RecoveryId, Resources};
+use defib_tests::bmc::order;
+use defib_tests::skip;
+use futures_util::StreamExt as _;
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
 
@@ -30,7 +32,7 @@ const AMPLE: Duration = Duration::from_secs(60);
 
 /// A PDU whose outlets are files. The host, a process, ends when the last of its outlets is off.
 const PDU: &str = r#"#!/usr/bin/python3
-import os, sys, signal
+import fcntl, os, sys, signal, time
 sys.path.append("/usr/share/fence")
 from fencing import *
 
@@ -50,6 +52,8 @@ def get_outlets(conn, options):
 
 def get(conn, options):
     log(options, "read " + options["--plug"])
+    while os.path.exists(options["--folder"] + "/hangs"):
+        time.sleep(1000)
     return outlets(options)[options["--plug"]][1]
 
 def put(conn, options):
@@ -67,6 +71,9 @@ all_opt["folder"] = { "getopt": ":", "longopt": "folder", "help": "--folder=[pat
 device_opt = ["no_password", "no_login", "folder", "port"]
 options = check_input(device_opt, process_input(device_opt))
 show_docs(options, { "shortdesc": "PDU", "longdesc": "PDU", "vendorurl": "" })
+if os.path.exists(options["--folder"] + "/one-session"):
+    session = open(options["--folder"] + "/one-session")
+    fcntl.flock(session, fcntl.LOCK_EX)
 sys.exit(fence_action(None, options, put, get, get_outlets) or 0)
 "#;
 
@@ -79,7 +86,8 @@ struct Rig {
 impl Rig {
     /// `None`, loudly, where the collection is missing.
     fn new(test: &str) -> Option<Self> {
-        if !needs::has(test, &["fence_dummy", "python3"]) {
+        if let Err(why) = needs::all(&["fence_dummy", "python3"]) {
+            skip(test, &why);
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -169,17 +177,13 @@ fn h1() -> HostId {
     HostId::new("h1").unwrap()
 }
 
-fn order(within: Duration) -> PowerOff<'static> {
-    PowerOff {
-        confirm_reads: 2,
-        spacing: Duration::from_millis(5),
-        deadline: Instant::now() + within,
-        gate: &AlwaysAllowed,
-    }
-}
-
 fn ample() -> Instant {
     Instant::now() + AMPLE
+}
+
+/// All tests by programs that are due, each with longer than anything here takes.
+async fn tests(power: &Power, now: Instant) -> Vec<BmcHealth> {
+    power.test(Kind::Programs, now, AMPLE * 10).collect().await
 }
 
 fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -230,7 +234,7 @@ async fn one_outlet_that_stays_on_spoils_the_proof_of_the_other() {
 async fn an_outlet_with_another_name_is_never_switched() {
     let Some(mut rig) = Rig::new("an_outlet_with_another_name_is_never_switched") else { return };
     for target in [rig.target("1", "h7-a"), rig.target("9", "h1-a")] {
-        let outcome = rig.client(target).power_off_and_confirm(order(AMPLE)).await;
+        let outcome = rig.client(target).power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
         assert!(matches!(outcome, FenceOutcome::IdentityMismatch { requests: 0, .. }), "{outcome}");
     }
     let error = rig.client(rig.target("1", "h7-a")).read_power(ample()).await.unwrap_err();
@@ -247,7 +251,7 @@ async fn a_misspelt_option_is_found_in_the_metadata_before_anything_is_asked() {
     };
     let mut target = rig.target("1", "h1-a");
     target.options.insert("plgu".into(), "1".into());
-    let outcome = rig.client(target).power_off_and_confirm(order(AMPLE)).await;
+    let outcome = rig.client(target).power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
     assert!(matches!(outcome, FenceOutcome::Refused { requests: 0, .. }), "{outcome}");
     assert!(outcome.to_string().contains("no option \"plgu\""), "{outcome}");
     assert_eq!(rig.requests(), [""; 0]);
@@ -261,17 +265,18 @@ async fn a_test_of_the_methods_finds_a_renamed_outlet_and_switches_nothing() {
     };
     let power = rig.power();
     let now = Instant::now();
-    assert!(power.test(Kind::Connections, now, AMPLE).await.is_empty());
-    let health = power.test(Kind::Programs, now, AMPLE).await;
+    let connections: Vec<BmcHealth> = power.test(Kind::Connections, now, AMPLE).collect().await;
+    assert!(connections.is_empty());
+    let health = tests(&power, now).await;
     assert_eq!(health.len(), 2);
     assert!(health.iter().all(|one| one.trouble.is_none()), "{health:?}");
-    assert!(power.test(Kind::Programs, now, AMPLE).await.is_empty(), "not due again yet");
+    assert!(tests(&power, now).await.is_empty(), "not due again yet");
     fs::write(rig.folder.path().join("outlets/2"), "spare/on").unwrap();
     let later = now + Duration::from_secs(100);
-    let mut health = power.test(Kind::Programs, later, Duration::from_secs(1000)).await;
+    let mut health = tests(&power, later).await;
     health.sort_by_key(|one| one.method);
     assert!(health[0].trouble.is_none() && health[1].fresh, "{health:?}");
-    let again = power.test(Kind::Programs, later + Duration::from_secs(6), Duration::from_secs(1000)).await;
+    let again = tests(&power, later + Duration::from_secs(6)).await;
     let trouble = again[0].trouble.as_deref().unwrap_or_default();
     assert!(again.len() == 1 && !again[0].fresh && trouble.contains("is called \"spare\""), "{again:?}");
     let requests = rig.requests();
@@ -280,9 +285,37 @@ async fn a_test_of_the_methods_finds_a_renamed_outlet_and_switches_nothing() {
 }
 
 #[tokio::test]
+async fn a_test_that_hangs_gives_way_to_a_fence_by_the_same_device() {
+    let Some(mut rig) = Rig::new("a_test_that_hangs_gives_way_to_a_fence_by_the_same_device") else { return };
+    let file = |name: &str| rig.folder.path().join(name);
+    let (hangs, one_session) = (file("hangs"), file("one-session"));
+    for file in [&hangs, &one_session] {
+        fs::write(file, "").unwrap();
+    }
+    let power = rig.power();
+    let now = Instant::now();
+    let testing = tests(&power, now);
+    tokio::pin!(testing);
+    let end = ample();
+    while rig.requests().is_empty() {
+        assert!(Instant::now() < end, "no test has begun");
+        let _ = tokio::time::timeout(Duration::from_millis(10), &mut testing).await;
+    }
+    // From now on the device is well, but for the test's session.
+    fs::remove_file(hangs).unwrap();
+    let fence = rig.fence_order(AMPLE);
+    let (result, health) = tokio::join!(power.fence(&fence, &AlwaysAllowed, Instant::now()), testing);
+    assert!(matches!(result, FenceResult::Off(_)), "{result:?}");
+    assert!(!rig.host_runs());
+    assert!(health.is_empty(), "an interrupted test has found nothing: {health:?}");
+    assert_eq!(tests(&power, now).await.len(), 2, "it is still due");
+}
+
+#[tokio::test]
 async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
     let test = "fence_ipmilan_kills_the_process_behind_ipmi_sim";
-    if !needs::has(test, &["fence_ipmilan", "ipmi_sim", "ipmitool"]) {
+    if let Err(why) = needs::all(&["fence_ipmilan", "ipmi_sim", "ipmitool"]) {
+        skip(test, &why);
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -307,7 +340,7 @@ async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
         reading.identity.outlet.as_deref(),
         Some("fence_ipmilan ip=127.0.0.1, by its operator's word")
     );
-    let outcome = client.power_off_and_confirm(order(AMPLE)).await;
+    let outcome = client.power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await;
     assert_eq!(outcome.readings_off().map(<[_]>::len), Some(2), "{outcome}");
     assert!(!sim.host_runs());
 }
@@ -315,7 +348,8 @@ async fn fence_ipmilan_kills_the_process_behind_ipmi_sim() {
 #[tokio::test]
 async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothing() {
     let test = "fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothing";
-    if !needs::has(test, &["fence_dummy"]) {
+    if let Err(why) = needs::all(&["fence_dummy"]) {
+        skip(test, &why);
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -326,7 +360,7 @@ async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothi
         |agent: &Path| FenceAgentClient::new(FenceAgentEndpoint::new("h1", agent, told.clone(), None));
     write("on");
     let dummy = client(Path::new("fence_dummy"));
-    assert!(dummy.power_off_and_confirm(order(AMPLE)).await.readings_off().is_some());
+    assert!(dummy.power_off_and_confirm(order(AMPLE, &AlwaysAllowed)).await.readings_off().is_some());
     assert_eq!(fs::read_to_string(&state).unwrap(), "off");
     // Neither on nor off.
     write("melted");
@@ -342,7 +376,8 @@ async fn fence_dummy_is_off_by_its_status_and_a_program_that_breaks_proves_nothi
             format!("#!/bin/sh\n[ \"$2\" = metadata ] && {{ echo \"{metadata}\"; exit 0; }}\n{body}\n");
         fs::write(&broken, script).unwrap();
         fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
-        let outcome = client(&broken).power_off_and_confirm(order(Duration::from_millis(800))).await;
+        let outcome =
+            client(&broken).power_off_and_confirm(order(Duration::from_millis(800), &AlwaysAllowed)).await;
         assert!(outcome.readings_off().is_none() && outcome.requests() == 0, "{body}: {outcome}");
     }
 }

@@ -8,12 +8,14 @@ use std::io::Write;
 use std::time::Duration;
 
 use defib_bmc::{
-    AlwaysAllowed, Bmc, BmcFuture, CredentialRef, ErrorKind, FenceOutcome, Identity, IpmiClient,
-    IpmiEndpoint, PowerOff, PowerState, WriteGate,
+    AlwaysAllowed, Bmc, CredentialRef, ErrorKind, FenceOutcome, Identity, IpmiClient, IpmiEndpoint,
+    PowerState,
 };
 use defib_lab::ipmi::{IpmiConfig, IpmiSim};
 use defib_lab::needs;
 use defib_model::inventory::CipherSuite;
+use defib_tests::bmc::{Closed, order};
+use defib_tests::{skip, wait_until};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
 
@@ -30,7 +32,8 @@ struct Rig {
 
 /// `None`, loudly, where the programs are missing.
 async fn rig(test: &str) -> Option<Rig> {
-    if !needs::has(test, &["ipmi_sim", "ipmitool"]) {
+    if let Err(why) = needs::all(&["ipmi_sim", "ipmitool"]) {
+        skip(test, &why);
         return None;
     }
     let config = IpmiConfig::default();
@@ -61,10 +64,6 @@ impl Rig {
     async fn fence(&self, within: Duration) -> FenceOutcome {
         self.client().power_off_and_confirm(order(within, &AlwaysAllowed)).await
     }
-}
-
-fn order(within: Duration, gate: &dyn WriteGate) -> PowerOff<'_> {
-    PowerOff { confirm_reads: 2, spacing: Duration::from_millis(5), deadline: Instant::now() + within, gate }
 }
 
 fn ample() -> Instant {
@@ -174,23 +173,6 @@ async fn a_slow_controller_is_given_up_at_the_deadline_and_leaves_no_program_beh
         processes.any(|command| command.starts_with("ipmitool\0") && command.contains(&port))
     };
     wait_until("the program's end", || !left()).await;
-}
-
-async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = ample();
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-#[derive(Debug)]
-struct Closed;
-
-impl WriteGate for Closed {
-    fn may_write(&self) -> BmcFuture<'_, bool> {
-        Box::pin(std::future::ready(false))
-    }
 }
 
 #[tokio::test]

@@ -12,16 +12,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use defib_agent::hypervisor::{DriverHandle, Hypervisor, Job, Listing, Tell};
+use defib_agent::hypervisor::{DriverHandle, Hypervisor, Job, Listing, StartOrder, Tell};
 use defib_agent::libvirt::{self, Settings};
 use defib_engine::guard::{Input, VmObserved};
 use defib_lab::needs;
 use defib_model::inventory::{Definition, Readiness};
 use defib_model::{Epoch, HostId, Incarnation, VmId};
+use defib_tests::{skip, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tokio::time::Instant;
 
 /// Longer than anything takes that is expected to work, on any machine.
 const AMPLE: Duration = Duration::from_secs(60);
@@ -33,7 +33,15 @@ set -eu
 cd "$1"
 mount --make-rprivate /
 mount -t proc proc /proc
-for d in etc lib log run; do mkdir -p $d; done
+for d in etc/hooks lib log run; do mkdir -p $d; done
+# Holds up the start of a domain, for as long as a test wants.
+cat > etc/hooks/qemu <<EOF
+#!/bin/sh
+[ "\$2" = prepare ] && [ -e "$1/hold-\$1" ] || exit 0
+touch "$1/held"
+while [ -e "$1/hold-\$1" ]; do sleep 0.02; done
+EOF
+chmod 755 etc/hooks/qemu
 mkdir -p /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /run/libvirt
 mount --bind etc /etc/libvirt
 mount --bind lib /var/lib/libvirt
@@ -81,11 +89,12 @@ struct LibvirtHost {
 impl LibvirtHost {
     /// `None`, loudly, where something is missing.
     fn new(test: &str) -> Option<Self> {
-        if !needs::has(test, &["libvirtd", "qemu-system-x86_64", "setpriv", "unshare"]) {
+        if let Err(why) = needs::all(&["libvirtd", "qemu-system-x86_64", "setpriv", "unshare"]) {
+            skip(test, &why);
             return None;
         }
         if !nix::unistd::geteuid().is_root() {
-            needs::skip(test, "it needs root for namespaces");
+            skip(test, "it needs root for namespaces");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -200,12 +209,12 @@ impl Driver {
 
     fn order_start(&self, name: &str, incarnation: u64) {
         let definition = Definition { driver: "libvirt".into(), arguments: vec![domain(name)] };
-        self.hypervisor.tell(Job::Start {
+        self.hypervisor.tell(Job::Start(StartOrder {
             vm: vm(name),
             incarnation: Incarnation(incarnation),
             definition,
             not_after: late(),
-        });
+        }));
     }
 
     fn order_stop(&self, name: &str, incarnation: u64) {
@@ -265,14 +274,6 @@ fn started(name: &str, incarnation: u64) -> Input {
 
 fn stopped(name: &str, incarnation: u64, ok: bool) -> Input {
     Input::StopFinished { vm: vm(name), incarnation: Incarnation(incarnation), ok }
-}
-
-async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + AMPLE;
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]
@@ -340,12 +341,12 @@ async fn a_guest_that_crashes_is_told_and_one_that_cant_start_is_explained() {
         driver: "libvirt".into(),
         arguments: vec![domain(&odd).replace("machine='pc'", "machine='toaster'")],
     };
-    driver.hypervisor.tell(Job::Start {
+    driver.hypervisor.tell(Job::Start(StartOrder {
         vm: vm(&odd),
         incarnation: Incarnation(1),
         definition,
         not_after: late(),
-    });
+    }));
     wait_until("the refusal", || {
         driver.told.lock().unwrap().iter().any(
             |input| matches!(input, Input::StartFinished { result: Err(why), .. } if why.contains("toaster")),
@@ -382,7 +383,7 @@ async fn a_libvirtd_that_hangs_leaves_vms_alone_until_one_must_stop_and_then_it_
     let Some(host) = LibvirtHost::new("a_libvirtd_that_hangs_leaves_vms_alone_until_one_must_stop") else {
         return;
     };
-    let (kept, doomed, late) = (name("kept"), name("doomed"), name("late"));
+    let (kept, doomed, late, refused) = (name("kept"), name("doomed"), name("late"), name("refused"));
     let driver = Driver::start(host.settings());
     driver.hears(Input::HypervisorListed).await;
     for vm in [&kept, &doomed] {
@@ -390,25 +391,46 @@ async fn a_libvirtd_that_hangs_leaves_vms_alone_until_one_must_stop_and_then_it_
         driver.hears(started(vm, 1)).await;
     }
     driver.forget();
+    let hold = host.folder.path().join(format!("hold-{late}"));
+    fs::write(&hold, "").unwrap();
+    driver.order_start(&late, 1);
+    let held = host.folder.path().join("held");
+    wait_until("the start that is held up", || held.exists()).await;
     kill(host.daemon(), Signal::SIGSTOP).unwrap();
+    driver.order_stop(&doomed, 1);
+    driver.hears(stopped(&doomed, 1, true)).await;
+    assert_eq!(host.qemu(&doomed), None);
     // Starts fail instead of hanging, and say why.
+    driver.order_start(&refused, 1);
     wait_until("a refusal", || {
-        driver.order_start(&late, 1);
         driver.told.lock().unwrap().iter().any(
             |input| matches!(input, Input::StartFinished { result: Err(why), .. } if why.contains("libvirt does not answer")),
         )
     })
     .await;
-    assert!(host.qemu(&kept).is_some() && host.qemu(&doomed).is_some());
-    driver.order_stop(&doomed, 1);
-    driver.hears(stopped(&doomed, 1, true)).await;
-    assert_eq!(host.qemu(&doomed), None);
     assert!(host.qemu(&kept).is_some());
     assert!(!driver.has(&ended(&kept, 1)), "{:?}", driver.told);
+    // The daemon may make the start when it goes on, so nobody says before that it does not run.
+    driver.order_stop(&late, 1);
+    driver.hears(stopped(&late, 1, false)).await;
+    // Nor does an agent that knows nothing of that start.
+    let next = Driver::start(host.settings());
+    next.order_stop(&late, 1);
+    next.hears(stopped(&late, 1, false)).await;
     kill(host.daemon(), Signal::SIGCONT).unwrap();
+    fs::remove_file(&hold).unwrap();
+    for driver in [&driver, &next] {
+        wait_until("a certain stop", || {
+            driver.order_stop(&late, 1);
+            driver.has(&stopped(&late, 1, true))
+        })
+        .await;
+        assert_eq!(host.qemu(&late), None);
+    }
     driver.hears(ended(&doomed, 1)).await;
     assert!(!driver.has(&ended(&kept, 1)));
     driver.order_stop(&kept, 1);
     driver.hears(stopped(&kept, 1, true)).await;
     assert_eq!(host.qemu(&kept), None);
+    assert_eq!(host.virsh(&["list", "--all", "--name"]).await.trim(), "", "no start came late");
 }

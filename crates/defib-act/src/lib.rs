@@ -26,6 +26,7 @@ use defib_model::{
 };
 use tokio::{sync::watch, time::Instant};
 pub use warm::{BmcHealth, Kind, changed};
+use warm::{Busy, Key, Testing};
 
 /// A fencing method that can't be used as declared.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +63,6 @@ pub enum MethodError {
     },
 }
 
-use warm::Testing;
-
 type Client = Arc<dyn Bmc>;
 
 #[derive(Debug)]
@@ -79,10 +78,11 @@ pub struct Power {
     authority: Option<Trust>,
     /// Where the programs of `fence-agents` are; `None`: in the system's folders.
     agents: Option<PathBuf>,
-    bmcs: Mutex<BTreeMap<(HostId, usize, usize), Controlled>>,
+    bmcs: Mutex<BTreeMap<Key, Controlled>>,
     /// How often a method is tested that has no connection to keep.
     test_every: Mutex<Duration>,
     changes: watch::Sender<u64>,
+    busy: Busy,
 }
 
 impl Power {
@@ -96,6 +96,7 @@ impl Power {
             bmcs: Mutex::default(),
             test_every: Mutex::new(Policy::default().fencing.test_interval.to_duration()),
             changes: watch::Sender::new(0),
+            busy: Busy::default(),
         }
     }
 
@@ -179,6 +180,7 @@ impl Power {
     /// question's timeout has passed. Writes nothing.
     pub async fn ask(&self, question: &PowerQuestion, now: Instant) -> FenceResult {
         let deadline = now + question.timeout.to_duration();
+        let _occupied = self.occupy(question);
         level::read_off(&self.clients(question), question, deadline).await
     }
 
@@ -186,6 +188,7 @@ impl Power {
     pub async fn fence(&self, order: &FenceOrder, gate: &dyn WriteGate, now: Instant) -> FenceResult {
         let question = &order.question;
         let deadline = now + question.timeout.to_duration();
+        let _occupied = self.occupy(question);
         level::power_off(&self.clients(question), question, gate, deadline).await
     }
 }

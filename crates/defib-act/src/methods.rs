@@ -1,7 +1,10 @@
 //! From what the methods of a level answered to one result: all of them must read off.
 
 use defib_bmc::{BmcError, FenceOutcome, PowerReading};
-use defib_model::command::{FenceResult, PowerOffReading};
+use defib_model::{
+    command::{FenceResult, PowerOffReading},
+    inventory::FenceMethod,
+};
 
 /// What one method's answer says.
 #[derive(Debug)]
@@ -14,6 +17,18 @@ pub(crate) enum Judged {
     WrongMachine(String),
     /// Nothing usable.
     Unknown(String),
+}
+
+/// What a method speaks to: one PDU has the outlets of many hosts.
+pub(crate) fn device(method: &FenceMethod) -> String {
+    match method {
+        FenceMethod::Redfish(target) => target.address.clone(),
+        FenceMethod::Ipmi(target) => target.address.clone(),
+        FenceMethod::FenceAgent(target) => {
+            let address = ["ip", "ipaddr"].iter().find_map(|name| target.options.get(*name));
+            address.unwrap_or(&target.agent).clone()
+        }
+    }
 }
 
 pub(crate) fn off(readings: &[PowerReading], level: usize, method: usize) -> Judged {

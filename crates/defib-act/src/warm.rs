@@ -5,17 +5,18 @@
 //! call. Other methods start a program each time, so each has its own moment in the policy's interval.
 
 use std::{
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
-use defib_engine::ledger::Ledger;
+use defib_engine::{controller::PowerQuestion, ledger::Ledger};
 use defib_model::{HostId, command::FencingTest, inventory::FenceMethod};
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::{sync::watch, time::Instant};
 
-use crate::{Client, MethodError, Power};
+use crate::{Client, MethodError, Power, methods};
 
 /// How many connections are tested at once.
 const CONNECTIONS_AT_ONCE: usize = 32;
@@ -44,18 +45,14 @@ impl Kind {
     }
 }
 
-type Key = (HostId, usize, usize);
+/// A method: host, level, and place within the level.
+pub(crate) type Key = (HostId, usize, usize);
 
-async fn test_one(
-    (host, level, method): Key,
+/// A test that is due.
+struct Due {
+    key: Key,
+    device: String,
     client: Result<Client, Arc<MethodError>>,
-    deadline: Instant,
-) -> BmcHealth {
-    let trouble = match client {
-        Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
-        Err(error) => Some(error.to_string()),
-    };
-    BmcHealth { host, level, method, trouble, fresh: false, steady: false }
 }
 
 /// Where the tests of one method stand.
@@ -140,6 +137,30 @@ fn jittered(interval: Duration, key: &Key, round: u32) -> Duration {
     interval * (750 + thousandths) / 1000
 }
 
+/// Devices that are asked, or told to switch, and how often at once.
+pub(crate) type Busy = watch::Sender<BTreeMap<String, usize>>;
+
+/// While it lives, no test speaks to these devices.
+pub(crate) struct Occupied<'a> {
+    busy: &'a Busy,
+    devices: Vec<String>,
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.busy.send_modify(|busy| {
+            for device in &self.devices {
+                if let Some(held) = busy.get_mut(device) {
+                    *held = held.saturating_sub(1);
+                    if *held == 0 {
+                        busy.remove(device);
+                    }
+                }
+            }
+        });
+    }
+}
+
 impl Power {
     /// Tells whenever the inventory was configured anew: there may be methods that were never tested.
     #[must_use]
@@ -147,44 +168,85 @@ impl Power {
         self.changes.subscribe()
     }
 
-    /// Tests every method of a kind that is due at `now`, each within `patience`; call it every few seconds on the
-    /// leader.
-    pub async fn test(&self, kind: Kind, now: Instant, patience: Duration) -> Vec<BmcHealth> {
-        let deadline = now + patience;
-        let due: Vec<_> = {
+    /// Tests every method of a kind that is due at `now`, each within `patience` from its begin, and tells of each as
+    /// it ends; call it every few seconds on the leader. A test gives way to questions and fences by the same device,
+    /// and is then due as before.
+    pub fn test(
+        &self,
+        kind: Kind,
+        now: Instant,
+        patience: Duration,
+    ) -> impl Stream<Item = BmcHealth> + Send + '_ {
+        let due: Vec<Due> = {
             let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
             let due = bmcs.iter().filter(|(_, held)| {
                 Kind::of(&held.method) == kind && held.testing.due.is_none_or(|due| due <= now)
             });
-            due.map(|(key, held)| test_one(key.clone(), held.client.clone(), deadline)).collect()
+            due.map(|(key, held)| {
+                let (device, client) = (methods::device(&held.method), held.client.clone());
+                Due { key: key.clone(), device, client }
+            })
+            .collect()
         };
         let at_once = match kind {
             Kind::Connections => CONNECTIONS_AT_ONCE,
             Kind::Programs => PROGRAMS_AT_ONCE,
         };
-        let mut health: Vec<BmcHealth> = stream::iter(due).buffer_unordered(at_once).collect().await;
-        self.note(now, &mut health);
-        health
+        stream::iter(due)
+            .map(move |due| self.test_one(due, now, patience))
+            .buffer_unordered(at_once)
+            .filter_map(std::future::ready)
     }
 
-    /// Counts failures, and sets when each method is due again.
-    fn note(&self, now: Instant, health: &mut [BmcHealth]) {
+    async fn test_one(&self, due: Due, now: Instant, patience: Duration) -> Option<BmcHealth> {
+        let deadline = Instant::now() + patience;
+        let mut busy = self.busy.subscribe();
+        let test = async {
+            match due.client {
+                Ok(client) => client.prepare(deadline).await.err().map(|error| error.chain()),
+                Err(error) => Some(error.to_string()),
+            }
+        };
+        // Some devices take one session at a time, and a login that hangs holds up the next one.
+        tokio::select! {
+            biased;
+            _ = busy.wait_for(|busy| busy.contains_key(&due.device)) => None,
+            trouble = test => {
+                let (host, level, method) = due.key;
+                let mut health = BmcHealth { host, level, method, trouble, fresh: false, steady: false };
+                self.note(now, &mut health);
+                Some(health)
+            }
+        }
+    }
+
+    /// Counts failures, and sets when the method is due again.
+    fn note(&self, now: Instant, health: &mut BmcHealth) {
         let interval = *self.test_every.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
-        for one in health {
-            let key = (one.host.clone(), one.level, one.method);
-            let Some(held) = bmcs.get_mut(&key) else { continue };
-            let testing = &mut held.testing;
-            testing.note(one.trouble.as_deref());
-            one.fresh = (1..FAILURES).contains(&testing.failures);
-            one.steady = testing.same >= FAILURES;
-            let pause = match Kind::of(&held.method) {
-                Kind::Connections => Duration::ZERO,
-                Kind::Programs if one.fresh => AGAIN.min(interval),
-                Kind::Programs => jittered(interval, &key, testing.rounds),
-            };
-            testing.due = Some(now + pause);
-        }
+        let key = (health.host.clone(), health.level, health.method);
+        let Some(held) = bmcs.get_mut(&key) else { return };
+        let testing = &mut held.testing;
+        testing.note(health.trouble.as_deref());
+        health.fresh = (1..FAILURES).contains(&testing.failures);
+        health.steady = testing.same >= FAILURES;
+        let pause = match Kind::of(&held.method) {
+            Kind::Connections => Duration::ZERO,
+            Kind::Programs if health.fresh => AGAIN.min(interval),
+            Kind::Programs => jittered(interval, &key, testing.rounds),
+        };
+        testing.due = Some(now + pause);
+    }
+
+    /// Keeps tests away from the devices of a question or a fence for as long as the answer is held.
+    pub(crate) fn occupy(&self, question: &PowerQuestion) -> Occupied<'_> {
+        let devices: Vec<String> = question.methods.0.iter().map(methods::device).collect();
+        self.busy.send_modify(|busy| {
+            for device in &devices {
+                *busy.entry(device.clone()).or_default() += 1;
+            }
+        });
+        Occupied { busy: &self.busy, devices }
     }
 }
 

@@ -20,10 +20,11 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
     guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal},
-    observer::Ack,
+    observer::{Ack, Beat},
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
+    policy::LeasePolicy,
 };
 use defib_wire::{
     datagram::{DATAGRAM_LEN, Direction, OpeningSession, SealingSession, SessionSecret, peek_session},
@@ -41,7 +42,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock,
     durable::Store,
-    hypervisor::{Hypervisor, Job},
+    hypervisor::{Hypervisor, Job, StartOrder},
     sessions::Outbox,
     watchdog::Keeper,
 };
@@ -50,6 +51,10 @@ use crate::{
 const SENT: usize = 1024;
 /// How often the watchdog is looked after.
 const TEND: Millis = Millis(200);
+const _: () = assert!(
+    TEND.0 * 5 + 1000 <= LeasePolicy::WATCHDOG_MIN.0,
+    "late by a second, the watchdog must still be looked after in time"
+);
 /// How often the resume hint is written.
 const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
@@ -204,7 +209,7 @@ impl GuardThread {
             locals,
             sockets: Vec::new(),
             sessions: BTreeMap::new(),
-            sequence: 0,
+            sequence: Beat::sequence_at(now),
             sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
             interval: Millis(100),
             next_beat: now,
@@ -288,6 +293,9 @@ impl GuardThread {
             Said::ReportWanted(replica) => {
                 if let Some(report) = self.guard.report() {
                     self.outbox.to(replica, agent_message::Message::Report((&report).into()));
+                    if let Some(goodbye) = self.goodbye() {
+                        self.outbox.to(replica, goodbye);
+                    }
                 }
                 Ok(())
             }
@@ -302,6 +310,9 @@ impl GuardThread {
         endpoints: &[(String, SocketAddr)],
     ) {
         let mut paths = Vec::new();
+        for name in self.locals.keys().filter(|name| endpoints.iter().all(|(known, _)| known != *name)) {
+            tracing::warn!(%replica, path = name, "the configuration names a path that this replica has not");
+        }
         for (at, (name, address)) in endpoints.iter().enumerate() {
             let local = self.locals.get(name).copied();
             match self.socket(local, address.is_ipv6()) {
@@ -415,7 +426,7 @@ impl GuardThread {
             match effect {
                 Effect::Persist(durable) => self.store.write(&durable)?,
                 Effect::StartVm { vm, incarnation, definition, not_after } => {
-                    self.hypervisor.tell(Job::Start { vm, incarnation, definition, not_after });
+                    self.hypervisor.tell(Job::Start(StartOrder { vm, incarnation, definition, not_after }));
                 }
                 Effect::StopVm { vm, incarnation, reason } => {
                     tracing::warn!(%vm, %incarnation, %reason, "stop");
@@ -437,11 +448,13 @@ impl GuardThread {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::NotRunning { detail, tried } => {
+                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+            }
             Outcome::Refused(refusal) => {
                 let reason = match refusal {
                     Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,
-                    Refusal::NoLease => v1::RefusalReason::NoLease,
+                    Refusal::NoLease | Refusal::Left => v1::RefusalReason::NoLease,
                     Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
                     Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
                 };
@@ -514,6 +527,21 @@ impl GuardThread {
         self.next_report = now.plus(REPORT_AGAIN);
         self.outbox.to_all(&agent_message::Message::Report((&report).into()));
         self.reported = Some(report);
+        if let Some(goodbye) = self.goodbye() {
+            self.outbox.to_all(&goodbye);
+        }
+    }
+
+    /// What a former process said, and still binds.
+    fn goodbye(&self) -> Option<agent_message::Message> {
+        self.guard.says_goodbye_again().then(|| {
+            let (boot_id, epoch) = (self.guard.boot().to_string(), self.guard.epoch().0);
+            agent_message::Message::Goodbye(v1::Goodbye {
+                kind: v1::GoodbyeKind::Shutdown.into(),
+                boot_id,
+                epoch,
+            })
+        })
     }
 }
 

@@ -33,20 +33,24 @@ const QUEUE: usize = 4096;
 /// How a driver tells the guard something.
 pub type Tell = Arc<dyn Fn(Input) + Send + Sync>;
 
+/// A VM that is to be started.
+#[derive(Debug, Clone)]
+pub struct StartOrder {
+    /// Which VM.
+    pub vm: VmId,
+    /// Which incarnation.
+    pub incarnation: Incarnation,
+    /// How.
+    pub definition: Definition,
+    /// From when on it must not be started any more.
+    pub not_after: Instant,
+}
+
 /// What the guard wants done.
 #[derive(Debug, Clone)]
 pub enum Job {
     /// Start.
-    Start {
-        /// Which VM.
-        vm: VmId,
-        /// Which incarnation.
-        incarnation: Incarnation,
-        /// How.
-        definition: Definition,
-        /// From when on it must not be started any more.
-        not_after: Instant,
-    },
+    Start(StartOrder),
     /// Stop.
     Stop {
         /// Which VM.
@@ -60,16 +64,7 @@ pub enum Job {
 #[derive(Debug)]
 pub enum Task {
     /// Start; its end is told to the guard.
-    Start {
-        /// Which VM.
-        vm: VmId,
-        /// Which incarnation.
-        incarnation: Incarnation,
-        /// How.
-        definition: Definition,
-        /// From when on it must not be started any more.
-        not_after: Instant,
-    },
+    Start(StartOrder),
     /// Stop, and give a vote.
     Stop {
         /// Which VM.
@@ -176,10 +171,10 @@ impl Hypervisor {
     /// Hands a job over.
     pub fn tell(&self, job: Job) {
         match job {
-            Job::Start { vm, incarnation, definition, not_after } => {
-                let named = self.drivers.iter().find(|driver| driver.name == definition.driver);
+            Job::Start(order) => {
+                let named = self.drivers.iter().find(|driver| driver.name == order.definition.driver);
                 if let Some(driver) = named.or_else(|| self.drivers.first()) {
-                    driver.tell(Task::Start { vm, incarnation, definition, not_after });
+                    driver.tell(Task::Start(order));
                 }
             }
             Job::Stop { vm, incarnation } => {
@@ -260,7 +255,7 @@ impl ProcessThread {
 
     fn perform(&mut self, task: Task, tell: &Tell) {
         match task {
-            Task::Start { vm, incarnation, definition, not_after } => {
+            Task::Start(StartOrder { vm, incarnation, definition, not_after }) => {
                 let result = in_time(clock::now(), not_after)
                     .and_then(|()| self.driver.start(&vm, incarnation, &definition));
                 match &result {
@@ -317,8 +312,9 @@ mod tests {
         for (driver, tasks) in [("y", &second_tasks), ("x", &first_tasks), ("unknown", &first_tasks)] {
             let definition = Definition { driver: driver.into(), arguments: vec![] };
             let not_after = clock::now();
-            hypervisor.tell(Job::Start { vm: vm(), incarnation: Incarnation(1), definition, not_after });
-            assert!(matches!(tasks.try_recv(), Ok(Task::Start { .. })), "{driver}");
+            let order = StartOrder { vm: vm(), incarnation: Incarnation(1), definition, not_after };
+            hypervisor.tell(Job::Start(order));
+            assert!(matches!(tasks.try_recv(), Ok(Task::Start(_))), "{driver}");
         }
         let listing = Listing::of(2);
         listing.done(&tell);

@@ -310,7 +310,7 @@ fn kill_session(session: Pid) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn definition(script: &str) -> Definition {
@@ -325,7 +325,7 @@ mod tests {
         VmId::new(name).unwrap()
     }
 
-    fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         for _ in 0..2000 {
             if condition() {
                 return;

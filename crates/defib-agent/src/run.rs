@@ -177,13 +177,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         handle.clone(),
         wanted,
     ));
-    let session = SessionConfig {
-        host: host.clone(),
-        boot,
-        neighbour_address: config.neighbour.listen.to_string(),
-        tls: client,
-        published: Arc::clone(&published),
-    };
+    let session = SessionConfig { host: host.clone(), boot, tls: client };
     for replica in config.replicas {
         tokio::spawn(sessions::keep(session.clone(), replica, handle.clone(), outbox.clone()));
     }

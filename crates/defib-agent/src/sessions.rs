@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,12 +15,12 @@ use defib_wire::{
     v1::{self, agent_control_client::AgentControlClient, agent_message, controller_message, order},
 };
 use rustls::ClientConfig;
-use tokio::{net::lookup_host, sync::mpsc};
+use tokio::{net::lookup_host, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     config::ReplicaAddress,
-    guard_thread::{GuardHandle, Published, Said},
+    guard_thread::{GuardHandle, Said},
 };
 
 /// Messages that may wait for one replica.
@@ -67,12 +67,8 @@ pub struct SessionConfig {
     pub host: HostId,
     /// Its boot.
     pub boot: BootId,
-    /// Where its neighbours reach it.
-    pub neighbour_address: String,
     /// How to authenticate.
     pub tls: Arc<ClientConfig>,
-    /// What the guard's thread published.
-    pub published: Arc<Published>,
 }
 
 /// Keeps a session with one replica, for ever.
@@ -85,22 +81,24 @@ pub async fn keep(config: SessionConfig, replica: ReplicaAddress, guard: GuardHa
     let mut complained = false;
     loop {
         let channel = channel(connecting.clone(), Arc::clone(&config.tls));
-        match session(&config, id, channel, &guard, &outbox).await {
-            Ok(()) => {
-                tracing::info!(replica = %id, "session ended");
-                backoff = BACKOFF_MIN;
-                complained = false;
-            }
+        let began = Instant::now();
+        let ended = session(&config, id, channel, &guard, &outbox).await;
+        if outbox.senders().remove(&id).is_some() || ended.is_ok() {
+            // There was a session: what ended it is news.
+            complained = false;
+        }
+        if began.elapsed() > BACKOFF_MAX {
+            // This is no door that is slammed again and again.
+            backoff = BACKOFF_MIN;
+        }
+        match ended {
+            Ok(()) => tracing::info!(replica = %id, "session ended"),
+            Err(error) if complained => tracing::debug!(replica = %id, %error, "no session"),
             Err(error) => {
-                if complained {
-                    tracing::debug!(replica = %id, %error, "no session");
-                } else {
-                    tracing::warn!(replica = %id, %error, "no session; it is tried again and again");
-                    complained = true;
-                }
+                tracing::warn!(replica = %id, %error, "no session; it is tried again and again");
+                complained = true;
             }
         }
-        outbox.senders().remove(&id);
         // Hosts must not all come at the same instant: spread by name.
         let spread = config
             .host
@@ -124,11 +122,7 @@ async fn session(
     let hello = v1::Hello {
         host: config.host.to_string(),
         boot_id: config.boot.to_string(),
-        epoch: config.published.epoch.load(Ordering::Acquire),
         agent_version: env!("CARGO_PKG_VERSION").into(),
-        term_seen: 0,
-        paths: Vec::new(),
-        neighbour_address: config.neighbour_address.clone(),
     };
     sender.try_send(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })?;
     let mut client = AgentControlClient::new(channel);

@@ -209,12 +209,8 @@ impl RedfishClient {
     }
 
     async fn log_in(&self, deadline: Instant) -> Result<Session, BmcError> {
-        let reference = self.endpoint.credentials.clone();
-        let place = reference.clone();
-        let credentials = tokio::task::spawn_blocking(move || reference.resolve())
-            .await
-            .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
-            .map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+        let read = self.endpoint.credentials.read().await;
+        let credentials = read.map_err(|error| self.error(ErrorKind::Credentials(error)))?;
         let basic = || {
             Session::basic(&credentials).ok_or_else(|| {
                 let place = self.endpoint.credentials.clone();

@@ -114,6 +114,14 @@ impl std::str::FromStr for CredentialRef {
 pub struct CredentialRefError;
 
 impl CredentialRef {
+    /// Reads user name and password now, where blocking does no harm.
+    pub(crate) async fn read(&self) -> Result<Credentials, CredentialError> {
+        let (reference, place) = (self.clone(), self.clone());
+        tokio::task::spawn_blocking(move || reference.resolve())
+            .await
+            .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
+    }
+
     /// Reads user name and password now. Blocks for one small file.
     pub fn resolve(&self) -> Result<Credentials, CredentialError> {
         let text = match self {

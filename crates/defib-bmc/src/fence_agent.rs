@@ -12,11 +12,11 @@ use std::time::Duration;
 use defib_model::inventory::FenceAgentTarget;
 use tokio::time::Instant;
 
-use crate::child::{Ended, MemoryFile, NotEnded, Program, end_of, run, said};
-use crate::off::{Steps, power_off};
+use crate::by_program::ByProgram;
+use crate::child::{Ended, MemoryFile, Program, end_of, said};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, CredentialRef, ErrorKind, FenceOutcome, IdentityProblem,
-    Limits, Phase, PowerOff, PowerReading, PowerState, ReportedIdentity, ResetOutcome, WriteGate,
+    BmcError, CredentialRef, ErrorKind, IdentityProblem, Limits, PowerReading, PowerState, ReportedIdentity,
+    ResetOutcome,
 };
 
 mod metadata;
@@ -71,10 +71,6 @@ impl FenceAgentClient {
         Self { endpoint, metadata: Mutex::default() }
     }
 
-    fn error(&self, kind: ErrorKind) -> BmcError {
-        BmcError::new(&self.endpoint.host, kind)
-    }
-
     fn name(&self) -> String {
         self.endpoint
             .agent
@@ -92,18 +88,6 @@ impl FenceAgentClient {
 
     fn refused(&self, said: String, next: &str) -> BmcError {
         self.error(ErrorKind::ProgramRefused { program: self.name(), said, next: next.to_owned() })
-    }
-
-    async fn start(&self, program: Program<'_>, deadline: Instant) -> Result<Ended, BmcError> {
-        let own = Instant::now() + self.endpoint.limits.request;
-        let (phase, end) = if deadline < own { (Phase::Operation, deadline) } else { (Phase::Request, own) };
-        run(program, end).await.map_err(|error| match error {
-            NotEnded::TimedOut(after) => self.error(ErrorKind::Timeout { phase, after }),
-            NotEnded::NotStarted(source) => {
-                let program = self.endpoint.agent.display().to_string();
-                self.error(ErrorKind::NotInstalled { program, package: "fence-agents", source })
-            }
-        })
     }
 
     /// The program's metadata, once it is known to know all that it will be told.
@@ -141,12 +125,9 @@ impl FenceAgentClient {
             lines.push_str(&format!("{name}={value}\n"));
         }
         let mut secret = None;
-        if let Some(reference) = self.endpoint.credentials.clone() {
-            let place = reference.clone();
-            let credentials = tokio::task::spawn_blocking(move || reference.resolve())
-                .await
-                .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
-                .map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+        if let Some(reference) = &self.endpoint.credentials {
+            let read = reference.read().await;
+            let credentials = read.map_err(|error| self.error(ErrorKind::Credentials(error)))?;
             let (user, password) = metadata.login();
             lines.push_str(&format!("{user}={}\n{password}={}\n", credentials.user, &*credentials.password));
             secret = Some(credentials);
@@ -193,6 +174,18 @@ impl FenceAgentClient {
         }
         Ok(format!("outlet {plug} {expected:?}"))
     }
+}
+
+impl ByProgram for FenceAgentClient {
+    const PACKAGE: &'static str = "fence-agents";
+
+    fn controlled_host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.endpoint.limits
+    }
 
     /// Reads the outlet's name and then its power.
     async fn read(&self, deadline: Instant) -> Result<PowerReading, BmcError> {
@@ -209,7 +202,6 @@ impl FenceAgentClient {
         Ok(PowerReading { state, identity, system: outlet, took: start.elapsed() })
     }
 
-    /// Asks once for a change of the power. The outlet's name was read and matched in the same operation by the caller.
     async fn control(&self, action: &str, deadline: Instant) -> ResetOutcome {
         match self.act(action, deadline).await {
             Ok(ended) if ended.status.success() => {
@@ -220,57 +212,5 @@ impl FenceAgentClient {
             Err(error) if matches!(&*error.kind, ErrorKind::Timeout { .. }) => ResetOutcome::Unknown(error),
             Err(error) => ResetOutcome::NotSent(error),
         }
-    }
-
-    async fn switch_on(&self, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
-        if let Err(error) = self.read(deadline).await {
-            return ResetOutcome::NotSent(error);
-        }
-        match tokio::time::timeout_at(deadline, gate.may_write()).await {
-            Ok(true) => self.control("on", deadline).await,
-            Ok(false) | Err(_) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
-        }
-    }
-}
-
-impl Steps for FenceAgentClient {
-    type Ticket = ();
-
-    async fn observe(&self, deadline: Instant) -> Result<(PowerReading, ()), BmcError> {
-        Ok((self.read(deadline).await?, ()))
-    }
-
-    async fn ask_off(&self, (): (), deadline: Instant) -> ResetOutcome {
-        self.control("off", deadline).await
-    }
-}
-
-impl Bmc for FenceAgentClient {
-    fn host(&self) -> &str {
-        &self.endpoint.host
-    }
-
-    fn prepare(&self, deadline: Instant) -> BmcFuture<'_, Result<(), BmcError>> {
-        Box::pin(async move { self.read(deadline).await.map(|_| ()) })
-    }
-
-    fn read_power(&self, deadline: Instant) -> BmcFuture<'_, Result<PowerReading, BmcError>> {
-        Box::pin(self.read(deadline))
-    }
-
-    fn identity(&self, deadline: Instant) -> BmcFuture<'_, Result<ReportedIdentity, BmcError>> {
-        Box::pin(async move { Ok(self.read(deadline).await?.identity) })
-    }
-
-    fn power_off_and_confirm<'a>(&'a self, order: PowerOff<'a>) -> BmcFuture<'a, FenceOutcome> {
-        Box::pin(power_off(self, &self.endpoint.host, &self.endpoint.limits, order))
-    }
-
-    fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
-        Box::pin(self.switch_on(gate, deadline))
-    }
-
-    fn close(&self, _deadline: Instant) -> BmcFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
     }
 }

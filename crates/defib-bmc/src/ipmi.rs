@@ -11,13 +11,12 @@ use std::time::Duration;
 use defib_model::inventory::CipherSuite;
 use tokio::time::Instant;
 
-use crate::child::{Ended, MemoryFile, NotEnded, Program, end_of, run, said};
+use crate::by_program::ByProgram;
+use crate::child::{Ended, MemoryFile, Program, end_of, said};
 use crate::endpoint::Address;
-use crate::off::{Steps, power_off};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, CredentialRef, Credentials, EndpointError, ErrorKind,
-    FenceOutcome, Identity, IdentityProblem, Limits, Phase, PowerOff, PowerReading, PowerState,
-    ReportedIdentity, ResetOutcome, WriteGate,
+    BmcError, CredentialError, CredentialRef, Credentials, EndpointError, ErrorKind, Identity,
+    IdentityProblem, Limits, PowerReading, PowerState, ReportedIdentity, ResetOutcome,
 };
 
 mod answers;
@@ -96,21 +95,14 @@ impl IpmiClient {
         Ok(Self { endpoint: Arc::new(endpoint), address, refusal: Mutex::default() })
     }
 
-    fn error(&self, kind: ErrorKind) -> BmcError {
-        BmcError::new(&self.endpoint.host, kind)
-    }
-
     async fn credentials(&self) -> Result<Credentials, BmcError> {
-        let reference = self.endpoint.credentials.clone();
-        let place = reference.clone();
-        let malformed = |why| CredentialError::Malformed { place: self.endpoint.credentials.clone(), why };
-        let credentials = tokio::task::spawn_blocking(move || reference.resolve())
-            .await
-            .unwrap_or(Err(CredentialError::Malformed { place, why: "reading it was interrupted" }))
-            .map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+        let reference = &self.endpoint.credentials;
+        let credentials =
+            reference.read().await.map_err(|error| self.error(ErrorKind::Credentials(error)))?;
         if credentials.password.len() > PASSWORD_BYTES_MAX {
-            let why = malformed("an IPMI password has at most 20 bytes");
-            return Err(self.error(ErrorKind::Credentials(why)));
+            let why = "an IPMI password has at most 20 bytes";
+            let malformed = CredentialError::Malformed { place: reference.clone(), why };
+            return Err(self.error(ErrorKind::Credentials(malformed)));
         }
         Ok(credentials)
     }
@@ -164,16 +156,7 @@ impl IpmiClient {
             input: None,
             files: vec![password, script],
         };
-        let own = Instant::now() + self.endpoint.limits.request;
-        let (phase, end) = if deadline < own { (Phase::Operation, deadline) } else { (Phase::Request, own) };
-        let ended = match run(program, end).await {
-            Ok(ended) => ended,
-            Err(NotEnded::TimedOut(after)) => return Err(self.error(ErrorKind::Timeout { phase, after })),
-            Err(NotEnded::NotStarted(source)) => {
-                let program = self.endpoint.program.display().to_string();
-                return Err(self.error(ErrorKind::NotInstalled { program, package: "ipmitool", source }));
-            }
-        };
+        let ended = self.start(program, deadline).await?;
         let errors = said(&ended.errors, &[credentials.password.as_str()]);
         Ok(Ended { errors, ..ended })
     }
@@ -196,6 +179,41 @@ impl IpmiClient {
             *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some((until, what.clone()));
         }
         self.error(self.refused(what, next))
+    }
+
+    /// The system event log, oldest first.
+    pub async fn event_log(&self, deadline: Instant) -> Result<Vec<LogEntry>, BmcError> {
+        // Without the names of the sensors, because looking those up makes ipmitool write: see `sensors`.
+        let ended = self.session(&["-c"], &["sel list"], deadline).await?;
+        let entries = log::entries(&ended.output);
+        // An empty log is told on standard error, and a log that could not be read as well.
+        if entries.is_empty() && !ended.errors.contains("SEL has no entries") {
+            return Err(self.trouble(&ended.errors));
+        }
+        Ok(entries)
+    }
+
+    /// All sensors with what they read now.
+    pub async fn sensors(&self, deadline: Instant) -> Result<Vec<SensorReading>, BmcError> {
+        let info = self.session(&["-c"], &["sdr info"], deadline).await?;
+        match log::sensor_count(&info.output) {
+            // Asked to list an empty repository, ipmitool erases it and fills it anew: we only read.
+            Some(0) => Ok(Vec::new()),
+            Some(_) => Ok(log::sensors(&self.session(&["-c"], &["sdr list"], deadline).await?.output)),
+            None => Err(self.trouble(&info.errors)),
+        }
+    }
+}
+
+impl ByProgram for IpmiClient {
+    const PACKAGE: &'static str = "ipmitool";
+
+    fn controlled_host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.endpoint.limits
     }
 
     /// Reads power and identity in one session; an error unless the identity is the recorded one.
@@ -235,9 +253,8 @@ impl IpmiClient {
         Ok(PowerReading { state, identity, system, took: start.elapsed() })
     }
 
-    /// Asks once for a change of the power. The identity was read and matched in the same operation by the caller.
-    async fn control(&self, verb: &str, deadline: Instant) -> ResetOutcome {
-        let command = format!("chassis power {verb}");
+    async fn control(&self, action: &str, deadline: Instant) -> ResetOutcome {
+        let command = format!("chassis power {action}");
         let ended = match self.session(&["-v"], &[&command], deadline).await {
             Ok(ended) => ended,
             Err(error) if matches!(&*error.kind, ErrorKind::Timeout { .. }) => {
@@ -254,82 +271,5 @@ impl IpmiClient {
         } else {
             ResetOutcome::Unknown(error)
         }
-    }
-
-    async fn switch_on(&self, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
-        if let Err(error) = self.read(deadline).await {
-            return ResetOutcome::NotSent(error);
-        }
-        match tokio::time::timeout_at(deadline, gate.may_write()).await {
-            Ok(true) => self.control("on", deadline).await,
-            Ok(false) | Err(_) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
-        }
-    }
-
-    /// The system event log, oldest first.
-    pub async fn event_log(&self, deadline: Instant) -> Result<Vec<LogEntry>, BmcError> {
-        // Without the names of the sensors, because looking those up makes ipmitool write: see `sensors`.
-        let ended = self.session(&["-c"], &["sel list"], deadline).await?;
-        let entries = log::entries(&ended.output);
-        // An empty log is told on standard error, and a log that could not be read as well.
-        if entries.is_empty() && !ended.errors.contains("SEL has no entries") {
-            return Err(self.trouble(&ended.errors));
-        }
-        Ok(entries)
-    }
-
-    /// All sensors with what they read now.
-    pub async fn sensors(&self, deadline: Instant) -> Result<Vec<SensorReading>, BmcError> {
-        let info = self.session(&["-c"], &["sdr info"], deadline).await?;
-        match log::sensor_count(&info.output) {
-            // Asked to list an empty repository, ipmitool erases it and fills it anew: we only read.
-            Some(0) => Ok(Vec::new()),
-            Some(_) => Ok(log::sensors(&self.session(&["-c"], &["sdr list"], deadline).await?.output)),
-            None => Err(self.trouble(&info.errors)),
-        }
-    }
-}
-
-impl Steps for IpmiClient {
-    type Ticket = ();
-
-    async fn observe(&self, deadline: Instant) -> Result<(PowerReading, ()), BmcError> {
-        Ok((self.read(deadline).await?, ()))
-    }
-
-    async fn ask_off(&self, (): (), deadline: Instant) -> ResetOutcome {
-        self.control("off", deadline).await
-    }
-}
-
-impl Bmc for IpmiClient {
-    fn host(&self) -> &str {
-        &self.endpoint.host
-    }
-
-    fn prepare(&self, deadline: Instant) -> BmcFuture<'_, Result<(), BmcError>> {
-        // A session with the OPERATOR privilege was granted: that is the right to switch.
-        Box::pin(async move { self.read(deadline).await.map(|_| ()) })
-    }
-
-    fn read_power(&self, deadline: Instant) -> BmcFuture<'_, Result<PowerReading, BmcError>> {
-        Box::pin(self.read(deadline))
-    }
-
-    fn identity(&self, deadline: Instant) -> BmcFuture<'_, Result<ReportedIdentity, BmcError>> {
-        Box::pin(async move { Ok(self.read(deadline).await?.identity) })
-    }
-
-    fn power_off_and_confirm<'a>(&'a self, order: PowerOff<'a>) -> BmcFuture<'a, FenceOutcome> {
-        Box::pin(power_off(self, &self.endpoint.host, &self.endpoint.limits, order))
-    }
-
-    fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
-        Box::pin(self.switch_on(gate, deadline))
-    }
-
-    fn close(&self, _deadline: Instant) -> BmcFuture<'_, ()> {
-        // Each session was closed by the program that opened it.
-        Box::pin(std::future::ready(()))
     }
 }

@@ -14,6 +14,7 @@
 //! [`Bmc`] is the surface that callers use. [`RedfishClient`] speaks Redfish itself; [`IpmiClient`] and
 //! [`FenceAgentClient`] drive `ipmitool` and the programs of `fence-agents` as children with a deadline.
 
+mod by_program;
 mod child;
 mod client;
 mod credentials;

@@ -74,6 +74,15 @@ impl Cluster {
         let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
         let credentials =
             Credentials::load(&config.tls, std::time::SystemTime::now()).map_err(|error| usage(&error))?;
+        // Whoever has several clusters must not act on another one than the file says.
+        if credentials.cluster().as_str() != config.cluster {
+            return Err(Failure::Usage(format!(
+                "cluster: the file says {}, but the certificate {} is one of cluster {}; name the file of the cluster that you mean",
+                config.cluster,
+                config.tls.certificate.display(),
+                credentials.cluster()
+            )));
+        }
         let tls = ClientTls::build(&credentials, &[b"h2"]).map_err(|error| usage(&error))?;
         let replicas = config
             .replicas

@@ -12,8 +12,7 @@ use crate::cluster::Failure;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Config {
-    /// The cluster's name.
-    #[expect(dead_code, reason = "it is there for people; the certificate decides")]
+    /// The cluster's name, as in the certificate.
     pub(crate) cluster: String,
     /// Its replicas.
     pub(crate) replicas: Vec<Replica>,

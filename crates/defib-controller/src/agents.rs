@@ -53,6 +53,9 @@ struct News {
 #[derive(Debug, Default)]
 struct Inner {
     sessions: BTreeMap<HostId, Session>,
+    /// The newest session of each host, open or not. Its heartbeats count until the next one begins: they may take
+    /// another network than the connection, and must not fall silent with the connection's.
+    heard_under: BTreeMap<HostId, u64>,
     news: News,
 }
 
@@ -139,7 +142,16 @@ impl Agents {
     pub fn electorate_changed(&self, ledger: &Ledger) {
         let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
         let electorate = v1::Electorate::of(version, ledger.inventory(), ledger.voters());
-        self.inner().news.electorate = electorate.clone();
+        let gone = {
+            let mut inner = self.inner();
+            inner.news.electorate = electorate.clone();
+            let gone = |host: &HostId| {
+                !inner.sessions.contains_key(host) && !ledger.inventory().hosts.contains_key(host)
+            };
+            let gone: Vec<HostId> = inner.heard_under.keys().filter(|host| gone(host)).cloned().collect();
+            gone.iter().filter_map(|host| inner.heard_under.remove(host)).collect::<Vec<u64>>()
+        };
+        gone.into_iter().for_each(|number| self.observer.tell(Instruction::EndSession(number)));
         self.tell_all(&controller_message::Message::Electorate(electorate));
     }
 
@@ -156,14 +168,14 @@ impl Agents {
         }
     }
 
-    /// Opens a session; a former one of the same host ends.
+    /// Opens a session; a former one of the same host ends. Its number, and whether there was one.
     fn open(
         &self,
         host: &HostId,
         agent_version: &str,
         epoch: Epoch,
         outgoing: Outgoing,
-    ) -> Result<u64, Status> {
+    ) -> Result<(u64, bool), Status> {
         let mut bytes = [0; 8];
         let unavailable = |_| Status::unavailable("the system gives no random numbers");
         self.random.fill(&mut bytes).map_err(unavailable)?;
@@ -193,18 +205,18 @@ impl Agents {
                 .map_err(|_| Status::unavailable("the session ended at once"))?;
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
-        let former = inner.sessions.insert(host.clone(), session);
+        let replaces = inner.sessions.insert(host.clone(), session).is_some();
+        let former = inner.heard_under.insert(host.clone(), number);
         drop(inner);
         if let Some(former) = former {
-            self.observer.tell(Instruction::EndSession(former.number));
+            self.observer.tell(Instruction::EndSession(former));
         }
         self.observer.tell(Instruction::Session { session: number, host: host.clone(), secret });
-        Ok(number)
+        Ok((number, replaces))
     }
 
     /// Ends a session unless a newer one of the host has taken its place; whether it was the present one.
     fn close(&self, host: &HostId, number: u64) -> bool {
-        self.observer.tell(Instruction::EndSession(number));
         let mut inner = self.inner();
         let present = inner.sessions.get(host).is_some_and(|session| session.number == number);
         if present {
@@ -278,7 +290,11 @@ impl AgentControl for AgentService {
             )));
         };
         let (outgoing, stream) = mpsc::channel(QUEUE);
-        let number = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        let (number, replaces) = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        if replaces {
+            // Before anything that the new session brings: what was ordered by the former one may be lost.
+            let _ = self.core.tell(Message::Input(Input::AgentLeft(host.clone())));
+        }
         tracing::info!(%host, version = hello.agent_version, boot = hello.boot_id, "agent session opened");
         let (core, agents) = (self.core.clone(), Arc::clone(&self.agents));
         tokio::spawn(async move {
@@ -348,7 +364,9 @@ fn order_outcome(outcome: Option<order_outcome::Outcome>) -> anyhow::Result<Orde
     use v1::RefusalReason as Reason;
     Ok(match outcome {
         Some(order_outcome::Outcome::Running(_)) => OrderOutcome::Running,
-        Some(order_outcome::Outcome::NotRunning(not)) => OrderOutcome::NotRunning { detail: not.detail },
+        Some(order_outcome::Outcome::NotRunning(not)) => {
+            OrderOutcome::NotRunning { detail: not.detail, tried: !not.never_tried }
+        }
         Some(order_outcome::Outcome::Refused(refused)) => {
             let reason = Reason::try_from(refused.reason).unwrap_or(Reason::Unspecified);
             OrderOutcome::Refused { detail: format!("{}: {}", reason.as_str_name(), refused.detail) }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use defib_engine::observer::PATHS_MAX;
 use defib_export::signing::SigningKey;
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
@@ -191,6 +192,10 @@ impl Config {
         if self.listen.heartbeat.is_empty() {
             return Err(("listen.heartbeat", "names no path; give at least one, such as management".into()));
         }
+        if self.listen.heartbeat.len() > PATHS_MAX {
+            let told = format!("names {} paths; hosts use {PATHS_MAX} at most", self.listen.heartbeat.len());
+            return Err(("listen.heartbeat", told));
+        }
         if self.listen.join.is_some() != self.join.is_some() {
             return Err(("join", "listen.join and join go together".into()));
         }
@@ -282,6 +287,12 @@ replicas:
             message(&GOOD.replace("replica: 1", "replica: 2"))
                 .starts_with("DIR/replica.yaml:3:1: replica: 2 is not among replicas")
         );
+        let paths: Vec<String> =
+            (1..=5).map(|number| format!("p{number}: \"127.0.0.1:3{number}\"")).collect();
+        let with =
+            |count: usize| message(&GOOD.replace("management: \"127.0.0.1:3\"", &paths[..count].join(", ")));
+        assert_eq!(with(4), "");
+        assert!(with(5).starts_with("DIR/replica.yaml:9:3: listen.heartbeat: names 5 paths"), "{}", with(5));
         assert!(
             message(&GOOD.replace("127.0.0.1:2\n", "127.0.0.1:99999\n")).starts_with("DIR/replica.yaml:8:")
         );

@@ -126,7 +126,7 @@ pub fn list(view: &View<'_>, statuses: &BTreeMap<SinkId, Status>) -> v1::ListSin
         v1::SinkStatus {
             id: id.to_string(),
             kind: sink.to.kind().into(),
-            place: sink.to.place().into(),
+            place: sink.to.place().into_owned(),
             format: format!("{:?}", sink.format).to_lowercase(),
             state: state.into(),
             delivered_seq: safe.0,
@@ -269,7 +269,7 @@ impl Export {
                 continue;
             }
             let from = cursors.get(&id).copied().unwrap_or_default().delivered;
-            tracing::info!(sink = %id, kind = policy.to.kind(), place = policy.to.place(), after = %from, "serving a sink");
+            tracing::info!(sink = %id, kind = policy.to.kind(), place = %policy.to.place(), after = %from, "serving a sink");
             let status = self.counted.entry(id.clone()).or_default().clone();
             let worker = tokio::spawn(pump::run(
                 id.clone(),

@@ -1,9 +1,10 @@
 //! On the leader, tests every fencing method again and again, and proposes what it finds to have changed.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use defib_act::{Kind, Power, changed};
+use defib_act::{BmcHealth, Kind, Power, changed};
 use defib_model::Command;
+use futures_util::StreamExt as _;
 use metrics::{counter, gauge};
 use tokio::{sync::watch, time::Instant};
 
@@ -11,8 +12,10 @@ use crate::core::{Core, Pulse};
 
 /// How often is looked for methods that are due; Redfish connections are kept warm so.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How long one test may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test by a connection may take: the others wait for the slowest until they are looked at again.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(6);
+/// How long a test by a program of others may take.
+const PROGRAM_PATIENCE: Duration = Duration::from_secs(20);
 /// How many findings go into one entry of the log.
 const FINDINGS_MAX: usize = 256;
 
@@ -34,32 +37,45 @@ async fn run(kind: Kind, power: Arc<Power>, core: Core, mut pulse: watch::Receiv
             continue;
         }
         let began = now();
-        let health = tokio::select! {
-            health = power.test(kind, began, PATIENCE) => health,
+        let patience = match kind {
+            Kind::Connections => CONNECTION_PATIENCE,
+            Kind::Programs => PROGRAM_PATIENCE,
+        };
+        let tests = async {
+            let mut findings = pin!(power.test(kind, began, patience).ready_chunks(FINDINGS_MAX));
+            while let Some(health) = findings.next().await {
+                record(health, &core).await;
+            }
+        };
+        tokio::select! {
+            () = tests => {}
             lost = lost_lead(&mut pulse) => {
                 if lost.is_err() {
                     return;
                 }
                 continue;
             }
-        };
-        counter!("defib_fencing_tests_total", "result" => "good")
-            .increment(health.iter().filter(|one| one.trouble.is_none()).count() as u64);
-        counter!("defib_fencing_tests_total", "result" => "bad")
-            .increment(health.iter().filter(|one| one.trouble.is_some()).count() as u64);
-        for one in health.iter().filter(|one| one.fresh) {
-            tracing::info!(host = %one.host, trouble = one.trouble, "a test of its fencing failed once; it is repeated");
-        }
-        let news = core.ask(move |view| changed(&health, view.controller.ledger())).await.unwrap_or_default();
-        for tests in news.chunks(FINDINGS_MAX) {
-            // What is not recorded is found again.
-            let _ = core.propose(Command::FencingTested { tests: tests.to_vec() }).await;
         }
         tokio::select! {
             () = tokio::time::sleep_until(began + LOOK_EVERY) => {}
             _ = changes.changed() => {}
             lost = lost_lead(&mut pulse) => if lost.is_err() { return },
         }
+    }
+}
+
+/// Counts what was found, and proposes what is news.
+async fn record(health: Vec<BmcHealth>, core: &Core) {
+    let bad = health.iter().filter(|one| one.trouble.is_some()).count();
+    counter!("defib_fencing_tests_total", "result" => "good").increment((health.len() - bad) as u64);
+    counter!("defib_fencing_tests_total", "result" => "bad").increment(bad as u64);
+    for one in health.iter().filter(|one| one.fresh) {
+        tracing::info!(host = %one.host, trouble = one.trouble, "a test of its fencing failed once; it is repeated");
+    }
+    let news = core.ask(move |view| changed(&health, view.controller.ledger())).await.unwrap_or_default();
+    if !news.is_empty() {
+        // What is not recorded is found again.
+        let _ = core.propose(Command::FencingTested { tests: news }).await;
     }
 }
 

@@ -12,6 +12,7 @@ pub mod effects;
 mod events;
 pub mod export;
 mod fencing_tests;
+mod forgeries;
 pub mod join;
 pub mod members;
 pub mod metrics;

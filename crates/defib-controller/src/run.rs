@@ -37,7 +37,7 @@ use crate::{
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
     export::{Board, Export},
-    fencing_tests,
+    fencing_tests, forgeries,
     join::Joining,
     members::{Members, peer_addresses},
     metrics::{self, Meter},
@@ -223,6 +223,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         }));
     }
     fencing_tests::start(&power, &core, &pulse_seen);
+    forgeries::start(me, heartbeats.counters(), core.clone());
     tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
 
     let result = tokio::select! {

@@ -430,8 +430,15 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         // While a fence is tried again as well: what failed before has proven nothing.
         let tried = recovery.fence.as_ref().is_some_and(|fence| fence.attempt > 1);
         if recovery.phase == Phase::Unconfirmed || (recovery.phase == Phase::Fencing && tried) {
+            let next = match ledger.next_fence_in(id, view.controller.cluster_now(view.now)) {
+                // In whole seconds: it is for people.
+                Some(wait) => {
+                    format!("; the next attempt to power it off is due in {} s", wait.0.div_ceil(1000))
+                }
+                None => String::new(),
+            };
             attention.push(format!(
-                "host {}: nothing proves its death; see: defib recovery explain {id}",
+                "host {}: nothing proves its death{next}; see: defib recovery explain {id}",
                 recovery.host
             ));
         }

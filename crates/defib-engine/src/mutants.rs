@@ -36,10 +36,22 @@ pub use planted::{Mutant, is_made, make};
 
 #[cfg(feature = "mutants")]
 mod planted {
-    use core::sync::atomic::{AtomicUsize, Ordering};
+    extern crate std;
 
-    /// The mistake that is made in this process: its number plus one; 0: none.
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::OnceLock;
+
+    /// The mistake that is made in this process: its number plus one; 0: the one that was asked for, if any.
     static MADE: AtomicUsize = AtomicUsize::new(0);
+
+    /// The one that `DEFIB_MUTANT` named when this was built, as above: so the engine's own tests can be run with it.
+    fn asked_for() -> usize {
+        static ASKED_FOR: OnceLock<usize> = OnceLock::new();
+        *ASKED_FOR.get_or_init(|| {
+            let name = option_env!("DEFIB_MUTANT").unwrap_or_default();
+            Mutant::ALL.iter().position(|one| one.name() == name).map_or(0, |at| at + 1)
+        })
+    }
 
     macro_rules! mutants {
         ($($variant:ident, $name:literal, $mistake:literal;)*) => {
@@ -81,10 +93,13 @@ mod planted {
             "an observer that hears less than half of the hosts votes them dead";
         VoteWithoutWatchdog, "vote-without-watchdog",
             "the vote that a lease has run out does not wait for the watchdog";
-        VoteAtOnce, "vote-at-once", "the vote that a lease has run out does not wait for the lease";
+        VoteAtOnce, "vote-at-once",
+            "the vote that a lease has run out waits neither for the lease nor for claims after it";
         VoteWithoutMajorityOfHosts, "vote-without-majority-of-hosts",
             "the vote that a lease has run out needs no majority of hosts that hold theirs";
-        HearFormerBoots, "hear-former-boots", "a datagram of a boot that is over counts as one of a new boot";
+        HearFormerBoots, "hear-former-boots",
+            "a datagram of a boot that is over counts as one of a new boot, and its session stays open (in the shell)";
+        CountFromZero, "count-from-zero", "a new process of an agent counts its heartbeats from 0";
         HearReplays, "hear-replays", "a heartbeat that was heard before counts again";
         ObeyOldTerm, "obey-old-term", "an agent obeys a deposed leader";
         ObeyOldEpoch, "obey-old-epoch", "an agent obeys an order of an epoch that is over";
@@ -92,6 +107,7 @@ mod planted {
         NoExemption, "no-exemption", "an agent without a lease stops its VMs whatever its neighbours say";
         PetWithoutLease, "pet-without-lease", "an agent pets the watchdog without a lease";
         ForgetOnRestart, "forget-on-restart", "an agent forgets across its restart what it has seen";
+        ForgetGoodbye, "forget-goodbye", "an agent forgets across its restart that it said goodbye";
         StartWithoutLease, "start-without-lease", "an agent starts VMs without a lease";
         LeaseFromReceipt, "lease-from-receipt",
             "an agent counts a promise from when it heard it, not from when it asked";
@@ -145,6 +161,10 @@ mod planted {
     /// Whether it is this one that is made.
     #[must_use]
     pub fn is_made(mutant: Mutant) -> bool {
-        MADE.load(Ordering::Relaxed) == mutant as usize + 1
+        let made = match MADE.load(Ordering::Relaxed) {
+            0 => asked_for(),
+            made => made,
+        };
+        made == mutant as usize + 1
     }
 }

@@ -268,6 +268,59 @@ fn a_goodbye_of_another_boot_or_epoch_proves_nothing() {
 }
 
 #[test]
+fn a_word_of_a_former_life_of_a_replica_counts_for_nothing() {
+    let mut log = Log::new();
+    for replica in 1..=2 {
+        log.apply(Command::ObserverStarted { observer: ReplicaId(replica), session: 2 });
+    }
+    log.opinions("h1", Opinion::Dead);
+    let record = &log.ledger.hosts()[&host("h1")];
+    assert_eq!(record.opinions.keys().collect::<Vec<_>>(), [&ReplicaId(3)]);
+    assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
+fn a_reading_of_off_counts_for_nothing_against_a_quorum_that_hears_the_host() {
+    let mut log = Log::new();
+    log.opinions("h1", Opinion::Dead);
+    log.opinions("h1", Opinion::Alive);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "it is not let in yet");
+    let reading = PowerOffReading { level: 0, method: 0, identity: "uuid-h1".into(), reads: 2 };
+    let epoch = log.epoch("h1");
+    log.apply(Command::PowerFoundOff { host: host("h1"), epoch, readings: vec![reading] });
+    assert_eq!(log.standing("h1"), Standing::Condemned);
+    assert!(log.last_event().contains("heard by a quorum"), "{}", log.last_event());
+}
+
+#[test]
+fn a_host_is_let_in_under_its_present_epoch_only() {
+    let mut log = Log::new();
+    let former = log.epoch("h1");
+    log.opinions("h1", Opinion::Dead);
+    log.opinions("h1", Opinion::Alive);
+    log.apply(Command::Readmit { host: host("h1"), epoch: former, boot: A, vms: Vec::new() });
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
+fn who_still_runs_what_has_moved_is_not_let_in() {
+    let mut log = Log::new();
+    let running = log.run("h1");
+    log.opinions("h1", Opinion::Asks);
+    // Whoever said so was wrong.
+    let command = Command::ConfirmDead { host: host("h1"), epoch: log.epoch("h1"), operator: operator() };
+    log.apply(command);
+    log.run("h2");
+    log.readmit("h1", A, std::slice::from_ref(&running));
+    assert_eq!(log.standing("h1"), Standing::Dead);
+    assert!(log.last_event().contains("still runs vm v"), "{}", log.last_event());
+    log.readmit("h1", A, &[VmReport { running: false, ..running }]);
+    assert_eq!(log.standing("h1"), Standing::Active);
+}
+
+#[test]
 fn a_vm_that_left_the_inventory_and_came_back_is_not_started_beside_itself() {
     let mut log = Log::new();
     let running = log.run("h1");
@@ -365,7 +418,7 @@ fn an_answer_about_a_former_incarnation_changes_nothing() {
     log.run("h1");
     let effect =
         defib_model::EffectId { cause: LogIndex(1), subject: defib_model::Subject::Vm(vm("v")), attempt: 1 };
-    let result = StartResult::NotRunning { detail: "late".into() };
+    let result = StartResult::NotRunning { detail: "late".into(), tried: true };
     log.apply(Command::StartEnded {
         effect,
         vm: vm("v"),

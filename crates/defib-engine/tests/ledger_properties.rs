@@ -202,7 +202,7 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
         12 | 13 => {
             let placed = ledger.vms().get(&vm).and_then(|record| record.occupied_host().cloned());
             let result = if c % 3 == 0 {
-                StartResult::NotRunning { detail: "it failed".into() }
+                StartResult::NotRunning { detail: "it failed".into(), tried: true }
             } else {
                 StartResult::Running
             };

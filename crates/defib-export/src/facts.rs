@@ -220,6 +220,16 @@ impl Facts {
             EventKind::BrakeReleased { .. } => {
                 Self::new("brake-released", Medium, C::IncidentFinding, CLOSE).ended(Outcome::Success, CLOSED)
             }
+            EventKind::BrakeOverridden { .. } => {
+                Self::new("brake-overridden", Critical, C::IncidentFinding, CLOSE)
+                    .ended(Outcome::Success, CLOSED)
+                    .alert()
+            }
+            EventKind::HeartbeatsForged { .. } => {
+                Self::new("heartbeats-forged", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
             EventKind::FenceIntended { .. } => {
                 Self::new("fence-intended", High, C::RemediationActivity, (1, "Isolate"))
                     .ended(Outcome::Unknown, UNKNOWN)
@@ -371,7 +381,8 @@ impl<'a> Subjects<'a> {
             EventKind::LeaderStarted { leader: replica, .. }
             | EventKind::ObserverStarted { observer: replica } => Self::replica(*replica),
             EventKind::OpinionChanged { observer, host, .. }
-            | EventKind::LeaseExpiryVoted { observer, host, .. } => {
+            | EventKind::LeaseExpiryVoted { observer, host, .. }
+            | EventKind::HeartbeatsForged { observer, host, .. } => {
                 Self { replica: Some(*observer), ..Self::host(host) }
             }
             EventKind::HostSuspected { host }
@@ -389,6 +400,9 @@ impl<'a> Subjects<'a> {
             | EventKind::HostQuarantined { host, .. }
             | EventKind::GoodbyeSaid { host, .. }
             | EventKind::WatchdogChanged { host, .. } => Self::host(host),
+            EventKind::BrakeOverridden { host, operator, .. } => {
+                Self { user: Some(&operator.name), ..Self::host(host) }
+            }
             EventKind::DeathProven { host, proof, .. } => {
                 let user = match proof {
                     defib_model::event::ProofKind::OperatorWord { operator, .. } => Some(operator.as_str()),

@@ -6,6 +6,8 @@
 
 pub mod facts;
 pub mod formats;
+#[cfg(feature = "kafka")]
+mod kafka;
 pub mod pump;
 pub mod samples;
 pub mod signing;

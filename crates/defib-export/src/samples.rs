@@ -7,8 +7,11 @@ use defib_model::{
     chain::{GENESIS, event_hash},
     command::Operator,
     event::ProofKind,
+    export::Format,
     inventory::Readiness,
 };
+
+use crate::formats::{Context, Told, render};
 
 /// All kinds, with text in them that formats must escape.
 ///
@@ -53,6 +56,12 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
             method: "ipmi 10.1.0.1".into(),
             trouble: None,
         },
+        EventKind::BrakeOverridden {
+            host: host.clone(),
+            operator: Operator { name: "anna".into(), reason: hostile.clone() },
+            detail: hostile.clone(),
+        },
+        EventKind::HeartbeatsForged { observer, host: host.clone(), count: 7 },
         EventKind::HostUnconfirmed { host: host.clone(), detail: hostile.clone() },
         proven(ProofKind::PowerFoundOff { identity: identity.clone(), reads: 2 }),
         proven(ProofKind::PowerFenced { identity: identity.clone(), reads: 2 }),
@@ -110,6 +119,21 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
         },
         EventKind::Disarmed { detail: hostile },
     ])
+}
+
+/// `events`, which are a stream from its beginning, in a format: one line each.
+#[must_use]
+pub fn lines(format: Format, events: &[Event]) -> Vec<String> {
+    let context = Context::new("demo");
+    let mut previous = String::from(GENESIS);
+    events
+        .iter()
+        .map(|event| {
+            let line = render(format, &Told { context: &context, previous: &previous, event });
+            previous.clone_from(&event.hash);
+            line
+        })
+        .collect()
 }
 
 /// `kinds` as the beginning of a stream: numbered from 1 and chained, with recoveries and causes where they would be.

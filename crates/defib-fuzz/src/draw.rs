@@ -438,7 +438,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             let incarnation = Incarnation(near(u, record.map_or(0, |record| record.incarnation.0))?);
             let effect = EffectId { cause: LogIndex(1), subject: Subject::Vm(vm.clone()), attempt: 1 };
             let result = if one_in(u, 3)? {
-                StartResult::NotRunning { detail: "it ended".into() }
+                StartResult::NotRunning { detail: "it ended".into(), tried: u.arbitrary()? }
             } else {
                 StartResult::Running
             };

@@ -147,7 +147,10 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
             vms,
         })),
         from_agent(outcome(v1::order_outcome::Outcome::Running(v1::Running {}))),
-        from_agent(outcome(v1::order_outcome::Outcome::NotRunning(v1::NotRunning { detail: "no".into() }))),
+        from_agent(outcome(v1::order_outcome::Outcome::NotRunning(v1::NotRunning {
+            detail: "no".into(),
+            never_tried: true,
+        }))),
         from_agent(outcome(v1::order_outcome::Outcome::Refused(v1::Refused {
             reason: 4,
             detail: "no".into(),

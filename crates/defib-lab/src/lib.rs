@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod demo;
 pub mod failover;
 pub mod ipmi;
+pub mod kafka;
 pub mod measure;
 pub mod needs;
 pub mod oracle;

@@ -15,6 +15,8 @@ use crate::clock::{monotonic_ns, process_made_ns};
 const MAGIC: u64 = u64::from_le_bytes(*b"DEFIBVM2");
 const FIELDS: usize = 7;
 const BYTES: usize = FIELDS * 8;
+/// How exactly the system tells when a process was made.
+const TICK_NS: u64 = 10_000_000;
 
 /// One instance of a VM, as it wrote itself down. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,17 @@ pub struct Life {
     pub beats: u64,
     /// Longest time between two beats.
     pub longest_gap_ns: u64,
+}
+
+impl Life {
+    /// Whether its process is there still, though it may not have written for long: a busy machine makes guests late.
+    #[must_use]
+    pub fn has_process(&self) -> bool {
+        // Of a process that has ended and waits to be collected, nothing is left to read here.
+        let runs = fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|words| !words.is_empty());
+        // Another one may have got its number meanwhile.
+        runs && process_made_ns(self.pid).is_ok_and(|made| made.abs_diff(self.made_ns) <= 2 * TICK_NS)
+    }
 }
 
 /// The guest's end: keeps one record.
@@ -226,6 +239,7 @@ mod tests {
         assert_eq!(life.started_ns, recorder.started_ns());
         assert_eq!(life.made_ns, recorder.made_ns);
         assert!(life.last_ns >= life.started_ns && life.ready_ns == 9);
+        assert!(life.has_process() && !Life { made_ns: 5, ..life.clone() }.has_process());
         assert!(!recorder.is_removed());
         fs::remove_dir_all(dir.path()).unwrap();
         assert!(recorder.is_removed());

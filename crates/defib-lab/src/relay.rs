@@ -31,6 +31,9 @@ pub struct Weather {
     pub delay: Duration,
     /// Of a thousand datagrams so many vanish.
     pub loss_per_mille: u32,
+    /// Somebody between forges: before each datagram to the target goes the same one with another content, which
+    /// whoever has no key can't make right.
+    pub forged: bool,
 }
 
 /// Sets the weather of all relays that were opened on it.
@@ -190,6 +193,11 @@ async fn datagrams(front: Arc<UdpSocket>, target: SocketAddr, weather: watch::Re
                 back
             }
         };
+        if now.forged
+            && let Some((last, rest)) = buffer[..count].split_last()
+        {
+            let _ = back.send(&[rest, &[!last]].concat()).await;
+        }
         if now.delay.is_zero() {
             // Where nobody listens, the datagram is lost, as on any network.
             let _ = back.send(&buffer[..count]).await;
@@ -315,6 +323,20 @@ mod tests {
         socket.send_to(b"six", relay.address).await.unwrap();
         timeout(SOON, socket.recv_from(&mut buffer)).await.unwrap().unwrap();
         assert_eq!(&buffer[..3], b"six", "what was cut must not come later");
+    }
+
+    #[tokio::test]
+    async fn a_forged_datagram_goes_before_the_true_one() {
+        let switch = Switch::default();
+        let relay = Relay::udp(echo_udp().await, &switch).await.unwrap();
+        switch.set(Weather { forged: true, ..Weather::default() });
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.send_to(&[1, 2, 3], relay.address).await.unwrap();
+        let mut buffer = [0; 4];
+        for wanted in [[1, 2, 252], [1, 2, 3]] {
+            let (count, _) = timeout(SOON, socket.recv_from(&mut buffer)).await.unwrap().unwrap();
+            assert_eq!(buffer[..count], wanted);
+        }
     }
 
     #[test]

@@ -139,7 +139,15 @@ pub enum StartResult {
     NotRunning {
         /// Why.
         detail: String,
+        /// Whether its start was tried there, as far as anybody knows. If not, it is no failure of the VM.
+        #[serde(default = "tried")]
+        tried: bool,
     },
+}
+
+/// What was written before anybody told the difference counts as it did then.
+const fn tried() -> bool {
+    true
 }
 
 /// What an agent says of one VM on its host.
@@ -251,6 +259,13 @@ pub enum Command {
         session: u64,
         /// Whose.
         votes: Vec<ExpiryVote>,
+    },
+    /// A replica dropped datagrams that somebody forged in the names of hosts.
+    HeartbeatsForged {
+        /// Which replica.
+        observer: ReplicaId,
+        /// In whose names, and how many since it last told.
+        forged: BTreeMap<HostId, u64>,
     },
     /// A suspected host's BMC was asked and said off, before anybody switched anything.
     PowerFoundOff {

@@ -175,6 +175,15 @@ pub enum EventKind {
         /// Of which epoch.
         epoch: Epoch,
     },
+    /// Datagrams came in the name of a host's session, and were not made with its key.
+    HeartbeatsForged {
+        /// Who dropped them.
+        observer: ReplicaId,
+        /// In whose name.
+        host: HostId,
+        /// How many since this replica last told.
+        count: u64,
+    },
     /// A quorum asks: a recovery was opened.
     HostSuspected {
         /// Which host.
@@ -207,6 +216,15 @@ pub enum EventKind {
     BrakeReleased {
         /// Which host it protected.
         host: HostId,
+    },
+    /// An operator fences a host although a brake holds.
+    BrakeOverridden {
+        /// Which host it protected.
+        host: HostId,
+        /// Who, and why.
+        operator: Operator,
+        /// Which brake, with its numbers.
+        detail: String,
     },
     /// A fence is about to be sent.
     FenceIntended {
@@ -464,6 +482,9 @@ impl fmt::Display for EventKind {
             Self::LeaseExpiryVoted { observer, host, epoch } => {
                 write!(f, "host {host}: r{observer} votes that the lease of epoch {epoch} has run out")
             }
+            Self::HeartbeatsForged { observer, host, count } => {
+                write!(f, "host {host}: r{observer} dropped {count} forged heartbeats in its name")
+            }
             Self::HostSuspected { host } => write!(f, "host {host}: suspected by a quorum"),
             Self::HostConfirmed { host, epoch, detail } => {
                 write!(f, "host {host}: confirmed down, epoch {epoch}: {detail}")
@@ -473,6 +494,9 @@ impl fmt::Display for EventKind {
             }
             Self::BrakeEngaged { host, detail } => write!(f, "host {host}: brake engaged: {detail}"),
             Self::BrakeReleased { host } => write!(f, "host {host}: brake released"),
+            Self::BrakeOverridden { host, operator, detail } => {
+                write!(f, "host {host}: operator {} fences it over the brake: {detail}", operator.name)
+            }
             Self::FenceIntended { host, attempt, level } => {
                 write!(f, "host {host}: fence intended, attempt {attempt}, level {level}")
             }

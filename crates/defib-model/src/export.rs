@@ -4,9 +4,11 @@
 //! named, never held: a file or an environment variable on the replicas' machines.
 
 use alloc::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     format,
     string::{String, ToString},
+    vec::Vec,
 };
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,55 @@ pub struct SinkTls {
     /// The name in the server's certificate, where it is not the one in its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
+}
+
+/// How we show brokers who we are, beside or in place of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KafkaSasl {
+    /// How the password is shown.
+    pub mechanism: SaslMechanism,
+    /// The user's name.
+    pub user: String,
+    /// The user's password.
+    pub password: SecretRef,
+}
+
+/// How a password is shown to a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SaslMechanism {
+    /// As it is: only inside of TLS.
+    Plain,
+    /// Challenge and response with SHA-256.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    /// Challenge and response with SHA-512.
+    #[serde(rename = "scram-sha-512")]
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    /// As brokers call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// Where `CloudEvents` put what they say of an event: the content modes of their Kafka binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContentMode {
+    /// In headers; the value is the event in the sink's format.
+    #[default]
+    Binary,
+    /// In the value, a JSON envelope around the event.
+    Structured,
 }
 
 const fn rotate_bytes() -> u64 {
@@ -145,6 +196,23 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tls: Option<SinkTls>,
     },
+    /// A topic of Kafka, or of a broker that speaks its protocol.
+    #[serde(rename_all = "kebab-case")]
+    Kafka {
+        /// `host:port` of some of the brokers; they name the others.
+        brokers: Vec<String>,
+        /// The topic; somebody else creates it.
+        topic: String,
+        /// Where `CloudEvents` put their attributes.
+        #[serde(default)]
+        mode: ContentMode,
+        /// Without it, plain TCP.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<SinkTls>,
+        /// If brokers ask for a user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sasl: Option<KafkaSasl>,
+    },
 }
 
 impl Target {
@@ -157,34 +225,39 @@ impl Target {
             Self::Syslog { .. } => "syslog",
             Self::SplunkHec { .. } => "splunk-hec",
             Self::Webhook { .. } => "webhook",
+            Self::Kafka { .. } => "kafka",
         }
     }
 
     /// Where it leads.
     #[must_use]
-    pub fn place(&self) -> &str {
+    pub fn place(&self) -> Cow<'_, str> {
         match self {
-            Self::File { path, .. } => path,
-            Self::Stdout => "-",
-            Self::Syslog { address, .. } => address,
-            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => url,
+            Self::File { path, .. } => path.into(),
+            Self::Stdout => "-".into(),
+            Self::Syslog { address, .. } => address.into(),
+            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => url.into(),
+            Self::Kafka { brokers, topic, .. } => format!("{}/{topic}", brokers.join(",")).into(),
         }
     }
 
     const fn tls(&self) -> Option<&SinkTls> {
         match self {
             Self::File { .. } | Self::Stdout => None,
-            Self::Syslog { tls, .. } | Self::SplunkHec { tls, .. } | Self::Webhook { tls, .. } => {
-                tls.as_ref()
-            }
+            Self::Syslog { tls, .. }
+            | Self::SplunkHec { tls, .. }
+            | Self::Webhook { tls, .. }
+            | Self::Kafka { tls, .. } => tls.as_ref(),
         }
     }
 
-    const fn token(&self) -> Option<&SecretRef> {
+    /// Its secret, and the field that names it.
+    fn secret(&self) -> Option<(&'static str, &SecretRef)> {
         match self {
             Self::File { .. } | Self::Stdout | Self::Syslog { .. } => None,
-            Self::SplunkHec { token, .. } => Some(token),
-            Self::Webhook { token, .. } => token.as_ref(),
+            Self::SplunkHec { token, .. } => Some(("token", token)),
+            Self::Webhook { token, .. } => token.as_ref().map(|token| ("token", token)),
+            Self::Kafka { sasl, .. } => sasl.as_ref().map(|sasl| ("sasl.password", &sasl.password)),
         }
     }
 }
@@ -289,8 +362,8 @@ impl SinkPolicy {
                 check_path("tls", path)?;
             }
         }
-        if let Some(SecretRef::File(path)) = self.to.token() {
-            check_path("token", path)?;
+        if let Some((field, SecretRef::File(path))) = self.to.secret() {
+            check_path(field, path)?;
         }
         match &self.to {
             Target::Stdout => Ok(()),
@@ -308,7 +381,11 @@ impl SinkPolicy {
                 if *facility > 23 {
                     return Err(format!("facility: {facility} is not between 0 and 23"));
                 }
-                check_address(address)
+                check_address("address", address)
+            }
+            Target::Kafka { brokers, topic, tls, sasl, .. } => {
+                check_brokers(brokers, tls.as_ref(), sasl.as_ref())?;
+                check_topic("topic", topic)
             }
             Target::SplunkHec { url, tls, .. } | Target::Webhook { url, tls, .. } => {
                 self.check_url(url, tls.is_some())
@@ -329,8 +406,7 @@ impl SinkPolicy {
         if is_plain == has_tls {
             return Err("tls: goes with https, and https needs its authority".into());
         }
-        let is_here = ["127.", "localhost", "[::1]"].iter().any(|here| authority.starts_with(here));
-        if is_plain && self.to.token().is_some() && !is_here {
+        if is_plain && self.to.secret().is_some() && !is_here(authority) {
             return Err("url: a token over plain http would be no secret; use https".into());
         }
         Ok(())
@@ -341,12 +417,77 @@ fn check_path(field: &str, path: &str) -> Result<(), String> {
     if path.starts_with('/') { Ok(()) } else { Err(format!("{field}: {path:?} is no absolute path")) }
 }
 
-fn check_address(address: &str) -> Result<(), String> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+fn check_address(field: &str, address: &str) -> Result<(), String> {
+    check_host_and_port(address).map_err(|why| format!("{field}: {why}"))
+}
+
+/// Whether a text is `host:port`.
+///
+/// # Errors
+/// That it is not.
+pub fn check_host_and_port(text: &str) -> Result<(), String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
     match port.and_then(|port| port.parse::<u16>().ok()) {
         Some(port) if port > 0 => Ok(()),
-        _ => Err(format!("address: {address:?} is not host:port")),
+        _ => Err(format!("{text:?} is not host:port")),
     }
+}
+
+/// Whether what is said to an address stays on this machine.
+fn is_here(address: &str) -> bool {
+    ["127.", "localhost", "[::1]"].iter().any(|here| address.starts_with(here))
+}
+
+/// More than enough to find the others.
+const BROKERS_MAX: usize = 64;
+
+/// Checks how brokers are reached.
+///
+/// # Errors
+/// The field and what is wrong with it.
+pub fn check_brokers(
+    brokers: &[String],
+    tls: Option<&SinkTls>,
+    sasl: Option<&KafkaSasl>,
+) -> Result<(), String> {
+    if brokers.is_empty() || brokers.len() > BROKERS_MAX {
+        return Err(format!("brokers: name 1 to {BROKERS_MAX} as host:port"));
+    }
+    for broker in brokers {
+        check_address("brokers", broker)?;
+        if broker.contains(|letter: char| letter == ',' || letter == '/' || letter.is_whitespace()) {
+            return Err(format!("brokers: {broker:?} is not host:port"));
+        }
+    }
+    if tls.is_some_and(|tls| tls.server_name.is_some()) {
+        return Err(
+            "tls: server-name: brokers tell their names themselves; each certificate must hold its own"
+                .into(),
+        );
+    }
+    let Some(sasl) = sasl else { return Ok(()) };
+    if sasl.user.is_empty() || sasl.user.contains(char::is_control) {
+        return Err("sasl.user: is no name".into());
+    }
+    if tls.is_none() && !brokers.iter().all(|broker| is_here(broker)) {
+        return Err("sasl: a password without tls would be no secret; brokers need tls".into());
+    }
+    Ok(())
+}
+
+/// Checks a topic's name by Kafka's own rule.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_topic(field: &str, topic: &str) -> Result<(), String> {
+    let is_legal = |letter: char| letter.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&letter);
+    if topic.is_empty() || topic.len() > 249 || topic == "." || topic == ".." || !topic.chars().all(is_legal)
+    {
+        return Err(format!(
+            "{field}: {topic:?} is no name of a topic: letters, digits, '.', '_' and '-', at most 249"
+        ));
+    }
+    Ok(())
 }
 
 /// The reader of events knows all kinds: ask it, so that there is no second list.
@@ -376,6 +517,9 @@ mod tests {
             serde_json::json!({"syslog": {"address": "siem:6514", "tls": tls}}),
             serde_json::json!({"splunk-hec": {"url": "https://s:8088", "token": {"env": "HEC"}, "tls": tls}}),
             serde_json::json!({"webhook": {"url": "http://127.0.0.1:1/x", "token": {"file": "/t"}}}),
+            serde_json::json!({"kafka": {"brokers": ["k1:9092"], "topic": "defib.events"}}),
+            serde_json::json!({"kafka": {"brokers": ["k1:9093", "k2:9093"], "topic": "t", "mode": "structured", "tls": tls,
+                "sasl": {"mechanism": "scram-sha-512", "user": "defib", "password": {"file": "/p"}}}}),
         ] {
             assert_eq!(sink(to.clone()), Ok(()), "{to}");
         }
@@ -391,6 +535,28 @@ mod tests {
         assert!(refused(serde_json::json!({"webhook": {"url": "http://u:p@x"}})).contains("secrets"));
         let leak = serde_json::json!({"webhook": {"url": "http://far/x", "token": {"env": "T"}}});
         assert!(refused(leak).contains("no secret"));
+        let kafka = |brokers: &[&str], topic: &str| {
+            refused(serde_json::json!({"kafka": {"brokers": brokers, "topic": topic}}))
+        };
+        assert!(kafka(&[], "t").contains("1 to 64"));
+        assert!(kafka(&["k1"], "t").contains("brokers: \"k1\" is not host:port"));
+        assert!(kafka(&["k1:1,k2:1"], "t").contains("not host:port"));
+        assert!(kafka(&["k1:1"], "a topic").contains("no name of a topic"));
+        assert!(kafka(&["k1:1"], "..").contains("no name of a topic"));
+        let sasl = |broker: &str, password: serde_json::Value| {
+            let sasl = serde_json::json!({"mechanism": "plain", "user": "u", "password": password});
+            sink(serde_json::json!({"kafka": {"brokers": [broker], "topic": "t", "sasl": sasl}}))
+        };
+        assert!(sasl("k1:1", serde_json::json!({"env": "P"})).unwrap_err().contains("no secret"));
+        assert!(
+            sasl("localhost:1", serde_json::json!({"file": "p"}))
+                .unwrap_err()
+                .contains("sasl.password: \"p\"")
+        );
+        assert_eq!(sasl("127.0.0.1:1", serde_json::json!({"file": "/p"})), Ok(()));
+        let named = serde_json::json!({"authority": "/ca", "server-name": "k"});
+        let named = serde_json::json!({"kafka": {"brokers": ["k1:1"], "topic": "t", "tls": named}});
+        assert!(refused(named).contains("server-name"));
         assert!(check_kind("host-suspectde").unwrap_err().contains("unknown variant"));
         assert_eq!(check_kind("host-suspected"), Ok(()));
         assert_eq!(check_kind("sink-gap"), Ok(()));

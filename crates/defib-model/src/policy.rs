@@ -37,6 +37,14 @@ pub struct LeasePolicy {
 }
 
 impl LeasePolicy {
+    /// The shortest time that keeps its promises. A guard stops VMs at 3/5 of it, so 2/5 are left for stopping
+    /// them, and for asking once more where the first stop was not confirmed (800 ms here; `STOP_RETRY` in the
+    /// engine's guard). The hardware counts whole seconds, so what is petted five times a second (`TEND` in the
+    /// agent) may be late by more than a second, for want of CPU or of a disk that answers, before a healthy
+    /// host resets itself; a new process of the agent has as long to take over. With 1s each of these would be
+    /// a race.
+    pub const WATCHDOG_MIN: Millis = Millis(2000);
+
     /// For how long, by its own clock, a replica must think that a host counts on its promise.
     #[must_use]
     pub const fn promise(&self) -> Millis {
@@ -76,15 +84,35 @@ pub struct FencingPolicy {
     pub confirm_spacing: Millis,
     /// How long one attempt of one level may take.
     pub attempt_timeout: Millis,
-    /// Pause before the next attempt after all levels failed.
+    /// Pause before the next attempt after all levels failed, three times; then it doubles as long as attempts
+    /// end as those before them did. It begins anew when one ends otherwise, when a BMC that gave no answer
+    /// gives one again, and when an operator acts (fences the host, resumes, or applies a policy or an
+    /// inventory).
     pub retry_pause: Millis,
+    /// The longest that this pause grows to; attempts never end.
+    #[serde(default = "a_minute")]
+    pub retry_pause_max: Millis,
     /// How often each method of each host is tested, without switching anything.
     #[serde(default = "a_minute")]
     pub test_interval: Millis,
 }
 
+/// The default of [`FencingPolicy::retry_pause_max`] and [`FencingPolicy::test_interval`].
 const fn a_minute() -> Millis {
     Millis(60_000)
+}
+
+/// Rounds of attempts, all alike, after which the pause begins to double: what is over in seconds is not waited for
+/// longer than it takes.
+const STEADY_ROUNDS: u32 = 3;
+
+impl FencingPolicy {
+    /// The pause after so many rounds in a row in which all levels failed, and failed alike.
+    #[must_use]
+    pub fn pause_after(&self, rounds: u32) -> Millis {
+        let doublings = rounds.saturating_sub(STEADY_ROUNDS).min(32);
+        self.retry_pause.times(1 << doublings).min(self.retry_pause_max.max(self.retry_pause))
+    }
 }
 
 /// How restarts are paced.
@@ -165,6 +193,7 @@ impl Default for Policy {
                 confirm_spacing: Millis(50),
                 attempt_timeout: Millis(10_000),
                 retry_pause: Millis(2000),
+                retry_pause_max: a_minute(),
                 test_interval: a_minute(),
             },
             restart: RestartPolicy {
@@ -235,8 +264,16 @@ impl Policy {
                 "is less than ten heartbeats; a few lost datagrams would stop VMs".into(),
             ));
         }
-        if self.lease.watchdog < Millis(1000) {
-            return Err(("lease.watchdog", "is less than 1s; hardware watchdogs count whole seconds".into()));
+        if self.lease.watchdog < LeasePolicy::WATCHDOG_MIN {
+            return Err((
+                "lease.watchdog",
+                format!(
+                    "{} is less than {}: hardware counts whole seconds, and a host could not stop its VMs in time, or would reset itself for a short stall; give at least {}",
+                    self.lease.watchdog,
+                    LeasePolicy::WATCHDOG_MIN,
+                    LeasePolicy::WATCHDOG_MIN
+                ),
+            ));
         }
         if self.lease.drift_ppm > 100_000 {
             return Err(("lease.drift-ppm", "is more than 10 %; such a clock is broken".into()));
@@ -249,6 +286,21 @@ impl Policy {
         }
         if self.fencing.attempt_timeout < Millis(100) {
             return Err(("fencing.attempt-timeout", "is less than 100ms; no BMC answers in that".into()));
+        }
+        if self.fencing.retry_pause < Millis(100) {
+            return Err((
+                "fencing.retry-pause",
+                "is less than 100ms; a BMC would be asked without end".into(),
+            ));
+        }
+        if self.fencing.retry_pause_max < self.fencing.retry_pause {
+            return Err((
+                "fencing.retry-pause-max",
+                format!(
+                    "{} is less than retry-pause ({})",
+                    self.fencing.retry_pause_max, self.fencing.retry_pause
+                ),
+            ));
         }
         if self.fencing.test_interval < Millis(1000) {
             return Err(("fencing.test-interval", "is less than 1s; BMCs have other work".into()));
@@ -279,6 +331,8 @@ impl Policy {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -292,6 +346,33 @@ mod tests {
         let mut policy = Policy::default();
         policy.fencing.confirm_reads = 1;
         assert_eq!(policy.validate().unwrap_err().0, "fencing.confirm-reads");
+    }
+
+    #[test]
+    fn a_watchdog_of_less_than_two_seconds_is_refused() {
+        let refused = |millis| {
+            let mut policy = Policy::default();
+            policy.lease.watchdog = Millis(millis);
+            policy.lease.answer_freshness = Millis(500);
+            policy.validate().err()
+        };
+        assert_eq!(refused(2000), None);
+        for millis in [0, 999, 1000, 1999] {
+            let (field, why) = refused(millis).unwrap();
+            assert_eq!(field, "lease.watchdog");
+            assert!(why.contains("give at least 2s"), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_first_fences_are_retried_at_one_pace_and_later_ones_ever_more_seldom_but_always() {
+        let fencing = Policy::default().fencing;
+        let pauses: Vec<u64> = (1..=10).map(|rounds| fencing.pause_after(rounds).0 / 1000).collect();
+        assert_eq!(pauses, [2, 2, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(fencing.pause_after(u32::MAX), Millis(60_000));
+        // Whoever has set a long pause has set the longest, too.
+        let fencing = FencingPolicy { retry_pause: Millis(90_000), ..fencing };
+        assert_eq!(fencing.pause_after(9), Millis(90_000));
     }
 
     #[test]

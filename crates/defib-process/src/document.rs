@@ -28,14 +28,43 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, Docum
         let at = error.location().map(|location| (location.line(), location.column()));
         let plain = error.without_snippet().to_string();
         // The place stands in front already.
-        let message = plain.split(" at line ").next().unwrap_or_default().to_owned();
+        let message = in_words(plain.split(" at line ").next().unwrap_or_default());
         let field = at.and_then(|(line, column)| key_before(text, line, column));
         let message = match field {
-            Some(field) if !message.contains(field) => format!("{field}: {message}"),
+            // Unless it is named already.
+            Some(field) if !message.starts_with(field) && !message.contains(&format!("`{field}`")) => {
+                format!("{field}: {message}")
+            }
             _ => message,
         };
         DocumentError { file: file.into(), at, message }
     })
+}
+
+/// What the parser says in the words of who wrote it, said to who wrote the file.
+fn in_words(message: &str) -> String {
+    if let Some(key) = message.strip_prefix("duplicate mapping key: ") {
+        let key = key.split(", set ").next().unwrap_or(key);
+        return format!("{key}: is there a second time; keep one of the two");
+    }
+    if let Some(kind) = message.strip_prefix("invalid u") {
+        let most = match kind {
+            "8" => u64::from(u8::MAX),
+            "16" => u64::from(u16::MAX),
+            "32" => u64::from(u32::MAX),
+            _ => u64::MAX,
+        };
+        return format!("is no whole number from 0 to {most}");
+    }
+    match message {
+        "expected mapping start" => {
+            "fields with values belong here, such as `name: value`, and something else is"
+        }
+        "expected sequence start" => "a list belongs here, such as `[one, two]`, and something else is",
+        "expected string scalar" => "a single text belongs here, and something else is",
+        other => other,
+    }
+    .to_owned()
 }
 
 /// The last key on a line before a column: the field whose value begins there.
@@ -131,6 +160,41 @@ mod tests {
         assert_eq!(key_before("- 7", 1, 3), None);
         assert_eq!(key_before("ü: 1", 1, 2), None, "a column inside of a letter");
         assert_eq!(key_before("a: 1", 9, 9), None);
+    }
+
+    #[test]
+    fn what_the_parser_says_is_said_in_plain_words() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only whether it can be read matters")]
+        struct Kinds {
+            count: u32,
+            list: Vec<String>,
+            text: String,
+        }
+        let told = |text: &str| match from_yaml::<Kinds>("a.yaml", text) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let good = "count: 1\nlist: [a]\ntext: b\n";
+        assert_eq!(told(good), "");
+        for (from, to, wanted) in [
+            ("count: 1", "count: -1", "a.yaml:1:8: count: is no whole number from 0 to 4294967295"),
+            ("count: 1", "count: 4294967296", "a.yaml:1:8: count: is no whole number from 0 to 4294967295"),
+            (
+                "list: [a]",
+                "list: a",
+                "a.yaml:2:7: list: a list belongs here, such as `[one, two]`, and something else is",
+            ),
+            ("text: b", "text: [b]", "a.yaml:3:7: text: a single text belongs here, and something else is"),
+            ("text: b", "text: b\ntext: c", "a.yaml:4:1: text: is there a second time; keep one of the two"),
+            (
+                good,
+                "- a\n",
+                "a.yaml:1:1: fields with values belong here, such as `name: value`, and something else is",
+            ),
+        ] {
+            assert_eq!(told(&good.replace(from, to)), wanted);
+        }
     }
 
     #[test]

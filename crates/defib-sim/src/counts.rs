@@ -22,6 +22,7 @@ pub struct Counts {
     pub snapshots: u64,
     pub restores: u64,
     pub replica_starts: u64,
+    pub copies_refused: u64,
     pub vm_starts: u64,
     pub lease_stops: u64,
     pub watchdog_resets: u64,
@@ -88,6 +89,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::RecoveryAbandoned { .. } => "recovery-abandoned",
         EventKind::BrakeEngaged { .. } => "brake-engaged",
         EventKind::BrakeReleased { .. } => "brake-released",
+        EventKind::BrakeOverridden { .. } => "brake-overridden",
+        EventKind::HeartbeatsForged { .. } => "heartbeats-forged",
         EventKind::FenceIntended { .. } => "fence-intended",
         EventKind::FenceFailed { .. } => "fence-failed",
         EventKind::FencingTested { .. } => "fencing-tested",
@@ -153,6 +156,7 @@ impl Counts {
             (&mut self.snapshots, other.snapshots),
             (&mut self.restores, other.restores),
             (&mut self.replica_starts, other.replica_starts),
+            (&mut self.copies_refused, other.copies_refused),
             (&mut self.vm_starts, other.vm_starts),
             (&mut self.lease_stops, other.lease_stops),
             (&mut self.watchdog_resets, other.watchdog_resets),
@@ -170,11 +174,15 @@ impl Counts {
         }
     }
 
-    /// What was never exercised: kinds of faults, and branches.
+    /// What the profile `full` should exercise and never did: kinds of faults, branches, and a replica that refuses its
+    /// copy of the log.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
-        let faults = Fault::KINDS.iter().filter(|kind| !self.faults.contains_key(**kind));
+        let faults = Fault::KINDS
+            .iter()
+            .filter(|kind| !self.faults.contains_key(**kind) && !Fault::ELSEWHERE.contains(kind));
         let branches = BRANCHES.iter().filter(|branch| !self.branches.contains_key(**branch));
-        faults.chain(branches).copied().collect()
+        let refused = (self.copies_refused == 0).then_some("copy-refused");
+        faults.chain(branches).copied().chain(refused).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! How a run is tuned and what goes wrong in it.
 
-use defib_model::{Millis, Policy, inventory::SelfFence};
+use defib_model::{Millis, Policy, inventory::SelfFence, policy::LeasePolicy};
 
 use crate::{
     fault::{BmcFault, Episode, Fault, Way},
     plan::{Plan, Profile},
     rng::Rng,
+    worse,
 };
 
 /// A policy within what is allowed, with short waits so that much happens in a short time.
@@ -13,7 +14,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     let mut policy = Policy::default();
     if profile == Profile::Smoke {
         policy.lease.lease = Millis(1500);
-        policy.lease.watchdog = Millis(1000);
+        policy.lease.watchdog = LeasePolicy::WATCHDOG_MIN;
         policy.lease.answer_freshness = Millis(500);
         policy.fencing.confirm_spacing = Millis(20);
         policy.detection.start_grace = Millis(500);
@@ -33,7 +34,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     detection.upgrade_grace = Millis(rng.between(3000, 15_000));
     let lease = &mut policy.lease;
     lease.lease = Millis(rng.between((10 * detection.heartbeat_interval.0).max(1000), 5000));
-    lease.watchdog = Millis(1000 * rng.between(1, 5));
+    lease.watchdog = Millis(1000 * rng.between(1, 5)).max(LeasePolicy::WATCHDOG_MIN);
     lease.drift_ppm = [200, 1000, 10_000, 50_000][rng.index(4)];
     lease.answer_freshness = Millis(rng.between(400, lease.watchdog.0.min(2500)));
     let fencing = &mut policy.fencing;
@@ -41,6 +42,7 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
     fencing.confirm_spacing = Millis(rng.between(20, 200));
     fencing.attempt_timeout = Millis(rng.between(1000, 8000));
     fencing.retry_pause = Millis(rng.between(200, 3000));
+    fencing.retry_pause_max = fencing.retry_pause.times(4);
     let restart = &mut policy.restart;
     restart.starts_per_host = rng.between(1, 8) as u32;
     restart.starts_per_datastore = rng.between(1, 8) as u32;
@@ -61,16 +63,32 @@ pub(crate) fn policy(rng: &mut Rng, profile: Profile) -> Policy {
 
 /// Which faults a run has at all is drawn first, then each is drawn often: the swarm finds what the mean hides.
 pub(crate) fn episodes(plan: &mut Plan) {
-    let mut rng = Rng::new(plan.seed, "faults");
-    if plan.profile == Profile::Smoke {
-        return smoke(plan, &mut rng);
-    }
-    if plan.profile == Profile::Dark {
-        dark(plan, &mut rng);
-    }
+    draw(plan, &mut Rng::new(plan.seed, "faults"));
+    plan.episodes.sort_by_key(|episode| episode.at_ms);
+}
+
+fn draw(plan: &mut Plan, rng: &mut Rng) {
+    let few = match plan.profile {
+        Profile::Smoke => return smoke(plan, rng),
+        Profile::Outage => return worse::outage(plan, rng),
+        Profile::Liars => return worse::liars(plan, rng),
+        Profile::Dark => {
+            dark(plan, rng);
+            true
+        }
+        Profile::Half => {
+            worse::half(plan, rng);
+            true
+        }
+        Profile::Stale => {
+            worse::stale(plan, rng);
+            true
+        }
+        Profile::Full | Profile::Drift => false,
+    };
     let groups = 7;
     let on: Vec<bool> = (0..groups).map(|_| rng.permille(550)).collect();
-    let count = if plan.profile == Profile::Dark { rng.between(0, 6) } else { rng.between(3, 40) };
+    let count = if few { rng.between(0, 6) } else { rng.between(3, 40) };
     for _ in 0..count {
         let group = rng.index(groups);
         if !on[group] {
@@ -78,23 +96,22 @@ pub(crate) fn episodes(plan: &mut Plan) {
         }
         let at_ms = rng.below(plan.safety_ms);
         let fault = match group {
-            0 => network(plan, &mut rng),
-            1 => partition(plan, &mut rng),
-            2 => replica(plan, &mut rng),
-            3 => disk(plan, &mut rng),
-            4 => agent(plan, &mut rng),
-            5 => bmc(plan, &mut rng),
-            _ => operator(plan, &mut rng),
+            0 => network(plan, rng),
+            1 => partition(plan, rng),
+            2 => replica(plan, rng),
+            3 => disk(plan, rng),
+            4 => agent(plan, rng),
+            5 => bmc(plan, rng),
+            _ => operator(plan, rng),
         };
-        push(plan, &mut rng, at_ms, fault);
+        push(plan, rng, at_ms, fault);
     }
     // Hosts die in every run.
     for _ in 0..rng.between(1, 8) {
         let at_ms = rng.below(plan.safety_ms);
-        let fault = host(plan, &mut rng);
-        push(plan, &mut rng, at_ms, fault);
+        let fault = host(plan, rng);
+        push(plan, rng, at_ms, fault);
     }
-    plan.episodes.sort_by_key(|episode| episode.at_ms);
 }
 
 fn push(plan: &mut Plan, rng: &mut Rng, at_ms: u64, fault: Option<Fault>) {

@@ -47,6 +47,8 @@ pub enum Fault {
     Replay(u32),
     /// With so many of a thousand datagrams a forged one comes along.
     Forge(u32),
+    /// So many of a thousand datagrams, and of the messages between replicas, come once more, seconds late.
+    Straggle(u32),
     /// Datagrams are late by anything up to so many milliseconds, so they overtake each other.
     Reorder(u64),
     /// Everything is late by so many milliseconds.
@@ -99,6 +101,9 @@ pub enum Fault {
     AgentCrash { host: usize },
     /// An agent dies at one of its next writes, before or after it took effect.
     AgentCrashAtWrite { host: usize, after: u32, written: bool },
+    /// Orders that were once sent to a host's agents come again, so many of a thousand times that it looks after its
+    /// watchdog.
+    OldOrders { host: usize, permille: u32 },
     /// An agent's disk takes nothing.
     AgentDiskFull { host: usize },
     /// An agent says goodbye and is restarted.
@@ -150,11 +155,12 @@ pub struct Episode {
 
 impl Fault {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 57] = [
+    pub const KINDS: [&'static str; 59] = [
         "loss",
         "duplicate",
         "replay",
         "forge",
+        "straggle",
         "reorder",
         "delay",
         "host-cut",
@@ -183,6 +189,7 @@ impl Fault {
         "agent-pause",
         "agent-crash",
         "agent-crash-at-write",
+        "old-orders",
         "agent-disk-full",
         "agent-upgrade",
         "host-shutdown",
@@ -210,6 +217,9 @@ impl Fault {
         "operator-inventory",
     ];
 
+    /// Kinds that the profile `full` does not draw.
+    pub const ELSEWHERE: [&'static str; 2] = ["straggle", "old-orders"];
+
     /// The name of its kind.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -218,6 +228,7 @@ impl Fault {
             Self::Duplicate(_) => "duplicate",
             Self::Replay(_) => "replay",
             Self::Forge(_) => "forge",
+            Self::Straggle(_) => "straggle",
             Self::Reorder(_) => "reorder",
             Self::Delay(_) => "delay",
             Self::HostCut { .. } => "host-cut",
@@ -246,6 +257,7 @@ impl Fault {
             Self::AgentPause { .. } => "agent-pause",
             Self::AgentCrash { .. } => "agent-crash",
             Self::AgentCrashAtWrite { .. } => "agent-crash-at-write",
+            Self::OldOrders { .. } => "old-orders",
             Self::AgentDiskFull { .. } => "agent-disk-full",
             Self::AgentUpgrade { .. } => "agent-upgrade",
             Self::HostShutdown { .. } => "host-shutdown",

@@ -20,6 +20,7 @@ pub mod shrink;
 pub mod suite;
 mod transcript;
 mod world;
+mod worse;
 
 pub use check::Violation;
 pub use transcript::Transcript;

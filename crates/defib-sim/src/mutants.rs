@@ -16,8 +16,14 @@ pub(crate) const fn fence_without_lead() -> bool {
     false
 }
 
+/// Whether a session outlives the boot of its agent.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn hear_former_boots() -> bool {
+    false
+}
+
 #[cfg(feature = "mutants")]
-pub(crate) use run::{ack_before_sync, fence_without_lead};
+pub(crate) use run::{ack_before_sync, fence_without_lead, hear_former_boots};
 
 #[cfg(feature = "mutants")]
 mod run {
@@ -34,6 +40,10 @@ mod run {
 
     pub(crate) fn ack_before_sync() -> bool {
         is_made(Mutant::AckBeforeSync)
+    }
+
+    pub(crate) fn hear_former_boots() -> bool {
+        is_made(Mutant::HearFormerBoots)
     }
 
     pub(crate) fn fence_without_lead() -> bool {

@@ -28,9 +28,29 @@ pub enum Profile {
     /// Hosts that are cut off, or stand still, while their BMCs are dark, for longer than a lease and a watchdog: only
     /// the expired lease can prove anything, and only the host itself can stop its VMs.
     Dark,
+    /// The replicas, or the way to them, are gone for longer than a lease and a watchdog, and nothing else goes wrong.
+    Outage,
+    /// Hosts that are cut off by half, or stuck, while their BMCs are dark.
+    Half,
+    /// What is old comes again, or late, and leaders are deposed in the middle of what they do.
+    Stale,
+    /// BMCs and operators who vouch for what is not true.
+    Liars,
 }
 
 impl Profile {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Smoke,
+        Self::Full,
+        Self::Drift,
+        Self::Dark,
+        Self::Outage,
+        Self::Half,
+        Self::Stale,
+        Self::Liars,
+    ];
+
     /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -39,6 +59,10 @@ impl Profile {
             Self::Full => "full",
             Self::Drift => "drift",
             Self::Dark => "dark",
+            Self::Outage => "outage",
+            Self::Half => "half",
+            Self::Stale => "stale",
+            Self::Liars => "liars",
         }
     }
 }
@@ -46,10 +70,12 @@ impl Profile {
 impl FromStr for Profile {
     type Err = String;
     fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Smoke, Self::Full, Self::Drift, Self::Dark]
+        let names = Self::ALL.map(Self::name).join(", ");
+        let wanted = |profile: &Self| profile.name() == name;
+        Self::ALL
             .into_iter()
-            .find(|profile| profile.name() == name)
-            .ok_or_else(|| format!("there is no profile {name}; there are smoke, full, drift and dark"))
+            .find(wanted)
+            .ok_or_else(|| format!("there is no profile {name}; there are {names}"))
     }
 }
 
@@ -104,6 +130,8 @@ pub struct Conditions {
     pub replay: u32,
     /// Forged datagrams, of a thousand.
     pub forge: u32,
+    /// Datagrams, and messages between replicas, that come once more, seconds late, of a thousand.
+    pub straggle: u32,
 }
 
 /// A run before it begins.

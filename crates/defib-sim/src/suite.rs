@@ -76,6 +76,7 @@ impl Summary {
             "watchdog_resets": counts.watchdog_resets,
             "bmc_writes": counts.bmc_writes,
             "replica_starts": counts.replica_starts,
+            "copies_refused": counts.copies_refused,
             "snapshots_restored": counts.restores,
         })
     }

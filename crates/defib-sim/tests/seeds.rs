@@ -33,6 +33,13 @@ fn seeds_of_the_drift_profile_run_clean() {
 }
 
 #[test]
+fn seeds_of_the_profiles_of_few_mishaps_run_clean() {
+    for profile in [Profile::Dark, Profile::Outage, Profile::Half, Profile::Stale, Profile::Liars] {
+        clean(profile, 1000..1010);
+    }
+}
+
+#[test]
 fn no_pinned_seed_fails_again() {
     for pinned in pinned::read(pinned::LIST).expect("the list can be read") {
         let outcome = run(Plan::draw(pinned.seed, pinned.profile), false);

@@ -3,14 +3,17 @@
 use std::io::{BufRead, BufReader};
 use std::process::{ExitCode, Stdio};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Error, ensure};
 use serde_json::{Value, json};
 
 use crate::cargo::{cargo, metadata};
+use crate::kafka;
 use crate::target::{Verdict, judge};
 
 /// Benchmarks that start our programs, which cargo does not build for them.
 const WITH_PROGRAMS: [&str; 1] = ["failover"];
+/// The one that measures against Kafka itself.
+const WITH_KAFKA: &str = "kafka";
 /// Builds them as they are deployed.
 const PROGRAMS: [&str; 9] =
     ["build", "--release", "--bins", "-p", "defib-controller", "-p", "defib-agent", "-p", "defib-lab"];
@@ -86,10 +89,14 @@ fn benchmarks(metadata: &Value) -> Vec<String> {
 
 /// Lines that are no figure are passed on to standard error.
 fn measure(name: &str, figures: &mut Vec<Value>) -> anyhow::Result<()> {
-    let mut child = cargo(&["bench", "-p", "defib-tests", "--bench", name])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cargo can't be started")?;
+    let mut bench = cargo(&["bench", "-p", "defib-tests", "--bench", name]);
+    if name == WITH_KAFKA {
+        kafka::can_build()
+            .and_then(|()| kafka::assemble().map_err(|error| format!("{error:#}"))?)
+            .map_err(Error::msg)?;
+        bench.args(["--features", "kafka"]);
+    }
+    let mut child = bench.stdout(Stdio::piped()).spawn().context("cargo can't be started")?;
     let output = child.stdout.take().context("its output is not piped")?;
     for line in BufReader::new(output).lines() {
         let line = line?;

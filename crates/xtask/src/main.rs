@@ -1,10 +1,12 @@
-//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `tidy`, `ci`. CI types the same.
+//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `kafka`,
+//! `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
 mod ci;
 mod demo;
 mod fuzz;
+mod kafka;
 mod packages;
 mod simulate;
 mod steps;
@@ -53,12 +55,18 @@ enum Command {
     },
     /// Run the seeds that once failed, the model checker, and seeds that nobody has seen.
     Simulate {
-        /// How many unseen seeds.
+        /// How many unseen seeds of the profile `full`; of each other one a twentieth.
         #[arg(long, default_value_t = 1500)]
         seeds: u64,
         /// Where they begin; without it the commit decides.
         #[arg(long)]
         from: Option<u64>,
+    },
+    /// Put Apache Kafka together from its jars, and break it and the cluster while events flow.
+    Kafka {
+        /// How long things are broken.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
     },
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
@@ -73,6 +81,7 @@ fn main() -> ExitCode {
         Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Simulate { seeds, from } => simulate::run(seeds, from),
+        Command::Kafka { seconds } => kafka::run(seconds),
         Command::Tidy => ci::tidy(),
         Command::Ci => ci::run(),
     };

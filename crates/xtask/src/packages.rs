@@ -1,5 +1,4 @@
-//! Debian packages that some tests need: installed where we may, named where we may not, and what was skipped is
-//! counted.
+//! Debian packages that some tests need: installed where we may, named where we may not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,17 +9,20 @@ const WANTED: &[(&str, &str)] = &[
     ("ipmitool", "ipmitool"),
     ("fence_ipmilan", "fence-agents"),
     ("pkg-config", "pkg-config"),
+    ("make", "make"),
+    ("c++", "g++"),
+    ("/usr/share/doc/libssl-dev", "libssl-dev"),
+    ("java", "default-jre-headless"),
+    ("mvn", "maven"),
     ("/usr/include/libvirt/libvirt.h", "libvirt-dev"),
     ("libvirtd", "libvirt-daemon"),
     ("/usr/share/doc/libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
     ("virsh", "libvirt-clients"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("python3", "python3-venv"),
     ("rsyslogd", "rsyslog"),
     ("/usr/share/doc/rsyslog-gnutls", "rsyslog-gnutls"),
 ];
-
-/// Named in the environment of tests: the file that each skipped one adds a line to.
-const SKIPS: &str = "DEFIB_TEST_SKIPS";
 
 /// The packages that are missing.
 fn missing(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
@@ -68,40 +70,6 @@ pub(crate) fn has_libvirt() -> bool {
     crate::tools::run("pkg-config", &["--exists", "libvirt"]).is_some()
 }
 
-/// Collects what tests skip.
-#[derive(Debug)]
-pub(crate) struct Skips {
-    file: PathBuf,
-}
-
-impl Skips {
-    /// Begins anew, with a file in cargo's own folder.
-    pub(crate) fn begin(target: &Path) -> std::io::Result<Self> {
-        std::fs::create_dir_all(target)?;
-        let file = target.join("skipped-tests");
-        std::fs::write(&file, "")?;
-        Ok(Self { file })
-    }
-
-    /// Lets a command's tests report.
-    pub(crate) fn watch<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env(SKIPS, &self.file)
-    }
-
-    /// Says how many were skipped, and which.
-    pub(crate) fn tell(&self) {
-        eprintln!("{}", notice(&std::fs::read_to_string(&self.file).unwrap_or_default()));
-    }
-}
-
-fn notice(skips: &str) -> String {
-    let lines: Vec<&str> = skips.lines().collect();
-    if lines.is_empty() {
-        return String::from("\n0 tests were skipped for want of programs of others");
-    }
-    format!("\nNOTICE: {} test(s) were SKIPPED and prove nothing:\n  {}\n", lines.len(), lines.join("\n  "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,12 +78,5 @@ mod tests {
     fn what_is_missing_is_named_by_its_package() {
         assert_eq!(missing(|sign| sign != "ipmi_sim"), ["openipmi"]);
         assert_eq!(missing(|_| false).len(), WANTED.len());
-    }
-
-    #[test]
-    fn skipped_tests_are_counted_and_named() {
-        assert!(notice("").contains("0 tests were skipped"));
-        let told = notice("a: this machine has no x\nb: this machine has no x\n");
-        assert!(told.contains("2 test(s) were SKIPPED") && told.contains("\n  b: this"), "{told}");
     }
 }

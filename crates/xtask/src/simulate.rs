@@ -1,4 +1,5 @@
 //! `cargo xtask simulate`: the seeds that once failed, the model checker, and a range of seeds that nobody has seen.
+//! The range is printed with each step, so that whoever sees it fail can run it again.
 
 use std::process::{Command, ExitCode};
 
@@ -8,6 +9,10 @@ use crate::tools;
 
 /// Ranges of different commits lie so far apart.
 const STRIDE: u64 = 1_000_000;
+
+/// What is run, and of how many seeds of `full` one of the others.
+const PROFILES: [(&str, u64); 7] =
+    [("full", 1), ("dark", 20), ("outage", 20), ("half", 20), ("stale", 20), ("liars", 20), ("drift", 20)];
 
 pub(crate) fn run(seeds: u64, from: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
@@ -25,9 +30,11 @@ pub(crate) fn run(seeds: u64, from: Option<u64>) -> anyhow::Result<ExitCode> {
     steps.command("pinned", &mut program("defib-sim", &["pinned"]));
     steps.command("model", &mut program("defib-model-check", &["--bounds", "quick"]));
     let first = from.unwrap_or_else(of_this_commit);
-    let range = format!("{first}..{}", first.saturating_add(seeds));
-    let arguments = ["run", "--profile", "full", "--seeds", range.as_str(), "--jobs", &jobs.to_string()];
-    steps.command("seeds", &mut program("defib-sim", &arguments));
+    for (profile, share) in PROFILES {
+        let range = format!("{first}..{}", first.saturating_add(seeds.div_ceil(share)));
+        let arguments = ["run", "--profile", profile, "--seeds", range.as_str(), "--jobs", &jobs.to_string()];
+        steps.command(profile, &mut program("defib-sim", &arguments));
+    }
     Ok(steps.finish())
 }
 

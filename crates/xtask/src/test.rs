@@ -1,11 +1,17 @@
 //! `cargo xtask test`.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cargo::{cargo, target_directory};
-use crate::packages::{self, Skips};
+use crate::kafka;
+use crate::packages;
 use crate::steps::Steps;
 use crate::tools;
+
+/// What is built and tested where libvirt's headers are.
+const LIBVIRT: &str = "defib-agent/libvirt,defib-tests/libvirt";
 
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
@@ -17,17 +23,21 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     });
     let Some(tools) = found else { return Ok(steps.finish()) };
     steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
+    // A test that lacks a program of others, such as rsyslog, leaves a note.
+    let notes = target_directory()?.join("skipped");
+    if notes.exists() {
+        fs::remove_dir_all(&notes)?;
+    }
     packages::provide();
-    let features: &[&str] = if packages::has_libvirt() {
-        &["--features", "defib-agent/libvirt,defib-tests/libvirt"]
+    let mut features = Vec::new();
+    if packages::has_libvirt() {
+        features.push(LIBVIRT);
     } else {
-        eprintln!(
-            "NOTICE: libvirt's headers are not here, so its driver is NOT built (on Debian: libvirt-dev)"
-        );
-        &[]
-    };
-    let mut lints = cargo(&["clippy", "--workspace", "--all-targets"]);
-    lints.args(features);
+        note(&notes, "libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
+    }
+    features.extend(with_kafka(&mut steps, &notes)?);
+    let features = features.join(",");
+    let mut lints = cargo(&["clippy", "--workspace", "--all-targets", "--features", &features]);
     if tools.rust_is_newer {
         eprintln!(
             "notice: rustc {} is newer than {}: its new lints are shown, not enforced",
@@ -39,10 +49,62 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     }
     steps.command("lints", &mut lints);
     // Tests start our programs as processes of their own; cargo builds those of the tested package only.
-    steps.command("programs", cargo(&["build", "--workspace", "--bins"]).args(features));
-    let skips = Skips::begin(&target_directory()?)?;
-    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    steps.command("tests", skips.watch(tests.args(features)));
-    skips.tell();
+    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", &features]));
+    let tests = ["test", "--workspace", "--no-fail-fast", "--features", &features];
+    steps.command("tests", &mut cargo(&tests));
+    let skipped = skipped(&notes);
+    eprintln!("\n{} skipped for want of programs of others", skipped.len());
+    for note in skipped {
+        eprintln!("NOTICE: {note}");
+    }
     Ok(steps.finish())
+}
+
+/// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
+fn with_kafka(steps: &mut Steps, notes: &Path) -> std::io::Result<Option<&'static str>> {
+    let mut missing = None;
+    let mut features = Some(kafka::FEATURES);
+    steps.step("kafka", "what tests of it need", || {
+        match kafka::can_build() {
+            Ok(()) => missing = kafka::assemble().map_err(|error| format!("{error:#}"))?.err(),
+            Err(why) => (missing, features) = (Some(why), None),
+        }
+        Ok(())
+    });
+    if let Some(why) = missing {
+        note(notes, "kafka", &why)?;
+    }
+    Ok(features)
+}
+
+/// Leaves a note as a test does: of many that are not even built.
+fn note(notes: &Path, name: &str, why: &str) -> std::io::Result<()> {
+    fs::create_dir_all(notes)?;
+    fs::write(notes.join(format!("{name}.txt")), format!("SKIPPED {name}: {why}\n"))
+}
+
+/// What tests noted that they skipped, in the order of their names.
+fn skipped(notes: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(notes) else { return Vec::new() };
+    let read = |entry: fs::DirEntry| fs::read_to_string(entry.path()).ok();
+    let mut texts: Vec<String> =
+        entries.flatten().filter_map(read).map(|text| text.trim().to_owned()).collect();
+    texts.sort();
+    texts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_skipped_is_counted_and_told() {
+        let notes = std::env::temp_dir().join(format!("xtask-skipped-{}", std::process::id()));
+        assert_eq!(skipped(&notes), [""; 0]);
+        note(&notes, "b", "no b").expect("written");
+        note(&notes, "a", "no a").expect("written");
+        let told = skipped(&notes);
+        fs::remove_dir_all(&notes).expect("removed");
+        assert_eq!(told, ["SKIPPED a: no a", "SKIPPED b: no b"]);
+    }
 }

@@ -141,6 +141,7 @@ async fn a_document_that_makes_no_sense_is_refused_with_file_line_and_field_and_
         ("a password", "credentials", "root:supersecret", "credentials are named as file:PATH or env:NAME"),
         ("no TLS", "address", "http://supersecret", "address is unusable (only https is spoken)"),
         ("a pin that was cut", "pin", "spki-sha256:abcdef", "is no pin"),
+        ("a port without a host", "neighbour", "7001", "neighbour: \"7001\" is not host:port"),
     ] {
         let (from, to) = (written(&inventory, key), format!("{key}: \"{value}\""));
         let wrong = Wrong { what, from, to: &to, told: &[told] };
@@ -162,10 +163,34 @@ async fn a_document_that_makes_no_sense_is_refused_with_file_line_and_field_and_
             to: "confirm-reads: 1",
             told: &["fencing.confirm-reads", "one reading is no proof"],
         },
+        Wrong {
+            what: "a watchdog that no host can keep",
+            from: "watchdog: 5s",
+            to: "watchdog: 1s",
+            told: &["lease.watchdog: 1s is less than 2s", "give at least 2s"],
+        },
+        Wrong {
+            what: "a negative number",
+            from: "attempts: 5",
+            to: "attempts: -5",
+            told: &["attempts: is no whole number from 0 to 4294967295"],
+        },
     ];
     for wrong in &cases {
         refused(&rig, "policy", &policy, wrong, Some(line_of(&policy, wrong.from))).await;
     }
+    // What only the cluster can know is refused with the file, too.
+    let nothing = rig.write("nothing.yaml", "");
+    for command in ["check", "apply"] {
+        let told = rig.defib(["inventory", command, nothing.to_str().unwrap()]).await.failed(1);
+        assert!(told.contains("nothing.yaml: hosts.h1: is missing, but VMs run there"), "{told}");
+    }
+    // Another cluster's file with this one's certificate, or the other way round.
+    let text = fs::read_to_string(rig.path("operator.yaml")).unwrap();
+    let other = rig.write("other.yaml", &text.replacen("cluster: demo", "cluster: other", 1));
+    let told = run("defib", ["--config", other.to_str().unwrap(), "pause"]).await.failed(2);
+    assert!(told.contains("the file says other") && told.contains("is one of cluster demo"), "{told}");
+    assert!(!rig.json(&["status"]).await["paused"].as_bool().unwrap());
     let told = rig.defib(["policy", "apply", "/nowhere/policy.yaml"]).await.failed(2);
     assert!(told.contains("/nowhere/policy.yaml can't be read"), "{told}");
     assert_eq!(rig.json(&["inventory", "get"]).await, in_force);

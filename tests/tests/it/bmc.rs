@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use defib_bmc::{
-    AlwaysAllowed, Bmc, BmcFuture, CredentialRef, ErrorKind, FenceOutcome, Identity, IdentityProblem,
-    PowerOff, PowerState, RedfishClient, RedfishEndpoint, ResetOutcome, Trust, WriteGate, fetch_pin, survey,
+    AlwaysAllowed, Bmc, CredentialRef, ErrorKind, FenceOutcome, Identity, IdentityProblem, PowerState,
+    RedfishClient, RedfishEndpoint, ResetOutcome, Trust, fetch_pin, survey,
 };
 use defib_lab::redfish::{
     Answer, Body, EmulatorConfig, Faults, Hang, Plug, RedfishEmulator, Running, SessionFault, SystemConfig,
 };
+use defib_tests::bmc::{Closed, order};
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -56,18 +57,9 @@ async fn rig_with(faults: Faults) -> Rig {
     rig(EmulatorConfig { faults, ..config() }).await
 }
 
-fn order(within: Duration) -> PowerOff<'static> {
-    PowerOff {
-        confirm_reads: 2,
-        spacing: Duration::from_millis(5),
-        deadline: Instant::now() + within,
-        gate: &AlwaysAllowed,
-    }
-}
-
 impl Rig {
     async fn fence(&self, within: Duration) -> FenceOutcome {
-        self.client.power_off_and_confirm(order(within)).await
+        self.client.power_off_and_confirm(order(within, &AlwaysAllowed)).await
     }
 
     /// `ResetType` of every reset that arrived.
@@ -491,19 +483,10 @@ async fn a_dark_bmc_is_unreachable_and_works_again_afterwards() {
     assert_eq!(outcome.requests(), 0);
 }
 
-#[derive(Debug)]
-struct Closed;
-
-impl WriteGate for Closed {
-    fn may_write(&self) -> BmcFuture<'_, bool> {
-        Box::pin(std::future::ready(false))
-    }
-}
-
 #[tokio::test]
 async fn without_the_right_to_write_nothing_is_written() {
     let rig = rig_with(Faults::default()).await;
-    let outcome = rig.client.power_off_and_confirm(PowerOff { gate: &Closed, ..order(AMPLE) }).await;
+    let outcome = rig.client.power_off_and_confirm(order(AMPLE, &Closed)).await;
     assert!(matches!(outcome, FenceOutcome::Revoked { requests: 0 }), "{outcome}");
     let on = rig.client.power_on(&Closed, Instant::now() + AMPLE).await;
     assert!(matches!(on, ResetOutcome::NotSent(_)));

@@ -1,5 +1,6 @@
 //! The demo as its user meets it: what it prints, reports, keeps and leaves behind.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -100,6 +101,119 @@ impl Watched {
     }
 }
 
+/// What is told of one scenario: the lines with a time.
+struct Story<'a>(Vec<Step<'a>>);
+
+/// A line such as `+287 ms  suspicion  r2 asks: …`.
+#[derive(Debug)]
+struct Step<'a> {
+    ms: i64,
+    label: &'a str,
+    text: &'a str,
+}
+
+impl<'a> Story<'a> {
+    fn of(shown: &'a str) -> Self {
+        let step = |line: &'a str| {
+            let (ms, rest) = line.trim_start().split_once(" ms  ")?;
+            let (label, text) = rest.split_once(' ')?;
+            Some(Step { ms: ms.parse().ok()?, label, text: text.trim_start() })
+        };
+        Self(shown.lines().filter_map(step).collect())
+    }
+
+    fn all(&self, label: &str) -> Vec<&Step<'a>> {
+        self.0.iter().filter(|step| step.label == label).collect()
+    }
+
+    /// The first line of each label comes in this order; each of these has others' defaults beside it, for the very
+    /// moment, if it is a milestone.
+    #[track_caller]
+    fn assert_order(&self, labels: &[(&str, bool)]) {
+        let mut from = 0;
+        for (label, milestone) in labels {
+            let found = self.0.iter().position(|step| step.label == *label);
+            let at = found.unwrap_or_else(|| panic!("no {label} in {:#?}", self.0));
+            assert!(at >= from, "{label} is told too early in {:#?}", self.0);
+            from = at;
+            let Step { ms, text, .. } = &self.0[at];
+            assert!(!milestone || *ms > 0, "{label} at {ms} ms");
+            let beside = text.split_once("   | ").map(|(_, beside)| beside);
+            assert_eq!(beside.is_some(), *milestone, "{label}: {text}");
+            if let Some(beside) = beside {
+                let seconds = |from: f64| format!("{:.1} s", from - *ms as f64 / 1000.0);
+                for other in [
+                    format!("K8s NotReady in {}", seconds(40.0)),
+                    format!("PVE restarts in {}", seconds(120.0)),
+                    format!("Pacemaker restarts in {}", seconds(9.0)),
+                    format!("vSphere declares in {}", seconds(15.0)),
+                ] {
+                    // What was rounded is rounded once more here.
+                    let (words, number) = other.rsplit_once(" in ").unwrap();
+                    let told = beside.split(" · ").find_map(|one| one.strip_prefix(&format!("{words} in ")));
+                    let value = |text: &str| text.trim_end_matches(" s").parse::<f64>().unwrap();
+                    // On a machine so slow that the others are done, it says that.
+                    let due = value(number) < 0.1 && told.is_none();
+                    assert!(
+                        due || told.is_some_and(|told| (value(told) - value(number)).abs() < 0.15),
+                        "{label} at {ms} ms: {beside}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Every observer that doubts says so with its silence, and a quorum does.
+    #[track_caller]
+    fn assert_observers_ask_about(&self, host: &str) {
+        let heard = self.all("heartbeat");
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert!(heard[0].text.starts_with(&format!("the last one of {host} that r")), "{heard:?}");
+        let mut who = BTreeSet::new();
+        for step in self.all("suspicion") {
+            if let Some((observer, rest)) = step.text.split_once(&format!(" asks: {host} is silent for ")) {
+                assert!(rest.ends_with(" ms on all paths") && step.ms >= heard[0].ms, "{step:?}");
+                who.insert(observer);
+            }
+        }
+        assert!(who.len() >= 2 && who.iter().all(|one| ["r1", "r2", "r3"].contains(one)), "{who:?}");
+    }
+
+    /// Each VM of the host is planned with reasons and then runs, tier after tier, and each is counted.
+    #[track_caller]
+    fn assert_restarts_in_order(&self, from: &str) {
+        let tier = |text: &str| {
+            let tiers = ["(critical)", "(high)", "(medium)", "(low)", "(lowest)"];
+            tiers.iter().position(|tier| text.contains(tier)).unwrap_or_else(|| panic!("no tier in {text}"))
+        };
+        let mut planned = BTreeMap::new();
+        for step in self.all("plan") {
+            let (vm, rest) = step.text.split_once(' ').unwrap();
+            let (to, why) = rest.split_once("; ").unwrap_or_else(|| panic!("no reason: {step:?}"));
+            let to = to.split_once(&format!(": {from} -> ")).unwrap_or_else(|| panic!("{step:?}")).1;
+            assert!(!why.is_empty() && to != from, "{step:?}");
+            assert_eq!(planned.insert(vm, to), None, "{vm} is planned twice");
+        }
+        let control_plane = self.all("plan").into_iter().find(|step| step.text.starts_with("cp-1 "));
+        let why = control_plane.expect("a plan for cp-1").text;
+        assert!(why.contains("not where control-plane (") && why.contains(" has cp-2"), "{why}");
+        let restarts = self.all("restart");
+        assert_eq!(restarts.len(), planned.len(), "{restarts:#?}");
+        let mut last = 0;
+        for (at, step) in restarts.iter().enumerate() {
+            let told = step.text.strip_prefix(&format!("{}/{} ", at + 1, restarts.len()));
+            let told = told.unwrap_or_else(|| panic!("not counted: {step:?}"));
+            let vm = told.split_once(' ').unwrap().0;
+            assert!(told.contains(&format!(" runs on {}, incarnation 2", planned[vm])), "{step:?}");
+            assert!(tier(told) >= last, "{vm} before its turn: {restarts:#?}");
+            last = tier(told);
+        }
+        let recovered = self.all("recovered");
+        let wanted = format!("host {from}: recovered: {} VMs run again, 0 do not start", planned.len());
+        assert!(recovered.len() == 1 && recovered[0].text.starts_with(&wanted), "{recovered:?}");
+    }
+}
+
 fn invariants() -> Vec<String> {
     (1..=11).map(|number| format!("I{number}")).collect()
 }
@@ -111,10 +225,30 @@ async fn a_piped_demo_is_plain_lines_reports_every_agreed_field_and_leaves_nothi
     let shown =
         ended(place.demo(&["--scenario", "power-cut", "--report", report.to_str().unwrap()])).await.done();
     assert!(!shown.contains('\u{1b}') && !shown.contains('\r'), "escape codes in what is piped: {shown}");
-    for step in
-        ["fault", "suspicion", "question", "proof", "plan", "restart", "recovered", "Kubernetes", "vSphere"]
-    {
-        assert!(shown.contains(step), "no {step:?} in: {shown}");
+    let story = Story::of(&shown);
+    story.assert_order(&[
+        ("fault", false),
+        ("suspicion", false),
+        ("question", true),
+        ("proof", true),
+        ("plan", false),
+        ("restart", false),
+        ("recovered", true),
+    ]);
+    story.assert_observers_ask_about("h1");
+    story.assert_restarts_in_order("h1");
+    assert!(story.all("proof")[0].text.starts_with("h1 is dead in epoch 2: power "), "{shown}");
+    // Where the BMC was asked in time, nothing had to be switched.
+    assert_eq!(story.all("fence").is_empty(), story.all("verdict").is_empty(), "{shown}");
+    let (_, beside) = shown.split_once("after the same fault, by their defaults:").unwrap();
+    for (other, default) in [
+        ("Kubernetes", "NotReady at 40 s"),
+        ("Proxmox", "restarts at about 120 s"),
+        ("Pacemaker", "9.0 s at defaults, 2.3 s tuned"),
+        ("vSphere", "15 s, restarts follow"),
+    ] {
+        let line = beside.lines().find(|line| line.trim_start().starts_with(other));
+        assert!(line.is_some_and(|line| line.contains(default)), "{other}: {line:?}");
     }
     assert!(shown.contains("every scenario passed, every invariant held"), "{shown}");
     let report: Value = serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
@@ -165,6 +299,28 @@ async fn a_broken_invariant_is_found_reported_and_makes_the_exit_code_1() {
     // It ends by itself when the lab's files are gone; without it no test leaves anything.
     let _ = second.kill().await;
     assert_eq!(ended, Some(1), "{}", demo.seen);
+    // A host that has power takes the longer way, and all of it is told.
+    let story = Story::of(&demo.seen);
+    story.assert_order(&[
+        ("fault", false),
+        ("suspicion", false),
+        ("question", true),
+        ("verdict", true),
+        ("fence", false),
+        ("proof", true),
+        ("plan", false),
+        ("restart", false),
+        ("recovered", true),
+    ]);
+    let frozen = story.all("verdict")[0].text.split_once(' ').unwrap().0;
+    story.assert_observers_ask_about(frozen);
+    let told = |label: &str| story.all(label)[0].text;
+    assert!(
+        told("verdict").contains(" is condemned, epoch 2: ")
+            && told("verdict").contains(" observers vote dead")
+    );
+    assert_eq!(told("fence"), format!("power off {frozen}: intent committed, attempt 1, level 0"));
+    assert!(told("proof").starts_with(&format!("{frozen} is dead in epoch 2: power off, read back (")));
     assert!(
         demo.seen.contains("FAILED: I1: ") && demo.seen.contains("NOT every scenario passed"),
         "{}",

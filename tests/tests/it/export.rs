@@ -22,6 +22,7 @@ use defib_model::{
     Event, EventKind, Millis, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
 };
+use defib_tests::all_delivered;
 use serde_json::Value;
 
 use crate::rig::{AMPLE, Rig, quick, run};
@@ -77,24 +78,10 @@ async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
 /// Waits until the living sinks have everything, the last signature included.
 async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<()> {
     wait_until("all is delivered and signed", AMPLE, || async {
-        let answer = cluster.operator().sinks().await?;
+        let answer = all_delivered(cluster, Some("dead")).await?;
         ensure!(answer.sinks.len() == 3, "{} sinks", answer.sinks.len());
-        ensure!(
-            answer.signed_seq + 1 == answer.head_seq,
-            "signed up to {} of {}",
-            answer.signed_seq,
-            answer.head_seq
-        );
-        for sink in &answer.sinks {
-            let is_dead = sink.id == "dead";
-            ensure!(
-                is_dead || sink.lag_events == 0,
-                "{} is {} behind: {}",
-                sink.id,
-                sink.lag_events,
-                sink.trouble
-            );
-            ensure!(!is_dead || (sink.state == "failing" && sink.delivered_seq == 0), "{sink:?}");
+        for sink in answer.sinks.iter().filter(|sink| sink.id == "dead") {
+            ensure!(sink.state == "failing" && sink.delivered_seq == 0, "{sink:?}");
         }
         Ok(())
     })
@@ -141,7 +128,10 @@ async fn truth(cluster: &Cluster) -> anyhow::Result<BTreeMap<u64, Event>> {
 
 /// One query tells a recovery's whole story, and every cause leads to an event before it.
 fn check_story(records: &BTreeMap<u64, Value>, events: &BTreeMap<u64, Event>) {
-    let recovery = events.values().find_map(|event| event.recovery).expect("there was a recovery");
+    // Others may have been abandoned before: a busy machine makes hosts late.
+    let is_over = |event: &&Event| matches!(event.kind, EventKind::HostRecovered { .. });
+    let ended = events.values().find(is_over).expect("a host was recovered");
+    let recovery = ended.recovery.expect("that is a part of a recovery");
     let wanted = format!("demo-recovery-{recovery}");
     let story: Vec<&Value> =
         records.values().filter(|record| record["metadata"]["correlation_uid"] == wanted.as_str()).collect();

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
-use defib_lab::clock::monotonic_ns;
 use defib_lab::cluster::wait_until;
 use defib_lab::measure::restore;
 use defib_lab::oracle::Life;
 use defib_model::{EventKind, Millis, Opinion, Policy};
 use nix::sys::signal::Signal;
 
-use crate::rig::{AMPLE, Rig, SMALL, quick};
+use crate::rig::{AMPLE, Rig, SMALL, quick, wait_out};
 
 /// Leases that run out within a test's time, and otherwise patience with agents that a busy machine starts late.
 fn policy() -> Policy {
@@ -53,17 +52,6 @@ async fn restart_agents(rig: &Rig, signal: Signal) {
         .await
         .unwrap();
     }
-}
-
-/// Lets time pass, as an outage takes it.
-async fn wait_out(time: Millis) {
-    let until = monotonic_ns() + time.0 * 1_000_000;
-    wait_until("the time is over", AMPLE, || async {
-        ensure!(monotonic_ns() >= until, "not yet");
-        Ok(())
-    })
-    .await
-    .unwrap();
 }
 
 async fn assert_nobody_was_accused(rig: &Rig) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use defib_lab::clock::monotonic_ns;
 use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
 use defib_model::{Event, EventKind, Millis, Policy};
 use serde_json::Value;
@@ -105,10 +106,15 @@ impl Rig {
 
     /// With this policy, and a switch between hosts and replicas if `relayed`.
     pub(crate) async fn behind(size: Size, policy: Policy, relayed: bool) -> Self {
+        Self::build(|options| (options.size, options.policy, options.relayed) = (size, policy, relayed)).await
+    }
+
+    /// With these options.
+    pub(crate) async fn build(choose: impl FnOnce(&mut Options)) -> Self {
         let turn = turn().await;
         let work = tempfile::tempdir().unwrap();
         let mut options = Options::new(work.path().join("cluster"), Profile::Fast);
-        (options.size, options.policy, options.relayed) = (size, policy, relayed);
+        choose(&mut options);
         let cluster = Cluster::start(options).await.unwrap();
         cluster.settle(AMPLE).await.unwrap();
         Self { cluster, _work: work, _turn: turn }
@@ -263,4 +269,15 @@ pub(crate) async fn wait_for_text(path: &Path, wanted: &str) -> String {
     .await
     .unwrap();
     fs::read_to_string(path).unwrap()
+}
+
+/// Lets time pass, as an outage takes it.
+pub(crate) async fn wait_out(time: Millis) {
+    let until = monotonic_ns() + time.0 * 1_000_000;
+    wait_until("the time is over", AMPLE, || async {
+        anyhow::ensure!(monotonic_ns() >= until, "not yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }

@@ -81,7 +81,16 @@ async fn a_dark_bmc_without_another_proof_is_named_and_an_operators_word_restart
     assert!(told.contains("waits for: "), "{told}");
     let host = rig.defib(["host", "show", "h1"]).await.done();
     assert!(host.contains("an expired lease proves nothing"), "{host}");
-    rig.wait_for(&["status"], "host h1: nothing proves its death; see: defib recovery explain").await;
+    let told = rig
+        .wait_for(
+            &["status"],
+            "host h1: nothing proves its death; the next attempt to power it off is due in",
+        )
+        .await;
+    assert!(told.contains("see: defib recovery explain"), "{told}");
+    rig.wait_for(&["recovery", "explain", "h1"], "waits for: the next fence attempt in").await;
+    // Whoever has mended the BMC need not wait for it.
+    rig.wait_for(&["host", "fence", "h1", "--dry-run"], "power host h1 off begins now").await;
     for vm in ["cp-1", "db-1", "web-1"] {
         let shown = rig.json(&["vm", "show", vm]).await;
         assert_eq!(shown["vm"]["incarnation"], 1, "nothing restarts without a proof: {shown}");

@@ -5,7 +5,6 @@ use std::{
     ffi::{CStr, c_int, c_void},
     sync::OnceLock,
     thread,
-    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, bounded};
@@ -13,11 +12,8 @@ use virt::{connect::Connect, error, event, sys};
 
 use crate::hypervisor::DriverHandle;
 
-/// Seconds between two questions whether libvirtd is there, and how many may stay unanswered. Without them a call to a
-/// libvirtd that hangs never returns.
-const KEEPALIVE: (i32, u32) = (1, 2);
-
-/// Starts libvirt's event loop, once in this process. Without it there are neither keepalives nor events.
+/// Starts libvirt's event loop, once in this process. Without it there are no events, and libvirtd, whose
+/// keepalives nobody answers, ends our connections.
 pub(super) fn event_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
@@ -52,10 +48,6 @@ pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connec
     let open = move || {
         let opened = event_loop().and_then(|()| {
             let connect = Connect::open(Some(&uri)).map_err(|error| error.message().to_owned())?;
-            // A driver that runs within this process needs no keepalive and has none.
-            if let Err(error) = connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
-                tracing::debug!(%error, "no keepalive");
-            }
             register(&connect, notify.clone())?;
             Ok(connect)
         });
@@ -67,9 +59,6 @@ pub(super) fn connect(uri: &str, notify: DriverHandle) -> Receiver<Result<Connec
     }
     received
 }
-
-/// How long an answer of `connect` may take before it is told that it does.
-pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 unsafe extern "C" fn lifecycle(
     _: sys::virConnectPtr,

@@ -5,10 +5,10 @@
 //! says: a libvirtd that hangs or restarts changes nothing of what is known, and the VMs run on; only a stop that
 //! must be does not wait for it (`status`).
 //!
-//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`: libvirt's
-//! keepalives are to end the calls to a libvirtd that hangs, but libvirt 9.0 wakes the caller by a signal that gets
-//! lost when it comes too early. Starts are made by a few threads of their own, because a start may take long and a
-//! stop must not wait for another VM's.
+//! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`. A call itself
+//! lasts until libvirtd answers or dies: whoever gives up a start, as libvirt's keepalives do, knows nothing of a
+//! libvirtd that goes on and makes it. Starts are made by a few threads of their own, because a start may take long
+//! and a stop must not wait for another VM's.
 
 mod api;
 mod mark;
@@ -18,24 +18,28 @@ use std::{collections::BTreeMap, path::PathBuf, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use defib_engine::guard::Input;
-use defib_model::{
-    Epoch, HostId, Incarnation, VmId,
-    inventory::{Definition, Readiness},
-};
+use defib_model::{Epoch, HostId, Incarnation, Millis, VmId, inventory::Readiness};
 use virt::{connect::Connect, domain::Domain, error::Error, sys};
 
 use crate::{
     clock,
-    hypervisor::{DriverHandle, Listing, Task, Tell, in_time, observed},
+    hypervisor::{DriverHandle, Listing, StartOrder, Task, Tell, in_time, observed},
 };
 use mark::Mark;
 
 /// How often is looked without any event: events may get lost.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Millis = Millis(2000);
 /// How often while a guest's agent is awaited, or libvirt does not answer.
-const LOOK_OFTEN: Duration = Duration::from_millis(500);
-/// How long a question or a stop may take, a little longer than the keepalives that should end it.
+const LOOK_OFTEN: Millis = Millis(500);
+/// How long a question or a stop is waited for.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to be connected before it is told that it does.
+const CONNECT_PATIENCE: Millis = Millis(5000);
+/// A libvirtd that takes longer than this to take a connection hangs, and may have a start to make that an agent
+/// before us ordered …
+const CONNECTS_WITHIN: Millis = Millis(1000);
+/// … which it has taken up, so that its domain is listed, so long after it answers again.
+const SETTLED_AFTER: Millis = Millis(3000);
 /// Starts under way at once.
 const STARTS: usize = 4;
 
@@ -85,7 +89,10 @@ struct Driver {
     tell: Tell,
     handle: DriverHandle,
     connect: Option<Connect>,
-    connecting: Option<Receiver<Result<Connect, String>>>,
+    /// The attempt to connect, and since when it is under way.
+    connecting: Option<(defib_model::Instant, Receiver<Result<Connect, String>>)>,
+    /// Until then more may run than is listed.
+    settled_at: defib_model::Instant,
     /// Since when libvirt does not answer, by the clock of this host; and whether that was told.
     silent_since: Option<defib_model::Instant>,
     why_silent: String,
@@ -132,6 +139,7 @@ pub fn start(
         handle: handle.clone(),
         connect: None,
         connecting: None,
+        settled_at: clock::now(),
         silent_since: Some(clock::now()),
         why_silent: "not connected yet".into(),
         listing: Some(listing),
@@ -150,9 +158,7 @@ impl Driver {
         loop {
             let wait = Duration::from_nanos(look_at.nanos_since(clock::now()));
             match tasks.recv_timeout(wait) {
-                Ok(Task::Start { vm, incarnation, definition, not_after }) => {
-                    self.start(&vm, incarnation, &definition, not_after);
-                }
+                Ok(Task::Start(order)) => self.start(&order),
                 Ok(Task::Stop { vm, incarnation, votes }) => {
                     let certain = self.stop(&vm, incarnation);
                     votes.give(&vm, incarnation, certain, &self.tell);
@@ -163,10 +169,10 @@ impl Driver {
                         self.ended(started);
                     }
                     self.look();
-                    let often = self.connect.is_none() || self.held.values().any(|held| held.awaited);
-                    let pause = if often { LOOK_OFTEN } else { LOOK_EVERY };
-                    look_at = clock::now()
-                        .plus(defib_model::Millis(u64::try_from(pause.as_millis()).unwrap_or(500)));
+                    let often = self.connect.is_none()
+                        || self.listing.is_some()
+                        || self.held.values().any(|held| held.awaited);
+                    look_at = clock::now().plus(if often { LOOK_OFTEN } else { LOOK_EVERY });
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -183,11 +189,12 @@ impl Driver {
         if self.connect.is_some() {
             return;
         }
-        let answer = self
+        let now = clock::now();
+        let (began, answer) = self
             .connecting
-            .get_or_insert_with(|| api::connect(&self.settings.uri, self.handle.clone()))
-            .try_recv();
-        match answer {
+            .get_or_insert_with(|| (now, api::connect(&self.settings.uri, self.handle.clone())));
+        let pending = *began;
+        match answer.try_recv() {
             Ok(Ok(connect)) => {
                 self.connecting = None;
                 self.connect = Some(connect);
@@ -199,8 +206,10 @@ impl Driver {
             }
             Err(crossbeam_channel::TryRecvError::Disconnected) => self.connecting = None,
             Err(crossbeam_channel::TryRecvError::Empty) => {
-                let since = self.silent_since.map_or(0, |since| clock::now().nanos_since(since));
-                if Duration::from_nanos(since) > api::CONNECT_PATIENCE {
+                if pending.plus(CONNECTS_WITHIN) < now {
+                    self.settled_at = now.plus(SETTLED_AFTER);
+                }
+                if pending.plus(CONNECT_PATIENCE) < now {
                     self.silent("it takes a connection and does not answer");
                 }
             }
@@ -238,7 +247,7 @@ impl Driver {
                     self.why_silent.clear();
                 }
                 self.compare(found);
-                if let Some(listing) = self.listing.take() {
+                if let Some(listing) = self.listing.take_if(|_| self.settled_at <= clock::now()) {
                     listing.done(&self.tell);
                 }
             }
@@ -268,29 +277,19 @@ impl Driver {
         self.held = found;
     }
 
-    fn start(
-        &mut self,
-        vm: &VmId,
-        incarnation: Incarnation,
-        definition: &Definition,
-        not_after: defib_model::Instant,
-    ) {
-        match self.try_start(vm, incarnation, definition, not_after) {
+    fn start(&mut self, order: &StartOrder) {
+        match self.try_start(order) {
             // Its end is told when it comes.
             Ok(true) => {}
-            Ok(false) => self.finished(vm, incarnation, Ok(())),
-            Err(why) => self.finished(vm, incarnation, Err(why)),
+            Ok(false) => self.finished(&order.vm, order.incarnation, Ok(())),
+            Err(why) => self.finished(&order.vm, order.incarnation, Err(why)),
         }
     }
 
     /// Whether a start is under way now; `false`: it runs already.
-    fn try_start(
-        &mut self,
-        vm: &VmId,
-        incarnation: Incarnation,
-        definition: &Definition,
-        not_after: defib_model::Instant,
-    ) -> Result<bool, String> {
+    fn try_start(&mut self, order: &StartOrder) -> Result<bool, String> {
+        let StartOrder { vm, incarnation, definition, not_after } = order;
+        let (incarnation, not_after) = (*incarnation, *not_after);
         if let Some(held) = self.held.get(vm) {
             let other = || format!("incarnation {} runs", held.incarnation);
             return if held.incarnation == incarnation { Ok(false) } else { Err(other()) };
@@ -352,13 +351,12 @@ impl Driver {
             return false;
         }
         match self.try_stop(vm, incarnation) {
-            Some(Ok(certain)) => certain,
-            Some(Err(error)) => {
-                self.lost(&error);
-                status::stop(&self.settings.status_dir, vm, incarnation)
-            }
-            None => status::stop(&self.settings.status_dir, vm, incarnation),
+            Some(Ok(certain)) => return certain,
+            Some(Err(error)) => self.lost(&error),
+            None => {}
         }
+        // Before the first listing nobody knows what an agent before us has ordered.
+        status::stop(&self.settings.status_dir, vm, incarnation) && self.listing.is_none()
     }
 
     /// By libvirt; `None`: it is not reached.

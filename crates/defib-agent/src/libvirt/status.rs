@@ -60,6 +60,7 @@ mod tests {
     use std::{os::unix::process::CommandExt as _, process::Command};
 
     use super::*;
+    use crate::process::tests::wait_until;
 
     fn status(directory: &Path, name: &str, pid: u32, incarnation: u64) {
         let text = format!(
@@ -81,6 +82,8 @@ mod tests {
         };
         let mut ours = qemu(&name);
         let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+        // The kernel lets the parent go on before it shows the new program's arguments.
+        wait_until("the process to be seen", || !running(&vm).is_empty());
         assert!(!stop(directory.path(), &vm, Incarnation(9)), "it runs, and nobody knows whose it is");
         // A status that is older than the boot may name a process that is somebody else's by now.
         status(directory.path(), &name, other.id(), 3);

@@ -85,7 +85,7 @@ macro_rules! document {
             };
             let answer = ask!(cluster, $apply, request)?;
             if !answer.accepted {
-                return Err(Failure::Refused(answer.message));
+                return Err(Failure::Refused(format!("{}: {}", apply.file.display(), answer.message)));
             }
             changes(answer.version, &answer.diff, output);
             if output == Output::Table {

@@ -117,9 +117,10 @@ impl<D: Disk> Log<D> {
             }
             let start = frame.entries.first().map(|entry| entry.index);
             if let Some(start) = start {
-                let empty = self.last_index() == 0 && self.segments.len() == 1 && frame.reset.is_none();
+                let empty = self.last_index() == 0 && frame.reset.is_none();
                 if empty && start > 1 {
-                    // Older segments were dropped. The term before the first entry is not known, so that entry
+                    // Older segments were dropped, though perhaps not all that could have been: one may be left that
+                    // holds votes only. The term before the first entry is not known, so that entry
                     // becomes the base, unless a snapshot tells the term later; see `adopt_snapshot`.
                     self.base = (start - 1, 0);
                     self.base_unknown = true;

@@ -78,6 +78,8 @@ pub enum OrderOutcome {
     NotRunning {
         /// Why.
         detail: String,
+        /// Whether its start was tried.
+        tried: bool,
     },
     /// The agent refused for now; nothing was started by this order.
     Refused {

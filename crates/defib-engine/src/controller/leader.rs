@@ -5,6 +5,7 @@ use alloc::{
     string::ToString,
     vec::Vec,
 };
+use core::mem::Discriminant;
 
 use defib_model::{
     Command, HostId, Instant, Millis, Opinion, RecoveryId, VmId,
@@ -25,8 +26,28 @@ pub(super) struct Ask {
     pub(super) next_at: Instant,
     /// How many questions were asked; the levels are asked in turn.
     count: usize,
+    /// The level that was asked last.
+    level: usize,
+    /// What kind of answer each level gave last.
+    kinds: BTreeMap<usize, Discriminant<FenceResult>>,
+    /// A level answers otherwise than it did, since the last fence: worth a fence before its time.
+    news: bool,
     /// A reading of off that is not in the log yet.
     found: Option<FenceResult>,
+}
+
+impl Ask {
+    fn new(now: Instant) -> Self {
+        Self {
+            in_flight: false,
+            next_at: now,
+            count: 0,
+            level: 0,
+            kinds: BTreeMap::new(),
+            news: false,
+            found: None,
+        }
+    }
 }
 
 /// A fence that this leader ordered.
@@ -34,6 +55,13 @@ pub(super) struct Ask {
 pub(super) struct FenceInFlight {
     attempt: u32,
     result: Option<FenceResult>,
+}
+
+impl FenceInFlight {
+    /// Its worker has not ended yet.
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.result.is_none()
+    }
 }
 
 /// Time between two questions while nothing is decided.
@@ -77,8 +105,7 @@ impl Controller {
                 recovery.phase,
                 self.ledger.inventory().hosts.get(&host).map_or(0, |host| host.fencing.len()),
             );
-            let ask =
-                self.asks.entry(id).or_insert(Ask { in_flight: false, next_at: now, count: 0, found: None });
+            let ask = self.asks.entry(id).or_insert_with(|| Ask::new(now));
             if let Some(FenceResult::Off(readings)) = ask.found.clone() {
                 let Some(epoch) = self.ledger.hosts().get(&host).map(|host| host.epoch) else { continue };
                 let command = || Command::PowerFoundOff { host, epoch, readings };
@@ -91,6 +118,7 @@ impl Controller {
                 continue;
             }
             let level = ask.count % levels;
+            ask.level = level;
             ask.in_flight = true;
             ask.count = ask.count.saturating_add(1);
             if let Some(question) =
@@ -113,6 +141,9 @@ impl Controller {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         ask.in_flight = false;
         ask.next_at = now.plus(if suspected { ASK_AGAIN_SUSPECTED } else { ASK_AGAIN_UNCONFIRMED });
+        let held = ask.kinds.insert(ask.level, core::mem::discriminant(&result));
+        let other = held.is_some_and(|held| held != core::mem::discriminant(&result));
+        ask.news |= other && !matches!(result, FenceResult::Unknown { .. });
         if matches!(result, FenceResult::Off(_)) {
             ask.found = Some(result);
         }
@@ -142,10 +173,14 @@ impl Controller {
             if recovery.phase == Phase::Fencing && ours {
                 let Some(fence) = &recovery.fence else { continue };
                 wanted.insert(id, fence.attempt);
+                if let Some(ask) = self.asks.get_mut(&id) {
+                    ask.news = false;
+                }
                 self.carry_on_fence(now, id, &recovery, fence.attempt, fence.level, effects);
                 continue;
             }
-            if recovery.phase == Phase::Unconfirmed && self.cluster_now(now) < recovery.retry_at {
+            let news = self.asks.get(&id).is_some_and(|ask| ask.news);
+            if recovery.phase == Phase::Unconfirmed && self.cluster_now(now) < recovery.retry_at && !news {
                 continue;
             }
             // A host that a quorum hears again is readmitted rather than fenced, unless an operator wants it off, or
@@ -164,12 +199,12 @@ impl Controller {
             self.propose_once(now, Proposed::FenceIntended(id, attempt), command, effects);
         }
         // An order that may still be on its way to a BMC is remembered until it ends.
-        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt) || fence.result.is_none());
+        self.fences.retain(|id, fence| wanted.get(id) == Some(&fence.attempt) || fence.is_under_way());
     }
 
     /// Whether an order to power off may still take effect, as far as this leader knows.
     pub(super) fn fence_under_way(&self, id: RecoveryId) -> bool {
-        self.fences.get(&id).is_some_and(|fence| fence.result.is_none())
+        self.fences.get(&id).is_some_and(FenceInFlight::is_under_way)
     }
 
     fn carry_on_fence(

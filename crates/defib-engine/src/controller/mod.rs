@@ -51,7 +51,7 @@ pub enum Input {
     Observed(Proposal),
     /// An agent reported over its session with this replica.
     Reported(AgentReport),
-    /// An agent's session with this replica ended.
+    /// An agent's session with this replica ended, or another one is about to take its place.
     AgentLeft(HostId),
     /// An agent announced a silence.
     Goodbye {
@@ -239,11 +239,13 @@ impl Controller {
             Input::Reported(report) => {
                 let after = (self.cluster_now(now), self.ledger.applied());
                 self.reported_at.insert(report.host.clone(), after);
+                self.repeat_orders(now, &report);
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
                 self.reports.remove(&host);
                 self.reported_at.remove(&host);
+                self.doubt_orders(&host);
             }
             Input::Goodbye { host, boot, epoch, goodbye } => {
                 self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
@@ -355,7 +357,8 @@ impl Controller {
         // All that is in flight belongs to the former role; effects are derived anew.
         self.proposed.clear();
         self.asks.clear();
-        self.fences.clear();
+        // Not an order to power off: its worker lives on, and may have written a moment ago.
+        self.fences.retain(|_, fence| fence.is_under_way());
         self.burns.clear();
         self.starts = starts::Starts::default();
         self.planned_at = None;
@@ -427,6 +430,7 @@ impl Controller {
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
             | Command::FencingTested { .. }
+            | Command::HeartbeatsForged { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }
@@ -479,7 +483,7 @@ impl Controller {
     /// In words, what an open recovery waits for: what the ledger knows and what only the leader knows.
     #[must_use]
     pub fn explain(&self, now: Instant, recovery: RecoveryId) -> Vec<String> {
-        let mut lines = self.ledger.waiting_on(recovery);
+        let mut lines = self.ledger.waiting_on(recovery, self.cluster_now(now));
         lines.extend(self.explain_starts(now, recovery));
         lines
     }

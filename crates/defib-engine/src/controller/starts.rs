@@ -8,7 +8,7 @@ use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
 use defib_model::{
     Command, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, RecoveryId, Subject, VmId,
-    command::StartResult,
+    command::{AgentReport, StartResult},
     inventory::{Priority, Readiness, Vm},
 };
 
@@ -19,8 +19,8 @@ use crate::ledger::{Ledger, Place, Standing, VmRecord};
 enum State {
     /// Ordered; no answer yet.
     Sent,
-    /// Could not be delivered, or refused for now.
-    Again { at: Instant },
+    /// Could not be delivered, or refused for now, or perhaps lost: to be ordered again.
+    Again { at: Instant, why: String },
     /// No answer for too long: cancelled, so that it can be placed anew.
     Cancelling { asked_at: Instant },
     /// It ended; the log does not show it yet.
@@ -34,7 +34,42 @@ struct Start {
     first_ordered: Instant,
     attempt: u32,
     state: State,
+    /// Since when the host could not be reached with it, or refused it.
+    hindered_since: Option<Instant>,
+    /// The agent's session by which it was ordered is over: the order may be lost with it, or its answer.
+    doubtful: bool,
 }
+
+impl Start {
+    /// When it is cancelled unless it ends before. Who can't be reached, or may not start anything, has as long as a
+    /// lease to change that; twice as long each time that no host even tried, or a cluster without leases would
+    /// place its VMs around and around.
+    fn cancelled_at(&self, ledger: &Ledger, vm: &VmId) -> Instant {
+        let timeout = ledger.policy().restart.start_timeout;
+        match (&self.state, self.hindered_since) {
+            (State::Again { .. }, Some(since)) => {
+                let untried = ledger.vms().get(vm).map_or(0, |record| record.untried).min(16);
+                since.plus(ledger.policy().lease.lease.times(1 << untried).min(timeout))
+            }
+            // That is over: until the agent says so it is repeated.
+            (State::Cancelling { asked_at }, _) => *asked_at,
+            _ => self.first_ordered.plus(timeout),
+        }
+    }
+
+    /// It could not be delivered, or was refused for now.
+    fn hindered(&mut self, now: Instant, why: String) {
+        self.hindered_since.get_or_insert(now);
+        let doublings = (self.attempt / REDELIVERED_STEADILY).min(REDELIVER_DOUBLINGS);
+        self.state = State::Again { at: now.plus(REDELIVER_AFTER.times(1 << doublings)), why };
+    }
+}
+
+/// After so many deliveries of an order the pause before the next one doubles: a lease that was just lost, or not held
+/// yet, is often there after a few beats …
+const REDELIVERED_STEADILY: u32 = 5;
+/// … and it doubles so often.
+const REDELIVER_DOUBLINGS: u32 = 2;
 
 /// The lowest tier that nothing before it blocks, since when, and the one that was open before.
 #[derive(Debug, Clone, Copy)]
@@ -65,12 +100,12 @@ impl Starts {
                 next = Some(next.map_or(at, |held| held.min(at)));
             }
         };
-        for start in self.running.values() {
+        for (vm, start) in &self.running {
             match &start.state {
-                State::Sent => consider(start.first_ordered.plus(policy.start_timeout)),
-                State::Again { at } => {
+                State::Sent => consider(start.cancelled_at(ledger, vm)),
+                State::Again { at, .. } => {
                     consider(*at);
-                    consider(start.first_ordered.plus(policy.start_timeout.min(ledger.policy().lease.lease)));
+                    consider(start.cancelled_at(ledger, vm));
                 }
                 State::Cancelling { asked_at } => consider(asked_at.plus(Millis(1000))),
                 State::Ended(_) => {}
@@ -130,9 +165,13 @@ impl Controller {
         let mut per_host: BTreeMap<HostId, u32> = BTreeMap::new();
         let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
         let mut total = 0_u32;
-        for vm in self.starts.running.keys() {
+        for (vm, start) in &self.starts.running {
             // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
-            // until its end is proven, which may take an operator.
+            // until its end is proven, which may take an operator. The same of a start that gave no answer in its
+            // time: its host may be as dead, and a brake may keep that from being said.
+            if matches!(start.state, State::Cancelling { .. }) {
+                continue;
+            }
             let host = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host);
             let in_use = host.and_then(|host| self.ledger.hosts().get(host));
             if in_use.is_none_or(|host| host.standing != Standing::Active) {
@@ -182,6 +221,8 @@ impl Controller {
                 first_ordered: now,
                 attempt: 1,
                 state: State::Sent,
+                hindered_since: None,
+                doubtful: false,
             };
             self.starts.running.insert(vm.clone(), start);
             self.count(&vm, &mut per_host, &mut per_datastore, &mut total);
@@ -305,13 +346,9 @@ impl Controller {
 
     /// Orders under way: repeats what could not be delivered, cancels what gives no answer, proposes what ended.
     fn carry_on_starts(&mut self, now: Instant, term: u64, effects: &mut Vec<Effect>) {
-        let timeout = self.ledger.policy().restart.start_timeout;
-        // Who can't be reached, or may not start anything, has as long as a lease to change that.
-        let patience = timeout.min(self.ledger.policy().lease.lease);
         let mut ended: Vec<(VmId, Start, StartResult)> = Vec::new();
         for (vm, start) in &mut self.starts.running {
-            let limit = if matches!(start.state, State::Again { .. }) { patience } else { timeout };
-            let overdue = now >= start.first_ordered.plus(limit);
+            let overdue = now >= start.cancelled_at(&self.ledger, vm);
             let Some(restart) = self.ledger.restart(vm) else { continue };
             let cause = match self.ledger.vms().get(vm).map(|record| &record.place) {
                 Some(Place::Intended { index, .. }) => *index,
@@ -321,6 +358,10 @@ impl Controller {
             match &start.state {
                 State::Ended(result) => ended.push((vm.clone(), start.clone(), result.clone())),
                 State::Cancelling { asked_at } if now < asked_at.plus(Millis(1000)) => {}
+                State::Cancelling { .. } if mutated!(SilenceIsStopped) => {
+                    let detail = "it gave no answer".into();
+                    start.state = State::Ended(StartResult::NotRunning { detail, tried: true });
+                }
                 State::Sent | State::Again { .. } | State::Cancelling { .. } if overdue => {
                     start.state = State::Cancelling { asked_at: now };
                     effects.push(Effect::Burn(BurnOrder {
@@ -333,7 +374,7 @@ impl Controller {
                     }));
                 }
                 // A new epoch of the host (it was readmitted) makes the old order void.
-                State::Again { at } if now >= *at || start.host_epoch != restart.host_epoch() => {
+                State::Again { at, .. } if now >= *at || start.host_epoch != restart.host_epoch() => {
                     start.attempt = start.attempt.saturating_add(1);
                     start.host_epoch = restart.host_epoch();
                     start.state = State::Sent;
@@ -376,31 +417,70 @@ impl Controller {
             let cancelling = matches!(start.state, State::Cancelling { .. });
             match outcome {
                 OrderOutcome::Running => start.state = State::Ended(StartResult::Running),
-                OrderOutcome::NotRunning { detail } => {
-                    start.state = State::Ended(StartResult::NotRunning { detail });
+                OrderOutcome::NotRunning { detail, tried } => {
+                    start.state = State::Ended(StartResult::NotRunning { detail, tried });
                 }
-                OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } if !cancelling => {
-                    start.state = State::Again { at: now.plus(REDELIVER_AFTER) };
+                OrderOutcome::Refused { detail } | OrderOutcome::Unknown { detail } if !cancelling => {
+                    start.hindered(now, detail);
                 }
                 OrderOutcome::Refused { detail } | OrderOutcome::Unknown { detail }
                     if mutated!(SilenceIsStopped) =>
                 {
-                    start.state = State::Ended(StartResult::NotRunning { detail });
+                    start.state = State::Ended(StartResult::NotRunning { detail, tried: true });
                 }
                 OrderOutcome::Refused { .. } | OrderOutcome::Unknown { .. } => {}
             }
             return;
         }
         // The end of a VM that was recorded as running: its agent's durable word.
-        if let OrderOutcome::NotRunning { detail } = outcome
+        if let OrderOutcome::NotRunning { detail, tried } = outcome
             && self.ledger.vms().get(&vm).is_some_and(|record| {
                 record.incarnation == incarnation && record.occupied_host() == Some(&host)
             })
         {
             let key = Proposed::StartEnded(vm.clone(), incarnation);
-            let result = StartResult::NotRunning { detail };
+            let result = StartResult::NotRunning { detail, tried };
             let command = || Command::StartEnded { effect, vm, incarnation, host, result };
             self.propose_once(now, key, command, effects);
+        }
+    }
+
+    /// The session of a host's agent is over: what was ordered by it may never have been read.
+    pub(super) fn doubt_orders(&mut self, host: &HostId) {
+        for (vm, start) in &mut self.starts.running {
+            start.doubtful |= self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) == Some(host);
+        }
+    }
+
+    /// An agent reports, by a new session if the former one is over, and does not know a start that was ordered
+    /// by that: the order died on its way, or with a process of the agent (which may not have lived to write it
+    /// down), so it is given once more, instead of waiting for the whole `start-timeout`.
+    ///
+    /// Nothing is concluded from what a report does *not* say: what is not named may still be ordered by a
+    /// message that is late, so only the agent's durable word (`NotRunning`) or the host's death releases the
+    /// VM (I2). And the repetition is the same order: of the same incarnation, on the same host, minted anew
+    /// from the committed placement with the host's present epoch and this leader's term, and refused if a
+    /// newer of either was seen (I3). Whichever of the two comes first is written down before anything follows
+    /// from it; the other one finds the incarnation seen, and starts nothing: not while it starts or runs, not
+    /// when it is burnt. So at most one start comes of both, in whatever order and however late they arrive,
+    /// and none on a host or in an epoch that they were not meant for.
+    pub(super) fn repeat_orders(&mut self, now: Instant, report: &AgentReport) {
+        for (vm, start) in &mut self.starts.running {
+            if self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) != Some(&report.host) {
+                continue;
+            }
+            let named = report.vms.iter().any(|one| one.vm == *vm && one.incarnation == start.incarnation);
+            match &mut start.state {
+                State::Sent if start.doubtful && !named => {
+                    start.hindered_since = None;
+                    let why = String::from("its agent's session broke after it was ordered");
+                    start.state = State::Again { at: now, why };
+                }
+                // It can be reached now.
+                State::Again { at, .. } if start.doubtful => *at = now,
+                State::Sent | State::Again { .. } | State::Cancelling { .. } | State::Ended(_) => {}
+            }
+            start.doubtful = false;
         }
     }
 
@@ -429,8 +509,11 @@ impl Controller {
                 let age = now.since(start.first_ordered);
                 lines.push(match &start.state {
                     State::Sent => format!("vm {vm}: host {host} to answer the order of {age} ago"),
-                    State::Again { .. } => {
-                        format!("vm {vm}: host {host} could not take the order; tried again")
+                    State::Again { at, why } => {
+                        format!(
+                            "vm {vm}: host {host} to take the order, tried again in {} ({why})",
+                            at.since(now)
+                        )
                     }
                     State::Cancelling { .. } => {
                         format!(

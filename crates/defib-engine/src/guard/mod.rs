@@ -29,6 +29,12 @@
 //! written to the disk before anything follows from it. What "does not run" means is said in [`vms`](self): never
 //! again, on this host. A guard never starts a VM by itself.
 //!
+//! # Shutdown
+//! "I shut down, all my VMs were stopped" proves a death, and may arrive late: a frozen replica brings it when it goes
+//! on. A shutdown can be called off, so the same boot may be back by then. Therefore the word binds: it is written
+//! before it is said, and from then on nothing is started here in that epoch, by any process of this boot. The next
+//! process says it again until it is taken and the host is let in under a new epoch, in which the word is void.
+//!
 //! # Change of timing
 //! A shorter time counts at once. A longer one would let VMs run longer than observers wait that don't know of it
 //! yet: it counts after the lease has been held without a break for two leases since it was told.
@@ -85,6 +91,7 @@ pub struct Guard {
     /// The former process's bound had passed before this one began: only a lease covers, until there is one.
     lease_only: bool,
     shutting_down: bool,
+    left: Option<Epoch>,
     overtaken: bool,
     watchdog_armed: bool,
     longer: Option<(Timing, Instant)>,
@@ -104,6 +111,7 @@ impl Guard {
     ) -> Self {
         let same_boot = durable.as_ref().is_some_and(|durable| durable.boot == boot);
         let durable = durable.filter(|_| !mutated!(ForgetOnRestart)).unwrap_or_default();
+        let left = durable.left.filter(|_| same_boot && !mutated!(ForgetGoodbye));
         let timing = config.timing;
         // No coverage lasts longer than this, so a hint that says so is wrong.
         let limit = now.plus(timing.lease.max(timing.answer_freshness));
@@ -141,6 +149,7 @@ impl Guard {
             stopping: false,
             lease_only,
             shutting_down: false,
+            left,
             overtaken: false,
             watchdog_armed: false,
             longer: None,
@@ -161,6 +170,10 @@ impl Guard {
         self.ask(now, &mut effects);
         let permit = self.permit(now);
         self.vms.reconcile(now, permit, &mut urgent, &mut effects);
+        if self.shutting_down && self.vms.nothing_runs() && self.left != Some(self.epoch) {
+            self.left = Some(self.epoch);
+            self.dirty = true;
+        }
         if self.vms.take_dirty() | core::mem::take(&mut self.dirty) {
             urgent.push(Effect::Persist(self.durable()));
         }
@@ -274,6 +287,9 @@ impl Guard {
         }
         self.adopt(order.epoch);
         match &order.verb {
+            Verb::Start { .. } if self.has_left() && !self.shutting_down => {
+                effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(Refusal::Left)));
+            }
             Verb::Start { vm, incarnation, definition } => {
                 let permit = self.permit(now);
                 let taken =
@@ -340,6 +356,7 @@ impl Guard {
             term: self.term,
             vms: self.vms.memory().clone(),
             electorate: self.electorate.clone(),
+            left: self.left,
         }
     }
 
@@ -455,6 +472,12 @@ impl Guard {
         digest
     }
 
+    /// The boot in which it runs.
+    #[must_use]
+    pub const fn boot(&self) -> BootId {
+        self.boot
+    }
+
     /// The newest epoch that was seen.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
@@ -486,10 +509,22 @@ impl Guard {
         self.config.timing
     }
 
-    /// Whether it was told to shut down and it is certain that no VM runs here: it stays so.
+    /// Whether it was told to shut down and it is certain that no VM runs here: it stays so, in this epoch. Only now
+    /// may it be said.
     #[must_use]
     pub fn shut_down(&self) -> bool {
-        self.shutting_down && self.vms.nothing_runs()
+        self.shutting_down && self.has_left() && self.vms.nothing_runs()
+    }
+
+    /// Whether a former process of this boot said in this epoch that the host shuts down, and nothing runs: it did
+    /// not, and that must be said again with every report, until the host is let in under a new epoch.
+    #[must_use]
+    pub fn says_goodbye_again(&self) -> bool {
+        self.has_left() && !self.shutting_down && self.vms.nothing_runs()
+    }
+
+    fn has_left(&self) -> bool {
+        self.left == Some(self.epoch)
     }
 }
 

@@ -1,1 +1,242 @@
+//! One guard by itself. How guards and observers hold together is tested in `crates/defib-engine/tests/guard_lease`.
 
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
+
+use defib_model::{EffectId, HostId, Incarnation, LogIndex, Subject, VmId, inventory::Definition};
+
+use super::*;
+
+const BOOT: BootId = BootId(1);
+
+fn ms(millis: u64) -> Instant {
+    Instant::from_millis(millis)
+}
+
+fn vm() -> VmId {
+    VmId::new("v").unwrap()
+}
+
+fn host(name: &str) -> HostId {
+    HostId::new(name).unwrap()
+}
+
+fn start(incarnation: u64) -> Verb {
+    Verb::Start { vm: vm(), incarnation: Incarnation(incarnation), definition: Definition::default() }
+}
+
+fn burn(incarnation: u64) -> Verb {
+    Verb::Burn { vm: vm(), incarnation: Incarnation(incarnation) }
+}
+
+fn starts(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::StartVm { .. }))
+}
+
+fn stops(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::StopVm { .. }))
+}
+
+fn refusal(effects: &[Effect]) -> Option<Refusal> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Report { outcome: Outcome::Refused(refusal), .. } => Some(refusal.clone()),
+        _ => None,
+    })
+}
+
+fn vouches(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Report { outcome: Outcome::NotRunning { .. }, .. }))
+}
+
+/// A guard, what it wrote, and the time: three replicas, three hosts, a lease of 3 s, a watchdog of 2 s.
+struct Host {
+    guard: Guard,
+    disk: Option<Durable>,
+    now: u64,
+    orders: u32,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::begin(None, BOOT, 10_000)
+    }
+
+    fn begin(disk: Option<Durable>, boot: BootId, now: u64) -> Self {
+        let timing = Timing { lease: Millis(3000), watchdog: Millis(2000), answer_freshness: Millis(500) };
+        let config = Config { host: host("h1"), timing };
+        let guard = Guard::new(config, disk.clone(), None, boot, ms(now));
+        let mut host = Self { guard, disk, now, orders: 0 };
+        host.step(Input::HypervisorListed);
+        host
+    }
+
+    /// Its agent dies, and another process begins a second later.
+    fn restart(self) -> Self {
+        Self::begin(self.disk, BOOT, self.now + 1000)
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let effects = self.guard.step(ms(self.now), input);
+        for effect in &effects {
+            if let Effect::Persist(durable) = effect {
+                self.disk = Some(durable.clone());
+            }
+        }
+        effects
+    }
+
+    fn electorate(&mut self) {
+        let neighbour = |name: &str| Neighbour { address: String::from(name), domain: Vec::new() };
+        let hosts: BTreeMap<_, _> = ["h1", "h2", "h3"].map(|name| (host(name), neighbour(name))).into();
+        let replicas = [1, 2, 3].map(ReplicaId).into();
+        self.step(Input::Electorate(Electorate { version: 1, hosts, replicas }));
+    }
+
+    /// A replica's promise of 3 s, for a heartbeat of then.
+    fn promised(&mut self, replica: u64, sent_at: u64) {
+        let ack = Ack {
+            sequence: self.now,
+            epoch: self.guard.epoch(),
+            granted: true,
+            lease_ms: 3000,
+            stamp: ms(self.now),
+        };
+        self.step(Input::Ack { replica: ReplicaId(replica), sent_at: ms(sent_at), ack });
+    }
+
+    fn lease(&mut self) {
+        self.electorate();
+        for replica in 1..=2 {
+            self.promised(replica, self.now);
+        }
+        assert!(matches!(self.guard.lease(ms(self.now)), LeaseState::Held { .. }));
+    }
+
+    fn order(&mut self, epoch: u64, term: u64, verb: Verb) -> Vec<Effect> {
+        self.orders += 1;
+        let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm()), attempt: self.orders };
+        self.step(Input::Order(Order { epoch: Epoch(epoch), term, effect, verb }))
+    }
+
+    fn running(epoch: u64, term: u64, incarnation: u64) -> Self {
+        let mut host = Self::new();
+        host.lease();
+        assert!(starts(&host.order(epoch, term, start(incarnation))));
+        host.step(Input::StartFinished { vm: vm(), incarnation: Incarnation(incarnation), result: Ok(()) });
+        host
+    }
+}
+
+#[test]
+fn an_order_of_a_deposed_leader_is_refused() {
+    let mut host = Host::running(1, 5, 1);
+    let effects = host.order(1, 4, burn(1));
+    assert_eq!(refusal(&effects), Some(Refusal::StaleTerm { current: 5 }));
+    assert!(!stops(&effects));
+}
+
+#[test]
+fn an_order_of_a_former_epoch_is_refused() {
+    let mut host = Host::new();
+    host.step(Input::EpochTold { epoch: Epoch(3) });
+    host.lease();
+    let effects = host.order(1, 1, start(1));
+    assert_eq!(refusal(&effects), Some(Refusal::StaleEpoch { current: Epoch(3) }));
+    assert!(!starts(&effects));
+    assert!(starts(&host.order(3, 1, start(1))), "it was not taken for one that is over");
+}
+
+#[test]
+fn what_was_seen_is_remembered_by_the_next_process() {
+    let mut host = Host::running(3, 5, 7).restart();
+    host.lease();
+    let refused = |effects: Vec<Effect>| refusal(&effects);
+    assert_eq!(refused(host.order(2, 5, start(8))), Some(Refusal::StaleEpoch { current: Epoch(3) }));
+    assert_eq!(refused(host.order(3, 4, start(8))), Some(Refusal::StaleTerm { current: 5 }));
+    let newest = Incarnation(7);
+    assert_eq!(refused(host.order(3, 5, start(6))), Some(Refusal::StaleIncarnation { newest }));
+    let effects = host.order(3, 5, start(7));
+    assert!(!starts(&effects) && vouches(&effects), "it was not found, so it is over: {effects:?}");
+    assert!(starts(&host.order(3, 5, start(8))));
+}
+
+#[test]
+fn no_incarnation_runs_twice_nor_after_a_later_one() {
+    let mut host = Host::running(1, 1, 4);
+    let effects = host.order(1, 1, start(3));
+    assert_eq!(refusal(&effects), Some(Refusal::StaleIncarnation { newest: Incarnation(4) }));
+    assert!(stops(&host.order(1, 1, burn(4))));
+    host.step(Input::StopFinished { vm: vm(), incarnation: Incarnation(4), ok: true });
+    let effects = host.order(1, 1, start(4));
+    assert!(!starts(&effects) && vouches(&effects), "{effects:?}");
+}
+
+#[test]
+fn nobody_vouches_for_the_end_of_what_may_still_run() {
+    let mut host = Host::running(1, 1, 1);
+    let effects = host.order(1, 1, burn(1));
+    assert!(stops(&effects) && !vouches(&effects), "{effects:?}");
+    let stopped = |ok| Input::StopFinished { vm: vm(), incarnation: Incarnation(1), ok };
+    assert!(!vouches(&host.step(stopped(false))));
+    assert!(vouches(&host.step(stopped(true))));
+}
+
+#[test]
+fn a_promise_counts_from_when_it_was_asked_for() {
+    let mut host = Host::new();
+    host.electorate();
+    for replica in 1..=2 {
+        host.promised(replica, host.now - 2000);
+    }
+    let LeaseState::Held { until, .. } = host.guard.lease(ms(host.now)) else { panic!("it holds one") };
+    assert_eq!(until, ms(host.now + 1000));
+}
+
+#[test]
+fn one_of_three_replicas_makes_no_lease() {
+    let mut host = Host::new();
+    host.electorate();
+    host.promised(3, host.now);
+    assert!(!matches!(host.guard.lease(ms(host.now)), LeaseState::Held { .. }));
+    host.promised(1, host.now);
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Held { .. }));
+}
+
+#[test]
+fn without_a_lease_or_a_majority_of_neighbours_nobody_pets_the_watchdog_and_vms_stop() {
+    let mut host = Host::running(1, 1, 1);
+    host.now += 2999;
+    host.step(Input::Woke);
+    assert!(host.guard.may_pet(ms(host.now)));
+    host.now += 1;
+    let effects = host.step(Input::Woke);
+    assert!(!host.guard.may_pet(ms(host.now)) && !stops(&effects), "{effects:?}");
+    host.now += 1200;
+    assert!(stops(&host.step(Input::Woke)), "at 3/5 of the watchdog's time");
+    assert!(!host.guard.may_pet(ms(host.now)));
+}
+
+#[test]
+fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
+    let mut host = Host::running(1, 1, 1);
+    let mut effects = host.step(Input::ShuttingDown);
+    assert!(stops(&effects) && !host.guard.shut_down());
+    effects = host.step(Input::StopFinished { vm: vm(), incarnation: Incarnation(1), ok: true });
+    assert!(host.guard.shut_down());
+    let written = |effect: &Effect| matches!(effect, Effect::Persist(durable) if durable.left.is_some());
+    assert!(effects.iter().any(written), "before it is said: {effects:?}");
+    let disk = host.disk.clone();
+
+    let mut host = host.restart();
+    host.lease();
+    assert!(host.guard.says_goodbye_again());
+    let effects = host.order(1, 1, start(2));
+    assert_eq!((refusal(&effects), starts(&effects)), (Some(Refusal::Left), false));
+    host.step(Input::EpochTold { epoch: Epoch(3) });
+    assert!(!host.guard.says_goodbye_again());
+    assert!(starts(&host.order(3, 1, start(2))));
+
+    let mut next_boot = Host::begin(disk, BootId(2), 20_000);
+    next_boot.lease();
+    assert!(!next_boot.guard.says_goodbye_again(), "that boot is gone");
+    assert!(starts(&next_boot.order(1, 1, start(2))));
+}

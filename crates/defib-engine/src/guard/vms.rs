@@ -15,12 +15,14 @@ use defib_model::{
     EffectId, Incarnation, Instant, Millis, VmId,
     command::VmReport,
     inventory::{Definition, Readiness},
+    policy::LeasePolicy,
 };
 
 use super::words::{Effect, Outcome, Refusal, StopReason, VmMemory, VmObserved};
 
-/// How soon a stop that was not confirmed is asked for again.
-const STOP_RETRY: Millis = Millis(1000);
+/// How soon a stop that was not confirmed is asked for again: while there is time for that.
+const STOP_RETRY: Millis = Millis(400);
+const _: () = assert!(STOP_RETRY.0 * 5 <= LeasePolicy::WATCHDOG_MIN.0 * 2, "VMs are stopped at 3/5 of it");
 
 /// How many orders may wait for the end of one VM; an older one's leader will ask again.
 const WAITING_MAX: usize = 16;
@@ -80,6 +82,8 @@ pub(super) struct Permit {
 pub(super) struct Vms {
     memory: BTreeMap<VmId, VmMemory>,
     vms: BTreeMap<VmId, Vm>,
+    /// Incarnations that were burnt before anybody tried to start them.
+    untried: BTreeMap<VmId, Incarnation>,
     /// The hypervisor has named all that it runs.
     listed: bool,
     /// The memory has changed since it was last taken for the disk.
@@ -96,7 +100,7 @@ impl Vms {
                 one.burnt = true;
             }
         }
-        Self { memory, vms: BTreeMap::new(), listed: false, dirty }
+        Self { memory, vms: BTreeMap::new(), untried: BTreeMap::new(), listed: false, dirty }
     }
 
     pub(super) const fn memory(&self) -> &BTreeMap<VmId, VmMemory> {
@@ -148,6 +152,9 @@ impl Vms {
                 // It may come in the next moment: the first beats of an epoch are not answered yet.
                 None => return Err(Refusal::NoLease),
             };
+            if !burnt {
+                self.untried.insert(vm.clone(), incarnation);
+            }
             self.burn(vm, incarnation, Some(effect));
             self.wait(vm, effect, incarnation, detail.into(), reason);
             return Ok(());
@@ -162,6 +169,9 @@ impl Vms {
 
     /// An order to stop, or to promise never to start.
     pub(super) fn order_burn(&mut self, effect: &EffectId, vm: &VmId, incarnation: Incarnation) {
+        if self.memory.get(vm).is_none_or(|known| known.incarnation < incarnation) {
+            self.untried.insert(vm.clone(), incarnation);
+        }
         self.burn(vm, incarnation, None);
         self.wait(vm, effect, incarnation, "stopped by order".into(), StopReason::Ordered);
     }
@@ -292,6 +302,7 @@ impl Vms {
         }
         if state.pending.is_some() && (permit.start.is_none() || permit.stop_all.is_some()) {
             if let Some(pending) = state.pending.take() {
+                self.untried.insert(vm.clone(), pending.incarnation);
                 self.burn(vm, pending.incarnation, None);
                 let detail = "this host lost its lease before the start".to_string();
                 self.wait(vm, &pending.effect, pending.incarnation, detail, StopReason::LeaseLost);
@@ -310,13 +321,15 @@ impl Vms {
 
     /// Tells those who wait, as far as it has become certain.
     fn resolve(&mut self, vm: &VmId, effects: &mut Vec<Effect>) {
+        let untried = self.untried.get(vm).copied();
         let Some(state) = self.vms.get_mut(vm).filter(|_| self.listed) else { return };
         let oldest = state.running.keys().copied().chain(state.starting).min();
         state.waiting.retain(|waiting| {
             if oldest.is_some_and(|oldest| oldest <= waiting.incarnation) && !mutated!(VouchBeforeStopped) {
                 return true;
             }
-            let outcome = Outcome::NotRunning { detail: waiting.detail.clone() };
+            let tried = untried != Some(waiting.incarnation);
+            let outcome = Outcome::NotRunning { detail: waiting.detail.clone(), tried };
             effects.push(report(&waiting.effect, vm, waiting.incarnation, outcome));
             false
         });
@@ -371,6 +384,7 @@ impl Vms {
             && let Some(pending) = state.pending.take_if(|pending| pending.incarnation <= incarnation)
         {
             // Whoever ordered it hears that it never will run.
+            self.untried.insert(vm.clone(), pending.incarnation);
             let detail = "withdrawn before it started".to_string();
             self.wait(vm, &pending.effect, pending.incarnation, detail, StopReason::Ordered);
         }

@@ -89,6 +89,9 @@ pub struct Durable {
     pub vms: BTreeMap<VmId, VmMemory>,
     /// Who counts.
     pub electorate: Electorate,
+    /// The epoch in which this boot said last that it shuts down.
+    #[serde(default)]
+    pub left: Option<Epoch>,
 }
 
 /// What the former process of this agent knew, in the same boot: until when it was certainly covered, by lease or by
@@ -283,6 +286,8 @@ pub enum Refusal {
     },
     /// No lease is held at this moment; the order may be given again.
     NoLease,
+    /// This boot said that it shuts down, and is not in use under a new epoch yet; the order may be given again.
+    Left,
 }
 
 impl fmt::Display for Refusal {
@@ -298,6 +303,7 @@ impl fmt::Display for Refusal {
                 write!(f, "incarnation {newest} of this VM was seen here already")
             }
             Self::NoLease => f.write_str("this host holds no lease at this moment"),
+            Self::Left => f.write_str("this host said that it shuts down, and was not let in again yet"),
         }
     }
 }
@@ -311,6 +317,8 @@ pub enum Outcome {
     NotRunning {
         /// Why.
         detail: String,
+        /// Whether the hypervisor was ever asked to start it, as far as this process of the agent knows.
+        tried: bool,
     },
     /// It was not obeyed. Proves nothing of the VM.
     Refused(Refusal),
@@ -322,7 +330,9 @@ impl Outcome {
     pub fn start_result(&self) -> Option<StartResult> {
         match self {
             Self::Started => Some(StartResult::Running),
-            Self::NotRunning { detail } => Some(StartResult::NotRunning { detail: detail.clone() }),
+            Self::NotRunning { detail, tried } => {
+                Some(StartResult::NotRunning { detail: detail.clone(), tried: *tried })
+            }
             Self::Refused(_) => None,
         }
     }

@@ -45,7 +45,9 @@ impl Ledger {
             }
             Command::FenceHost { host, epoch, .. } => {
                 let record = self.judge_epoch(host, *epoch)?;
-                if record.standing != Standing::Active {
+                let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
+                let again = recovery.is_some_and(|recovery| recovery.phase == Phase::Unconfirmed);
+                if record.standing != Standing::Active && !again {
                     return Err(format!("host {host} is being fenced, or is fenced, already"));
                 }
                 if !self.may_act() {
@@ -54,6 +56,11 @@ impl Ledger {
                 let levels = self.inventory.hosts.get(host).map_or(0, |host| host.fencing.len());
                 if levels == 0 {
                     return Err(format!("host {host} has no fencing method"));
+                }
+                if again {
+                    return Ok(format!(
+                        "the next attempt to power host {host} off begins now, and it is let in again only after that"
+                    ));
                 }
                 let vms = self.index.on_host.get(host).map_or(0, BTreeSet::len);
                 Ok(format!("host {host} is powered off; {vms} VMs restart elsewhere when that is proven"))
@@ -160,12 +167,18 @@ impl Ledger {
             Some(id) => id,
             None => self.open_recovery(host),
         };
+        let mut overridden = None;
         if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.by_operator = true;
-            recovery.brake = None;
+            overridden = recovery.brake.take();
         }
         let action = format!("fences host {host}");
         self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
+        if let Some(detail) = overridden {
+            let (host, operator) = (host.clone(), operator.clone());
+            self.event(Some(id), EventKind::BrakeOverridden { host, operator, detail });
+        }
+        self.retry_fences(Some(host));
         if self.recoveries.get(&id).is_some_and(|recovery| recovery.phase == Phase::Suspected) {
             self.condemn(id, "an operator ordered it");
         }
@@ -190,6 +203,7 @@ impl Ledger {
         let action = if paused { PAUSES } else { "resumes automatic action" };
         if !paused {
             self.disarmed = None;
+            self.retry_fences(None);
         }
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action: action.to_string() });
         self.index.room_changes = self.index.room_changes.saturating_add(1);
@@ -217,6 +231,7 @@ impl Ledger {
             self.settle_leases(policy.lease.expiry_wait().max(self.policy.lease.expiry_wait()));
         }
         self.policy = policy.clone();
+        self.retry_fences(None);
         self.policy_version = self.policy_version.saturating_add(1);
         self.sinks_changed();
         let action = String::from("applies a policy");
@@ -276,6 +291,7 @@ impl Ledger {
         let room = self.index.room_changes.saturating_add(1);
         self.index = Index::build(&self.inventory, &self.hosts, &self.vms, &self.recoveries);
         self.index.room_changes = room;
+        self.retry_fences(None);
         let action = String::from("applies an inventory");
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
         self.event(None, EventKind::InventoryChanged { version: self.inventory_version });

@@ -117,7 +117,7 @@ impl Ledger {
         }
         match result {
             StartResult::Running => self.running(vm, host, Some(Readiness::PoweredOn)),
-            StartResult::NotRunning { detail } => self.down(vm, host, detail),
+            StartResult::NotRunning { detail, tried } => self.down(vm, host, detail, *tried),
         }
     }
 
@@ -129,6 +129,7 @@ impl Ledger {
             self.update_vm(vm, |record| {
                 record.place = Place::Running { host: host.clone() };
                 record.changed = now;
+                record.untried = 0;
                 record.failed_on.clear();
                 record.lost_by = None;
             });
@@ -148,17 +149,27 @@ impl Ledger {
         }
     }
 
-    fn down(&mut self, vm: &VmId, host: &HostId, detail: &str) {
+    /// `tried`: whether its host tried to start it. If not (it held no lease, it shut down, the order never came), that
+    /// is no failure of the VM, and does not bring it nearer to being given up.
+    fn down(&mut self, vm: &VmId, host: &HostId, detail: &str, tried: bool) {
         let Some(record) = self.vms.get(vm) else { return };
         // What runs for a moment and ends, again and again, counts like what does not start.
         let lasted = matches!(record.place, Place::Running { .. })
             && self.at.since(record.changed) > self.policy.restart.start_timeout;
-        let attempts = if lasted { 0 } else { record.attempts };
+        let intended = matches!(record.place, Place::Intended { .. });
+        let tried = tried || !intended;
+        let attempts = match (lasted, tried) {
+            (true, _) => 0,
+            (false, true) => record.attempts,
+            (false, false) => record.attempts.saturating_sub(1),
+        };
+        let untried = if tried { 0 } else { record.untried.saturating_add(1) };
         let (recovery, incarnation) = (record.recovery, record.incarnation);
         let give_up = attempts >= self.policy.restart.attempts;
         let now = self.at;
         self.update_vm(vm, |record| {
             record.attempts = attempts;
+            record.untried = untried;
             record.changed = now;
             record.readiness = None;
             // What had run for long enough may well run again where it was.
@@ -233,7 +244,7 @@ impl Ledger {
             if report.running {
                 self.running(&report.vm, host, report.readiness);
             } else {
-                self.down(&report.vm, host, "its agent reports that it does not run");
+                self.down(&report.vm, host, "its agent reports that it does not run", true);
             }
         }
     }

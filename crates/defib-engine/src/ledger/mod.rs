@@ -10,6 +10,7 @@ mod apply_vms;
 mod brakes;
 mod events;
 mod export;
+mod fencing;
 mod index;
 pub mod invariants;
 mod records;
@@ -34,8 +35,8 @@ pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
 pub use index::Index;
 pub use records::{
-    Electorate, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord, Standing, TestRecord,
-    VmRecord,
+    Electorate, FenceEnd, FencePace, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord,
+    Standing, TestRecord, VmRecord,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -154,6 +155,7 @@ impl Ledger {
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
             }
+            Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {
                 self.fence_intended(*recovery, *attempt, *level)

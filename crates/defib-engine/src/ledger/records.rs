@@ -7,8 +7,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId,
-    VmId, event::Phase, inventory::Readiness,
+    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Millis, Opinion, RecoveryId,
+    ReplicaId, VmId, event::Phase, inventory::Readiness, policy::FencingPolicy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -237,8 +237,11 @@ pub struct VmRecord {
     pub readiness: Option<Readiness>,
     /// When it last became ready, began to run, or was given up.
     pub changed: ClusterTime,
-    /// Starts since it last ran for longer than a start may take.
+    /// Starts since it last ran for longer than a start may take; those that no host tried don't count.
     pub attempts: u32,
+    /// How many times in a row its host did not even try to start it.
+    #[serde(default)]
+    pub untried: u32,
     /// Hosts where it failed since it last ran.
     pub failed_on: BTreeSet<HostId>,
     /// Why it has no place, as last recorded.
@@ -257,6 +260,7 @@ impl Default for VmRecord {
             readiness: None,
             changed: ClusterTime(0),
             attempts: 0,
+            untried: 0,
             failed_on: BTreeSet::new(),
             unplaced: Vec::new(),
             recovery: None,
@@ -293,6 +297,49 @@ pub struct FenceRecord {
     pub index: LogIndex,
 }
 
+/// How an attempt to fence ended without a proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FenceEnd {
+    /// It read off, but not by every method, or not as often as it must.
+    NoProof,
+    /// Power reads on.
+    StillOn,
+    /// Another machine answered.
+    WrongMachine,
+    /// It gave no answer, or none that is understood.
+    Unknown,
+}
+
+/// How attempts to fence ended, by level, and how often in a row all of them ended alike: what paces the next ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FencePace {
+    /// How each level ended last.
+    pub ends: BTreeMap<usize, FenceEnd>,
+    /// Rounds of all levels in a row that ended alike.
+    pub rounds: u32,
+}
+
+impl FencePace {
+    /// A level ended. If it was the last one: the pause that follows.
+    pub(super) fn ended(
+        &mut self,
+        level: usize,
+        end: FenceEnd,
+        last: bool,
+        policy: &FencingPolicy,
+    ) -> Millis {
+        if self.ends.insert(level, end).is_some_and(|held| held != end) {
+            self.rounds = 0;
+        }
+        if !last {
+            return Millis::ZERO;
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        policy.pause_after(self.rounds)
+    }
+}
+
 /// The case of one lost host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
@@ -314,6 +361,9 @@ pub struct Recovery {
     pub fence: Option<FenceRecord>,
     /// Not before this the next fence is tried.
     pub retry_at: ClusterTime,
+    /// How former ones ended.
+    #[serde(default)]
+    pub fence_pace: FencePace,
     /// Why nothing proves the death, in words.
     pub unproven: Option<String>,
     /// The VMs that it lost.

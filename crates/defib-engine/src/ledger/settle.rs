@@ -10,14 +10,14 @@ use alloc::{
 };
 
 use defib_model::{
-    EventKind, EventSeq, HostId, Opinion, RecoveryId, VmId,
+    ClusterTime, EventKind, EventSeq, HostId, Opinion, RecoveryId, VmId,
     event::{Phase, ProofKind},
     inventory::Priority,
 };
 
 use super::{
     Ledger,
-    records::{OpinionRecord, Place, Recovery, Standing},
+    records::{FencePace, OpinionRecord, Place, Recovery, Standing},
 };
 use crate::proof::ProofRecord;
 
@@ -113,6 +113,7 @@ impl Ledger {
                 brake: None,
                 fence: None,
                 retry_at: self.at,
+                fence_pace: FencePace::default(),
                 unproven: None,
                 vms: BTreeSet::new(),
             },
@@ -281,6 +282,7 @@ impl Ledger {
             self.update_vm(vm, |record| {
                 record.place = Place::Lost { from };
                 record.attempts = 0;
+                record.untried = 0;
                 record.lost_by = Some(proof);
                 record.readiness = None;
                 record.recovery = Some(id);
@@ -351,9 +353,9 @@ impl Ledger {
         self.prune_recoveries();
     }
 
-    /// In words, what the ledger waits for in a recovery; empty when it is over.
+    /// In words, what the ledger waits for in a recovery at a moment; empty when it is over.
     #[must_use]
-    pub fn waiting_on(&self, id: RecoveryId) -> Vec<String> {
+    pub fn waiting_on(&self, id: RecoveryId, now: ClusterTime) -> Vec<String> {
         let mut lines = Vec::new();
         let Some(recovery) = self.recoveries.get(&id) else { return lines };
         let Some(record) = self.hosts.get(&recovery.host) else { return lines };
@@ -384,8 +386,17 @@ impl Ledger {
                         recovery.fence.as_ref().map_or(0, |fence| fence.attempt),
                         recovery.fence.as_ref().map_or(0, |fence| fence.level)
                     ));
-                } else if self.next_fence_level(id).is_some() {
-                    lines.push(format!("the next fence attempt in {}", recovery.retry_at.since(self.at)));
+                } else if let Some(wait) = self.next_fence_in(id, now) {
+                    let rounds = recovery.fence_pace.rounds;
+                    let alike = if self.policy.fencing.pause_after(rounds) > self.policy.fencing.retry_pause {
+                        format!(
+                            ", since {rounds} ended alike (defib host fence {} to try at once)",
+                            recovery.host
+                        )
+                    } else {
+                        String::new()
+                    };
+                    lines.push(format!("the next fence attempt in {wait}{alike}"));
                 }
                 if self.expiry_may_prove(&recovery.host).is_ok() {
                     let votes = record.expiry_votes.len();

@@ -62,12 +62,14 @@ impl Observer {
         };
         let times = self.policy.lease.or_longer(watched.watchdog, watched.answer_freshness);
         let promised_until = watched.promised_until.max(self.started.plus(times.promise()));
-        let expired_at = if mutated!(VoteWithoutWatchdog) {
+        let expired_at = if mutated!(VoteAtOnce) {
+            Instant(0)
+        } else if mutated!(VoteWithoutWatchdog) {
             promised_until
         } else {
             promised_until.plus(times.watchdog.with_drift(times.drift_ppm))
         };
-        if now < expired_at && !mutated!(VoteAtOnce) {
+        if now < expired_at {
             return expired_at;
         }
         if let Some((epoch, at)) = watched.voted

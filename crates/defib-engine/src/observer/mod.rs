@@ -45,7 +45,8 @@ pub struct Slot(pub u32);
 pub struct Beat {
     /// The sender's boot.
     pub boot: BootId,
-    /// Grows by one with every beat of a boot; equal on all paths.
+    /// Grows with every beat of a boot, also from one process of the agent to the next (see [`Beat::sequence_at`]);
+    /// equal on all paths.
     pub sequence: u64,
     /// The highest epoch that the sender has seen.
     pub epoch: Epoch,
@@ -63,6 +64,16 @@ pub struct Beat {
     pub watchdog: Millis,
     /// See [`Self::watchdog`].
     pub answer_freshness: Millis,
+}
+
+impl Beat {
+    /// What a process of an agent that begins at `now`, by the clock of its boot, counts its beats on from: more than
+    /// any beat of a former process of the boot had, at less than a beat each microsecond. From 0 it would be taken
+    /// for a repetition until it had sent as many as they.
+    #[must_use]
+    pub fn sequence_at(now: Instant) -> u64 {
+        if mutated!(CountFromZero) { 0 } else { now.0 / 1000 }
+    }
 }
 
 /// What a heartbeat is answered.

@@ -309,6 +309,20 @@ fn a_late_datagram_of_a_former_boot_counts_for_nothing() {
     assert!(observer.heartbeat(MS(3), slot, &beat(1, 101)).is_none());
 }
 
+/// A process that is upgraded knows nothing of what the former one counted.
+#[test]
+fn a_new_process_of_an_agent_is_heard_at_once_in_the_same_boot() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(60_000, 10);
+    let first = Beat::sequence_at(MS(world.now));
+    assert!(first > world.sequence, "it goes on above what was said");
+    world.sequence = first;
+    world.run(100, 10);
+    let silent = world.observer.silent_for(world.hosts[0].1, MS(world.now));
+    assert!(silent.is_some_and(|silent| silent <= Millis(10)), "{silent:?}");
+    assert!(world.said.is_empty(), "{:?}", world.said);
+}
+
 fn condemn(world: &mut World, at: usize) {
     let id = world.hosts[at].0.clone();
     let condemned =

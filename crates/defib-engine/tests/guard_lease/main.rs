@@ -82,13 +82,13 @@ fn an_isolated_host_stops_its_vms_and_is_proven_dead_soon_after_lease_and_watchd
         world.run(TICK, true).unwrap();
     }
     let stopped_after = world.now - cut_at;
-    assert!((1000..2000).contains(&stopped_after), "{stopped_after} ms");
+    assert!((2000..3000).contains(&stopped_after), "{stopped_after} ms");
     while world.proofs == 0 {
         world.run(TICK, true).unwrap();
-        assert!(world.now - cut_at < 4000, "not proven");
+        assert!(world.now - cut_at < 5000, "not proven");
     }
     let proven_after = world.now - cut_at;
-    assert!((1950..2600).contains(&proven_after), "{proven_after} ms");
+    assert!((2950..3600).contains(&proven_after), "{proven_after} ms");
     assert_eq!(world.running(), 3);
 }
 
@@ -123,9 +123,9 @@ fn a_host_that_stays_cut_off_when_the_controllers_come_back_stops_before_its_dea
     // From 10 s on two of three hosts hold leases; the third hears that from them and must go.
     while world.proofs == 0 {
         world.run(TICK, true).unwrap();
-        assert!(world.now < 15_000, "not proven");
+        assert!(world.now < 16_000, "not proven");
     }
-    assert!(world.now >= 11_400, "proven at {} ms", world.now);
+    assert!(world.now >= 12_400, "proven at {} ms", world.now);
     assert_eq!(world.running(), 2);
 }
 
@@ -161,4 +161,43 @@ fn an_order_to_start_is_obeyed_under_the_lease_only() {
     let in_time =
         |effect: &Effect| matches!(effect, Effect::StartVm { not_after, .. } if *not_after == until);
     assert!(effects.iter().any(in_time), "{effects:?}");
+}
+
+#[test]
+fn who_burns_an_incarnation_says_whether_its_start_was_tried() {
+    let mut world = World::new(calm(3));
+    world.run(1000, true).unwrap();
+    let now = world.hosts[0].clock.at(world.now);
+    let mut give = |number: usize, incarnation: u64, start: bool| {
+        let (vm, incarnation) = (vm(number), Incarnation(incarnation));
+        let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm.clone()), attempt: 1 };
+        let verb = if start {
+            Verb::Start { vm, incarnation, definition: Definition::default() }
+        } else {
+            Verb::Burn { vm, incarnation }
+        };
+        let order = Order { epoch: Epoch(1), term: 1, effect, verb };
+        world.hosts[0].guard.step(now, Input::Order(order))
+    };
+    let tried = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Report { outcome: Outcome::NotRunning { tried, .. }, .. } => Some(*tried),
+            _ => None,
+        })
+    };
+    // The order never came, and never will count if it comes yet. Asked again, it says the same.
+    assert_eq!(tried(&give(8, 1, false)), Some(false));
+    assert_eq!(tried(&give(8, 1, true)), Some(false), "the order that was late");
+    assert_eq!(tried(&give(8, 1, false)), Some(false));
+    // It was started, and what came of it is not known yet.
+    assert!(give(9, 1, true).iter().any(|effect| matches!(effect, Effect::StartVm { .. })));
+    assert_eq!(tried(&give(9, 1, false)), None, "it is being stopped first");
+    let stopped = Input::StopFinished { vm: vm(9), incarnation: Incarnation(1), ok: true };
+    assert_eq!(tried(&world.hosts[0].guard.step(now, stopped)), Some(true));
+    // A host that shuts down starts nothing, and that is no failure of the VM.
+    let _ = world.hosts[0].guard.step(now, Input::ShuttingDown);
+    let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm(7)), attempt: 1 };
+    let verb = Verb::Start { vm: vm(7), incarnation: Incarnation(1), definition: Definition::default() };
+    let order = Order { epoch: Epoch(1), term: 1, effect, verb };
+    assert_eq!(tried(&world.hosts[0].guard.step(now, Input::Order(order))), Some(false));
 }

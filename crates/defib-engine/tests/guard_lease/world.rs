@@ -27,7 +27,7 @@ pub(crate) fn policy() -> Policy {
     policy.detection.act_after = Millis(300);
     policy.detection.start_grace = Millis(500);
     policy.lease.lease = Millis(1000);
-    policy.lease.watchdog = Millis(1000);
+    policy.lease.watchdog = Millis(2000);
     policy.lease.answer_freshness = Millis(400);
     policy.lease.drift_ppm = DRIFT_PPM;
     policy.validate().unwrap();

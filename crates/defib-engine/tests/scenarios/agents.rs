@@ -2,7 +2,7 @@
 
 use defib_engine::controller::{BurnOrder, Input, OrderOutcome, StartOrder};
 use defib_model::{
-    EffectId, Epoch, HostId, Incarnation, Millis, VmId,
+    EffectId, Epoch, HostId, Incarnation, Instant, Millis, VmId,
     inventory::{Readiness, SelfFence},
 };
 
@@ -62,10 +62,10 @@ impl World {
     pub(crate) fn act_on_host(&mut self, act: Act) {
         match act {
             Act::Tick(host) => self.tick(&host),
-            Act::Ack { host, boots, from, sent, ack } => {
+            Act::Ack { host, boots, from, path, sent, ack } => {
                 let (now, voters) = (self.now, self.voters());
                 let Some(machine) = self.machines.get_mut(&host) else { return };
-                if machine.boots != boots || !machine.reaches(from) {
+                if machine.boots != boots || !machine.reaches_on(path, from) {
                     return;
                 }
                 machine.epoch = machine.epoch.max(ack.epoch);
@@ -82,8 +82,8 @@ impl World {
             }
             Act::Order { from, session, order } => self.order(from, session, order),
             Act::Started { from, session, boots, order } => self.started(from, session, boots, order),
-            Act::Ended { from, session, boots, order, detail } => {
-                self.ended(from, session, boots, &order, detail);
+            Act::Ended { from, session, boots, order, detail, tried } => {
+                self.ended(from, session, boots, &order, detail, tried);
             }
             Act::Ready { host, vm, incarnation, readiness } => {
                 if let Some(instance) =
@@ -126,6 +126,7 @@ impl World {
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&host) {
                     machine.agent_up = true;
+                    machine.sequence = Beat::sequence_at(Instant::from_millis(now));
                     machine.petted = now;
                     machine.reported.clear();
                 }
@@ -176,24 +177,24 @@ impl World {
         let now = self.now;
         let mut beats = Vec::new();
         if let Some(machine) = self.machines.get(host) {
-            for (number, replica) in self.replicas.iter().enumerate() {
-                if !machine.reaches(replica.id) || !replica.alive {
-                    continue;
-                }
+            for (number, replica) in self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive) {
                 let lease_held_ms = machine.held_since.map_or(0, |since| (now - since).max(1));
-                let beat = Beat {
-                    boot: machine.boot(),
-                    sequence: machine.sequence,
-                    epoch: machine.epoch,
-                    path: 0,
-                    lease_held_ms,
-                    vm_digest: 0,
-                    echo: machine.stamps.get(&replica.id).copied(),
-                    electorate: 0,
-                    watchdog: Millis::ZERO,
-                    answer_freshness: Millis::ZERO,
-                };
-                beats.push((number, replica.session, Incoming::Beat { host: host.clone(), beat, sent: now }));
+                for path in (0..machine.paths).filter(|path| machine.reaches_on(*path, replica.id)) {
+                    let beat = Beat {
+                        boot: machine.boot(),
+                        sequence: machine.sequence,
+                        epoch: machine.epoch,
+                        path,
+                        lease_held_ms,
+                        vm_digest: 0,
+                        echo: machine.stamps.get(&replica.id).copied(),
+                        electorate: 0,
+                        watchdog: Millis::ZERO,
+                        answer_freshness: Millis::ZERO,
+                    };
+                    let incoming = Incoming::Beat { host: host.clone(), beat, sent: now };
+                    beats.push((number, replica.session, incoming));
+                }
             }
         }
         for (number, session, beat) in beats {
@@ -205,13 +206,13 @@ impl World {
     fn neighbours_vouch(&self, host: &HostId) -> bool {
         let (now, voters) = (self.now, self.voters());
         let Some(own) = self.machines.get(host) else { return false };
-        if own.cut_from_neighbours {
+        if !own.hears_neighbours() {
             return false;
         }
         let others: Vec<_> = self
             .machines
             .values()
-            .filter(|other| other.id != *host && other.agent_runs() && !other.cut_from_neighbours)
+            .filter(|other| other.id != *host && other.agent_runs() && other.hears_neighbours())
             .collect();
         (others.len() + 1) * 2 > self.machines.len()
             && !others.iter().any(|other| other.holds_lease(now, &voters))
@@ -312,7 +313,8 @@ impl World {
         if !order.start {
             machine.seen.insert(order.vm.clone(), seen.max(order.incarnation));
             let boots = machine.boots;
-            self.later(50, Act::Ended { from, session, boots, order, detail: "stopped for good by order" });
+            let (detail, tried) = ("stopped for good by order", seen >= order.incarnation);
+            self.later(50, Act::Ended { from, session, boots, order, detail, tried });
             return;
         }
         if order.incarnation <= seen {
@@ -327,6 +329,7 @@ impl World {
                 }
                 Some(_) => OrderOutcome::NotRunning {
                     detail: format!("incarnation {} was stopped for good", order.incarnation),
+                    tried: true,
                 },
             };
             self.answer(1, from, session, &order, outcome);
@@ -343,12 +346,27 @@ impl World {
         });
         match fault {
             Some(StartFault::Mute) => {}
+            Some(StartFault::Dies { back_after }) => {
+                machine.agent_up = false;
+                let host = order.host;
+                self.say(&format!("(the agent of host {host} dies with the order that it just got)"));
+                // The system closes its connections at once, and starts it again.
+                self.later(1, Act::SessionEnds(host.clone()));
+                self.later(back_after, Act::Heal { host });
+            }
             Some(StartFault::Fails) => {
                 machine.seen.insert(order.vm.clone(), order.incarnation);
                 let boots = machine.boots;
                 self.later(
                     50,
-                    Act::Ended { from, session, boots, order, detail: "qemu exited with status 1" },
+                    Act::Ended {
+                        from,
+                        session,
+                        boots,
+                        order,
+                        detail: "qemu exited with status 1",
+                        tried: true,
+                    },
                 );
             }
             None => {
@@ -360,7 +378,7 @@ impl World {
     }
 
     /// An incarnation was stopped for good, or has never begun to run.
-    fn ended(&mut self, from: usize, session: u64, boots: u64, order: &Order, detail: &str) {
+    fn ended(&mut self, from: usize, session: u64, boots: u64, order: &Order, detail: &str, tried: bool) {
         let Some(machine) = self.machines.get_mut(&order.host) else { return };
         if machine.boots != boots || !machine.powered {
             return;
@@ -370,7 +388,7 @@ impl World {
             machine.vms.insert(order.vm.clone(), gone);
         }
         if machine.reaches(self.replicas[from].id) {
-            self.answer(1, from, session, order, OrderOutcome::NotRunning { detail: detail.into() });
+            self.answer(1, from, session, order, OrderOutcome::NotRunning { detail: detail.into(), tried });
         }
         self.report(&order.host);
     }

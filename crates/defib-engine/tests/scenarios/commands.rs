@@ -71,6 +71,7 @@ impl Scenario {
                 self.on_world(command, rest)
             }
             "guest" => self.guest(rest),
+            "test-fencing" => self.test_fencing(rest),
             "quiet" => self.quiet(rest),
             "kill" | "pause" | "restart" | "deaf" => self.on_replica(command, rest),
             "operator" => self.operator(rest),

@@ -24,6 +24,7 @@ impl Scenario {
             self.world.policy = Policy::fast();
             self.policy_changed = true;
         }
+        self.world.paths = u8::try_from(number(option(rest, "paths").unwrap_or("1"))?).unwrap_or(1);
         let self_fence: SelfFence = word(option(rest, "self-fence").unwrap_or("watchdog"))?;
         let racks_used = racks.max(1);
         self.world.inventory.levels = vec!["rack".into()];
@@ -184,6 +185,7 @@ impl Scenario {
         for (at, host) in inventory.hosts.values().enumerate() {
             let levels = host.fencing.iter().map(|level| level.0.len()).collect();
             let mut machine = Machine::new(host.id.clone(), at as u64 + 1, levels, host.self_fence);
+            machine.paths = world.paths;
             if rest.contains(&"cold") {
                 machine.lose_power();
                 machine.boots = 0;

@@ -1,6 +1,9 @@
 //! Words for what happens: power, network, BMCs, agents, guests, replicas; and for time.
 
-use defib_model::{Command, HostId, ReplicaId, VmId, command::Goodbye};
+use defib_model::{
+    Command, HostId, ReplicaId, VmId,
+    command::{FencingTest, Goodbye},
+};
 
 use super::{
     commands::{Answer, Scenario, number, option},
@@ -66,7 +69,9 @@ impl Scenario {
                 }
                 ("thaw", _) => machine.frozen = false,
                 ("network", "cut") => {
-                    if let Some(from) = rest.get(2) {
+                    if let Some(path) = option(rest, "path") {
+                        machine.cut_paths.insert(u8::try_from(number(path)?).unwrap_or(0));
+                    } else if let Some(from) = rest.get(2) {
                         machine.cut_from.insert(replicas[Self::replica(Some(from))?]);
                     } else {
                         machine.cut_from.extend(replicas.iter().copied());
@@ -76,6 +81,7 @@ impl Scenario {
                 }
                 ("network", "heal") => {
                     machine.cut_from.clear();
+                    machine.cut_paths.clear();
                     machine.cut_from_neighbours = false;
                     machine.reported.clear();
                 }
@@ -131,7 +137,7 @@ impl Scenario {
     }
 
     /// `agent h1 fails vm x times=2`, `agent h1 mute vm x`, `agent h1 restarts 3000`, `agent h1 shuts-down`,
-    /// `agent h1 dies 4000`, `agent h1 forgets x`, `agent h1 reports-take 500`
+    /// `agent h1 dies 4000`, `agent h1 dies-with-start x 500`, `agent h1 forgets x`, `agent h1 reports-take 500`
     fn agent(&mut self, host: &HostId, rest: &[&str]) -> Answer {
         let world = &mut self.world;
         let machine = world.machines.get_mut(host).ok_or("no such host")?;
@@ -141,6 +147,11 @@ impl Scenario {
                 let times = u32::try_from(number(option(rest, "times").unwrap_or("1"))?).unwrap_or(1);
                 let fault = if *fault == "fails" { StartFault::Fails } else { StartFault::Mute };
                 machine.faults.insert(vm, (fault, times));
+            }
+            ["dies-with-start", vm, back_after, ..] => {
+                let vm = VmId::new(vm).map_err(|error| error.reason.to_string())?;
+                let times = u32::try_from(number(option(rest, "times").unwrap_or("1"))?).unwrap_or(1);
+                machine.faults.insert(vm, (StartFault::Dies { back_after: number(back_after)? }, times));
             }
             [how @ ("restarts" | "dies"), span] => {
                 let (boot, epoch) = (machine.boot(), machine.epoch);
@@ -168,7 +179,7 @@ impl Scenario {
             ["reports-take", span] => machine.report_takes = number(span)?,
             _ => {
                 return Err(
-                    "an agent fails, is mute, restarts, dies, forgets, shuts-down or reports-take".into()
+                    "an agent fails, is mute, restarts, dies, dies-with-start, forgets, shuts-down or reports-take".into()
                 );
             }
         }
@@ -181,6 +192,23 @@ impl Scenario {
         let vm = VmId::new(vm).map_err(|error| error.reason.to_string())?;
         let boot = if *boot == "never" { None } else { Some(number(boot)?) };
         self.world.guest_boot.insert(vm, boot);
+        Ok(())
+    }
+
+    /// `test-fencing h1`: the leader tests all its methods now, and records what it finds.
+    pub(crate) fn test_fencing(&mut self, rest: &[&str]) -> Answer {
+        let host = self.host_id(rest.first())?;
+        let machine = self.machine(&host)?;
+        let mut tests = Vec::new();
+        for (level, methods) in machine.levels.iter().enumerate() {
+            for method in 0..*methods {
+                let trouble = machine.test(level, method);
+                tests.push(FencingTest { host: host.clone(), level, method, trouble });
+            }
+        }
+        self.world.propose(Command::FencingTested { tests });
+        // Until it is in the log.
+        self.world.run(1, |_| false);
         Ok(())
     }
 

@@ -37,6 +37,8 @@ pub(crate) enum StartFault {
     Fails,
     /// Never answers and starts nothing.
     Mute,
+    /// Its agent is killed before it has written the order down, and started again after this many milliseconds.
+    Dies { back_after: u64 },
 }
 
 /// A VM on a host.
@@ -62,6 +64,10 @@ pub(crate) struct Machine {
     pub(crate) frozen: bool,
     pub(crate) agent_up: bool,
     pub(crate) cut_from: BTreeSet<ReplicaId>,
+    /// On how many paths it sends heartbeats; its sessions with the replicas and its neighbours take the first.
+    pub(crate) paths: u8,
+    /// Paths that are cut, from everybody.
+    pub(crate) cut_paths: BTreeSet<u8>,
     pub(crate) cut_from_neighbours: bool,
     pub(crate) boots: u64,
     pub(crate) epoch: Epoch,
@@ -100,6 +106,8 @@ impl Machine {
             frozen: false,
             agent_up: true,
             cut_from: BTreeSet::new(),
+            paths: 1,
+            cut_paths: BTreeSet::new(),
             cut_from_neighbours: false,
             boots: 1,
             epoch: Epoch(0),
@@ -131,8 +139,19 @@ impl Machine {
         self.powered && !self.booting && !self.frozen && self.agent_up
     }
 
+    /// Whether its session with a replica works.
     pub(crate) fn reaches(&self, replica: ReplicaId) -> bool {
-        self.agent_runs() && !self.cut_from.contains(&replica)
+        self.reaches_on(0, replica)
+    }
+
+    /// Whether its heartbeats of one path, and their acknowledgements, pass.
+    pub(crate) fn reaches_on(&self, path: u8, replica: ReplicaId) -> bool {
+        self.agent_runs() && !self.cut_from.contains(&replica) && !self.cut_paths.contains(&path)
+    }
+
+    /// Whether it and its neighbours hear each other.
+    pub(crate) fn hears_neighbours(&self) -> bool {
+        !self.cut_from_neighbours && !self.cut_paths.contains(&0)
     }
 
     /// Power is gone: whatever ran is gone with it.
@@ -228,6 +247,16 @@ impl Machine {
             })
             .max()
             .unwrap_or(0)
+    }
+
+    /// What a test of one method finds: what an attempt to fence by it would fail for.
+    pub(crate) fn test(&self, level: usize, method: usize) -> Option<String> {
+        match self.bmc(level, method) {
+            Bmc::Wrong => Some(format!("it says uuid-other, recorded is uuid-{}", self.id)),
+            Bmc::Dark => Some("no route to its BMC".into()),
+            Bmc::Hang => Some("no answer".into()),
+            Bmc::Ok | Bmc::Slow(_) | Bmc::Lying | Bmc::Refuses(_) | Bmc::SaysOff => None,
+        }
     }
 
     /// How long an order to switch off needs until it has its effect.

@@ -100,6 +100,7 @@ pub(crate) enum Act {
         host: HostId,
         boots: u64,
         from: ReplicaId,
+        path: u8,
         sent: u64,
         ack: Ack,
     },
@@ -124,6 +125,7 @@ pub(crate) enum Act {
         boots: u64,
         order: Order,
         detail: &'static str,
+        tried: bool,
     },
     Ready {
         host: HostId,
@@ -178,6 +180,8 @@ pub(crate) struct World {
     pub(crate) start_takes: u64,
     /// How long a host needs to boot.
     pub(crate) boot_takes: u64,
+    /// On how many paths hosts send heartbeats.
+    pub(crate) paths: u8,
 }
 
 impl World {
@@ -202,6 +206,7 @@ impl World {
             guest_boot: BTreeMap::new(),
             start_takes: 200,
             boot_takes: 20_000,
+            paths: 1,
         }
     }
 
@@ -446,7 +451,8 @@ impl World {
                 let from = replica.id;
                 if let Some(ack) = replica.observer.heartbeat(clock, slot, &beat) {
                     let Some(boots) = self.machines.get(&host).map(|machine| machine.boots) else { return };
-                    self.later(1, Act::Ack { host, boots, from, sent, ack });
+                    let path = beat.path;
+                    self.later(1, Act::Ack { host, boots, from, path, sent, ack });
                 }
             }
             Incoming::Input(input) => self.step(to, *input),

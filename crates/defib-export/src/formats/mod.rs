@@ -1,6 +1,7 @@
 //! An event as text, in each format: pure functions, so that a verifier can make the same text again.
 
 mod cef;
+pub mod cloudevents;
 mod ecs;
 mod leef;
 mod native;
@@ -88,6 +89,14 @@ pub fn render(format: Format, told: &Told<'_>) -> String {
         Format::Cef => cef::render(told, &facts),
         Format::Leef => leef::render(told, &facts),
         Format::Native => native::render(told, &facts),
+    }
+}
+
+/// Whether a format is JSON.
+pub(crate) const fn is_json(format: Format) -> bool {
+    match format {
+        Format::Ocsf | Format::Ecs | Format::Native => true,
+        Format::Cef | Format::Leef => false,
     }
 }
 

@@ -66,7 +66,7 @@ impl HecSink {
     }
 
     fn headers(&mut self) -> Result<Vec<(HeaderName, HeaderValue)>, SinkError> {
-        let token = secret(&self.options.token)?;
+        let token = secret("token", &self.options.token)?;
         let mut headers = vec![
             (header::AUTHORIZATION, sensitive(&format!("Splunk {}", &**token))?),
             (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),

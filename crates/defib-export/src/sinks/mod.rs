@@ -6,6 +6,8 @@
 mod file;
 mod hec;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod syslog;
 mod tls;
 mod webhook;
@@ -14,12 +16,12 @@ use std::{path::Path, time::Duration};
 
 use defib_model::{
     Event, EventSeq,
-    export::{Format, SecretRef, SinkPolicy, Target},
+    export::{SecretRef, SinkPolicy, Target},
 };
 use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroizing;
 
-use crate::formats::Context;
+use crate::formats::{Context, is_json};
 
 /// An event and how it reads.
 #[derive(Debug, Clone)]
@@ -84,6 +86,11 @@ enum Kind {
     Syslog(Box<syslog::SyslogSink>),
     Hec(Box<hec::HecSink>),
     Webhook(Box<webhook::WebhookSink>),
+    #[cfg(feature = "kafka")]
+    Kafka(Box<kafka::KafkaSink>),
+    /// What this program was built without.
+    #[cfg(not(feature = "kafka"))]
+    Absent(&'static str),
 }
 
 impl Sink {
@@ -105,6 +112,13 @@ impl Sink {
             Target::Webhook { url, token, tls } => {
                 Kind::Webhook(Box::new(webhook::WebhookSink::new(&url, tls, token, policy.format)))
             }
+            #[cfg(feature = "kafka")]
+            Target::Kafka { brokers, topic, mode, tls, sasl } => {
+                let options = kafka::Options { brokers, topic, mode, tls, sasl, format: policy.format };
+                Kind::Kafka(Box::new(kafka::KafkaSink::new(options, origin.clone())))
+            }
+            #[cfg(not(feature = "kafka"))]
+            Target::Kafka { .. } => Kind::Absent("kafka"),
         };
         Self { kind }
     }
@@ -120,6 +134,12 @@ impl Sink {
             Kind::Syslog(sink) => sink.deliver(lines).await,
             Kind::Hec(sink) => sink.deliver(lines).await,
             Kind::Webhook(sink) => sink.deliver(lines).await,
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(sink) => sink.deliver(lines).await,
+            #[cfg(not(feature = "kafka"))]
+            Kind::Absent(feature) => Err(SinkError::new(format!(
+                "this defibd was built without it: build defib-controller with --features {feature}"
+            ))),
         }
     }
 
@@ -130,6 +150,10 @@ impl Sink {
     pub async fn settle(&mut self) -> Result<Settled, SinkError> {
         match &mut self.kind {
             Kind::File(_) | Kind::Stdout | Kind::Webhook(_) => Ok(Settled::All),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(_) => Ok(Settled::All),
+            #[cfg(not(feature = "kafka"))]
+            Kind::Absent(_) => Ok(Settled::All),
             Kind::Syslog(sink) => sink.settle(),
             Kind::Hec(sink) => sink.settle().await,
         }
@@ -143,6 +167,10 @@ impl Sink {
             Kind::Syslog(sink) => sink.reset(),
             Kind::Hec(sink) => sink.reset(),
             Kind::Webhook(sink) => sink.reset(),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(sink) => sink.reset(),
+            #[cfg(not(feature = "kafka"))]
+            Kind::Absent(_) => {}
         }
     }
 }
@@ -161,27 +189,19 @@ async fn to_stdout(lines: &[Line]) -> Result<(), SinkError> {
     written.await.map_err(|error| SinkError::new(format!("standard output takes nothing: {error}")))
 }
 
-/// Whether a format is JSON.
-const fn is_json(format: Format) -> bool {
-    match format {
-        Format::Ocsf | Format::Ecs | Format::Native => true,
-        Format::Cef | Format::Leef => false,
-    }
-}
-
-/// Reads a secret each time it is needed, so that it can be replaced without a restart.
-fn secret(from: &SecretRef) -> Result<Zeroizing<String>, SinkError> {
+/// Reads the secret of a field each time it is needed, so that it can be replaced without a restart.
+fn secret(field: &str, from: &SecretRef) -> Result<Zeroizing<String>, SinkError> {
     let text = match from {
         SecretRef::File(path) => std::fs::read_to_string(Path::new(path))
             .map(Zeroizing::new)
-            .map_err(|error| SinkError::new(format!("token: {path} can't be read: {error}")))?,
+            .map_err(|error| SinkError::new(format!("{field}: {path} can't be read: {error}")))?,
         SecretRef::Env(name) => std::env::var(name)
             .map(Zeroizing::new)
-            .map_err(|_| SinkError::new(format!("token: the environment has no {name}")))?,
+            .map_err(|_| SinkError::new(format!("{field}: the environment has no {name}")))?,
     };
     let first = text.lines().next().unwrap_or_default().trim();
     if first.is_empty() {
-        return Err(SinkError::new("token: it is empty"));
+        return Err(SinkError::new(format!("{field}: it is empty")));
     }
     Ok(Zeroizing::new(first.to_owned()))
 }

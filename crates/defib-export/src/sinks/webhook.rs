@@ -36,7 +36,8 @@ impl WebhookSink {
         let mut headers =
             vec![(header::CONTENT_TYPE, HeaderValue::from_static(content)), (IDEMPOTENCY_KEY, key)];
         if let Some(token) = &self.token {
-            headers.push((header::AUTHORIZATION, sensitive(&format!("Bearer {}", &**secret(token)?))?));
+            headers
+                .push((header::AUTHORIZATION, sensitive(&format!("Bearer {}", &**secret("token", token)?))?));
         }
         let mut body = String::new();
         for line in lines {

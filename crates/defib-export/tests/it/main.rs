@@ -1,9 +1,10 @@
-//! Formats against validators that nobody here wrote, sinks against real receivers.
+//! Sinks against real receivers.
 
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod pumping;
 mod rsyslog;
 mod support;
 mod syslog;
 mod tls;
-mod validators;

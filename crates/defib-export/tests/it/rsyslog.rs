@@ -11,7 +11,8 @@ use crate::{
     support::skip,
     tls,
 };
-use defib_model::export::{Format, Target};
+use defib_model::export::{Format, SinkTls, Target};
+use serde_json::Value;
 
 /// Ends rsyslog with the test.
 struct Running(Child);
@@ -23,22 +24,21 @@ impl Drop for Running {
     }
 }
 
+/// What is deployed, at another place and port.
 fn configuration(directory: &Path) -> String {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/siem/rsyslog/defib.conf");
+    let text = fs::read_to_string(shipped).expect("it is there");
     let place = directory.display();
-    format!(
-        r#"global(workDirectory="{place}" maxMessageSize="64k" defaultNetstreamDriver="gtls"
-  defaultNetstreamDriverCAFile="{place}/ca.pem" defaultNetstreamDriverCertFile="{place}/server.pem"
-  defaultNetstreamDriverKeyFile="{place}/server.key")
-module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="anon")
-module(load="mmpstrucdata")
-template(name="line" type="string" string="%PRI%|%HOSTNAME%|%APP-NAME%|%MSGID%|%$!rfc5424-sd!defib@32473!sequence%|%$!rfc5424-sd!defib@32473!hash%|%msg%\n")
-input(type="imtcp" address="127.0.0.1" port="0" listenPortFileName="{place}/port" ruleset="in")
-ruleset(name="in") {{
-  action(type="mmpstrucdata")
-  action(type="omfile" file="{place}/received" template="line")
-}}
-"#
-    )
+    let changes = [
+        ("/etc/rsyslog.d/defib/", format!("{place}/")),
+        ("/var/log/defib/", format!("{place}/")),
+        ("port=\"6514\"", format!("address=\"127.0.0.1\" port=\"0\" listenPortFileName=\"{place}/port\"")),
+        ("global(", format!("global(workDirectory=\"{place}\"")),
+    ];
+    changes.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    })
 }
 
 #[tokio::test]
@@ -78,22 +78,36 @@ async fn rsyslog_receives_every_event_over_tls_and_what_it_wrote_can_be_verified
     .await;
 
     let book = Book::of(2000);
-    let to = Target::Syslog { address: format!("127.0.0.1:{port}"), tls: Some(trusted), facility: 13 };
-    let pumped = Pumped::start("siem", sink(to, Format::Ocsf), &book, 0);
-    let received = || fs::read_to_string(path("received")).unwrap_or_default();
+    let to = |tls| Target::Syslog { address: format!("127.0.0.1:{port}"), tls: Some(tls), facility: 13 };
+    let received = || fs::read_to_string(path("events.json")).unwrap_or_default();
+    // Somebody without a certificate may write nothing, and is told.
+    let nobody = SinkTls { certificate: None, key: None, ..trusted.clone() };
+    let refused = Pumped::start("nobody", sink(to(nobody), Format::Ocsf), &book, 0);
+    refused.wait_until("it is refused", |status| status.failures > 0).await;
+    drop(refused);
+    assert_eq!(received(), "");
+
+    let pumped = Pumped::start("siem", sink(to(trusted), Format::Ocsf), &book, 0);
     wait_for("rsyslog has them all", || (received().lines().count() >= 2000).then_some(())).await;
     assert_eq!(pumped.status.get().failures, 0);
-    let text = received();
-    let mut bodies = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let parts: Vec<&str> = line.splitn(7, '|').collect();
-        let [priority, host, program, kind, sequence, hash, body] = parts[..] else { panic!("{line}") };
-        assert_eq!((host, program, sequence), ("r1.demo", "defibd", number.to_string().as_str()));
-        assert!(priority.parse::<u32>().is_ok_and(|priority| (104..112).contains(&priority)), "{line}");
-        assert!(body.contains(&format!("\"event_code\":\"{kind}\"")), "{line}");
-        assert!(body.contains(hash) && hash.len() == 64, "rsyslog understood the structured data: {line}");
-        bodies.push(body.trim_start().to_owned());
-    }
+    let bodies: Vec<String> = received().lines().map(str::to_owned).collect();
     let report = verify(&bodies);
     assert_eq!((report.findings, report.events, report.again), (vec![], 2000, 0));
+
+    let events: Vec<Value> =
+        bodies.iter().map(|body| serde_json::from_str(body).expect("a line of JSON")).collect();
+    let urgent = |event: &&Value| event["severity_id"].as_u64() >= Some(4);
+    let wanted = events.iter().filter(urgent).count();
+    let alerts = || fs::read_to_string(path("alerts.log")).unwrap_or_default();
+    wait_for("rsyslog has all alerts", || (alerts().lines().count() >= wanted).then_some(())).await;
+    for (line, event) in alerts().lines().zip(events.iter().filter(urgent)) {
+        let parts: Vec<&str> = line.split(' ').collect();
+        let [_, host, severity, kind, sequence, hash] = parts[..] else { panic!("{line}") };
+        assert_eq!(host, "r1.demo");
+        assert!(["err", "crit", "alert"].contains(&severity), "{line}");
+        // What rsyslog understood of the structured data is what the event says.
+        assert_eq!(kind, event["metadata"]["event_code"]);
+        assert_eq!(sequence, event["metadata"]["sequence"].to_string());
+        assert_eq!(hash, event["unmapped"]["hash"]);
+    }
 }

@@ -9,7 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
-/// Writes `ca.pem`, `server.pem` and `server.key`; the server is 127.0.0.1.
+/// Writes `ca.pem`, `server.pem` and `server.key`; the server is 127.0.0.1. Whoever sends shows the same certificate.
 pub(crate) fn write(directory: &Path) -> SinkTls {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -26,8 +26,8 @@ pub(crate) fn write(directory: &Path) -> SinkTls {
     fs::write(path("server.key"), key.serialize_pem()).expect("written");
     SinkTls {
         authority: path("ca.pem").display().to_string(),
-        certificate: None,
-        key: None,
+        certificate: Some(path("server.pem").display().to_string()),
+        key: Some(path("server.key").display().to_string()),
         server_name: None,
     }
 }

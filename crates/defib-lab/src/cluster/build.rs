@@ -47,7 +47,7 @@ impl Cluster {
         fs::create_dir(oracle.directory())?;
         let mut inventory = layout::inventory(options.size, &guest, oracle.directory())?;
 
-        let switch = Switch::default();
+        let (switch, second_switch) = (Switch::default(), Switch::default());
         let mut relays = Vec::new();
         let mut ports = Vec::new();
         for id in 1..=REPLICAS {
@@ -58,6 +58,18 @@ impl Cluster {
                 (control_for_agents, heartbeat_for_agents) = (tcp.address, udp.address);
                 relays.extend([tcp, udp]);
             }
+            let mut second_path = None;
+            if options.second_path {
+                let listen = options.site.second_path(id)?;
+                let mut for_agents = listen;
+                // Elsewhere there are cables, which can be cut themselves.
+                if listen.ip().is_loopback() {
+                    let udp = Relay::udp(listen, &second_switch).await?;
+                    for_agents = udp.address;
+                    relays.push(udp);
+                }
+                second_path = Some((listen, for_agents));
+            }
             ports.push(ReplicaPorts {
                 id,
                 peers,
@@ -66,6 +78,7 @@ impl Cluster {
                 metrics,
                 control_for_agents,
                 heartbeat_for_agents,
+                second_path,
             });
         }
         for (number, host) in inventory.hosts.values_mut().enumerate() {
@@ -89,6 +102,7 @@ impl Cluster {
             operator,
             oracle,
             switch,
+            second_switch,
             _relays: relays,
             marker,
             directory,

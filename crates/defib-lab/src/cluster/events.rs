@@ -96,7 +96,8 @@ impl Follower {
 }
 
 impl Stream {
-    fn last(&self) -> u64 {
+    /// The last event's number.
+    pub(super) fn last(&self) -> u64 {
         self.events.last().map_or(0, |event| event.seq.0)
     }
 

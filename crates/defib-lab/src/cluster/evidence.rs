@@ -1,18 +1,24 @@
 //! What the checkers look at, gathered.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use super::events::Stream;
 use super::{Cluster, Follower, wait_until};
-use crate::check::{Evidence, Told};
+use crate::check::{Evidence, SILENT_NS, Told};
 use crate::clock::{monotonic_ns, wall_minus_monotonic_ns};
+use crate::oracle::Life;
 use crate::redfish::RequestRecord;
 
 /// Where a BMC writes down what it was asked, for the case that it is killed.
 pub(super) const BMC_REQUESTS: &str = "bmc.requests";
+
+/// How long anything may take that comes by itself, on a busy machine; then the checker says that it did not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What an agent writes into its log before it stops a VM.
 const STOPS: &str = ": stop vm=";
@@ -30,15 +36,13 @@ impl Cluster {
         fault_at_ns: u64,
         struck: &BTreeSet<String>,
     ) -> anyhow::Result<Evidence> {
-        let operator = self.operator();
-        let ids: Vec<u64> = self.ports().iter().map(|ports| ports.id).collect();
         let mut requests = BTreeMap::new();
         for name in self.host_names() {
             requests.insert(name.clone(), self.requests(&name).await?);
         }
         // What is on its way arrives, or the controller says why not, or this takes too long: then the checker says so.
-        let told = std::cell::RefCell::new(BTreeMap::new());
-        let answered = wait_until("every VM runs or is told why not", Duration::from_secs(20), || async {
+        let told = RefCell::new(BTreeMap::new());
+        let answered = wait_until("every VM runs or is told why not", PATIENCE, || async {
             told.replace(self.told().await?);
             let told = told.borrow();
             let open: Vec<&String> =
@@ -55,38 +59,68 @@ impl Cluster {
             let ended = self.ended(&host, STOPS)?;
             stopped.extend(ended.into_iter().map(|(vm, incarnation)| (host.clone(), vm, incarnation)));
         }
-        // All replicas have told us all that there is, or they have had their time: then the checker says who
-        // did not. Last of all questions, since one may be answered while the next event is born.
-        let caught_up = wait_until("all replicas tell the same", Duration::from_secs(20), || async {
-            let told = follower.last();
-            for id in &ids {
-                let status = operator.status_of(*id).await?;
-                let told = told.get(id).copied().unwrap_or(0);
-                ensure!(told >= status.event_seq, "replica {id} told {told} of {} events", status.event_seq);
-                let others = follower.last();
-                ensure!(others.values().all(|last| *last <= told), "replica {id} is behind");
-            }
-            Ok(())
-        });
-        if let Err(error) = caught_up.await {
-            tracing::warn!("{error:#}");
-        }
-        let wall_minus_monotonic_ns = wall_minus_monotonic_ns();
-        let streams = follower.streams();
-        let lives = self.oracle().lives()?;
+        let streams = self.same_streams(follower).await;
+        let (read_at_ns, lives) = self.settled_lives().await?;
         Ok(Evidence {
             inventory: self.inventory().clone(),
             policy: self.policy().clone(),
             lives,
-            read_at_ns: monotonic_ns(),
+            read_at_ns,
             fault_at_ns,
             streams,
             requests,
-            wall_minus_monotonic_ns,
+            wall_minus_monotonic_ns: wall_minus_monotonic_ns(),
             struck: struck.clone(),
             told,
             stopped,
         })
+    }
+
+    /// What all replicas told, at a moment when all had told all that there is; or, where they never have, what they
+    /// told in the time that they were given: then the checker says who is behind.
+    async fn same_streams(&self, follower: &Follower) -> BTreeMap<u64, Stream> {
+        let operator = self.operator();
+        let streams = RefCell::new(BTreeMap::new());
+        let same = wait_until("all replicas tell the same", PATIENCE, || async {
+            let mut committed = 0;
+            for ports in self.ports() {
+                committed = operator.status_of(ports.id).await?.event_seq.max(committed);
+            }
+            // Taken once and judged as it is: more may come at any moment.
+            *streams.borrow_mut() = follower.streams();
+            for ports in self.ports() {
+                let last = streams.borrow().get(&ports.id).map_or(0, Stream::last);
+                ensure!(last >= committed, "replica {} told {last} of {committed} events", ports.id);
+            }
+            let lasts: BTreeSet<u64> = streams.borrow().values().map(Stream::last).collect();
+            ensure!(lasts.len() == 1, "the replicas told {lasts:?} events");
+            Ok(())
+        });
+        if let Err(error) = same.await {
+            tracing::warn!("{error:#}");
+        }
+        streams.into_inner()
+    }
+
+    /// All lives, and when they were read: guests whose process is there but that have not written for long are given
+    /// time to do it.
+    async fn settled_lives(&self) -> anyhow::Result<(u64, Vec<Life>)> {
+        let read = RefCell::new((0, Vec::new()));
+        let settled = wait_until("every guest that has a process writes", PATIENCE, || async {
+            let at = monotonic_ns();
+            let lives = self.oracle().lives()?;
+            let late: Vec<&Life> =
+                lives.iter().filter(|life| life.last_ns + SILENT_NS < at && life.has_process()).collect();
+            let outcome = late.is_empty().then_some(()).with_context(|| format!("{late:?} are silent"));
+            read.replace((at, lives));
+            outcome
+        });
+        match settled.await {
+            Err(error) if read.borrow().0 == 0 => return Err(error),
+            Err(error) => tracing::warn!("{error:#}"),
+            Ok(()) => {}
+        }
+        Ok(read.into_inner())
     }
 
     /// What the controller says of all VMs that do not run.

@@ -157,6 +157,7 @@ impl Cluster {
             metrics,
             control_for_agents: control,
             heartbeat_for_agents: heartbeat,
+            second_path: None,
         };
         self.ports.push(own.clone());
         build::issue_replica(&self.directory, id, control.ip())?;

@@ -11,8 +11,10 @@ use defib_model::{Inventory, Millis, Policy};
 
 /// Name of every lab's cluster.
 pub const CLUSTER: &str = "demo";
-/// The one path on which heartbeats go.
+/// The path on which heartbeats go, as connections do.
 pub const PATH: &str = "management";
+/// A second path, of heartbeats only.
+pub const SECOND_PATH: &str = "storage";
 
 /// Where one replica listens, and what agents are told.
 #[derive(Debug, Clone)]
@@ -31,6 +33,21 @@ pub struct ReplicaPorts {
     pub control_for_agents: SocketAddr,
     /// Where agents send heartbeats: the same as `heartbeat`, or a relay to it.
     pub heartbeat_for_agents: SocketAddr,
+    /// The second path, where there is one: where the replica listens, and where agents send.
+    pub second_path: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl ReplicaPorts {
+    /// Where heartbeats are heard, or where agents send them, in YAML.
+    fn heartbeat(&self, for_agents: bool) -> String {
+        let (first, second) = if for_agents {
+            (self.heartbeat_for_agents, self.second_path.map(|(_, address)| address))
+        } else {
+            (self.heartbeat, self.second_path.map(|(address, _)| address))
+        };
+        let second = second.map_or_else(String::new, |address| format!(", {SECOND_PATH}: \"{address}\""));
+        format!("{{ {PATH}: \"{first}\"{second} }}")
+    }
 }
 
 fn quoted(text: &str) -> String {
@@ -59,15 +76,21 @@ pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebui
     text.push_str(&tls(&directory.join("tls")));
     let _ = write!(
         text,
-        "listen:\n  peers: \"{}\"\n  control: \"{}\"\n  heartbeat: {{ {PATH}: \"{}\" }}\n  metrics: \"{}\"\n",
-        own.peers, own.control, own.heartbeat, own.metrics
+        "listen:\n  peers: \"{}\"\n  control: \"{}\"\n  heartbeat: {}\n  metrics: \"{}\"\n",
+        own.peers,
+        own.control,
+        own.heartbeat(false),
+        own.metrics
     );
     text.push_str("replicas:\n");
     for one in all {
         let _ = writeln!(
             text,
-            "  - {{ id: {}, peers: \"{}\", control: \"{}\", heartbeat: {{ {PATH}: \"{}\" }} }}",
-            one.id, one.peers, one.control, one.heartbeat_for_agents
+            "  - {{ id: {}, peers: \"{}\", control: \"{}\", heartbeat: {} }}",
+            one.id,
+            one.peers,
+            one.control,
+            one.heartbeat(true)
         );
     }
     if rebuild {
@@ -141,6 +164,7 @@ pub fn policy(policy: &Policy) -> String {
             ("confirm-spacing", fencing.confirm_spacing),
             ("attempt-timeout", fencing.attempt_timeout),
             ("retry-pause", fencing.retry_pause),
+            ("retry-pause-max", fencing.retry_pause_max),
             ("test-interval", fencing.test_interval),
         ],
         &[("confirm-reads", fencing.confirm_reads)],
@@ -316,7 +340,7 @@ mod tests {
         let guest = Path::new("/opt/a b/\"guest\"");
         let mut wanted = declared(Size::default(), guest, Path::new("/tmp/o#1")).unwrap();
         for (number, host) in wanted.hosts.values_mut().enumerate() {
-            host.neighbour_address = Some(format!("127.0.0.1:{number}"));
+            host.neighbour_address = Some(format!("127.0.0.1:{}", 7000 + number));
             let target = RedfishTarget {
                 address: "https://127.0.0.1:8443".into(),
                 uuid: Some(format!("u{number}")),

@@ -90,6 +90,8 @@ pub struct Options {
     pub relayed: bool,
     /// Where everything runs.
     pub site: Arc<dyn Site>,
+    /// Whether agents send heartbeats on a second path, too; on loopback behind a [`Switch`] of its own.
+    pub second_path: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
@@ -107,6 +109,7 @@ impl Options {
             bmc_latency: profile.bmc_latency(),
             relayed: false,
             site: Arc::new(Loopback::default()),
+            second_path: false,
             binaries: None,
             leave_directory: false,
         }
@@ -145,6 +148,7 @@ pub struct Cluster {
     operator: Operator,
     oracle: Oracle,
     switch: Switch,
+    second_switch: Switch,
     _relays: Vec<Relay>,
     marker: String,
 }
@@ -235,6 +239,12 @@ impl Cluster {
     #[must_use]
     pub const fn switch(&self) -> &Switch {
         &self.switch
+    }
+
+    /// The switch of the second path; without effect unless [`Options::second_path`].
+    #[must_use]
+    pub const fn second_switch(&self) -> &Switch {
+        &self.second_switch
     }
 
     /// What was declared.

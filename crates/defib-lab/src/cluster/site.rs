@@ -50,6 +50,12 @@ pub trait Site: Debug + Send + Sync {
     /// When there is no room for it.
     fn replica(&self, id: u64) -> anyhow::Result<ReplicaAddresses>;
 
+    /// Where a replica hears the heartbeats of the second path.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    fn second_path(&self, id: u64) -> anyhow::Result<SocketAddr>;
+
     /// Where a host's agent listens to its neighbours.
     ///
     /// # Errors
@@ -109,6 +115,11 @@ impl Site for Loopback {
     fn replica(&self, _: u64) -> anyhow::Result<ReplicaAddresses> {
         let [peers, control, heartbeat, metrics] = self.take()?;
         Ok(ReplicaAddresses { peers, control, heartbeat, metrics })
+    }
+
+    fn second_path(&self, _: u64) -> anyhow::Result<SocketAddr> {
+        let [one] = self.take()?;
+        Ok(one)
     }
 
     fn neighbour(&self, _: usize) -> anyhow::Result<SocketAddr> {

@@ -259,7 +259,9 @@ impl Narrator {
             EventKind::RecoveryAbandoned { .. } => {
                 self.step(at, Tone::Good, "abandoned", &kind.to_string(), false)
             }
-            EventKind::BrakeEngaged { .. } | EventKind::BrakeReleased { .. } => {
+            EventKind::BrakeEngaged { .. }
+            | EventKind::BrakeReleased { .. }
+            | EventKind::BrakeOverridden { .. } => {
                 self.step(at, Tone::Doubt, "brake", &kind.to_string(), false);
             }
             EventKind::VmDown { .. } | EventKind::VmGivenUp { .. } => {
@@ -269,6 +271,9 @@ impl Narrator {
             | EventKind::HostQuarantined { .. }
             | EventKind::ProofContradicted { .. } => {
                 self.step(at, Tone::Bad, "stopped", &kind.to_string(), false);
+            }
+            EventKind::HeartbeatsForged { .. } => {
+                self.step(at, Tone::Bad, "forged", &kind.to_string(), false);
             }
             EventKind::FencingTested { .. } => {
                 self.step(at, Tone::Doubt, "test", &kind.to_string(), false);

@@ -16,7 +16,7 @@ use super::{
     DocumentError,
     fencing::MethodEntry,
     from_yaml,
-    scalar::{Cores, Memory, Span},
+    scalar::{Cores, HostPort, Memory, Span, Written},
 };
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -55,7 +55,7 @@ struct HostEntry<Id, Method> {
     #[serde(default, skip_serializing_if = "is_false")]
     spare: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    neighbour: Option<String>,
+    neighbour: Option<Written<HostPort>>,
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     fencing: Vec<Vec<Method>>,
 }
@@ -182,7 +182,7 @@ fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryEr
             fencing,
             self_fence: entry.self_fence,
             spare: entry.spare,
-            neighbour_address: entry.neighbour,
+            neighbour_address: entry.neighbour.map(|address| address.text),
         };
         inventory.hosts.insert(id, host);
     }
@@ -217,9 +217,9 @@ fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryEr
                     return Err(InventoryError {
                         field: format!("{field}.rules"),
                         message: format!(
-                            "there is no level {:?}; levels are {} and host",
+                            "there is no level {:?} in fault-domain-levels; give one of: {}",
                             rule.level,
-                            levels.join(", ")
+                            levels.iter().map(String::as_str).chain(["host"]).collect::<Vec<_>>().join(", ")
                         ),
                     });
                 }
@@ -258,7 +258,7 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
                 labels: host.labels.clone(),
                 self_fence: host.self_fence,
                 spare: host.spare,
-                neighbour: host.neighbour_address.clone(),
+                neighbour: host.neighbour_address.as_deref().map(Written::new),
                 fencing: host
                     .fencing
                     .iter()

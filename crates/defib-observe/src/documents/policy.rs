@@ -46,7 +46,9 @@ section!(Detection for DetectionPolicy {
     heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
 });
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
-section!(Fencing for FencingPolicy { confirm_spacing, attempt_timeout, retry_pause, test_interval; confirm_reads });
+section!(Fencing for FencingPolicy {
+    confirm_spacing, attempt_timeout, retry_pause, retry_pause_max, test_interval; confirm_reads
+});
 section!(Restart for RestartPolicy {
     tier_timeout, tier_delay, start_timeout, retry_after; starts_per_host, starts_per_datastore, starts_total, attempts
 });
@@ -139,8 +141,10 @@ fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
             inside =
                 line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
         }
-        if inside && let Some(column) = line.find(&format!("{key}:")) {
-            return Some((number as u64 + 1, column as u64 + 1));
+        // The section's own name may be the key's, too.
+        let from = if indent == 0 { section.len() + 1 } else { 0 };
+        if inside && let Some(column) = line.get(from..).and_then(|rest| rest.find(&format!("{key}:"))) {
+            return Some((number as u64 + 1, (from + column) as u64 + 1));
         }
     }
     None
@@ -201,12 +205,20 @@ events:
           url: https://splunk.example:8088
           token: { file: /etc/defib/hec.token }
           tls: { authority: /etc/defib/siem-ca.crt }
+    lake:
+      to:
+        kafka:
+          brokers: ['k1.example:9093']
+          topic: defib-events
+          mode: structured
+          tls: { authority: /etc/defib/kafka-ca.crt }
+          sasl: { mechanism: scram-sha-256, user: defib, password: { file: /etc/defib/kafka.password } }
 ";
 
     #[test]
     fn sinks_are_read_written_and_checked() {
         let policy = policy_from_yaml("p", SINKS).unwrap();
-        assert_eq!(policy.events.sinks.len(), 4);
+        assert_eq!(policy.events.sinks.len(), 5);
         assert_eq!(policy_from_yaml("p", &policy_to_yaml(&policy)).unwrap(), policy);
         let message =
             |from: &str, to: &str| policy_from_yaml("p", &SINKS.replace(from, to)).unwrap_err().to_string();
@@ -214,6 +226,11 @@ events:
             message("siem.example:6514", "siem.example"),
             "p:3:3: events.sinks: siem: address: \"siem.example\" is not host:port"
         );
+        assert_eq!(
+            message("password: { file: /etc", "password: { file: etc"),
+            "p:3:3: events.sinks: lake: sasl.password: \"etc/defib/kafka.password\" is no absolute path"
+        );
+        assert!(message("scram-sha-256", "scram").contains("unknown variant `scram`"));
         assert!(message("opinion-changed", "opinion-chagned").contains("unknown variant `opinion-chagned`"));
         assert!(message("format: cef", "fromat: cef").contains("unknown field `fromat`"));
         assert!(message("{ path: ", "{ pth: ").contains("unknown field `pth`"));
@@ -224,7 +241,7 @@ events:
         let page = include_str!("../../../../docs/events.md");
         let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let policy = policy_from_yaml("docs/events.md", example).unwrap();
-        assert_eq!(policy.events.sinks.len(), 5);
+        assert_eq!(policy.events.sinks.len(), 6);
         let defaults = EventsPolicy::default();
         assert_eq!((policy.events.spool, policy.events.sign_every), (defaults.spool, defaults.sign_every));
     }
@@ -241,6 +258,23 @@ events:
         assert!(
             message("fencing:\n  confirm-reads: 1\n")
                 .starts_with("policy.yaml:2:3: fencing.confirm-reads: one reading")
+        );
+        assert_eq!(
+            message("profile: fast\nlease: { lease: 5s, watchdog: 1s, answer-freshness: 500ms }\n")
+                .split_once(": hardware")
+                .unwrap()
+                .0,
+            "policy.yaml:2:21: lease.watchdog: 1s is less than 2s"
+        );
+        for (text, place) in [("lease:\n  lease: 9ms\n", "2:3"), ("lease: { lease: 9ms }\n", "1:10")] {
+            assert!(
+                message(text).starts_with(&format!("policy.yaml:{place}: lease.lease: is less")),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            message("fencing:\n  retry-pause: 5s\n  retry-pause-max: 4s\n"),
+            "policy.yaml:3:3: fencing.retry-pause-max: 4s is less than retry-pause (5s)"
         );
         assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
     }

@@ -126,6 +126,18 @@ impl<T> Written<T> {
     }
 }
 
+/// `host:port`.
+#[derive(Debug)]
+pub(crate) struct HostPort;
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        defib_model::export::check_host_and_port(text).map(|()| Self)
+    }
+}
+
 impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Written<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;

@@ -8,11 +8,12 @@ mod batch;
 mod thread;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -114,6 +115,8 @@ pub struct Counters {
     pub stalls: AtomicU64,
     /// Its greatest lateness, in nanoseconds.
     pub stall_nanos_max: AtomicU64,
+    /// In whose names datagrams were forged, and how many, until somebody takes note: see [`Counters::take_forged`].
+    forged: Mutex<BTreeMap<HostId, u64>>,
 }
 
 impl Counters {
@@ -131,6 +134,21 @@ impl Counters {
     };
     const UNWATCHED: usize = 9;
     const UNORDERED: usize = 10;
+
+    /// In whose names datagrams were forged since this was asked last, and how many. There are no more names than
+    /// hosts with a session.
+    pub fn take_forged(&self) -> BTreeMap<HostId, u64> {
+        std::mem::take(&mut *self.forged.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Locks for what nobody sends who means well.
+    fn note_forged(&self, host: &HostId) {
+        let mut forged = self.forged.lock().unwrap_or_else(PoisonError::into_inner);
+        match forged.get_mut(host) {
+            Some(count) => *count = count.saturating_add(1),
+            None => drop(forged.insert(host.clone(), 1)),
+        }
+    }
 
     fn drop_one(&self, reason: usize) {
         if let Some(counter) = self.dropped.get(reason) {

@@ -10,7 +10,7 @@ use crossbeam_channel::Receiver;
 use defib_engine::observer::{Beat, Observer, Proposal, Slot};
 use defib_model::{BootId, Epoch, HostId, Instant, Millis};
 use defib_wire::{
-    datagram::{Direction, OpeningSession, SealingSession, peek_session},
+    datagram::{DatagramError, Direction, OpeningSession, SealingSession, peek_session},
     v1::HeartbeatAck,
 };
 use nix::{
@@ -202,13 +202,16 @@ impl Thread {
             Err(error) => return self.counters.drop_one(error.index()),
         };
         let Some(session) = self.sessions.get_mut(&session) else {
-            return self
-                .counters
-                .drop_one(defib_wire::datagram::DatagramError::UnknownSession(session).index());
+            return self.counters.drop_one(DatagramError::UnknownSession(session).index());
         };
         let beat = match session.opening.open(datagram).and_then(|opened| opened.heartbeat()) {
             Ok(beat) => beat,
-            Err(error) => return self.counters.drop_one(error.index()),
+            Err(error) => {
+                if error == DatagramError::Forged {
+                    self.counters.note_forged(&session.host);
+                }
+                return self.counters.drop_one(error.index());
+            }
         };
         let Some(slot) = session.slot else { return self.counters.drop_one(Counters::UNWATCHED) };
         let heard = Beat {

@@ -3,6 +3,8 @@
 use std::{process::ExitCode, time::Instant};
 
 use clap::{Parser, ValueEnum};
+#[cfg(feature = "mutants")]
+use defib_engine::mutants::{Mutant, make};
 use defib_sim::model_check::{
     Bounds,
     argument::{Examined, examine_neighbours, examine_promises},
@@ -27,6 +29,10 @@ struct Arguments {
     /// Only explorations of this name.
     #[arg(long)]
     only: Option<String>,
+    /// Makes this deliberate mistake of the engine: then it must not succeed.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mistake: Option<String>,
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
@@ -48,6 +54,14 @@ fn argue(name: &str, provable: bool, work: impl FnOnce() -> Examined) -> bool {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "mutants")]
+    if let Some(name) = &arguments.mistake {
+        let Some(mistake) = Mutant::ALL.iter().find(|one| one.name() == name) else {
+            println!("there is no mistake {name}");
+            return ExitCode::from(2);
+        };
+        make(Some(*mistake));
+    }
     let all = match arguments.bounds {
         Size::Quick => Bounds::quick(),
         Size::Full => Bounds::full(),

@@ -67,10 +67,8 @@ impl Brakes {
         let in_use: Vec<usize> = (0..common.hosts.len())
             .filter(|host| matches!(common.standing[*host], Standing::InUse | Standing::Condemned))
             .collect();
-        let heard = in_use.iter().filter(|host| {
-            let last = self.heard[replica][**host];
-            last > 0 && now - last <= patience
-        });
+        // Of all hosts: the log may be ahead of what this observer knows of who is in use.
+        let heard = self.heard[replica].iter().filter(|last| **last > 0 && now - **last <= patience);
         let heard = heard.count();
         if heard == 0 && in_use.len() > 1 {
             let host = &changes[0].host;

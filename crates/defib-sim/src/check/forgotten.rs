@@ -6,7 +6,7 @@ use defib_engine::ledger::{Ledger, Place, Standing};
 use defib_model::{HostId, event::Phase, inventory::Priority};
 
 use super::{Common, rules};
-use crate::world::Machine;
+use crate::{plan::Profile, world::Machine};
 
 /// Whether an operator was told that this host needs one, or a brake.
 fn needs_operator(ledger: &Ledger, host: &HostId) -> bool {
@@ -69,7 +69,8 @@ pub(super) fn check(
             {
                 continue;
             }
-        } else if matches!(record.place, Place::GivenUp { .. }) {
+        } else if matches!(record.place, Place::GivenUp { .. }) && common.profile == Profile::Smoke {
+            // Its policy waits for longer than a run takes before it tries again.
             continue;
         } else if !record.unplaced.is_empty() {
             let fits = ledger.hosts().iter().find(|(id, host)| {

@@ -41,6 +41,11 @@ impl Kept {
         }
     }
 
+    /// The last place that anybody has applied.
+    pub(super) const fn last(&self) -> u64 {
+        self.entries.len().saturating_sub(1) as u64
+    }
+
     pub(super) fn acknowledged(&mut self, index: u64) {
         self.acknowledged = self.acknowledged.max(index);
     }

@@ -6,12 +6,16 @@
 mod at_most_one;
 mod brakes;
 mod forgotten;
+mod heartbeats;
 mod kept;
+mod orders;
 mod outage;
 mod priority;
+mod promises;
 mod proof;
 mod quorum;
 mod rules;
+mod said;
 mod stale;
 mod stream;
 
@@ -19,11 +23,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_consensus::{ConsensusError, replica::CommittedEntry};
 use defib_engine::{
+    guard::Order,
     ledger::{Ledger, invariants},
     observer::Proposal,
     proof::Restart,
 };
-use defib_model::{ClusterTime, EffectId, Event, EventKind, EventSeq, HostId, Incarnation, VmId};
+use defib_model::{
+    BootId, ClusterTime, EffectId, Epoch, Event, EventKind, EventSeq, HostId, Incarnation, ReplicaId, VmId,
+};
+pub(crate) use heartbeats::Taken;
+pub(crate) use outage::Around;
 
 use crate::{
     clock::MS,
@@ -78,6 +87,10 @@ pub(crate) struct Checks {
     at_most_one: at_most_one::AtMostOne,
     proof: proof::Proof,
     stale: stale::Stale,
+    orders: orders::Orders,
+    heartbeats: heartbeats::Heartbeats,
+    promises: promises::Promises,
+    said: said::Said,
     quorum: quorum::Quorum,
     kept: kept::Kept,
     stream: stream::Stream,
@@ -104,8 +117,12 @@ impl Checks {
         Self {
             common,
             at_most_one: at_most_one::AtMostOne::new(vms, plan),
-            proof: proof::Proof::default(),
+            proof: proof::Proof::new(hosts),
             stale: stale::Stale::new(vms),
+            orders: orders::Orders::new(hosts),
+            heartbeats: heartbeats::Heartbeats::new(plan.replica_ppm.len(), hosts),
+            promises: promises::Promises::new(hosts, plan),
+            said: said::Said::default(),
             quorum: quorum::Quorum::new(plan.replicas),
             kept: kept::Kept::default(),
             stream: stream::Stream::default(),
@@ -184,6 +201,9 @@ impl Checks {
     pub(crate) fn event(&mut self, now: u64, event: &Event, ledger: &Ledger, machines: &[Machine]) {
         self.stream.event(&mut self.common, now, event);
         self.proof.event(&mut self.common, now, event, machines);
+        self.promises.event(&mut self.common, now, event, ledger);
+        self.said.event(&mut self.common, now, event, ledger);
+        self.outage.event(&self.common, now, event);
         self.quorum.event(&mut self.common, now, event);
         self.brakes.event(&mut self.common, now, event, ledger);
         if let EventKind::VmPlaced { vm, host, .. } = &event.kind {
@@ -227,6 +247,8 @@ impl Checks {
 
     /// A VM truly begins to run.
     pub(crate) fn started(&mut self, now: u64, host: usize, vm: usize, incarnation: Incarnation) {
+        let name = self.common.vms[vm].clone();
+        self.proof.started(&mut self.common, now, host, &name, incarnation);
         self.at_most_one.started(&mut self.common, now, host, vm, incarnation);
         self.stale.started(&mut self.common, now, host, vm, incarnation);
     }
@@ -247,20 +269,89 @@ impl Checks {
         priority::ordered(&mut self.common, now, at, ledger, restart, effect);
     }
 
-    pub(crate) fn observer_says(&mut self, now: u64, replica: usize, proposal: &Proposal) {
+    pub(crate) fn observer_says(
+        &mut self,
+        now: u64,
+        replica: usize,
+        me: (ReplicaId, u64),
+        proposal: &Proposal,
+    ) {
+        self.said.says(me, proposal);
         self.brakes.observer_says(&mut self.common, now, replica, proposal);
     }
 
-    pub(crate) fn beat_heard(&mut self, now: u64, replica: usize, host: usize) {
-        self.brakes.heard(now, replica, host);
+    /// An observer takes a heartbeat for a new one.
+    pub(crate) fn beat_heard(&mut self, now: u64, beat: Taken) {
+        self.brakes.heard(now, beat.replica, beat.host);
+        self.heartbeats.taken(&mut self.common, now, beat);
     }
 
-    pub(crate) fn lease_held(&mut self, host: usize, until: u64) {
-        self.outage.held(host, until);
+    /// A process of a replica begins.
+    pub(crate) fn replica_began(&mut self, replica: u64) {
+        self.promises.began(replica, self.kept.last());
     }
 
-    pub(crate) fn stopped_for_lease(&mut self, now: u64, host: usize, reachable: &[usize], hosts: usize) {
-        self.outage.stopped(&mut self.common, now, host, reachable, hosts);
+    /// A replica that has applied that much of the log promises anything.
+    pub(crate) fn promises_at(&mut self, now: u64, replica: u64, applied: u64) {
+        self.promises.caught_up(&mut self.common, now, replica, applied);
+    }
+
+    /// A replica promises a host its lease until then.
+    pub(crate) fn lease_promised(&mut self, now: u64, replica: u64, host: usize, boot: BootId, until: u64) {
+        self.promises.granted(&mut self.common, now, replica, host, boot, until);
+    }
+
+    /// A replica runs, and reaches a majority of those that count.
+    pub(crate) fn reached_a_majority(&mut self, now: u64, replica: u64) {
+        self.promises.reached_a_majority(now, replica);
+    }
+
+    pub(crate) fn lease_held(&mut self, now: u64, host: usize, until: u64) {
+        self.promises.held(&mut self.common, now, host, until);
+        self.outage.held(now, host, until);
+    }
+
+    pub(crate) fn leaseless(&mut self, now: u64, host: usize, around: &Around) {
+        self.outage.leaseless(&mut self.common, now, host, around);
+    }
+
+    pub(crate) fn stopped_for_lease(&mut self, now: u64, host: usize, around: &Around) {
+        self.outage.stopped(&mut self.common, now, host, around);
+    }
+
+    /// An agent's process begins, or goes on after it stood still.
+    pub(crate) fn agent_began(&mut self, now: u64, host: usize) {
+        self.outage.agent_began(now, host);
+    }
+
+    /// Faults begin.
+    pub(crate) fn faults_begin(&mut self) {
+        self.outage.begin();
+    }
+
+    /// An agent says that its host shuts down.
+    pub(crate) fn goodbye(&mut self, now: u64, host: usize, boot: BootId) {
+        self.proof.goodbye(now, host, boot);
+    }
+
+    /// An agent vouches that an incarnation is over.
+    pub(crate) fn vouched(&mut self, now: u64, machine: &Machine, vm: &VmId, incarnation: Incarnation) {
+        self.proof.vouched(&mut self.common, now, machine, vm, incarnation);
+    }
+
+    /// An agent did not refuse an order.
+    pub(crate) fn order_obeyed(&mut self, now: u64, host: usize, order: &Order) {
+        self.orders.obeyed(&mut self.common, now, host, order);
+    }
+
+    pub(crate) fn epoch_told(&mut self, host: usize, epoch: Epoch) {
+        self.orders.told(host, epoch);
+    }
+
+    /// A host is about to be let in, while a write to its BMC is under way in an attempt of the replica that leads.
+    pub(crate) fn let_in_while_fencing(&mut self, now: u64, host: usize, attempt: u32) {
+        let id = self.common.hosts[host].clone();
+        self.quorum.let_in_while_fencing(&mut self.common, now, &id, attempt);
     }
 
     pub(crate) fn links_changed(&mut self, now: u64) {

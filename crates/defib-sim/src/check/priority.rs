@@ -23,6 +23,33 @@ fn depends(inventory: &Inventory, vm: &VmId, on: &VmId, depth: usize) -> bool {
         })
 }
 
+/// What a VM should still wait for, if it is ordered to start now: something that it depends on directly is neither
+/// ready nor given up, and the VM's own time is not used up.
+fn waits_in_vain(at: ClusterTime, ledger: &Ledger, own: &Vm) -> Option<String> {
+    let Some(Place::Intended { since, .. }) = ledger.vms().get(&own.id).map(|record| &record.place) else {
+        return None;
+    };
+    let timeout = own.readiness_timeout.unwrap_or_else(|| ledger.policy().restart.tier_timeout);
+    if at.since(*since).plus(SLACK) >= timeout {
+        return None;
+    }
+    let waited_for = |other: &&VmId| {
+        let (Some(declared), Some(record)) = (ledger.inventory().vms.get(*other), ledger.vms().get(*other))
+        else {
+            return false;
+        };
+        let ready = match record.place {
+            Place::Running { .. } => record.readiness.is_some_and(|reached| reached >= declared.readiness),
+            Place::Intended { .. } => declared.readiness == Readiness::Placed,
+            Place::GivenUp { .. } => true,
+            Place::Never | Place::Lost { .. } | Place::Down { .. } => false,
+        };
+        !ready
+    };
+    let other = own.depends_on.iter().find(waited_for)?;
+    Some(format!("vm {} is ordered to start while vm {other}, on which it depends, is not ready", own.id))
+}
+
 pub(super) fn ordered(
     common: &mut Common,
     now: u64,
@@ -36,6 +63,9 @@ pub(super) fn ordered(
         return;
     }
     let Some(own) = ledger.inventory().vms.get(restart.vm()) else { return };
+    if let Some(text) = waits_in_vain(at, ledger, own) {
+        common.violated("I5", now, text);
+    }
     // A VM is as urgent as what waits for it.
     let waits = |vm: &&Vm| {
         !matches!(ledger.vms().get(&vm.id).map(|record| &record.place), Some(Place::Running { .. }))

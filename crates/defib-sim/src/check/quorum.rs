@@ -17,6 +17,8 @@ pub(super) struct Quorum {
     voters: BTreeSet<ReplicaId>,
     /// Who votes each host dead, and who says that its lease has run out.
     dead: BTreeMap<HostId, BTreeSet<ReplicaId>>,
+    /// Who misses each host at least.
+    missed: BTreeMap<HostId, BTreeSet<ReplicaId>>,
     expired: BTreeMap<HostId, BTreeSet<ReplicaId>>,
 }
 
@@ -29,6 +31,7 @@ impl Quorum {
             // The stream tells changes only; the first are known to everybody.
             voters: (1..=replicas as u64).map(ReplicaId).collect(),
             dead: BTreeMap::new(),
+            missed: BTreeMap::new(),
             expired: BTreeMap::new(),
         }
     }
@@ -55,6 +58,7 @@ impl Quorum {
             EventKind::HostReadmitted { host, .. } => {
                 self.intended.retain(|(other, _)| other != host);
                 self.dead.remove(host);
+                self.missed.remove(host);
                 self.expired.remove(host);
             }
             EventKind::ReplicasChanged { voters } => self.voters.clone_from(voters),
@@ -64,6 +68,12 @@ impl Quorum {
                     votes.insert(*observer);
                 } else {
                     votes.remove(observer);
+                }
+                let missed = self.missed.entry(host.clone()).or_default();
+                if *to == Opinion::Alive {
+                    missed.remove(observer);
+                } else {
+                    missed.insert(*observer);
                 }
             }
             EventKind::LeaseExpiryVoted { observer, host, .. } => {
@@ -84,7 +94,27 @@ impl Quorum {
                     common.violated("I4", now, text);
                 }
             }
+            EventKind::DeathProven { host, proof: ProofKind::PowerFoundOff { .. }, .. } => {
+                if let Some(count) = self.too_few(&self.missed, host) {
+                    let text = format!("host {host} is called dead by a reading, and only {count} miss it");
+                    common.violated("I4", now, text);
+                }
+            }
             _ => {}
+        }
+        if let EventKind::DeathProven { host, .. } = &event.kind {
+            // Who hears it after this, hears something new.
+            self.missed.insert(host.clone(), self.voters.clone());
+        }
+    }
+
+    /// Only the newest attempt that was committed may still be under way.
+    pub(super) fn let_in_while_fencing(&self, common: &mut Common, now: u64, host: &HostId, attempt: u32) {
+        let newest =
+            self.intended.iter().filter(|(other, _)| other == host).map(|(_, attempt)| *attempt).max();
+        if newest == Some(attempt) {
+            let text = format!("host {host} is let in while attempt {attempt} may still switch it off");
+            common.violated("I4", now, text);
         }
     }
 

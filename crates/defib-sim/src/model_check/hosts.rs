@@ -209,7 +209,7 @@ impl World {
                 Effect::Report { effect, vm, incarnation, outcome } => {
                     let outcome = match outcome {
                         Outcome::Started => OrderOutcome::Running,
-                        Outcome::NotRunning { detail } => OrderOutcome::NotRunning { detail },
+                        Outcome::NotRunning { detail, tried } => OrderOutcome::NotRunning { detail, tried },
                         Outcome::Refused(refusal) => {
                             if !matches!(refusal, Refusal::NoLease) {
                                 self.facts.add(Fact::StaleRefused);

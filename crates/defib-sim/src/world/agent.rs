@@ -1,11 +1,11 @@
-//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper, neighbours' questions. Repeats
+//! An agent's process: the thread of its guard, its heartbeats, the watchdog's keeper. Repeats
 //! what `crates/defib-agent/src/guard_thread.rs` and its neighbours do, without sockets and threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
-    guard::{self, Answer, Effect, Guard, Input, LeaseState, Outcome, Timing},
-    observer::Ack,
+    guard::{self, Effect, Guard, Input, LeaseState, Outcome, Timing},
+    observer::{Ack, Beat},
 };
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, Policy, ReplicaId, VmId, command::AgentReport,
@@ -27,8 +27,6 @@ const TEND: Millis = Millis(200);
 const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
 const REPORT_AGAIN: Millis = Millis(10_000);
-/// How long a question to a neighbour may take.
-const PATIENCE: Millis = Millis(700);
 /// How long a supervisor waits before it starts an agent again.
 const RESTART_AFTER: u64 = 500 * MS;
 
@@ -59,6 +57,8 @@ pub(crate) struct Agent {
     pub(crate) welcomed: BTreeSet<usize>,
     pub(crate) backoff: BTreeMap<usize, u64>,
     pub(crate) ordered_by: BTreeMap<EffectId, usize>,
+    /// The order that was refused last.
+    pub(crate) refused: Option<EffectId>,
     pub(crate) interval: Millis,
     sequence: u64,
     sent: Box<[(u64, Instant)]>,
@@ -73,9 +73,9 @@ pub(crate) struct Agent {
     /// Since when neighbours are told that the lease is held.
     told_held: Option<Instant>,
     /// Questions under way, and whether there are more to ask.
-    round: u32,
-    asking: usize,
-    queued: Option<Vec<(HostId, String)>>,
+    pub(crate) round: u32,
+    pub(crate) asking: usize,
+    pub(crate) queued: Option<Vec<(HostId, String)>>,
     /// It leaves when nothing runs any more, and says so.
     leaving: bool,
 }
@@ -97,6 +97,8 @@ impl World {
         if machine.boots != boots || !machine.booted || machine.agent.is_some() || machine.agent_held > 0 {
             return;
         }
+        self.checks.agent_began(now, host);
+        let machine = &mut self.machines[host];
         machine.agent_life += 1;
         machine.paused_until = 0;
         machine.deferred.clear();
@@ -111,8 +113,9 @@ impl World {
             welcomed: BTreeSet::new(),
             backoff: BTreeMap::new(),
             ordered_by: BTreeMap::new(),
+            refused: None,
             interval: Millis(100),
-            sequence: 0,
+            sequence: Beat::sequence_at(local),
             sent: vec![(0, Instant(0)); SENT].into_boxed_slice(),
             next_beat: local,
             beat_armed: u64::MAX,
@@ -397,6 +400,7 @@ impl World {
         }
         self.leave_if_empty(host);
         self.lease_truth(host);
+        self.old_order(host);
     }
 
     /// What checkers know of leases, by the guard's own count.
@@ -404,7 +408,10 @@ impl World {
         let (now, clock) = (self.now, self.machines[host].clock);
         let Some(agent) = self.machines[host].agent.as_deref() else { return };
         if let LeaseState::Held { until, .. } = agent.guard.lease(clock.local(now)) {
-            self.checks.lease_held(host, clock.when(until));
+            self.checks.lease_held(now, host, clock.when(until));
+        } else {
+            let around = self.around(host);
+            self.checks.leaseless(now, host, &around);
         }
     }
 
@@ -421,12 +428,14 @@ impl World {
         agent.reported = Some(report);
         for replica in replicas {
             self.send_to_replica(host, replica, message.clone());
+            self.say_goodbye_again(host, replica);
         }
     }
 
     pub(crate) fn report_to(&mut self, host: usize, replica: usize) {
         let Some(report) = self.agent(host).and_then(|agent| agent.guard.report()) else { return };
         self.send_to_replica(host, replica, agent_message::Message::Report((&report).into()));
+        self.say_goodbye_again(host, replica);
     }
 
     fn report_outcome(
@@ -440,9 +449,15 @@ impl World {
         use v1::order_outcome::Outcome as Wire;
         let outcome = match outcome {
             Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail } => Wire::NotRunning(v1::NotRunning { detail }),
+            Outcome::NotRunning { detail, tried } => {
+                self.checks.vouched(self.now, &self.machines[host], vm, incarnation);
+                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+            }
             Outcome::Refused(refusal) => {
                 self.counts.refused_orders += 1;
+                if let Some(agent) = self.agent(host) {
+                    agent.refused = Some(effect.clone());
+                }
                 let reason = v1::RefusalReason::Unspecified.into();
                 Wire::Refused(v1::Refused { reason, detail: refusal.to_string() })
             }
@@ -459,84 +474,31 @@ impl World {
         }
     }
 
-    // ---- neighbours --------------------------------------------------------------------------------
-
-    fn ask_neighbours(&mut self, host: usize, hosts: &[(HostId, String)]) {
-        let (now, clock, life) = (self.now, self.machines[host].clock, self.machines[host].agent_life);
-        let asked = clock.local(now);
-        let numbers: Vec<usize> =
-            hosts.iter().filter_map(|(id, _)| self.host_numbers.get(id).copied()).collect();
-        let Some(agent) = self.agent(host) else { return };
-        agent.round += 1;
-        agent.asking = numbers.len();
-        let round = agent.round;
-        self.queue.push(clock.when(asked.plus(PATIENCE)), Act::QuestionsOver { host, life, round });
-        for to in numbers {
-            if self.network.both_ways(End::Host(host), End::Host(to)) {
-                let span = self.stream_transit();
-                self.later(span, Act::Question { from: host, to, life, asked });
-            }
-        }
-    }
-
-    pub(crate) fn neighbour_asked(&mut self, from: usize, to: usize, life: u32, asked: Instant) {
-        let local = self.machines[to].clock.local(self.now);
-        let Some(agent) = self.agent(to) else { return };
-        let answer = agent.guard.answer(local);
-        if self.network.both_ways(End::Host(from), End::Host(to)) {
-            let span = self.stream_transit();
-            self.later(span, Act::Answer { from: to, to: from, life, asked, answer });
-        }
-    }
-
-    pub(crate) fn neighbour_answered(
-        &mut self,
-        from: usize,
-        to: usize,
-        life: u32,
-        asked: Instant,
-        answer: Answer,
-    ) {
-        let local = self.machines[to].clock.local(self.now);
-        if !self.agent_lives(to, life) || local > asked.plus(PATIENCE) {
-            return;
-        }
-        let host = self.machines[from].id.clone();
-        self.guard(to, Input::NeighbourAnswer { host, asked_at: asked, answer });
-        let Some(agent) = self.agent(to) else { return };
-        agent.asking = agent.asking.saturating_sub(1);
-        if agent.asking == 0 {
-            self.ask_what_is_queued(to);
-        }
-    }
-
-    pub(crate) fn questions_over(&mut self, host: usize, life: u32, round: u32) {
-        if !self.agent_lives(host, life) {
-            return;
-        }
-        let Some(agent) = self.agent(host) else { return };
-        if agent.round == round && agent.asking > 0 {
-            agent.asking = 0;
-            self.ask_what_is_queued(host);
-        }
-    }
-
-    fn ask_what_is_queued(&mut self, host: usize) {
-        if let Some(hosts) = self.agent(host).and_then(|agent| agent.queued.take()) {
-            self.ask_neighbours(host, &hosts);
-        }
-    }
-
     // ---- goodbyes ----------------------------------------------------------------------------------
 
     pub(crate) fn say_goodbye(&mut self, host: usize, kind: v1::GoodbyeKind) {
-        let boot = self.machines[host].boot().to_string();
         let Some(agent) = self.agent(host) else { return };
-        let epoch = agent.guard.epoch().0;
         let replicas: Vec<usize> = agent.welcomed.iter().copied().collect();
         for replica in replicas {
-            let goodbye = v1::Goodbye { kind: kind.into(), boot_id: boot.clone(), epoch };
-            self.send_to_replica(host, replica, agent_message::Message::Goodbye(goodbye));
+            self.say_goodbye_to(host, replica, kind);
+        }
+    }
+
+    fn say_goodbye_to(&mut self, host: usize, replica: usize, kind: v1::GoodbyeKind) {
+        let boot = self.machines[host].boot();
+        if kind == v1::GoodbyeKind::Shutdown {
+            self.checks.goodbye(self.now, host, boot);
+        }
+        let Some(agent) = self.agent(host) else { return };
+        let epoch = agent.guard.epoch().0;
+        let goodbye = v1::Goodbye { kind: kind.into(), boot_id: boot.to_string(), epoch };
+        self.send_to_replica(host, replica, agent_message::Message::Goodbye(goodbye));
+    }
+
+    /// What a former process said, and still binds.
+    fn say_goodbye_again(&mut self, host: usize, replica: usize) {
+        if self.agent(host).is_some_and(|agent| agent.guard.says_goodbye_again()) {
+            self.say_goodbye_to(host, replica, v1::GoodbyeKind::Shutdown);
         }
     }
 

@@ -1,10 +1,12 @@
 //! BMCs and outlets, and a replica's workers that read and switch them. Repeats what `crates/defib-act` and
 //! `crates/defib-bmc` do over HTTPS: look first, ask, look until it is proven, and only readings count.
 
+use std::collections::BTreeMap;
+
 use defib_engine::controller::{Input, PowerQuestion};
 use defib_model::command::{FenceResult, PowerOffReading};
 
-use super::{Act, End, World, core::Message, log::RaftInput};
+use super::{Act, End, Replica, World, core::Message, log::RaftInput};
 use crate::{clock::MS, fault::BmcFault, mutants};
 
 /// How one BMC, or one outlet, is at the moment: faults that are on, by number of episodes.
@@ -83,6 +85,8 @@ struct Method {
     off: u32,
     requests: u32,
     accepted: u32,
+    /// Whether the machine at the other end of the connection was the wrong one when it was looked at.
+    wrong: bool,
     failures: u32,
     next_request: u64,
     poll_ms: u64,
@@ -164,7 +168,9 @@ impl World {
         }
         let off = if single { !machine.powered } else { machine.switched_off.contains(&(level, method)) };
         let slow = bmc.slow_ms;
-        let answer = if bmc.wrong > 0 {
+        // A connection does not move to another machine.
+        let wrong = if write { task.methods[method].wrong } else { bmc.wrong > 0 };
+        let answer = if wrong {
             Answer::Wrong
         } else if bmc.busy > 0 {
             Answer::Busy
@@ -185,6 +191,9 @@ impl World {
             if answer == Answer::Wrong {
                 self.checks.wrong_machine_written(self.now, host);
             }
+        }
+        if let Some(method) = self.tasks.get_mut(&id).and_then(|task| task.methods.get_mut(method)) {
+            method.wrong = wrong;
         }
         if obeys {
             let span = slow * MS + self.chance.bmc.between(5, 120) * MS;
@@ -356,6 +365,26 @@ impl World {
         };
         self.tell_core(task.replica, Message::Input(input));
     }
+}
+
+/// The attempts in which the replica that leads has written to a host's BMCs and does not know yet what came of it.
+pub(crate) fn fences_under_way(
+    tasks: &BTreeMap<u64, Task>,
+    leader: Option<(usize, &Replica)>,
+    host: usize,
+) -> Vec<u32> {
+    let Some((number, replica)) = leader else { return Vec::new() };
+    let under_way = |task: &&Task| {
+        task.host == host
+            && task.replica == number
+            && replica.life == task.life
+            && task.methods.iter().any(|method| method.requests > 0 && method.result.is_none())
+    };
+    let attempt = |task: &Task| match task.kind {
+        TaskKind::Fence { attempt } => Some(attempt),
+        TaskKind::Ask => None,
+    };
+    tasks.values().filter(under_way).filter_map(attempt).collect()
 }
 
 const fn backoff(failures: u32) -> u64 {

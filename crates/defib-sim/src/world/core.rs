@@ -14,7 +14,12 @@ use defib_wire::{
     v1::{self, controller_message::Message as ToAgent},
 };
 
-use super::{Act, World, bmc::TaskKind, log::RaftInput, observer::Instruction};
+use super::{
+    Act, World,
+    bmc::{TaskKind, fences_under_way},
+    log::RaftInput,
+    observer::Instruction,
+};
 use crate::clock::MS;
 
 /// What the loop takes.
@@ -149,6 +154,14 @@ impl World {
             self.transcript.event(at, event);
             if let EventKind::DeathProven { host, proof, .. } = &event.kind {
                 self.deaths.push((at, host.clone(), proof.to_string()));
+            }
+            if let EventKind::HostReadmitted { host, .. } = &event.kind
+                && let Some(host) = self.host_numbers.get(host).copied()
+            {
+                let leader = self.leader().map(|leader| (leader, &self.replicas[leader]));
+                for attempt in fences_under_way(&self.tasks, leader, host) {
+                    self.checks.let_in_while_fencing(self.now, host, attempt);
+                }
             }
             self.checks.event(self.now, event, ledger, &self.machines);
         }

@@ -1,17 +1,20 @@
 //! How episodes begin and end: each is counted, so that two of a kind overlap without healing each other.
 
 use defib_consensus::replica::MembershipChange;
+use defib_model::inventory::SelfFence;
 use defib_wire::v1;
 
 use super::{Act, End, Fate, Process, World, log::RaftInput, operator::RESUME};
 use crate::{
     clock::MS,
     fault::{BmcFault, Fault, Way},
+    plan::Profile,
 };
 
 impl World {
     /// Puts all episodes of the plan into the queue; they count from now.
     pub(crate) fn schedule_episodes(&mut self) {
+        self.checks.faults_begin();
         for number in 0..self.plan.episodes.len() {
             let at = self.now + self.plan.episodes[number].at_ms * MS;
             self.queue.push(at, Act::Begin(number));
@@ -68,6 +71,13 @@ impl World {
     #[expect(clippy::too_many_lines, reason = "one line per kind of fault")]
     pub(crate) fn apply(&mut self, number: usize, fault: &Fault, on: bool, for_ms: u64) -> bool {
         let until = self.now + for_ms.min(1_000_000) * MS;
+        // Who is vouched for and breaks that word is nobody's fault but the operator's.
+        if let Fault::AgentPause { host } | Fault::StopStuck { host } = *fault
+            && self.plan.profile == Profile::Liars
+            && self.machines[host].self_fence == SelfFence::Trusted
+        {
+            self.checks.excuse(host);
+        }
         match *fault {
             Fault::Loss(permille) => {
                 let now = &mut self.network.now;
@@ -85,6 +95,11 @@ impl World {
             Fault::Forge(permille) => {
                 let now = &mut self.network.now;
                 now.forge = if on { now.forge + permille } else { now.forge.saturating_sub(permille) };
+            }
+            Fault::Straggle(permille) => {
+                let now = &mut self.network.now;
+                now.straggle =
+                    if on { now.straggle + permille } else { now.straggle.saturating_sub(permille) };
             }
             Fault::Reorder(ms) => {
                 let now = &mut self.network.now;
@@ -192,6 +207,10 @@ impl World {
             }
             Fault::AgentCrashAtWrite { host, after, written } if on => {
                 self.machines[host].dies_at_write = Some((after, written));
+            }
+            Fault::OldOrders { host, permille } => {
+                let old = &mut self.machines[host].old_orders_permille;
+                *old = if on { *old + permille } else { old.saturating_sub(permille) };
             }
             Fault::AgentDiskFull { host } => {
                 let full = &mut self.machines[host].disk_full;
@@ -343,7 +362,14 @@ impl World {
             self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
             self.checks.disk_altered(self.replicas[replica].id);
         }
-        // Whether it is noticed or not, its copy is not trusted any more.
+        // Its process is started again at once, and refuses its copy, or does not notice. Either way an operator does
+        // not trust that copy any more, and has it made anew from its peers.
+        let life = self.replicas[replica].life;
+        self.start_replica(replica, life);
+        if !self.replicas[replica].is_up() {
+            self.replicas[replica].fate = Fate::Gone;
+            self.counts.copies_refused += 1;
+        }
         self.replace(replica)
     }
 
@@ -382,6 +408,7 @@ impl World {
     /// All that can be healed is; what is broken for good stays.
     pub(crate) fn heal(&mut self) {
         self.healing = true;
+        self.checks.links_changed(self.now);
         self.network.heal_all();
         for host in 0..self.machines.len() {
             let machine = &mut self.machines[host];
@@ -391,6 +418,7 @@ impl World {
             machine.dies_at_write = None;
             machine.agent_held = 0;
             machine.called_off = false;
+            machine.old_orders_permille = 0;
             let boots = machine.boots;
             self.later(0, Act::StartAgent { host, boots });
         }

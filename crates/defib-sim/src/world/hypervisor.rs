@@ -9,7 +9,7 @@ use defib_model::{
 };
 
 use super::{Act, End, World};
-use crate::clock::MS;
+use crate::{check::Around, clock::MS};
 
 /// What the thread is told.
 #[derive(Debug, Clone)]
@@ -181,8 +181,8 @@ impl World {
     pub(crate) fn stop_wanted(&mut self, host: usize, reason: StopReason) {
         if reason == StopReason::LeaseLost {
             self.counts.lease_stops += 1;
-            let reachable = self.healthy_neighbours(host);
-            self.checks.stopped_for_lease(self.now, host, &reachable, self.machines.len());
+            let around = self.around(host);
+            self.checks.stopped_for_lease(self.now, host, &around);
         }
     }
 
@@ -190,8 +190,19 @@ impl World {
     pub(crate) fn watchdog_bites(&mut self, host: usize) {
         let steady = self.machines[host].agent.is_some() && self.machines[host].paused_until <= self.now;
         if steady && !self.machines[host].running.is_empty() && self.machines[host].stop_stuck == 0 {
-            let reachable = self.healthy_neighbours(host);
-            self.checks.stopped_for_lease(self.now, host, &reachable, self.machines.len());
+            let around = self.around(host);
+            self.checks.stopped_for_lease(self.now, host, &around);
+        }
+    }
+
+    /// What the world around a host is like.
+    pub(crate) fn around(&self, host: usize) -> Around {
+        Around {
+            reachable: self.healthy_neighbours(host),
+            hosts: self.machines.len(),
+            calm: self.network.now == self.network.usual,
+            replicas_well: self.replicas_are_well(host),
+            boot: self.machines[host].boot(),
         }
     }
 
@@ -205,6 +216,27 @@ impl World {
                     && self.network.both_ways(End::Host(host), End::Host(*other))
             })
             .collect()
+    }
+
+    /// Whether all replicas that count are well, reach each other, and are reached by a host.
+    fn replicas_are_well(&self, host: usize) -> bool {
+        let Some(ledger) = self.newest() else { return false };
+        let voters: Vec<Option<usize>> =
+            ledger.voters().iter().map(|voter| self.replica_number(voter.0)).collect();
+        voters.iter().all(|number| {
+            number.is_some_and(|number| {
+                let replica = &self.replicas[number];
+                let replicas = voters.iter().flatten().filter(|other| **other != number);
+                replica.is_up()
+                    && replica.paused_until <= self.now
+                    && replica.thread_lag_ms == 0
+                    && replica.slow_sync_ms == 0
+                    && self.network.both_ways(End::Host(host), End::Replica(number))
+                    && replicas
+                        .into_iter()
+                        .all(|other| self.network.both_ways(End::Replica(number), End::Replica(*other)))
+            })
+        })
     }
 
     /// Protected VMs, and whether each runs somewhere.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use defib_consensus::replica::{MembershipChange, Output, PeerMessage, ProposalId};
 use defib_model::Millis;
 
-use super::{Act, End, World, core::Message, queue::RaftMessage};
+use super::{Act, End, World, core::Message, network::GIVEN_UP_AFTER, queue::RaftMessage};
 use crate::clock::MS;
 
 /// What the thread takes.
@@ -75,9 +75,44 @@ impl World {
         }
         let at = clock.when(defib_model::Instant(run.next_tick));
         self.queue.push(at, Act::RaftTick { replica: number, life });
+        if self.reaches_a_majority(number) {
+            self.checks.reached_a_majority(self.now, self.replicas[number].id);
+        }
         if ticks > 0 {
             self.raft_input(number, RaftInput::Ticks(ticks));
         }
+    }
+
+    /// Checkers learn at once who reaches a majority again: what it hears then may reach it before its next tick.
+    pub(crate) fn who_reaches_a_majority(&mut self) {
+        for number in 0..self.replicas.len() {
+            if self.reaches_a_majority(number) {
+                self.checks.reached_a_majority(self.now, self.replicas[number].id);
+            }
+        }
+    }
+
+    /// Whether a replica reaches a majority: by itself, or because it reaches somebody who does, and may lead.
+    pub(crate) fn reaches_a_majority(&self, number: usize) -> bool {
+        self.reaches_most(number)
+            || (0..self.replicas.len()).any(|other| self.reaches(number, other) && self.reaches_most(other))
+    }
+
+    /// Whether a replica and most of those that it counts run, and reach each other.
+    fn reaches_most(&self, number: usize) -> bool {
+        let Some(run) = &self.replicas[number].run else { return false };
+        let voters = &run.membership.voters;
+        let reached = voters
+            .iter()
+            .filter_map(|voter| self.replica_number(*voter))
+            .filter(|other| *other == number || self.reaches(number, *other));
+        reached.count() > voters.len() / 2
+    }
+
+    fn reaches(&self, number: usize, other: usize) -> bool {
+        self.replicas[other].is_up()
+            && self.replicas[other].paused_until <= self.now
+            && self.network.both_ways(End::Replica(number), End::Replica(other))
     }
 
     pub(crate) fn raft_announce(&mut self, number: usize, life: u32) {
@@ -220,7 +255,9 @@ impl World {
         let reachable =
             self.network.both_ways(End::Replica(from), End::Replica(to)) && self.replicas[to].is_up();
         // A connection that breaks loses what it holds.
-        let lost = !reachable || self.chance.network.permille(self.network.now.loss / 10);
+        let broken = !reachable || self.chance.network.permille(self.network.now.loss / 10);
+        let span = if broken { GIVEN_UP_AFTER } else { self.stream_transit() };
+        let lost = span >= GIVEN_UP_AFTER;
         if message.snapshot {
             // Its fate is known later; now would be within the output that it belongs to.
             let peer = message.to;
@@ -233,11 +270,15 @@ impl World {
         if lost {
             return;
         }
-        let span = self.stream_transit();
         let link = self.network.raft_link(from, to);
         let at = (self.now + span).max(self.network.last_raft[link] + 1);
         self.network.last_raft[link] = at;
         let bytes = message.bytes;
+        if self.network.now.straggle > 0 && self.chance.network.permille(self.network.now.straggle) {
+            let again = RaftMessage { from, to, bytes: bytes.clone() };
+            let late = self.chance.network.between(300, 4000) * MS;
+            self.queue.push(at + late, Act::Raft(Box::new(again)));
+        }
         if self.network.now.duplicate > 0 && self.chance.network.permille(self.network.now.duplicate / 2) {
             let again = RaftMessage { from, to, bytes: bytes.clone() };
             let late = self.chance.network.below(50 * MS);

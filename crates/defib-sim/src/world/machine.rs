@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_engine::guard::{Durable, ResumeHint};
+use defib_engine::guard::{Durable, Order, ResumeHint};
 use defib_model::{BootId, HostId, Incarnation, VmId, inventory::SelfFence};
 
 use super::{Act, Agent, Hypervisor, World, bmc::BmcState};
@@ -54,6 +54,9 @@ pub(crate) struct Machine {
     pub(crate) deferred: Vec<Act>,
     /// The shutdown under way is to be called off.
     pub(crate) called_off: bool,
+    /// Orders that were sent to its agents, and how often (of a thousand looks after the watchdog) one comes again.
+    pub(crate) old_orders: Vec<(usize, Order)>,
+    pub(crate) old_orders_permille: u32,
 }
 
 impl Machine {
@@ -99,6 +102,8 @@ impl Machine {
             paused_at: 0,
             deferred: Vec::new(),
             called_off: false,
+            old_orders: Vec::new(),
+            old_orders_permille: 0,
         }
     }
 

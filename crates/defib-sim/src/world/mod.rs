@@ -12,6 +12,7 @@ mod episodes;
 mod hypervisor;
 mod log;
 mod machine;
+mod neighbours;
 mod network;
 mod observer;
 mod operator;
@@ -256,8 +257,16 @@ impl World {
     /// It goes on: first what its threads have told each other, then what the network holds for it, then the deadlines.
     fn resume(&mut self, process: Process) {
         let deferred = match process {
-            Process::Replica(replica) => std::mem::take(&mut self.replicas[replica].deferred),
-            Process::Agent(host) => std::mem::take(&mut self.machines[host].deferred),
+            Process::Replica(replica) => {
+                self.checks.links_changed(self.now);
+                self.who_reaches_a_majority();
+                self.checks.reached_a_majority(self.now, self.replicas[replica].id);
+                std::mem::take(&mut self.replicas[replica].deferred)
+            }
+            Process::Agent(host) => {
+                self.checks.agent_began(self.now, host);
+                std::mem::take(&mut self.machines[host].deferred)
+            }
         };
         // What waits in queues between threads is older than what those threads will say now.
         let (told, rest): (Vec<Act>, Vec<Act>) =

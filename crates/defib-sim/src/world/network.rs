@@ -3,7 +3,7 @@
 use defib_wire::datagram::DATAGRAM_LEN;
 
 use super::{Act, World, queue::HOSTS_FROM};
-use crate::plan::Conditions;
+use crate::{clock::MS, plan::Conditions};
 
 /// An end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub(crate) enum End {
 
 /// A datagram's place.
 type Datagram = [u8; DATAGRAM_LEN];
+
+/// After which a connection whose data nobody confirms is given up, so that what comes next goes over a new one: no
+/// loss that is over delays anything longer. The transport of the log and the sessions' keepalive do as much.
+pub(crate) const GIVEN_UP_AFTER: u64 = 3000 * MS;
 
 /// How many old datagrams are remembered, to come again.
 const OLD: usize = 512;
@@ -118,16 +122,16 @@ impl World {
         now.delay_us * 1000 + jitter
     }
 
-    /// The same for a connection that repeats what is lost: loss shows as delay.
+    /// The same for a connection that repeats what is lost: loss shows as delay, until the connection is given up.
     pub(crate) fn stream_transit(&mut self) -> u64 {
         let mut span = self.transit();
         let loss = self.network.now.loss;
         let mut wait = 2_000_000;
-        while self.chance.network.permille(loss) {
+        while span < GIVEN_UP_AFTER && self.chance.network.permille(loss) {
             span += wait;
             wait *= 2;
         }
-        span
+        span.min(GIVEN_UP_AFTER)
     }
 
     /// A datagram leaves.
@@ -155,6 +159,10 @@ impl World {
             forged[byte] ^= 1 << self.chance.network.below(8);
             let (span, at) = (self.transit(), self.network.keep(&forged));
             self.later(span, Act::Datagram { to: target, at });
+        }
+        if now.straggle > 0 && self.chance.network.permille(now.straggle) {
+            let (late, at) = (self.chance.network.between(300, 4000) * MS, self.network.keep(datagram));
+            self.later(late, Act::Datagram { to: target, at });
         }
         if !self.network.reaches(from, to) {
             return;

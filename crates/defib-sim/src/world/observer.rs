@@ -13,7 +13,7 @@ use defib_wire::{
 };
 
 use super::{Act, End, World, core::Message};
-use crate::clock::MS;
+use crate::{check::Taken, clock::MS};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -124,8 +124,9 @@ impl World {
         } else {
             Vec::new()
         };
+        let me = run.observer.me();
         for proposal in proposals {
-            self.checks.observer_says(now, number, &proposal);
+            self.checks.observer_says(now, number, me, &proposal);
             self.tell_core(number, Message::Input(Input::Observed(proposal)));
         }
         self.arm_observer(number);
@@ -148,6 +149,7 @@ impl World {
     pub(crate) fn beat_arrives(&mut self, number: usize, mut datagram: [u8; DATAGRAM_LEN]) {
         let now = self.now;
         let (id, local) = (self.replicas[number].id, self.replicas[number].clock.local(now));
+        let life = self.replicas[number].life;
         let Some(run) = self.replicas[number].run() else { return };
         let Ok(session) = peek_session(&datagram) else {
             self.counts.refused_datagrams += 1;
@@ -174,7 +176,7 @@ impl World {
         let before = run.observer.next_deadline();
         let Some(ack) = run.observer.heartbeat(local, slot, &heard) else { return };
         self.counts.beats += 1;
-        let rearm = run.observer.next_deadline() != before;
+        let (rearm, applied) = (run.observer.next_deadline() != before, run.applied);
         let host = session.number;
         let reply = HeartbeatAck {
             sequence: ack.sequence,
@@ -186,7 +188,23 @@ impl World {
         };
         let mut buffer = [0; DATAGRAM_LEN];
         let sealed = session.sealing.seal(&reply, &mut buffer).is_ok();
-        self.checks.beat_heard(now, number, host);
+        let taken = Taken {
+            replica: number,
+            life,
+            host,
+            boot: heard.boot.0,
+            path: heard.path,
+            number: heard.sequence,
+        };
+        self.checks.beat_heard(now, taken);
+        if ack.granted {
+            let until = now + ack.lease_ms * MS;
+            if self.reaches_a_majority(number) {
+                self.checks.reached_a_majority(now, id);
+            }
+            self.checks.promises_at(now, id, applied);
+            self.checks.lease_promised(now, id, host, heard.boot, until);
+        }
         if sealed {
             self.send_datagram(End::Replica(number), End::Host(host), &buffer);
         }

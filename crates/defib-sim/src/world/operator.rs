@@ -1,6 +1,6 @@
 //! What operators do, at the worst moment. They talk to the leader, and try again when nobody answers.
 
-use defib_model::{Command, Epoch, Millis, Policy, command::Operator};
+use defib_model::{Command, Epoch, Millis, Policy, command::Operator, policy::LeasePolicy};
 
 use super::{Act, World, core::Message};
 use crate::{clock::MS, fault::Fault, rng::Rng};
@@ -131,7 +131,7 @@ fn changed_policy(policy: &Policy, how: u64) -> Policy {
         0 => changed.detection.act_after = Millis(policy.detection.act_after_max.0),
         1 => changed.lease.lease = Millis(rng.between(policy.detection.heartbeat_interval.0 * 10, 6000)),
         2 => {
-            changed.lease.watchdog = Millis(1000 * rng.between(1, 5));
+            changed.lease.watchdog = Millis(1000 * rng.between(1, 5)).max(LeasePolicy::WATCHDOG_MIN);
             changed.lease.answer_freshness =
                 Millis(changed.lease.answer_freshness.0.min(changed.lease.watchdog.0));
         }

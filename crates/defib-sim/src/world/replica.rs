@@ -79,6 +79,8 @@ pub(crate) struct Run {
     pub(crate) beats: BTreeMap<u64, ObserverSession>,
     /// Agents' sessions: host to (number, connection).
     pub(crate) agents: BTreeMap<usize, (u64, usize)>,
+    /// The newest session of each host, open or not: under its key heartbeats count.
+    pub(crate) heard_under: BTreeMap<usize, u64>,
     pub(crate) policy_news: v1::AgentPolicy,
     pub(crate) electorate_news: v1::Electorate,
     pub(crate) leads: bool,
@@ -204,6 +206,7 @@ impl World {
             observer_armed: u64::MAX,
             beats: BTreeMap::new(),
             agents: BTreeMap::new(),
+            heard_under: BTreeMap::new(),
             policy_news: v1::AgentPolicy::default(),
             electorate_news: v1::Electorate::default(),
             leads: false,
@@ -212,7 +215,11 @@ impl World {
             last_to_observer: 0,
         }));
         let id = self.replicas[number].id;
+        self.checks.links_changed(now);
+        self.checks.reached_a_majority(now, id);
+        self.checks.replica_began(id);
         self.counts.replica_starts += 1;
+        self.who_reaches_a_majority();
         self.say(|| format!("replica r{id} starts"));
         if let Some(snapshot) = snapshot {
             self.restore(number, &snapshot);
@@ -239,6 +246,8 @@ impl World {
         if replica.fate != Fate::Up {
             return;
         }
+        self.checks.links_changed(self.now);
+        let replica = &mut self.replicas[number];
         replica.fate = Fate::Down;
         replica.run = None;
         replica.deferred.clear();

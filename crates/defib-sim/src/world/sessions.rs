@@ -16,7 +16,7 @@ use defib_wire::{
 };
 
 use super::{Act, End, Process, World, agent::BeatSession, core::Message, observer::Instruction};
-use crate::clock::MS;
+use crate::{clock::MS, mutants, plan::Profile};
 
 /// One of the two ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ const CONNECT_PATIENCE: u64 = 1_500 * MS;
 /// Pause before an agent tries again: from this, doubling, to that.
 pub(crate) const BACKOFF_MIN: u64 = 20 * MS;
 const BACKOFF_MAX: u64 = 500 * MS;
+/// How many orders to a host are kept, to come again.
+const OLD_ORDERS: usize = 64;
 
 impl World {
     /// An agent tries to connect.
@@ -136,10 +138,14 @@ impl World {
         };
         let electorate = run.electorate_news.clone();
         let former = run.agents.insert(host, (number, connection));
+        let heard_under = run.heard_under.insert(host, number);
         self.push_to_agent(connection, controller_message::Message::Welcome(welcome));
         self.push_to_agent(connection, controller_message::Message::Electorate(electorate));
-        if let Some((former, old)) = former {
+        if let Some((_, old)) = former {
             self.connections[old].replica_open = false;
+            self.tell_core(replica, Message::Input(Input::AgentLeft(id.clone())));
+        }
+        if let Some(former) = heard_under.filter(|_| !mutants::hear_former_boots()) {
             self.tell_observer(replica, Instruction::EndSession(former));
         }
         if let Ok(secret) = SessionSecret::from_bytes(&secret) {
@@ -176,6 +182,17 @@ impl World {
     }
 
     fn push_to_agent(&mut self, connection: usize, message: controller_message::Message) {
+        if self.plan.profile == Profile::Stale
+            && let controller_message::Message::Order(order) = &message
+            && let Some(order) = to_order(order.clone())
+        {
+            let it = &self.connections[connection];
+            let old = &mut self.machines[it.host].old_orders;
+            if old.len() >= OLD_ORDERS {
+                old.remove(0);
+            }
+            old.push((it.replica, order));
+        }
         let span = self.stream_transit();
         let at = (self.now + span).max(self.connections[connection].last_to_agent + 1);
         self.connections[connection].last_to_agent = at;
@@ -223,6 +240,7 @@ impl World {
 
     /// Links changed: what waited goes on, and who hears nothing any more will notice.
     pub(crate) fn links_changed(&mut self) {
+        self.who_reaches_a_majority();
         for connection in 0..self.connections.len() {
             let it = &self.connections[connection];
             if !it.agent_open && !it.replica_open {
@@ -304,7 +322,7 @@ impl World {
                 if !self.lives(replica, replica_life) || number == 0 {
                     return;
                 }
-                self.tell_observer(replica, Instruction::EndSession(number));
+                // Heartbeats go on under its key until the next session begins.
                 let id = self.machines[host].id.clone();
                 let Some(run) = self.replicas[replica].run() else { return };
                 if run.agents.get(&host).is_some_and(|(held, _)| *held == number) {
@@ -371,15 +389,12 @@ impl World {
                 }
             }
             Said::Order(order) => {
-                if let Some(order) = to_order(order)
-                    && let Some(agent) = self.agent(host)
-                {
-                    agent.ordered_by.insert(order.effect.clone(), replica);
-                    self.guard(host, ToGuard::Order(order));
+                if let Some(order) = to_order(order) {
+                    self.ordered(host, replica, order);
                 }
             }
             Said::EpochChanged(changed) => {
-                self.guard(host, ToGuard::EpochTold { epoch: Epoch(changed.epoch) });
+                self.epoch_told(host, Epoch(changed.epoch));
                 self.report_to(host, replica);
             }
             Said::Policy(policy) => self.timing(host, &policy),
@@ -393,7 +408,7 @@ impl World {
         if let Some(policy) = &welcome.policy {
             self.timing(host, policy);
         }
-        self.guard(host, ToGuard::EpochTold { epoch: Epoch(welcome.epoch) });
+        self.epoch_told(host, Epoch(welcome.epoch));
         let Ok(secret) = SessionSecret::from_bytes(&welcome.session_secret) else { return };
         let Some(agent) = self.agent(host) else { return };
         agent.sessions.insert(replica, BeatSession::new(&secret, welcome.session_id));
@@ -401,6 +416,41 @@ impl World {
         agent.backoff.insert(replica, BACKOFF_MIN);
         self.beat_now(host);
         self.report_to(host, replica);
+    }
+
+    fn epoch_told(&mut self, host: usize, epoch: Epoch) {
+        let life = self.machines[host].agent_life;
+        self.guard(host, ToGuard::EpochTold { epoch });
+        if self.agent_lives(host, life) {
+            self.checks.epoch_told(host, epoch);
+        }
+    }
+
+    /// An order reaches the guard.
+    fn ordered(&mut self, host: usize, replica: usize, order: Order) {
+        let life = self.machines[host].agent_life;
+        let Some(agent) = self.agent(host) else { return };
+        agent.ordered_by.insert(order.effect.clone(), replica);
+        agent.refused = None;
+        self.guard(host, ToGuard::Order(order.clone()));
+        // One that died on the way may have taken note of it, or not.
+        if self.agent_lives(host, life)
+            && self.agent(host).is_some_and(|agent| agent.refused.as_ref() != Some(&order.effect))
+        {
+            self.checks.order_obeyed(self.now, host, &order);
+        }
+    }
+
+    /// Now and then an order that was sent once, whether it arrived or not, comes again.
+    pub(crate) fn old_order(&mut self, host: usize) {
+        let permille = self.machines[host].old_orders_permille;
+        if permille == 0 || !self.chance.hosts.permille(permille) {
+            return;
+        }
+        let old = &self.machines[host].old_orders;
+        if let Some((replica, order)) = self.chance.hosts.pick(old).cloned() {
+            self.ordered(host, replica, order);
+        }
     }
 
     fn timing(&mut self, host: usize, policy: &v1::AgentPolicy) {
@@ -434,7 +484,9 @@ fn heard(host: &HostId, said: agent_message::Message) -> Option<Message> {
             host: host.clone(),
             outcome: match outcome.outcome? {
                 order_outcome::Outcome::Running(_) => OrderOutcome::Running,
-                order_outcome::Outcome::NotRunning(not) => OrderOutcome::NotRunning { detail: not.detail },
+                order_outcome::Outcome::NotRunning(not) => {
+                    OrderOutcome::NotRunning { detail: not.detail, tried: !not.never_tried }
+                }
                 order_outcome::Outcome::Refused(refused) => OrderOutcome::Refused { detail: refused.detail },
             },
         }),

@@ -1,0 +1,251 @@
+//! A topic of Kafka. An event is safe once the broker's delivery report says that all replicas in sync have it.
+//!
+//! A batch is handed over as a whole, and the next one only after it: so in each partition an event arrives first
+//! after all events before it did. librdkafka keeps the order within a batch (idempotent, gapless, and no message
+//! ever times out by itself: a message that was given up between two others would be a gap). When nothing moves for
+//! long, the whole producer is thrown away and a new one begins behind the cursor.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use defib_model::export::{ContentMode, Format, KafkaSasl, SinkTls};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, ProducerContext, ThreadedProducer},
+};
+use tokio::sync::Notify;
+
+use super::{Line, Origin, SinkError, secret};
+use crate::formats::cloudevents;
+
+/// How long a broker may confirm nothing while it has something to confirm.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Options {
+    pub(super) brokers: Vec<String>,
+    pub(super) topic: String,
+    pub(super) mode: ContentMode,
+    pub(super) tls: Option<SinkTls>,
+    pub(super) sasl: Option<KafkaSasl>,
+    pub(super) format: Format,
+}
+
+/// A topic.
+pub(super) struct KafkaSink {
+    options: Options,
+    origin: Origin,
+    producer: Option<Producer>,
+}
+
+impl std::fmt::Debug for KafkaSink {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("KafkaSink").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// What is known of a batch.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Events that the broker has not confirmed.
+    open: usize,
+    /// Why one of them failed.
+    failure: Option<String>,
+    /// What librdkafka complained of last: a broker that is gone is no failure of an event yet.
+    complaint: Option<String>,
+}
+
+/// What librdkafka's threads tell.
+#[derive(Debug, Default)]
+struct Reports {
+    batch: Mutex<Batch>,
+    changed: Notify,
+}
+
+impl Reports {
+    fn change<T>(&self, change: impl FnOnce(&mut Batch) -> T) -> T {
+        change(&mut self.batch.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Told(Arc<Reports>);
+
+impl ClientContext for Told {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        // What hinders a sink is told by its status, once.
+        tracing::debug!(facility, message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        // These do not go away by waiting.
+        let is_final = matches!(
+            code,
+            Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
+        );
+        self.0.change(|batch| {
+            // That all are down is the sum of what was said of each; the last of those has its reason.
+            if code != Some(RDKafkaErrorCode::AllBrokersDown) || batch.complaint.is_none() {
+                batch.complaint = Some(reason.to_owned());
+            }
+            if is_final {
+                batch.failure.get_or_insert_with(|| reason.to_owned());
+            }
+        });
+        if is_final {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+impl ProducerContext for Told {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let tell = self.0.change(|batch| {
+            batch.open = batch.open.saturating_sub(1);
+            if let Err((error, _)) = result {
+                batch.failure.get_or_insert_with(|| error.to_string());
+            }
+            batch.open == 0 || batch.failure.is_some()
+        });
+        if tell {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+struct Producer {
+    inner: Option<ThreadedProducer<Told>>,
+    told: Told,
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        // Its threads are waited for, which may take a second or two: not on a thread of the runtime.
+        if let Some(inner) = self.inner.take() {
+            let close = move || drop(inner);
+            if let Err(error) = std::thread::Builder::new().name("kafka-close".into()).spawn(close) {
+                tracing::warn!(%error, "a thread can't be started to close a connection to Kafka");
+            }
+        }
+    }
+}
+
+impl KafkaSink {
+    pub(super) const fn new(options: Options, origin: Origin) -> Self {
+        Self { options, origin, producer: None }
+    }
+
+    fn config(&self) -> Result<ClientConfig, SinkError> {
+        let mut config = ClientConfig::new();
+        let options = &self.options;
+        crate::kafka::reach(&mut config, &options.brokers, options.tls.as_ref());
+        if let Some(sasl) = &options.sasl {
+            crate::kafka::login(
+                &mut config,
+                sasl,
+                &secret("sasl.password", &sasl.password)?,
+                options.tls.is_some(),
+            );
+        }
+        config
+            .set("client.id", &self.origin.host)
+            .set("enable.idempotence", "true")
+            .set("enable.gapless.guarantee", "true")
+            .set("acks", "all")
+            .set("message.timeout.ms", "0")
+            .set("request.timeout.ms", "5000")
+            // As Kafka's own clients do, so that a key has the same partition whoever wrote it.
+            .set("partitioner", "murmur2_random")
+            .set("compression.type", "lz4")
+            .set("linger.ms", "0")
+            // The largest batch of the policy fits.
+            .set("queue.buffering.max.messages", "20000")
+            .set("queue.buffering.max.kbytes", "65536");
+        Ok(config)
+    }
+
+    fn producer(&mut self) -> Result<&Producer, SinkError> {
+        if self.producer.is_none() {
+            let told = Told::default();
+            let inner = ThreadedProducer::from_config_and_context(&self.config()?, told.clone())
+                .map_err(|error| SinkError::new(format!("no client for Kafka: {error}")))?;
+            self.producer = Some(Producer { inner: Some(inner), told });
+        }
+        self.producer.as_ref().ok_or_else(|| SinkError::new("no client for Kafka"))
+    }
+
+    pub(super) async fn deliver(&mut self, lines: &[Line]) -> Result<(), SinkError> {
+        self.producer()?;
+        let Some(Producer { inner: Some(inner), told }) = &self.producer else { return Ok(()) };
+        let reports = Arc::clone(&told.0);
+        reports.change(|batch| {
+            batch.open = lines.len();
+            batch.complaint = None;
+        });
+        for line in lines {
+            self.hand_over(inner, line)?;
+        }
+        settled(&reports, lines.len()).await
+    }
+
+    fn hand_over(&self, producer: &ThreadedProducer<Told>, line: &Line) -> Result<(), SinkError> {
+        let context = &self.origin.context;
+        let key = cloudevents::key(context, line);
+        let enveloped;
+        let (content, value, attributes) = match self.options.mode {
+            ContentMode::Binary => {
+                let content = cloudevents::content_type(self.options.format);
+                (content, &line.text, cloudevents::attributes(context, line))
+            }
+            ContentMode::Structured => {
+                enveloped = cloudevents::envelope(context, line, self.options.format);
+                (cloudevents::STRUCTURED, &enveloped, Vec::new())
+            }
+        };
+        let headers = OwnedHeaders::new_with_capacity(attributes.len() + 1)
+            .insert(Header { key: "content-type", value: Some(content) });
+        let headers = attributes.iter().fold(headers, |headers, (name, value)| {
+            headers.insert(Header { key: &format!("ce_{name}"), value: Some(value) })
+        });
+        let record = BaseRecord::to(&self.options.topic).key(&key).payload(value.as_bytes()).headers(headers);
+        producer.send(record).map_err(|(error, _)| {
+            let mut refused = SinkError::new(format!("event {}: {error}", line.event.seq));
+            refused.too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            refused
+        })
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.producer = None;
+    }
+}
+
+/// Waits until all of a batch is confirmed.
+async fn settled(reports: &Reports, total: usize) -> Result<(), SinkError> {
+    let mut before = total;
+    loop {
+        let waited = tokio::time::timeout(CONFIRMED_WITHIN, reports.changed.notified()).await;
+        let (open, failure, complaint) =
+            reports.change(|batch| (batch.open, batch.failure.clone(), batch.complaint.clone()));
+        if let Some(why) = failure {
+            return Err(SinkError::new(why));
+        }
+        if open == 0 {
+            return Ok(());
+        }
+        if waited.is_err() && open == before {
+            let why = complaint.unwrap_or_else(|| "it says nothing".into());
+            let limit = CONFIRMED_WITHIN.as_secs();
+            return Err(SinkError::new(format!("the broker confirmed nothing in {limit}s: {why}")));
+        }
+        before = open;
+    }
+}

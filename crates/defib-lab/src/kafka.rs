@@ -1,0 +1,188 @@
+//! Apache Kafka itself, one broker on loopback that can be killed and held. `cargo xtask kafka` puts its jars where
+//! they are looked for.
+
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+
+use crate::cluster::{Process, Program, ports, wait_until};
+
+/// Where the jars are, below cargo's target directory.
+pub const JARS: &str = "kafka/libs";
+/// Longer than a broker takes to start, on any machine.
+const STARTS_WITHIN: Duration = Duration::from_secs(90);
+/// Any will do: nobody else has this broker's directory.
+const CLUSTER_ID: &str = "ZGVmaWItbGFiLWthZmthAA";
+
+/// The jars, if they were put together: beside what cargo builds.
+#[must_use]
+pub fn jars() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    own.ancestors().map(|place| place.join(JARS)).find(|place| place.is_dir())
+}
+
+/// A listener with TLS that wants a client certificate and a user.
+#[derive(Debug, Clone)]
+pub struct Secured {
+    /// PEM file with the broker's key (PKCS #8), then its certificate.
+    pub identity: PathBuf,
+    /// PEM file with the authority of clients.
+    pub authority: PathBuf,
+    /// The only user.
+    pub user: String,
+    /// Her password.
+    pub password: String,
+}
+
+/// A broker and controller in one process.
+#[derive(Debug)]
+pub struct Broker {
+    program: Program,
+    process: Option<Process>,
+    taken: Vec<SocketAddr>,
+}
+
+impl Broker {
+    /// Starts a broker with all that it has below `directory`, which must be there.
+    ///
+    /// # Errors
+    /// When it does not start; its log is in the directory.
+    pub async fn start(jars: &Path, directory: &Path, secured: Option<&Secured>) -> anyhow::Result<Self> {
+        let taken = ports::free(3)?;
+        let file = directory.join("server.properties");
+        fs::write(&file, properties(&taken, directory, secured))?;
+        let format = ["kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c"];
+        let mut words: Vec<OsString> = format.iter().map(OsString::from).collect();
+        words.push(file.clone().into());
+        if let Some(one) = secured {
+            words.push("--add-scram".into());
+            words.push(format!("SCRAM-SHA-512=[name={},password={}]", one.user, one.password).into());
+        }
+        let formatted =
+            Command::new("java").args(java(jars)).args(&words).output().context("java can't be started")?;
+        ensure!(formatted.status.success(), "no storage: {}", String::from_utf8_lossy(&formatted.stderr));
+        let mut arguments = java(jars);
+        arguments.extend(["kafka.Kafka".into(), file.into()]);
+        let program = Program {
+            path: "java".into(),
+            arguments,
+            output: directory.join("broker.log"),
+            watched_input: false,
+        };
+        let mut broker = Self { program, process: None, taken };
+        broker.restart()?;
+        broker.wait_until_up().await?;
+        Ok(broker)
+    }
+
+    /// `host:port` of the listener without TLS.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.taken.first().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// `host:port` of the listener with TLS.
+    #[must_use]
+    pub fn secured_address(&self) -> String {
+        self.taken.last().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again where it was, without waiting until it is up.
+    ///
+    /// # Errors
+    /// When java can't be started.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.process = Some(Process::start(&self.program)?);
+        Ok(())
+    }
+
+    /// Holds it in the middle of whatever it does, or lets it go on.
+    pub fn pause(&mut self, paused: bool) {
+        if let Some(process) = &mut self.process {
+            process.signal(if paused { Signal::SIGSTOP } else { Signal::SIGCONT });
+        }
+    }
+
+    /// Waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub async fn wait_until_up(&self) -> anyhow::Result<()> {
+        let address = self.address();
+        let log = self.program.output.display().to_string();
+        wait_until("Kafka listens", STARTS_WITHIN, || async {
+            TcpStream::connect(&address).await.with_context(|| format!("see {log}"))?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.process = None;
+        ports::release(self.taken.drain(..));
+    }
+}
+
+/// Small and quick to start: it is no server that has to be fast for days.
+fn java(jars: &Path) -> Vec<OsString> {
+    let all = jars.join("*");
+    let mut words: Vec<OsString> =
+        ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m", "-cp"].map(OsString::from).to_vec();
+    words.push(all.into());
+    words
+}
+
+fn properties(addresses: &[SocketAddr], directory: &Path, secured: Option<&Secured>) -> String {
+    let [plain, controller, tls] = addresses else { return String::new() };
+    let mut text = format!(
+        "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
+         controller.listener.names=CONTROLLER\ninter.broker.listener.name=PLAIN\nlog.dirs={}\n\
+         num.partitions=3\noffsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
+         transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\nnum.network.threads=2\nnum.io.threads=2\n",
+        directory.join("data").display()
+    );
+    let plain = format!("PLAIN://{plain}");
+    let (listener, protocol) = match secured {
+        None => (String::new(), ""),
+        Some(_) => (format!(",SECURED://{tls}"), ",SECURED:SASL_SSL"),
+    };
+    let _ = write!(
+        text,
+        "listeners={plain}{listener},CONTROLLER://{controller}\nadvertised.listeners={plain}{listener}\n\
+         listener.security.protocol.map=PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT{protocol}\n"
+    );
+    if let Some(one) = secured {
+        let login = "org.apache.kafka.common.security";
+        let _ = write!(
+            text,
+            "ssl.keystore.type=PEM\nssl.keystore.location={}\nssl.truststore.type=PEM\nssl.truststore.location={}\n\
+             ssl.client.auth=required\nlistener.name.secured.ssl.client.auth=required\n\
+             listener.name.secured.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN\n\
+             listener.name.secured.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
+             listener.name.secured.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{}=\"{}\";\n",
+            one.identity.display(),
+            one.authority.display(),
+            one.user,
+            one.password
+        );
+    }
+    text
+}
