@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::machines::{feed, run};
+use serde::Deserialize;
+
+use crate::machines::{bmc, feed, run};
 
 /// What stands at an end of a cut.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,30 +22,58 @@ pub(crate) struct OneWay {
     pub(crate) from: Port,
     /// … to there.
     pub(crate) to: Port,
+    /// On this network; `None`: on both.
+    pub(crate) network: Option<Network>,
+    /// Only so many packets of a hundred.
+    pub(crate) percent: u8,
 }
 
-const NETWORKS: [(&str, u8); 2] = [("data", 1), ("mgmt", 2)];
+/// A network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Network {
+    /// Between hosts and replicas.
+    Data,
+    /// Of BMCs, and the second path of heartbeats.
+    Management,
+}
+
+impl Network {
+    /// How its cables' names end.
+    const fn cable(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Management => "mgmt",
+        }
+    }
+}
 
 /// The filter of all cuts.
 fn table(cuts: &[OneWay]) -> String {
     let mut forward = String::new();
     let mut input = String::new();
     let mut output = String::new();
-    for OneWay { from, to } in cuts {
+    for OneWay { from, to, network, percent } in cuts {
+        let drop = match percent {
+            100 => "drop".to_owned(),
+            some => format!("numgen random mod 100 < {some} drop"),
+        };
+        let on = |one: Network| network.is_none_or(|network| network == one);
         match (from, to) {
             (Port::Machine(from), Port::Machine(to)) => {
-                for (network, _) in NETWORKS {
-                    let _ = writeln!(forward, "iifname \"{from}-{network}\" oifname \"{to}-{network}\" drop");
+                for cable in [Network::Data, Network::Management].into_iter().filter(|one| on(*one)) {
+                    let cable = cable.cable();
+                    let _ = writeln!(forward, "iifname \"{from}-{cable}\" oifname \"{to}-{cable}\" {drop}");
                 }
             }
-            (Port::Machine(from), Port::Bmc(to)) => {
-                let _ = writeln!(input, "iifname \"{from}-mgmt\" ip daddr 10.99.2.{} drop", 10 + to);
+            (Port::Machine(from), Port::Bmc(to)) if on(Network::Management) => {
+                let _ = writeln!(input, "iifname \"{from}-mgmt\" ip daddr {} {drop}", bmc(*to));
             }
-            (Port::Bmc(from), Port::Machine(to)) => {
-                let _ = writeln!(output, "oifname \"{to}-mgmt\" ip saddr 10.99.2.{} drop", 10 + from);
+            (Port::Bmc(from), Port::Machine(to)) if on(Network::Management) => {
+                let _ = writeln!(output, "oifname \"{to}-mgmt\" ip saddr {} {drop}", bmc(*from));
             }
             // BMCs say nothing to each other.
-            (Port::Bmc(_), Port::Bmc(_)) => {}
+            (Port::Machine(_) | Port::Bmc(_), Port::Bmc(_)) | (Port::Bmc(_), Port::Machine(_)) => {}
         }
     }
     let mut text = String::from("table bridge cuts\ndelete table bridge cuts\ntable bridge cuts {\n");
@@ -76,14 +106,16 @@ mod tests {
     #[test]
     fn each_way_of_a_cut_is_a_rule_of_its_own() {
         let machine = |name: &str| Port::Machine(name.to_owned());
+        let cut = |from, to| OneWay { from, to, network: None, percent: 100 };
         let text = table(&[
-            OneWay { from: machine("h1"), to: machine("r2") },
-            OneWay { from: machine("r1"), to: Port::Bmc(3) },
-            OneWay { from: Port::Bmc(3), to: machine("r1") },
+            OneWay { network: Some(Network::Data), ..cut(machine("h1"), machine("r2")) },
+            cut(machine("r1"), Port::Bmc(3)),
+            OneWay { percent: 30, ..cut(Port::Bmc(3), machine("r1")) },
         ]);
         assert!(text.contains("iifname \"h1-data\" oifname \"r2-data\" drop"), "{text}");
-        assert!(!text.contains("iifname \"r2-data\""), "{text}");
+        assert!(!text.contains("iifname \"r2-data\"") && !text.contains("h1-mgmt"), "{text}");
         assert!(text.contains("iifname \"r1-mgmt\" ip daddr 10.99.2.13 drop"), "{text}");
-        assert!(text.contains("oifname \"r1-mgmt\" ip saddr 10.99.2.13 drop"), "{text}");
+        let lossy = "oifname \"r1-mgmt\" ip saddr 10.99.2.13 numgen random mod 100 < 30 drop";
+        assert!(text.contains(lossy), "{text}");
     }
 }

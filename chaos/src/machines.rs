@@ -70,7 +70,7 @@ fn host_data(number: usize) -> Ipv4Addr {
 }
 
 /// A BMC's address on the management network.
-fn bmc(number: usize) -> Ipv4Addr {
+pub(crate) fn bmc(number: usize) -> Ipv4Addr {
     address(2, 10 + number)
 }
 

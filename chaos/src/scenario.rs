@@ -12,6 +12,7 @@ use defib_process::from_yaml;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::cuts::Network;
 use crate::words::{End, Hosts, Processes, Replicas};
 
 /// One scenario.
@@ -92,6 +93,8 @@ pub(crate) enum Step {
     Thaw(Hosts),
     /// `kill -9`.
     Kill(Processes),
+    /// SIGTERM: an agent says goodbye, as it does for an upgrade.
+    Terminate(Processes),
     /// SIGSTOP.
     Pause(Processes),
     /// SIGCONT for all that was stopped by `pause`.
@@ -116,6 +119,8 @@ pub(crate) enum Step {
     FillDisk(Replicas),
     /// And has room again.
     FreeDisk(Everything),
+    /// An operator says this to `defib`.
+    Operator(String),
     /// An event comes.
     WaitFor(Wanted),
     /// The lost VMs run elsewhere, and the recoveries of struck hosts are closed.
@@ -142,9 +147,15 @@ pub(crate) struct Cut {
     pub(crate) from: End,
     /// … comes here.
     pub(crate) to: End,
-    /// Nor the other way.
+    /// The other way it does.
     #[serde(default)]
     pub(crate) one_way: bool,
+    /// Only on this network.
+    #[serde(default)]
+    pub(crate) network: Option<Network>,
+    /// Only so many packets of a hundred are lost.
+    #[serde(default)]
+    pub(crate) percent: Option<u8>,
 }
 
 /// A BMC's faults, as its emulator takes them.
@@ -336,6 +347,9 @@ impl Scenario {
                 let missing = names.iter().find(|name| !known.contains(name));
                 ensure!(missing.is_none(), "steps: the lab has no host {}", missing.map_or("", |name| name));
             }
+            if let Step::Cut(Cut { percent: Some(percent), .. }) = step {
+                ensure!((1..=100).contains(percent), "steps: cut: percent is from 1 to 100");
+            }
             if let Step::FillDisk(_) = step {
                 ensure!(self.lab.disk_mib.is_some(), "steps: fill-disk wants a lab with disk-mib");
             }
@@ -369,6 +383,7 @@ impl Step {
                 | Self::PlugOutWithBmc(_)
                 | Self::Freeze(_)
                 | Self::Kill(_)
+                | Self::Terminate(_)
                 | Self::Pause(_)
                 | Self::Cut(_)
                 | Self::BmcDark(_)

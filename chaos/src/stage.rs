@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use defib_lab::clock::{millis_between, monotonic_ns};
 use defib_lab::cluster::layout::host_name;
-use defib_lab::cluster::{Cluster, Follower, Options, Profile, Seen, Size, wait_until};
+use defib_lab::cluster::{Cluster, Follower, Options, Profile, Seen, Size, binary, wait_until};
 use defib_lab::failover;
 use defib_lab::measure::Recovery;
 use defib_lab::oracle::Life;
@@ -16,7 +16,7 @@ use defib_lab::redfish::Faults;
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cuts::{self, OneWay, Port};
 use crate::machines::Ground;
@@ -54,6 +54,7 @@ pub(crate) struct Stage {
     paused: Vec<i32>,
     killed: BTreeSet<u64>,
     filled: Vec<PathBuf>,
+    binaries: Option<PathBuf>,
 }
 
 impl Stage {
@@ -95,6 +96,7 @@ impl Stage {
             paused: Vec::new(),
             killed: BTreeSet::new(),
             filled: Vec::new(),
+            binaries: binaries.cloned(),
         };
         stage.struck = scenario.struck(|hosts| stage.hosts(hosts));
         if let Err(error) = stage.cluster.settle(PATIENCE).await {
@@ -198,6 +200,7 @@ impl Stage {
                 Ok(())
             }
             Step::Kill(processes) => self.signal(step, processes, Signal::SIGKILL).await,
+            Step::Terminate(processes) => self.signal(step, processes, Signal::SIGTERM).await,
             Step::Pause(processes) => self.signal(step, processes, Signal::SIGSTOP).await,
             Step::Resume(_) => {
                 let paused = std::mem::take(&mut self.paused);
@@ -269,6 +272,10 @@ impl Stage {
                 self.note(now, step, "full disks have room again".to_owned());
                 Ok(())
             }
+            Step::Operator(words) => {
+                self.note(now, step, format!("an operator says: defib {words}"));
+                self.operate(words).await
+            }
             Step::WaitFor(wanted) => self.wait_for(wanted).await,
             Step::Recovered(within) => {
                 self.wait_until_recovered(within.within.0).await?;
@@ -327,7 +334,7 @@ impl Stage {
             }
         };
         ensure!(!pids.is_empty(), "{what} does not run");
-        let word = if signal == Signal::SIGKILL { "kill -9 of" } else { "SIGSTOP for" };
+        let word = if signal == Signal::SIGKILL { "kill -9 of" } else { signal.as_str() };
         self.note(monotonic_ns(), step, format!("{word} {what}"));
         for pid in &pids {
             kill(Pid::from_raw(*pid), signal).with_context(|| format!("{what} gets no {signal}"))?;
@@ -358,10 +365,12 @@ impl Stage {
         let (from, to) = (self.ports(&cut.from).await?, self.ports(&cut.to).await?);
         for from in &from {
             for to in to.iter().filter(|to| *to != from) {
-                self.cuts.push(OneWay { from: from.clone(), to: to.clone() });
+                let percent = cut.percent.unwrap_or(100);
+                let there = OneWay { from: from.clone(), to: to.clone(), network: cut.network, percent };
                 if !cut.one_way {
-                    self.cuts.push(OneWay { from: to.clone(), to: from.clone() });
+                    self.cuts.push(OneWay { from: to.clone(), to: from.clone(), ..there.clone() });
                 }
+                self.cuts.push(there);
             }
         }
         self.cuts.sort();
@@ -373,10 +382,23 @@ impl Stage {
             }))
         };
         let word = if cut.one_way { "to" } else { "and" };
-        let text = format!("nothing passes between {} {word} {}", named(&from), named(&to));
+        let what = cut
+            .percent
+            .map_or_else(|| "nothing passes".to_owned(), |percent| format!("{percent} % are lost"));
+        let text = format!("{what} between {} {word} {}", named(&from), named(&to));
         let now = monotonic_ns();
         cuts::apply(&self.cuts)?;
         self.note(now, step, text);
+        Ok(())
+    }
+
+    async fn operate(&self, words: &str) -> anyhow::Result<()> {
+        let mut command = tokio::process::Command::new(binary(self.binaries.as_deref(), "defib")?);
+        let config = self.cluster.directory().join("operator.yaml");
+        command.args(words.split_whitespace()).env("DEFIB_CONFIG", config).kill_on_drop(true);
+        let output = timeout(PATIENCE, command.output()).await.context("defib does not answer")??;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "defib {words}: {}", told.trim());
         Ok(())
     }
 
