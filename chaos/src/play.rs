@@ -72,7 +72,7 @@ async fn judge(stage: &mut Stage, scenario: &Scenario, run: &mut Run) -> anyhow:
     run.problems.extend(found.unseen.iter().map(|who| format!("{who} beat, and nobody saw its process")));
     run.problems.extend(found.disk_errors.first().map(|who| format!("the disk of {who} failed")));
     run.invariants = verdicts.as_map();
-    run.problems.extend(broken(&verdicts));
+    run.problems.extend(broken(&verdicts, &scenario.must.find_broken));
     if let Some(recovery) = stage.recovery().filter(|_| !stage.struck().is_empty()) {
         let steps = recovery.steps(&lives);
         run.figures = Figures {
@@ -92,9 +92,16 @@ async fn judge(stage: &mut Stage, scenario: &Scenario, run: &mut Run) -> anyhow:
     Ok(())
 }
 
-fn broken(verdicts: &Verdicts) -> Vec<String> {
+/// What the checkers found, but for what they had to find; and what of that they did not.
+fn broken(verdicts: &Verdicts, expected: &[String]) -> Vec<String> {
     let mut all = Vec::new();
     for (name, problems) in &verdicts.0 {
+        if expected.contains(name) {
+            if problems.is_empty() {
+                all.push(format!("{name} was broken on purpose, and nobody noticed"));
+            }
+            continue;
+        }
         all.extend(problems.iter().take(TOLD).map(|problem| format!("{name}: {problem}")));
         if problems.len() > TOLD {
             all.push(format!("{name}: and {} more", problems.len() - TOLD));
@@ -228,4 +235,22 @@ fn tracks(lives: &[Life]) -> Vec<Track> {
             to_ns: life.last_ns,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invariant_that_is_broken_on_purpose_must_be_found_broken() {
+        let mut verdicts = Verdicts::default();
+        verdicts.add("I1", vec!["twice".to_owned()]);
+        verdicts.add("I2", Vec::new());
+        assert_eq!(broken(&verdicts, &[]), ["I1: twice"]);
+        assert_eq!(broken(&verdicts, &["I1".to_owned()]), [""; 0]);
+        assert_eq!(
+            broken(&verdicts, &["I1".to_owned(), "I2".to_owned()]),
+            ["I2 was broken on purpose, and nobody noticed"]
+        );
+    }
 }

@@ -119,6 +119,8 @@ pub(crate) enum Step {
     FillDisk(Replicas),
     /// And has room again.
     FreeDisk(Everything),
+    /// Somebody starts a VM once more, behind everybody's back: the test of the oracle.
+    StartTwice(Twice),
     /// An operator says this to `defib`.
     Operator(String),
     /// An event comes.
@@ -166,6 +168,16 @@ pub(crate) struct BmcFaults {
     pub(crate) of: Hosts,
     /// All faults; none: it is well.
     pub(crate) faults: Faults,
+}
+
+/// A second instance.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Twice {
+    /// Of this VM …
+    pub(crate) vm: String,
+    /// … on this host.
+    pub(crate) on: String,
 }
 
 /// A length of time, such as `8s`.
@@ -255,6 +267,8 @@ pub(crate) struct Must {
     pub(crate) stop_nothing: bool,
     /// How often a BMC may be told to switch, at most.
     pub(crate) switch_at_most: BTreeMap<String, usize>,
+    /// Invariants that must be found broken, and no others: only where something was broken that they forbid.
+    pub(crate) find_broken: Vec<String>,
     /// How long after the first fault each step may be over.
     pub(crate) limits: Limits,
 }
@@ -390,6 +404,7 @@ impl Step {
                 | Self::BmcFaults(_)
                 | Self::FillDisk(_)
                 | Self::HoldAgent(_)
+                | Self::StartTwice(_)
         )
     }
 

@@ -19,9 +19,9 @@ use nix::unistd::Pid;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cuts::{self, OneWay, Port};
-use crate::machines::Ground;
+use crate::machines::{Ground, run};
 use crate::report::{Moment, MomentKind};
-use crate::scenario::{Cut, Scenario, Step, Wanted};
+use crate::scenario::{Cut, Scenario, Step, Twice, Wanted};
 use crate::watch::{self, Watch};
 use crate::words::{End, Hosts, Processes, Replicas, listed};
 
@@ -272,6 +272,10 @@ impl Stage {
                 self.note(now, step, "full disks have room again".to_owned());
                 Ok(())
             }
+            Step::StartTwice(Twice { vm, on }) => {
+                self.note(now, step, format!("somebody starts {vm} on {on}, too"));
+                self.start_twice(vm, on)
+            }
             Step::Operator(words) => {
                 self.note(now, step, format!("an operator says: defib {words}"));
                 self.operate(words).await
@@ -390,6 +394,17 @@ impl Stage {
         cuts::apply(&self.cuts)?;
         self.note(now, step, text);
         Ok(())
+    }
+
+    fn start_twice(&self, vm: &str, on: &str) -> anyhow::Result<()> {
+        let declared = self.cluster.inventory().vms.values().find(|one| one.id.as_str() == vm);
+        let declared = declared.with_context(|| format!("the lab has no VM {vm}"))?;
+        let file = self.directory(on).join("second.xml");
+        std::fs::write(&file, declared.definition.arguments.first().context("it has a definition")?)?;
+        let within = watch::of_host(&self.directory(on), "/usr/sbin/libvirtd");
+        let pid = within.first().with_context(|| format!("no libvirtd runs on {on}"))?.to_string();
+        let file = file.display().to_string();
+        run("nsenter", &["-t", &pid, "-m", "-n", "-p", "virsh", "create", &file]).map(drop)
     }
 
     async fn operate(&self, words: &str) -> anyhow::Result<()> {
