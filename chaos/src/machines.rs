@@ -12,16 +12,23 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 use defib_lab::cluster::layout::HOSTS_MAX;
-use defib_lab::cluster::site::{Boot, ReplicaAddresses, Site, through};
-use defib_lab::cluster::{Program, REPLICAS};
+use defib_lab::cluster::site::{Boot, FencedHost, ReplicaAddresses, Site, through};
+use defib_lab::cluster::{Process, Program, REPLICAS};
+use defib_lab::ipmi::{self, IpmiConfig};
 use defib_lab::needs;
 use defib_model::Inventory;
-use defib_model::inventory::{Definition, Readiness, SelfFence};
+use defib_model::inventory::{
+    CipherSuite, Definition, FenceMethod, FencingLevel, IpmiTarget, Readiness, RedfishTarget, SelfFence,
+};
+
+use crate::scenario::Lab;
 
 /// The first two parts of every address.
 const PREFIX: &str = "10.99";
@@ -32,9 +39,11 @@ const INIT: &str = include_str!("host/init.sh");
 /// Where a host's guests say that they beat.
 const PULSE: &str = "/mnt";
 /// Programs of others that a lab needs, by Debian's packages.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 12] = [
     ("cc", "gcc"),
     ("ip", "iproute2"),
+    ("ipmi_sim", "openipmi"),
+    ("ipmitool", "ipmitool"),
     ("libvirtd", "libvirt-daemon"),
     ("mount", "mount"),
     ("nft", "nftables"),
@@ -138,12 +147,7 @@ impl Ground {
     ///
     /// # Errors
     /// When the directory can't be made.
-    pub(crate) fn site(
-        &self,
-        directory: &Path,
-        disk_mib: Option<u32>,
-        trust_self_fence: bool,
-    ) -> anyhow::Result<Machines> {
+    pub(crate) fn site(&self, directory: &Path, lab: &Lab) -> anyhow::Result<Machines> {
         // Beside the cluster's own directory, which must not exist yet.
         let shared = directory.with_extension("shared");
         std::fs::create_dir_all(&shared)?;
@@ -152,8 +156,10 @@ impl Ground {
             cache: self.cache.clone(),
             shared,
             directory: directory.to_owned(),
-            disk_mib,
-            trust_self_fence,
+            disk_mib: lab.disk_mib,
+            trust_self_fence: lab.trust_self_fence,
+            ipmi: lab.ipmi,
+            simulators: Mutex::default(),
         })
     }
 }
@@ -167,6 +173,8 @@ pub(crate) struct Machines {
     directory: PathBuf,
     disk_mib: Option<u32>,
     trust_self_fence: bool,
+    ipmi: bool,
+    simulators: Mutex<Vec<Process>>,
 }
 
 /// The file in which a host's guest says that it beats.
@@ -236,6 +244,37 @@ impl Site for Machines {
             OsString::new(),
         ];
         words.into_iter().filter(|word| !word.is_empty()).collect()
+    }
+
+    fn fencing(&self, host: &FencedHost<'_>, redfish: RedfishTarget) -> anyhow::Result<Vec<FencingLevel>> {
+        if !self.ipmi {
+            return Ok(vec![FencingLevel(vec![FenceMethod::Redfish(redfish)])]);
+        }
+        let user = std::fs::read_to_string(host.user_file)?;
+        let (name, _) = user.split_once('\n').context("a user file has two lines")?;
+        // What IPMI 2.0 takes has twenty letters at most.
+        let config = IpmiConfig {
+            guid: *b"\0\0\0\0\0\0\x40\0\x80\0\0\0\0\0\0\0",
+            serial: redfish.serial.clone().context("a lab's host has a serial number")?,
+            user: name.to_owned(),
+            password: format!("lab-{}", host.number),
+        };
+        let credentials = host.directory.join("ipmi.user");
+        std::fs::write(&credentials, format!("{}\n{}\n", config.user, config.password))?;
+        std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?;
+        let address = SocketAddr::new(IpAddr::V4(bmc(host.number)), 623);
+        let own = std::env::current_exe()?;
+        let chassis = format!("{} chassis {}", own.display(), host.admin);
+        let program = ipmi::program(&host.directory.join("ipmi"), &config, address, &chassis)?;
+        self.simulators.lock().unwrap_or_else(PoisonError::into_inner).push(Process::start(&program)?);
+        Ok(vec![FencingLevel(vec![FenceMethod::Ipmi(IpmiTarget {
+            address: address.to_string(),
+            uuid: None,
+            serial: redfish.serial,
+            credentials: format!("file:{}", credentials.display()),
+            // The only one that the simulator knows.
+            cipher_suite: CipherSuite::Sha1,
+        })])])
     }
 
     fn agent(&self) -> String {

@@ -1,6 +1,7 @@
 //! Builds Defib clusters on machines of their own (namespaces with real libvirt and QEMU), breaks them as scenario files
 //! say, and judges what came of it. Needs root; leaves nothing behind.
 
+mod chassis;
 mod cuts;
 mod enclosure;
 mod figures;
@@ -15,6 +16,7 @@ mod watch;
 mod words;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -75,6 +77,18 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Called by `ipmi_sim` for everything about a host's power.
+    #[command(hide = true)]
+    Chassis {
+        /// Where the host's BMC takes orders of the lab.
+        admin: SocketAddr,
+        /// Which controller asks.
+        controller: String,
+        /// `get` or `set`.
+        verb: String,
+        /// What is asked for or set, and to what.
+        words: Vec<String>,
+    },
     /// Used by the program itself.
     #[command(hide = true)]
     Within {
@@ -122,6 +136,13 @@ fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {
             match format {
                 Format::Text => print!("{}", library.table(ci)),
                 Format::Json => println!("{}", library.json(ci)?),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Chassis { admin, controller: _, verb, words } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            if let Some(answer) = runtime.block_on(chassis::answer(admin, &verb, &words))? {
+                println!("{answer}");
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -189,6 +210,6 @@ fn order(command: Command) -> anyhow::Result<Option<Order>> {
             report: common.report,
             programs: common.programs,
         })),
-        Command::List { .. } | Command::Within { .. } => Ok(None),
+        Command::List { .. } | Command::Chassis { .. } | Command::Within { .. } => Ok(None),
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Lab {
     pub(crate) disk_mib: Option<u32>,
     /// Brakes that let one host after the other be struck.
     pub(crate) wide_brakes: bool,
+    /// BMCs that speak IPMI instead of Redfish: `ipmi_sim`.
+    pub(crate) ipmi: bool,
     /// What proves the death of a host whose BMC says nothing: its lease, if this is set.
     pub(crate) trust_self_fence: bool,
 }
@@ -72,6 +74,7 @@ impl Default for Lab {
             second_path: false,
             disk_mib: None,
             wide_brakes: false,
+            ipmi: false,
             trust_self_fence: true,
         }
     }

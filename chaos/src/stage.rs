@@ -76,7 +76,7 @@ impl Stage {
         options.second_path = lab.second_path;
         options.binaries = binaries.cloned();
         options.leave_directory = true;
-        options.site = Arc::new(ground.site(directory, lab.disk_mib, lab.trust_self_fence)?);
+        options.site = Arc::new(ground.site(directory, lab)?);
         cuts::apply(&[])?;
         let cluster = Cluster::start(options).await?;
         let watch = Watch::start(&cluster);

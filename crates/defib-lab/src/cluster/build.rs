@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use defib_export::signing::SigningKey;
-use defib_model::inventory::{FenceMethod, FencingLevel, Host, RedfishTarget};
+use defib_model::inventory::{Host, RedfishTarget};
 use defib_model::{HostId, Inventory, ReplicaId};
 use defib_pki::{ClusterAuthority, ClusterName, OperatorName, PeerIdentity, Role, default_validity};
 use tokio::time::{Instant, sleep};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::evidence::BMC_REQUESTS;
 use super::faults::HELD;
 use super::files::ReplicaPorts;
-use super::site::{Boot, ReplicaAddresses};
+use super::site::{Boot, FencedHost, ReplicaAddresses};
 use super::{
     Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, Refused, binary,
     describe, files, layout,
@@ -189,11 +189,17 @@ impl Cluster {
                     self.host_directory(name.as_str()).join("bmc.user").display()
                 ),
             };
+            let admin = text("admin")?.parse()?;
             if let Some(host) = self.hosts.get_mut(name.as_str()) {
-                host.admin = AdminClient::new(text("admin")?.parse()?);
+                host.admin = AdminClient::new(admin);
             }
+            let directory = self.host_directory(name.as_str());
+            let user_file = directory.join("bmc.user");
+            let fenced =
+                FencedHost { number: number + 1, directory: &directory, admin, user_file: &user_file };
+            let fencing = self.site.fencing(&fenced, target)?;
             if let Some(host) = self.inventory.hosts.get_mut(name) {
-                host.fencing = vec![FencingLevel(vec![FenceMethod::Redfish(target)])];
+                host.fencing = fencing;
             }
         }
         Ok(())

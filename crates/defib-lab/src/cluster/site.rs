@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use defib_model::Inventory;
+use defib_model::inventory::{FenceMethod, FencingLevel, RedfishTarget};
 
 use super::{Program, ports};
 
@@ -42,6 +43,19 @@ pub struct Boot<'a> {
     pub held: &'a Path,
 }
 
+/// A host whose BMC is being declared.
+#[derive(Debug)]
+pub struct FencedHost<'a> {
+    /// The host's number, from 1.
+    pub number: usize,
+    /// Its directory.
+    pub directory: &'a Path,
+    /// Where its emulator takes orders of the lab.
+    pub admin: SocketAddr,
+    /// A file with user name and password.
+    pub user_file: &'a Path,
+}
+
 /// Where the parts of a cluster run. The cluster is the same everywhere: programs, configuration, faults, checks.
 pub trait Site: Debug + Send + Sync {
     /// Where a replica listens.
@@ -74,6 +88,14 @@ pub trait Site: Debug + Send + Sync {
 
     /// The command that the BMC starts at power-on.
     fn boot(&self, boot: &Boot<'_>) -> Vec<OsString>;
+
+    /// How a host is fenced: by its emulator, or by another BMC that has the same power.
+    ///
+    /// # Errors
+    /// When that other BMC can't be started.
+    fn fencing(&self, _: &FencedHost<'_>, redfish: RedfishTarget) -> anyhow::Result<Vec<FencingLevel>> {
+        Ok(vec![FencingLevel(vec![FenceMethod::Redfish(redfish)])])
+    }
 
     /// More of the agent's configuration.
     fn agent(&self) -> String;
