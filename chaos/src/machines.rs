@@ -100,8 +100,8 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Builds the networks in this process's own network namespace, which nobody else is in, and the guest, in a directory
-    /// of ours.
+    /// Builds the networks in this process's own network namespace, which nobody else is in, and the guest, in a
+    /// directory of ours.
     ///
     /// # Errors
     /// When something is missing or refused.

@@ -1,5 +1,5 @@
-//! Builds Defib clusters on machines of their own (namespaces with real libvirt and QEMU), breaks them as scenario files
-//! say, and judges what came of it. Needs root; leaves nothing behind.
+//! Builds Defib clusters on machines of their own (namespaces with real libvirt and QEMU), breaks them as scenario
+//! files say, and judges what came of it. Needs root; leaves nothing behind.
 
 mod chassis;
 mod cuts;

@@ -1,7 +1,7 @@
 //! Sees guests beat, and keeps their records for the oracle.
 //!
-//! A guest can't write into the oracle's directory itself. It says on its serial line that it beats; that line is a file
-//! of its host, so where it runs is certain, and when the file was changed last is the moment of its last beat,
+//! A guest can't write into the oracle's directory itself. It says on its serial line that it beats; that line is a
+//! file of its host, so where it runs is certain, and when the file was changed last is the moment of its last beat,
 //! however late it is looked at. It also reads its disk before it writes there, and says when somebody else had
 //! written meanwhile: two instances find each other by themselves.
 

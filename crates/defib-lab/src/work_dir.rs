@@ -1,5 +1,5 @@
-//! Directories that a program works in, and that are gone when it has ended: by itself, or, where it was killed, when the
-//! next one of its kind begins.
+//! Directories that a program works in, and that are gone when it has ended: by itself, or, where it was killed, when
+//! the next one of its kind begins.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,8 +19,8 @@ pub struct WorkDir {
 }
 
 impl WorkDir {
-    /// Makes the wanted directory, or one of a name that begins with `prefix` among the temporary ones; then what others of
-    /// that prefix left behind that were killed with SIGKILL is removed before. Their processes ended with them.
+    /// Makes the wanted directory, or one of a name that begins with `prefix` among the temporary ones; then what others
+    /// of that prefix left behind that were killed with SIGKILL is removed before. Their processes ended with them.
     ///
     /// # Errors
     /// When it exists or can't be made.

@@ -38,8 +38,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Build what the chaos lab needs and play scenarios on hosts with real guests; all arguments go to it (try `--help`;
-    /// without any: those that CI plays).
+    /// Build what the chaos lab needs and play scenarios on hosts with real guests; all arguments go to it (try
+    /// `--help`; without any: those that CI plays).
     #[command(disable_help_flag = true)]
     Chaos {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -56,7 +56,7 @@ struct Arguments {
     /// File that the output of the host command is appended to.
     #[arg(long)]
     host_log: Option<PathBuf>,
-    /// Network interface that is deleted in the moment in which the power goes, so that no connection ends by a goodbye.
+    /// Network interface that is deleted in the moment in which the power goes: no connection ends by a goodbye then.
     #[arg(long = "cable")]
     cables: Vec<String>,
     /// Begins the environment marker of the host's processes, by which a lab can clean up.
