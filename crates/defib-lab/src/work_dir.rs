@@ -19,8 +19,8 @@ pub struct WorkDir {
 }
 
 impl WorkDir {
-    /// Makes the wanted directory, or one of a name that begins with `prefix` among the temporary ones; then what others
-    /// of that prefix left behind that were killed with SIGKILL is removed before. Their processes ended with them.
+    /// Makes the wanted directory, or one of a name that begins with `prefix` among the temporary ones; then what
+    /// others of that prefix left behind that were killed with SIGKILL is removed before. Their processes ended too.
     ///
     /// # Errors
     /// When it exists or can't be made.
