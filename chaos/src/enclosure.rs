@@ -2,8 +2,8 @@
 //!
 //! The program that a person starts only waits. It starts itself again in namespaces of its own; whoever is first in a
 //! PID namespace takes everything in it along, and the kernel ends it when its parent ends, however that comes about.
-//! So nothing is left behind: no process, no network, no mount; only a directory, which the waiting program removes, or,
-//! where that one was killed, the next one.
+//! So nothing is left behind: no process, no network, no mount; only a directory, which the waiting program removes,
+//! or, where that one was killed, the next one.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -16,8 +16,8 @@ const POLL_MIN: Duration = Duration::from_millis(10);
 /// Polling slows down to this between a request and `Off`, so that a small controller has time for its work.
 const POLL_MAX: Duration = Duration::from_millis(250);
 
-/// A request that was not answered for so long is left to itself, and the power is looked at meanwhile: some controllers
-/// do what they are asked and never say so.
+/// A request that was not answered for so long is left to itself, and the power is looked at meanwhile: some
+/// controllers do what they are asked and never say so.
 const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
 
 /// The two things that a driver can do.
