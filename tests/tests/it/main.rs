@@ -18,5 +18,6 @@ mod restarts;
 mod rig;
 mod siem;
 mod stuck;
+mod unknown_outcome;
 mod validators;
 mod walk_through;

@@ -216,6 +216,25 @@ fn without_a_lease_or_a_majority_of_neighbours_nobody_pets_the_watchdog_and_vms_
 }
 
 #[test]
+fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
+    let mut host = Host::running(1, 1, 1);
+    host.now += 2900;
+    let answer = |host: &mut Host, from: &str, holds_lease: bool| {
+        let asked_at = ms(host.now);
+        let answer = Answer { holds_lease, electorate: 1 };
+        host.step(Input::NeighbourAnswer { host: self::host(from), asked_at, answer });
+    };
+    answer(&mut host, "h2", false);
+    answer(&mut host, "h3", true);
+    host.now += 200;
+    host.step(Input::Woke);
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }), "two of three hold none");
+    answer(&mut host, "h2", true);
+    assert!(!matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }), "two of three hold one");
+    assert!(!host.guard.may_pet(ms(host.now)));
+}
+
+#[test]
 fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
     let mut host = Host::running(1, 1, 1);
     let mut effects = host.step(Input::ShuttingDown);

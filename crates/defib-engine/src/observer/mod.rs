@@ -10,6 +10,7 @@
 
 mod arrivals;
 mod expiry;
+mod gathering;
 #[cfg(test)]
 mod tests;
 mod watched;
@@ -25,6 +26,7 @@ use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
     command::{ExpiryVote, OpinionChange},
 };
+use gathering::Gathering;
 use watched::{Counts, Standing, Watched};
 
 /// Paths that one host may use.
@@ -134,6 +136,7 @@ pub struct Observer {
     started: Instant,
     caught_up: bool,
     in_touch: bool,
+    gathering: Gathering,
     electorates: Vec<Electorate>,
     /// Silence before this is forgiven: it was our own.
     forgiven: Instant,
@@ -156,6 +159,7 @@ impl Observer {
             started: now,
             caught_up: false,
             in_touch: true,
+            gathering: Gathering::default(),
             electorates: Vec::new(),
             forgiven: now,
             lost: false,
@@ -177,6 +181,7 @@ impl Observer {
     pub fn caught_up(&mut self, now: Instant) {
         if !self.caught_up {
             self.caught_up = true;
+            self.gathering.begin(now, &self.policy);
             // Hosts are given their grace from here: before, nobody answered them.
             self.forgiven = self.forgiven.max(now);
             self.requeue_all(now);
@@ -276,7 +281,7 @@ impl Observer {
         watched.sequences[path] = beat.sequence;
         watched.arrivals[path].heard(now, interval, limit);
         let before = watched.standing();
-        watched.last_heard = Some(now);
+        let first = watched.last_heard.replace(now).is_none();
         (watched.quiet, watched.excused) = (false, false);
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
@@ -290,7 +295,12 @@ impl Observer {
                 changed = true;
             }
         }
+        let after = watched.standing();
+        let cut_off = self.counts.most_are_silent();
+        self.counts.follow(before, after);
+        let gathers = self.gathering.heard(now, &self.policy, first, self.counts.all_came());
         let granted = (self.caught_up || mutated!(GrantBeforeCaughtUp))
+            && !gathers
             && (self.in_touch || mutated!(GrantOutOfTouch))
             && (watched.view.grantable || mutated!(GrantToCondemned))
             && (watched.view.boot == Some(beat.boot) || mutated!(GrantToAnyBoot))
@@ -307,9 +317,6 @@ impl Observer {
             lease_ms: if granted { lease.0 } else { 0 },
             stamp: now,
         };
-        let after = watched.standing();
-        let cut_off = self.isolated();
-        self.counts.follow(before, after);
         // Hosts that are let in and not heard yet are the majority, too, while a cluster grows: no silence ends there.
         if cut_off && !self.isolated() && core::mem::take(&mut self.lost) {
             // Most are heard again, so it was the network. The others come back one after the other, as their
@@ -407,7 +414,7 @@ impl Observer {
         let isolated = self.isolated() && !mutated!(IsolatedAccuses);
         let caught_up = self.caught_up;
         let grace = self.policy.detection.start_grace;
-        let (started, forgiven) = (self.started, self.forgiven);
+        let (started, forgiven, came) = (self.started, self.forgiven, self.gathering.last_came());
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
         if !(watched.view.watched || watched.view.dead) || !caught_up {
             return;
@@ -415,7 +422,7 @@ impl Observer {
         // Where silence counts from: never from before what is forgiven, announced, or granted at our start.
         let from = watched
             .last_heard
-            .map_or_else(|| started.max(forgiven).plus(grace), |heard| heard.max(forgiven))
+            .map_or_else(|| started.max(forgiven).max(came).plus(grace), |heard| heard.max(forgiven))
             .max(watched.muted_until.unwrap_or_default())
             .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);

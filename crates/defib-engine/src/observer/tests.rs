@@ -540,3 +540,32 @@ fn hosts_that_come_back_last_from_an_outage_are_given_time() {
     world.run(2000, 100);
     assert!(world.opinions_of(0).iter().any(|(_, opinion)| *opinion == Opinion::Dead));
 }
+
+#[test]
+fn a_replica_that_has_just_started_grants_its_first_leases_when_the_hosts_have_found_it() {
+    let granted = |world: &mut World, at: usize, now: u64| {
+        (world.now, world.sequence) = (now, world.sequence + 1);
+        world.beat(at, 1).unwrap().granted
+    };
+    // All hosts come: each but the last is told to wait, for however long the others take.
+    let mut world = World::new(4, &Policy::default());
+    for (at, now) in [(0, 100), (1, 2000), (0, 2100), (2, 4400), (1, 4500)] {
+        assert!(!granted(&mut world, at, now), "h{at} at {now} ms");
+    }
+    assert!(granted(&mut world, 3, 6800), "all have come");
+    assert!((0..4).all(|at| granted(&mut world, at, 6900)));
+    // A host is gone: it is waited for no longer than half a lease after the last that came. Then one that comes is late.
+    let mut world = World::new(4, &Policy::default());
+    assert_eq!(Policy::default().lease.lease, Millis(5000));
+    for (at, now) in [(0, 100), (1, 200), (2, 1000), (0, 3499)] {
+        assert!(!granted(&mut world, at, now), "h{at} at {now} ms");
+    }
+    assert!(granted(&mut world, 0, 3500));
+    assert!(granted(&mut world, 3, 3600) && granted(&mut world, 1, 3600));
+    // Nobody waits for one that may hold no lease, nor for one that leaves.
+    let mut world = World::new(3, &Policy::default());
+    let (condemned, gone) = (world.hosts[1].0.clone(), world.hosts[2].0.clone());
+    world.observer.watch(MS(1), &condemned, HostView { grantable: false, condemned: true, ..view() });
+    world.observer.forget(&gone);
+    assert!(granted(&mut world, 0, 100));
+}

@@ -14,6 +14,8 @@ pub(super) struct Standing {
     pub(super) watched: bool,
     /// It is.
     pub(super) alive: bool,
+    /// It may hold a lease, and has not been heard since this replica started.
+    pub(super) awaited: bool,
 }
 
 /// Counts, kept up to date one by one.
@@ -21,12 +23,19 @@ pub(super) struct Standing {
 pub(super) struct Counts {
     watched: usize,
     alive: usize,
+    awaited: usize,
 }
 
 impl Counts {
     pub(super) fn follow(&mut self, before: Standing, after: Standing) {
         adjust(&mut self.watched, before.watched, after.watched);
         adjust(&mut self.alive, before.alive, after.alive);
+        adjust(&mut self.awaited, before.awaited, after.awaited);
+    }
+
+    /// Whether every host that may hold a lease was heard since this replica started.
+    pub(super) const fn all_came(self) -> bool {
+        self.awaited == 0
     }
 
     /// Whether none of the hosts is heard, or less than half.
@@ -109,7 +118,9 @@ impl Watched {
         let heard =
             self.last_heard.is_some_and(|heard| self.admitted.is_none_or(|admitted| heard > admitted));
         let watched = self.view.watched && !self.excused;
-        Standing { watched, alive: watched && heard && !self.quiet && self.opinion == Opinion::Alive }
+        let alive = watched && heard && !self.quiet && self.opinion == Opinion::Alive;
+        let awaited = self.view.watched && self.view.grantable && self.last_heard.is_none();
+        Standing { watched, alive, awaited }
     }
 
     /// Notes whether it is quiet; answers when to look again.
