@@ -36,6 +36,8 @@ pub struct HostCommand {
     pub command: Vec<OsString>,
     /// File that its output is appended to; discarded into the emulator's own output if absent.
     pub output: Option<PathBuf>,
+    /// Network interfaces, by name, that are deleted in the moment in which the power goes.
+    pub cables: Vec<String>,
 }
 
 /// One system behind the BMC.
@@ -417,7 +419,12 @@ impl RedfishEmulator {
         for system in config.systems {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
             let start = |host: &HostCommand| {
-                let start = Start { command: host.command.clone(), output: host.output.clone(), marker };
+                let start = Start {
+                    command: host.command.clone(),
+                    output: host.output.clone(),
+                    marker,
+                    cables: host.cables.clone(),
+                };
                 Tree::new(start, config.owns_process)
             };
             let tree = system.host.as_ref().map(start).transpose()?;
