@@ -32,8 +32,8 @@ impl Steps {
         });
     }
 
-    /// Runs commands beside each other, a step each. The output of the first goes where ours goes; that of the others is
-    /// shown when it has ended.
+    /// Runs commands beside each other, a step each. The output of the first goes where ours goes; that of the others
+    /// is shown when it has ended.
     pub(crate) fn together(&mut self, commands: &mut [(&str, &mut Command)]) {
         let Some(((name, first), others)) = commands.split_first_mut() else { return };
         std::thread::scope(|scope| {

@@ -68,9 +68,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(steps.finish())
 }
 
-/// The names of all test targets, in two parts that run beside each other: those of the package with whole clusters, which
-/// mostly wait, and all others. Of targets with the same name all are in the first. Without those that need a feature which
-/// is not on.
+/// The names of all test targets, in two parts that run beside each other: those of the package with whole clusters,
+/// which mostly wait, and all others. Of targets with the same name all are in the first. Without those that need a
+/// feature which is not on.
 fn lanes(metadata: &Value, features: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut clusters, mut others) = (BTreeSet::new(), BTreeSet::new());
     for package in metadata["packages"].as_array().into_iter().flatten() {

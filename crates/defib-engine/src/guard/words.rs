@@ -92,8 +92,8 @@ pub struct Durable {
     /// The epoch in which this boot said last that it shuts down.
     #[serde(default)]
     pub left: Option<Epoch>,
-    /// The times that it went by. Replicas count by those that it told them: were they longer for a process that starts,
-    /// its VMs could run on when their lease is held to be over. `None`: an older release wrote this.
+    /// The times that it went by. Replicas count by those that it told them: were they longer for a process that
+    /// starts, its VMs could run on when their lease is held to be over. `None`: an older release wrote this.
     #[serde(default)]
     pub timing: Option<Timing>,
 }
