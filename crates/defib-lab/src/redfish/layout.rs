@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::control::SystemConfig;
+use super::config::SystemConfig;
 use super::pages;
 
 /// An action of a resource, and what its `ResetType` may be.

@@ -9,6 +9,7 @@
 //! binary `defib-bmc-emulator` is one per host, in a process of its own. Never for production: it is not a BMC.
 
 pub mod admin;
+mod config;
 mod control;
 mod faults;
 mod layout;
@@ -18,8 +19,8 @@ mod server;
 mod tls;
 mod tree;
 
-pub use control::EmulatorConfig;
-pub use control::{HostCommand, Plug, RedfishEmulator, Running, SystemConfig, SystemTruth, Truth};
+pub use config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+pub use control::{RedfishEmulator, Running};
 pub use faults::{Answer, Body, Faults, Hang, SessionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;
