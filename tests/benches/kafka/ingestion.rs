@@ -1,7 +1,7 @@
 //! How fast a replica reads beats from a topic, beside a loop that only polls it.
 //!
-//! The reader begins at the end, as it always does, and is held up there while the topic is filled: its observer's thread
-//! is busy and its queue full. The peer waits as long before it polls, so both find as much fetched already.
+//! The reader begins at the end, as it always does, and is held up there while the topic is filled: its observer's
+//! thread is busy and its queue full. The peer waits as long before it polls, so both find as much fetched already.
 
 use std::{
     sync::{Arc, atomic::Ordering, mpsc},

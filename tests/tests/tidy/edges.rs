@@ -87,6 +87,7 @@ const WALLS: &[Wall] = &[
         layer: 4,
         may_use: &["defib-model", "defib-engine", "defib-wire", "defib-consensus"],
     },
+    Wall { name: "defib-chaos", layer: 5, may_use: &["defib-model", "defib-process", "defib-lab"] },
     Wall { name: "defib-tests", layer: 5, may_use: &["*"] },
     Wall { name: "xtask", layer: 0, may_use: &[] },
 ];
