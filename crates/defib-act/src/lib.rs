@@ -176,6 +176,13 @@ impl Power {
             .collect()
     }
 
+    /// How many logins the BMCs of the inventory refused: what an operator must mend before their accounts are locked.
+    #[must_use]
+    pub fn logins_refused(&self) -> u64 {
+        let bmcs = self.bmcs.lock().unwrap_or_else(PoisonError::into_inner);
+        bmcs.values().filter_map(|held| held.client.as_ref().ok()).map(|client| client.logins_refused()).sum()
+    }
+
     /// Reads a host's power state by every method of a level, until it is certain or `now` plus the
     /// question's timeout has passed. Writes nothing.
     pub async fn ask(&self, question: &PowerQuestion, now: Instant) -> FenceResult {

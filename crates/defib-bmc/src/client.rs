@@ -1,30 +1,37 @@
 //! The Redfish client of one BMC: a warm connection, a session, and the system that is the host.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::Address;
 use crate::off::{Steps, power_off};
-use crate::resources::{Collection, Reset, ServiceRoot, System, allowed_by_action_info, error_message};
+use crate::refusals::{Fingerprint, Refusals};
+use crate::resources::{
+    Collection, Reset, ServiceRoot, System, allowed_by_action_info, error_message, manager_reset, managers,
+};
 use crate::session::{LoginAnswer, Session, judge_login, login_body};
 use crate::transport::{Answer, Authorization, Call, Connection, dial, within};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, EndpointError, ErrorKind, FenceOutcome, Identity,
+    Bmc, BmcError, BmcFuture, CredentialError, Credentials, EndpointError, ErrorKind, FenceOutcome, Identity,
     IdentityProblem, Phase, PowerOff, PowerReading, PowerState, RedfishEndpoint, ReportedIdentity,
     ResetOutcome, WriteGate, trust,
 };
 
 /// More systems than any chassis has behind one BMC.
 const SYSTEMS_MAX: usize = 64;
-/// After the BMC refused the login we don't try the same again for this long: accounts get locked.
-const LOGIN_PAUSE: Duration = Duration::from_secs(10);
 const SERVICE_ROOT: &str = "/redfish/v1/";
+/// What cuts the power, whatever the host does. A button that is pressed, or a shutdown that is asked for, is none.
+const SWITCH_OFF: &[&str] = &["ForceOff"];
+/// What switches on; the best first.
+const SWITCH_ON: &[&str] = &["On", "ForceOn"];
+/// What restarts a BMC; the best first.
+const RESTART: &[&str] = &["GracefulRestart", "ForceRestart"];
 
 /// A client of one BMC over Redfish. Cheap when idle: at most one connection stays open.
 ///
@@ -38,8 +45,10 @@ pub struct RedfishClient {
     /// The connection that waits for the next request.
     idle: Mutex<Option<Connection>>,
     session: Mutex<Option<Session>>,
-    /// Held while logging in, so that sessions, of which a BMC has few, aren't made twice. Inside: the last refusal.
-    login: tokio::sync::Mutex<Option<LoginRefusal>>,
+    /// Held while logging in, so that sessions, of which a BMC has few, aren't made twice.
+    login: tokio::sync::Mutex<Refusals>,
+    /// How many logins were refused since the start.
+    refused: AtomicU64,
     /// Path of the system that had the host's identity when last looked for.
     found: Mutex<Option<String>>,
     /// The last action info that was read: its path and the reset types in it.
@@ -79,13 +88,6 @@ pub async fn survey(endpoint: RedfishEndpoint, deadline: Instant) -> Result<Vec<
     systems?.into_iter().map(seen).collect()
 }
 
-#[derive(Debug)]
-struct LoginRefusal {
-    until: Instant,
-    status: StatusCode,
-    message: String,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every value behind these locks is whole at any instant: it is replaced, never edited.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -107,6 +109,7 @@ impl RedfishClient {
             idle: Mutex::default(),
             session: Mutex::default(),
             login: tokio::sync::Mutex::default(),
+            refused: AtomicU64::default(),
             found: Mutex::default(),
             action_info: Mutex::default(),
         })
@@ -115,6 +118,10 @@ impl RedfishClient {
     /// The configuration that this client was made from.
     pub fn endpoint(&self) -> &RedfishEndpoint {
         &self.endpoint
+    }
+
+    fn unsupported(&self, system: &str, what: String) -> BmcError {
+        self.error(ErrorKind::Unsupported { system: system.to_owned(), what })
     }
 
     fn error(&self, kind: ErrorKind) -> BmcError {
@@ -162,9 +169,18 @@ impl RedfishClient {
             let call = Call { method: method.clone(), path, body: body.clone(), authorization };
             let answer = self.exchange(&call, deadline).await?;
             if answer.status != StatusCode::UNAUTHORIZED || second_try {
+                if let (Session::Basic { .. }, Ok(mut refusals)) = (&session, self.login.try_lock()) {
+                    refusals.accepted();
+                }
                 return Ok(answer);
             }
             self.forget_session(&session);
+            if let Session::Basic { of, .. } = session {
+                // The password itself went with it: this was a login, and it was refused.
+                let error = self.refusal(answer.status, error_message(&answer.body));
+                self.note_refusal(&mut *self.logins(deadline).await?, of, &error);
+                return Err(error);
+            }
             session = self.session(deadline).await?;
             second_try = true;
         }
@@ -181,38 +197,49 @@ impl RedfishClient {
         if let Some(session) = lock(&self.session).clone() {
             return Ok(session);
         }
-        let wait = deadline.saturating_duration_since(Instant::now());
-        let mut refusal =
-            within(&self.endpoint.host, Phase::Operation, wait, deadline, self.login.lock()).await?;
+        let mut refusals = self.logins(deadline).await?;
         // Another task may have logged in while we waited.
         if let Some(session) = lock(&self.session).clone() {
             return Ok(session);
         }
-        if let Some(last) = refusal.as_ref().filter(|last| Instant::now() < last.until) {
-            let (status, message) = (last.status, last.message.clone());
-            return Err(self.error(ErrorKind::LoginRefused { status, message }));
+        let read = self.endpoint.credentials.read().await;
+        let credentials = read.map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+        let of = Fingerprint::of(&credentials);
+        if let Some(refusal) = refusals.hold(Instant::now(), of) {
+            return Err(self.error(refusal));
         }
-        *refusal = None;
-        match self.log_in(deadline).await {
+        let session = self.log_in(&credentials, deadline).await;
+        match &session {
             Ok(session) => {
                 *lock(&self.session) = Some(session.clone());
-                Ok(session)
-            }
-            Err(error) => {
-                if let ErrorKind::LoginRefused { status, message } = &*error.kind {
-                    let until = Instant::now() + LOGIN_PAUSE;
-                    *refusal = Some(LoginRefusal { until, status: *status, message: message.clone() });
+                if matches!(session, Session::Token { .. }) {
+                    refusals.accepted();
                 }
-                Err(error)
             }
+            Err(error) => self.note_refusal(&mut refusals, of, error),
+        }
+        session
+    }
+
+    async fn logins(&self, deadline: Instant) -> Result<tokio::sync::MutexGuard<'_, Refusals>, BmcError> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        within(&self.endpoint.host, Phase::Operation, wait, deadline, self.login.lock()).await
+    }
+
+    fn refusal(&self, status: StatusCode, message: String) -> BmcError {
+        self.error(ErrorKind::LoginRefused { status, message })
+    }
+
+    fn note_refusal(&self, refusals: &mut Refusals, of: Fingerprint, error: &BmcError) {
+        if let ErrorKind::LoginRefused { status, message } = &*error.kind {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            refusals.refused(Instant::now(), of, *status, message);
         }
     }
 
-    async fn log_in(&self, deadline: Instant) -> Result<Session, BmcError> {
-        let read = self.endpoint.credentials.read().await;
-        let credentials = read.map_err(|error| self.error(ErrorKind::Credentials(error)))?;
+    async fn log_in(&self, credentials: &Credentials, deadline: Instant) -> Result<Session, BmcError> {
         let basic = || {
-            Session::basic(&credentials).ok_or_else(|| {
+            Session::basic(credentials).ok_or_else(|| {
                 let place = self.endpoint.credentials.clone();
                 self.error(ErrorKind::Credentials(CredentialError::Malformed {
                     place,
@@ -225,7 +252,7 @@ impl RedfishClient {
         let call = Call {
             method: Method::POST,
             path: &sessions,
-            body: login_body(&credentials),
+            body: login_body(credentials),
             authorization: Authorization::None,
         };
         match judge_login(&self.exchange(&call, deadline).await?, &credentials.password) {
@@ -358,19 +385,17 @@ impl RedfishClient {
         &self,
         system: &str,
         reset: Option<Reset>,
-        kind: &str,
+        kinds: &[&str],
         deadline: Instant,
     ) -> ResetOutcome {
-        let unsupported = || {
-            let what = format!("reset of type {kind}");
-            ResetOutcome::NotSent(self.error(ErrorKind::Unsupported { system: system.to_owned(), what }))
+        let chosen = match &reset {
+            Some(reset) => choose(kinds, self.allowed(reset, deadline).await.as_deref()),
+            None => None,
         };
-        let Some(reset) = reset else { return unsupported() };
-        match self.allowed(&reset, deadline).await {
-            Some(allowed) if !allowed.iter().any(|value| value == kind) => return unsupported(),
-            // A service that doesn't say what it takes is asked; it will refuse what it doesn't know.
-            Some(_) | None => {}
-        }
+        let (Some(reset), Some(kind)) = (reset, chosen) else {
+            let what = format!("reset of type {}", kinds.join(" or "));
+            return ResetOutcome::NotSent(self.unsupported(system, what));
+        };
         let body = serde_json::json!({ "ResetType": kind }).to_string();
         match self.authorized(Method::POST, &reset.target, body.into(), deadline).await {
             Ok(answer) if answer.status.is_success() => {
@@ -411,7 +436,36 @@ impl RedfishClient {
         };
         let wait = deadline.saturating_duration_since(Instant::now());
         match within(&self.endpoint.host, Phase::Operation, wait, deadline, gate.may_write()).await {
-            Ok(true) => self.send_reset(&reading.system, reset, "On", deadline).await,
+            Ok(true) => self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await,
+            Ok(false) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
+            Err(error) => ResetOutcome::NotSent(error),
+        }
+    }
+
+    /// Asks the BMC of the host to restart itself, after its identity was read and matched; the host runs on. For an
+    /// operator whose BMC doesn't do what it should. Sessions are lost with it, and it is gone for a minute or two.
+    pub async fn restart_bmc(&self, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+        let found = async {
+            let (reading, _) = self.read_system(deadline).await?;
+            let system = self.get(&reading.system, deadline).await?;
+            let mut trouble = None;
+            for path in managers(&system) {
+                match self.get(&path, deadline).await.map(|manager| manager_reset(&manager)) {
+                    Ok(Some(reset)) => return Ok((path, reset)),
+                    Ok(None) => {}
+                    Err(error) => trouble = Some(error),
+                }
+            }
+            let none = || self.unsupported(&reading.system, "way to restart its BMC".to_owned());
+            Err(trouble.unwrap_or_else(none))
+        };
+        let (manager, reset) = match found.await {
+            Ok(found) => found,
+            Err(error) => return ResetOutcome::NotSent(error),
+        };
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match within(&self.endpoint.host, Phase::Operation, wait, deadline, gate.may_write()).await {
+            Ok(true) => self.send_reset(&manager, Some(reset), RESTART, deadline).await,
             Ok(false) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
             Err(error) => ResetOutcome::NotSent(error),
         }
@@ -428,6 +482,15 @@ impl RedfishClient {
             }
         }
         *lock(&self.idle) = None;
+    }
+}
+
+/// The first of `kinds` that is among the allowed ones; of a service that doesn't say what it takes, the first: it will
+/// refuse what it doesn't know.
+fn choose<'a>(kinds: &[&'a str], allowed: Option<&[String]>) -> Option<&'a str> {
+    match allowed {
+        Some(allowed) => kinds.iter().copied().find(|kind| allowed.iter().any(|value| value == kind)),
+        None => kinds.first().copied(),
     }
 }
 
@@ -450,7 +513,7 @@ impl Steps for RedfishClient {
     }
 
     async fn ask_off(&self, (system, reset): Self::Ticket, deadline: Instant) -> ResetOutcome {
-        self.send_reset(&system, reset, "ForceOff", deadline).await
+        self.send_reset(&system, reset, SWITCH_OFF, deadline).await
     }
 }
 
@@ -463,15 +526,10 @@ impl Bmc for RedfishClient {
         Box::pin(async move {
             let (reading, reset) = self.read_system(deadline).await?;
             let system = reading.system;
-            let reset = reset.ok_or_else(|| {
-                self.error(ErrorKind::Unsupported { system: system.clone(), what: "reset action".to_owned() })
-            })?;
-            match self.allowed(&reset, deadline).await {
-                Some(allowed) if !allowed.iter().any(|value| value == "ForceOff") => {
-                    Err(self
-                        .error(ErrorKind::Unsupported { system, what: "reset of type ForceOff".to_owned() }))
-                }
-                Some(_) | None => Ok(()),
+            let reset = reset.ok_or_else(|| self.unsupported(&system, "reset action".to_owned()))?;
+            match choose(SWITCH_OFF, self.allowed(&reset, deadline).await.as_deref()) {
+                Some(_) => Ok(()),
+                None => Err(self.unsupported(&system, format!("reset of type {}", SWITCH_OFF.join(" or ")))),
             }
         })
     }
@@ -485,11 +543,20 @@ impl Bmc for RedfishClient {
     }
 
     fn power_off_and_confirm<'a>(&'a self, order: PowerOff<'a>) -> BmcFuture<'a, FenceOutcome> {
-        Box::pin(power_off(self, &self.endpoint.host, &self.endpoint.limits, order))
+        Box::pin(async move {
+            if let Ok(mut refusals) = timeout_at(order.deadline, self.login.lock()).await {
+                refusals.a_fence_needs_it();
+            }
+            power_off(self, &self.endpoint.host, &self.endpoint.limits, order).await
+        })
     }
 
     fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
         Box::pin(self.switch_on(gate, deadline))
+    }
+
+    fn logins_refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     fn close(&self, deadline: Instant) -> BmcFuture<'_, ()> {

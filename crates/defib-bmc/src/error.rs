@@ -130,9 +130,10 @@ pub enum ErrorKind {
     /// User name or password could not be had.
     #[error("no credentials for it")]
     Credentials(#[source] CredentialError),
-    /// The BMC refused user name and password. Not repeated by itself: that could lock the account.
+    /// The BMC refused user name and password.
     #[error(
-        "it refused the login of the configured user ({status}){}; correct the credentials",
+        "it refused the login of the configured user ({status}){}; correct the credentials (the same are tried ever more \
+         seldom, so that the account isn't locked)",
         colon(message)
     )]
     LoginRefused {

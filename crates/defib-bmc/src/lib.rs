@@ -26,6 +26,7 @@ mod ipmi;
 mod off;
 mod port;
 mod power;
+mod refusals;
 pub mod resources;
 mod session;
 mod transport;

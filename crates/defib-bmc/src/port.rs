@@ -64,6 +64,11 @@ pub trait Bmc: Send + Sync + fmt::Debug {
     /// Asks once to switch the host on, after the identity was read and matched. What came of it must be read.
     fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome>;
 
+    /// How many logins it refused since this client was made, where that is known.
+    fn logins_refused(&self) -> u64 {
+        0
+    }
+
     /// Logs out and closes the connection. The next call opens it again.
     fn close(&self, deadline: Instant) -> BmcFuture<'_, ()>;
 }

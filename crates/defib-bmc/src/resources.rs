@@ -92,6 +92,30 @@ pub struct Reset {
     pub action_info: Option<String>,
 }
 
+impl Reset {
+    fn parse(resource: &Value, name: &str) -> Option<Self> {
+        let action = resource.get("Actions")?.get(name)?;
+        Some(Self {
+            target: action.get("target").and_then(Value::as_str).and_then(local_path)?,
+            allowed: texts(action.get("ResetType@Redfish.AllowableValues")),
+            action_info: action.get("@Redfish.ActionInfo").and_then(Value::as_str).and_then(local_path),
+        })
+    }
+}
+
+/// How a manager, such as the BMC itself, is reset; `None` when it doesn't say.
+#[must_use]
+pub fn manager_reset(manager: &Value) -> Option<Reset> {
+    Reset::parse(manager, "#Manager.Reset")
+}
+
+/// Paths of the managers of a system.
+#[must_use]
+pub fn managers(system: &Value) -> Vec<String> {
+    let managed_by = system.get("Links").and_then(|links| links.get("ManagedBy")).and_then(Value::as_array);
+    managed_by.map(|all| all.iter().filter_map(link).collect()).unwrap_or_default()
+}
+
 /// A system: identity and power from one and the same answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct System {
@@ -107,14 +131,6 @@ impl System {
     /// Reads what there is.
     #[must_use]
     pub fn parse(system: &Value) -> Self {
-        let action = system.get("Actions").and_then(|actions| actions.get("#ComputerSystem.Reset"));
-        let reset = action.and_then(|action| {
-            Some(Reset {
-                target: action.get("target").and_then(Value::as_str).and_then(local_path)?,
-                allowed: texts(action.get("ResetType@Redfish.AllowableValues")),
-                action_info: action.get("@Redfish.ActionInfo").and_then(Value::as_str).and_then(local_path),
-            })
-        });
         let power = system.get("PowerState").and_then(Value::as_str).unwrap_or_default();
         Self {
             identity: ReportedIdentity {
@@ -123,7 +139,7 @@ impl System {
                 outlet: None,
             },
             power: PowerState::parse(power),
-            reset,
+            reset: Reset::parse(system, "#ComputerSystem.Reset"),
         }
     }
 }
@@ -204,15 +220,10 @@ mod tests {
         assert_eq!(error_message(b"<html>"), "");
     }
 
-    /// The folder of real servers' answers, or nothing with a loud notice.
-    fn trees() -> Option<PathBuf> {
-        let folder = std::env::var_os("DEFIB_REDFISH_TREES").map(PathBuf::from);
-        if folder.is_none() {
-            eprintln!(
-                "NOTICE: NOT CHECKED: answers of real Dell, HPE and Lenovo servers; set DEFIB_REDFISH_TREES to their folder"
-            );
-        }
-        folder
+    /// Answers of real servers.
+    fn trees() -> PathBuf {
+        let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/redfish");
+        std::env::var_os("DEFIB_REDFISH_TREES").map_or_else(own, PathBuf::from)
     }
 
     fn answer(tree: &Path, path: &str) -> Value {
@@ -223,13 +234,12 @@ mod tests {
 
     #[test]
     fn real_servers_of_three_vendors_can_be_switched_off() {
-        let Some(folder) = trees() else { return };
         for (vendor, uuid, serial) in [
             ("dell", "4C4C4544-0035-3410-8050-C6C04F314733", "CNIVC0014M0388"),
             ("hpe", "34383350-3131-584d-5133-303230393953", "MXQ302099S"),
             ("lenovo", "6173ECEC6EF511EE834A0A8FC3A58A71", "j105958b"),
         ] {
-            let tree = folder.join(vendor);
+            let tree = trees().join(vendor);
             let root = ServiceRoot::parse(&answer(&tree, "/redfish/v1"));
             let sessions = root.sessions.unwrap();
             assert!(answer(&tree, &sessions).get("Members").is_some(), "{vendor}");
@@ -252,8 +262,7 @@ mod tests {
 
     #[test]
     fn a_real_action_info_names_the_reset_types() {
-        let Some(folder) = trees() else { return };
-        let tree = folder.join("lenovo");
+        let tree = trees().join("lenovo");
         let system = System::parse(&answer(&tree, "/redfish/v1/Systems/1"));
         let info = answer(&tree, &system.reset.unwrap().action_info.unwrap());
         assert!(allowed_by_action_info(&info).unwrap().contains(&"ForceOff".to_owned()));
@@ -261,8 +270,7 @@ mod tests {
 
     #[test]
     fn every_answer_of_real_servers_is_read_without_trouble() {
-        let Some(folder) = trees() else { return };
-        let mut folders = vec![folder];
+        let mut folders = vec![trees()];
         let mut count = 0;
         while let Some(current) = folders.pop() {
             for entry in std::fs::read_dir(current).unwrap() {
@@ -276,6 +284,6 @@ mod tests {
                 }
             }
         }
-        assert!(count > 100, "only {count} answers found");
+        assert!(count >= 29, "only {count} answers found");
     }
 }

@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::refusals::Fingerprint;
 use crate::resources::{error_message, local_path};
 use crate::transport::{Answer, Authorization};
 use crate::{Credentials, ErrorKind};
@@ -19,14 +20,14 @@ pub(crate) enum Session {
     /// A token, and where to delete the session.
     Token { token: HeaderValue, location: Option<String> },
     /// The service has no sessions: user name and password go with each request.
-    Basic(HeaderValue),
+    Basic { value: HeaderValue, of: Fingerprint },
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Token { .. } => "Session::Token(…)",
-            Self::Basic(_) => "Session::Basic(…)",
+            Self::Basic { .. } => "Session::Basic(…)",
         })
     }
 }
@@ -37,21 +38,21 @@ impl Session {
         let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
         let mut value = HeaderValue::from_str(&text).ok()?;
         value.set_sensitive(true);
-        Some(Self::Basic(value))
+        Some(Self::Basic { value, of: Fingerprint::of(credentials) })
     }
 
     pub(crate) fn authorization(&self) -> Authorization {
         match self {
             Self::Token { token, .. } => Authorization::Token(token.clone()),
-            Self::Basic(value) => Authorization::Basic(value.clone()),
+            Self::Basic { value, .. } => Authorization::Basic(value.clone()),
         }
     }
 
     pub(crate) fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Token { token: a, .. }, Self::Token { token: b, .. }) => a == b,
-            (Self::Basic(a), Self::Basic(b)) => a == b,
-            (Self::Token { .. }, Self::Basic(_)) | (Self::Basic(_), Self::Token { .. }) => false,
+            (Self::Basic { value: a, .. }, Self::Basic { value: b, .. }) => a == b,
+            (Self::Token { .. }, Self::Basic { .. }) | (Self::Basic { .. }, Self::Token { .. }) => false,
         }
     }
 }
@@ -134,7 +135,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&login_body(&credentials())).unwrap();
         assert_eq!(value, serde_json::json!({"UserName": "ro\"ot", "Password": "ge\\heim"}));
         let basic = Session::basic(&credentials()).unwrap();
-        let Session::Basic(header) = &basic else { panic!("basic") };
+        let Session::Basic { value: header, .. } = &basic else { panic!("basic") };
         assert!(header.is_sensitive());
         assert_eq!(format!("{basic:?} {header:?}"), "Session::Basic(…) Sensitive");
     }

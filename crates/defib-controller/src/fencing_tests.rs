@@ -29,6 +29,7 @@ pub(crate) fn start(power: &Arc<Power>, core: &Core, pulse: &watch::Receiver<Pul
 /// Runs until the process ends.
 async fn run(kind: Kind, power: Arc<Power>, core: Core, mut pulse: watch::Receiver<Pulse>) {
     let mut changes = power.changes();
+    let mut refusals = Refusals::default();
     loop {
         if !pulse.borrow_and_update().leads {
             if pulse.changed().await.is_err() {
@@ -45,6 +46,9 @@ async fn run(kind: Kind, power: Arc<Power>, core: Core, mut pulse: watch::Receiv
             let mut findings = pin!(power.test(kind, began, patience).ready_chunks(FINDINGS_MAX));
             while let Some(health) = findings.next().await {
                 record(health, &core).await;
+                if kind == Kind::Connections {
+                    refusals.count(&power);
+                }
             }
         };
         tokio::select! {
@@ -61,6 +65,19 @@ async fn run(kind: Kind, power: Arc<Power>, core: Core, mut pulse: watch::Receiv
             _ = changes.changed() => {}
             lost = lost_lead(&mut pulse) => if lost.is_err() { return },
         }
+    }
+}
+
+/// Refused logins, as far as they are counted.
+#[derive(Default)]
+struct Refusals(u64);
+
+impl Refusals {
+    /// Clients that an inventory made anew begin at nothing.
+    fn count(&mut self, power: &Power) {
+        let refused = power.logins_refused();
+        counter!("defib_bmc_logins_refused_total").increment(refused.saturating_sub(self.0));
+        self.0 = refused;
     }
 }
 

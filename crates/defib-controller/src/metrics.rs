@@ -187,6 +187,10 @@ fn describe() {
         let _ = histogram!("defib_detection_seconds", "opinion" => opinion);
     }
     for (name, text) in [
+        (
+            "defib_bmc_logins_refused_total",
+            "Logins that BMCs refused to this replica; the same credentials are tried ever more seldom",
+        ),
         ("defib_brakes_engaged_total", "Verdicts that a brake held back"),
         ("defib_commands_refused_total", "Committed commands that changed nothing when applied"),
         ("defib_deaths_proven_total", "Death proofs, by kind: positive, or lease"),

@@ -82,8 +82,20 @@ async fn emulator(name: &str) -> Emulator {
     let admin: SocketAddr = ready["admin"].as_str().unwrap().parse().unwrap();
     let emulator = Emulator { process, admin: AdminClient::new(admin), marker, folder };
     // sh, its sleep, and three runaways of which one is a shell with a sleep that comes and goes.
-    eventually("the host", async || (emulator.admin.pids().await.unwrap().len() >= 5).then_some(())).await;
+    eventually("the host", async || is_settled(&emulator.admin.pids().await.unwrap()).then_some(())).await;
     emulator
+}
+
+/// Whether the host has started all of its lasting processes, so that its shell waits for the last of them. Until that
+/// runs its program, a shell that starts it by vfork waits in the kernel in a way in which no signal stops it; if the
+/// new process is stopped first, the host stands still, but its shell never counts as stopped.
+fn is_settled(pids: &[i32]) -> bool {
+    let runs = |pid: &i32, wanted: &str| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line == wanted.replace(' ', "\0") + "\0"
+    };
+    let sleeps = ["sleep 1000", "sleep 1001", "sleep 1002"];
+    pids.len() >= 5 && sleeps.iter().all(|wanted| pids.iter().any(|pid| runs(pid, wanted)))
 }
 
 fn is_alive(pid: i32) -> bool {
@@ -125,7 +137,7 @@ async fn a_pulled_plug_leaves_no_process() {
     // Back again, with a new tree.
     let truth = emulator.admin.plug(Plug { pulled: false, bmc_dark: false, power_on: true }).await.unwrap();
     assert!(!truth.dark && truth.systems[0].on);
-    eventually("a new host", async || (emulator.admin.pids().await.unwrap().len() >= 5).then_some(())).await;
+    eventually("a new host", async || is_settled(&emulator.admin.pids().await.unwrap()).then_some(())).await;
     emulator.admin.power(false).await.unwrap();
     assert_eq!(marked(&emulator.marker), Vec::<i32>::new());
     let log = std::fs::read_to_string(emulator.folder.path().join("host-log")).unwrap();
@@ -224,7 +236,7 @@ async fn in_process_only_the_marked_tree_is_cut() {
         Some(HostCommand { command, output: Some(folder.path().join("log")), cables: Vec::new() });
     let marker = config.marker.clone();
     let running = RedfishEmulator::start(config).await.unwrap();
-    eventually("the host", async || (running.truth().await.systems[0].pids.len() >= 5).then_some(())).await;
+    eventually("the host", async || is_settled(&running.truth().await.systems[0].pids).then_some(())).await;
     running.plug(Plug { pulled: true, ..Plug::default() }).await.unwrap();
     assert_eq!(marked(&marker), Vec::<i32>::new());
     assert!(bystander.try_wait().unwrap().is_none());

@@ -407,19 +407,27 @@ async fn a_forgotten_session_is_opened_again_once() {
     assert_eq!(rig.logins(), 3);
 }
 
+/// Also where there are no sessions, so that the password goes with each request. A corrected one is tried at once.
 #[tokio::test]
 async fn wrong_credentials_are_not_tried_over_and_over() {
-    let mut rig = rig_with(Faults::default()).await;
-    let mut wrong = NamedTempFile::new().unwrap();
-    write!(wrong, "defib\nwrong-secret\n").unwrap();
-    rig.endpoint.credentials = CredentialRef::File(wrong.path().to_owned());
-    let client = RedfishClient::new(rig.endpoint.clone()).unwrap();
-    for _ in 0..5 {
-        let error = client.read_power(Instant::now() + AMPLE).await.unwrap_err();
-        assert!(matches!(&*error.kind, ErrorKind::LoginRefused { .. }), "{error}");
-        assert!(!format!("{error:?} {}", error.chain()).contains("wrong-secret"));
+    for session in [None, Some(SessionFault::Absent)] {
+        let mut rig = rig_with(Faults { session, ..Faults::default() }).await;
+        let mut file = NamedTempFile::new().unwrap();
+        write!(file, "defib\nwrong-secret\n").unwrap();
+        rig.endpoint.credentials = CredentialRef::File(file.path().to_owned());
+        let client = RedfishClient::new(rig.endpoint.clone()).unwrap();
+        for _ in 0..5 {
+            let error = client.read_power(Instant::now() + AMPLE).await.unwrap_err();
+            assert!(matches!(&*error.kind, ErrorKind::LoginRefused { .. }), "{error}");
+            assert!(!format!("{error:?} {}", error.chain()).contains("wrong-secret"));
+        }
+        let refused = rig.bmc.requests().iter().filter(|request| request.status == 401).count();
+        assert_eq!((refused, client.logins_refused()), (1, 1), "repeated logins lock accounts");
+
+        std::fs::write(file.path(), "defib\nlab-only\n").unwrap();
+        let reading = client.read_power(Instant::now() + AMPLE).await.unwrap();
+        assert_eq!((reading.state, client.logins_refused()), (PowerState::On, 1));
     }
-    assert_eq!(rig.logins(), 1, "repeated logins lock accounts");
 }
 
 #[tokio::test]

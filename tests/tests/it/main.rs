@@ -18,6 +18,8 @@ mod restarts;
 mod rig;
 mod siem;
 mod stuck;
+mod sushy;
 mod unknown_outcome;
 mod validators;
+mod vendors;
 mod walk_through;

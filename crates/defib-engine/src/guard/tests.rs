@@ -235,6 +235,27 @@ fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
 }
 
 #[test]
+fn a_process_that_starts_goes_by_the_times_that_the_former_one_told_the_replicas() {
+    let mut host = Host::running(1, 1, 1);
+    let told = Timing { lease: Millis(1000), watchdog: Millis(1000), answer_freshness: Millis(200) };
+    host.step(Input::Timing(told));
+    let mut host = host.restart();
+    assert_eq!(host.guard.timing(), told);
+    // Longer ones count when they have been told for two leases, and are remembered from then on as well.
+    let longer = Timing { watchdog: Millis(4000), ..told };
+    host.step(Input::Timing(longer));
+    host.electorate();
+    for _ in 0..30 {
+        host.now += 100;
+        for replica in 1..=2 {
+            host.promised(replica, host.now);
+        }
+    }
+    assert_eq!(host.guard.timing(), longer);
+    assert_eq!(host.restart().guard.timing(), longer);
+}
+
+#[test]
 fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
     let mut host = Host::running(1, 1, 1);
     let mut effects = host.step(Input::ShuttingDown);

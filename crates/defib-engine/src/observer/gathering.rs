@@ -1,10 +1,10 @@
 //! A replica that has just started waits with its first leases until the hosts have found it again.
 //!
-//! While no host holds a lease, all of them run on by each other's word (I11). Were the first ones given theirs at once,
-//! those that find the replicas later would be the few without one, and would have to stop their VMs: with thousands of
-//! hosts, whose agents connect one after the other, an outage of the controllers would end in one of the VMs. To wait
-//! is always safe: what is not granted can't be counted on. For the same reason it accuses none that has not come yet
-//! while others still do.
+//! While no host holds a lease, all of them run on by each other's word (I11). Were the first ones given theirs at
+//! once, those that find the replicas later would be the few without one, and would have to stop their VMs: with
+//! thousands of hosts, whose agents connect one after the other, an outage of the controllers would end in one of the
+//! VMs. To wait is always safe: what is not granted can't be counted on. For the same reason it accuses none that has
+//! not come yet while others still do.
 
 use defib_model::{Instant, Millis, Policy};
 

@@ -554,7 +554,7 @@ fn a_replica_that_has_just_started_grants_its_first_leases_when_the_hosts_have_f
     }
     assert!(granted(&mut world, 3, 6800), "all have come");
     assert!((0..4).all(|at| granted(&mut world, at, 6900)));
-    // A host is gone: it is waited for no longer than half a lease after the last that came. Then one that comes is late.
+    // A host is gone: it is waited for no longer than half a lease after the last that came.
     let mut world = World::new(4, &Policy::default());
     assert_eq!(Policy::default().lease.lease, Millis(5000));
     for (at, now) in [(0, 100), (1, 200), (2, 1000), (0, 3499)] {

@@ -29,12 +29,16 @@ struct Arguments {
     /// Written, as JSON, once everything listens: addresses, pin of the certificate, process id.
     #[arg(long)]
     ready_file: Option<PathBuf>,
+    /// A folder with captured answers of a real server (`…/index.json` is the body of `GET …`), to be served instead of
+    /// pages of our own; its first system is the host.
+    #[arg(long)]
+    captured: Option<PathBuf>,
     /// UUID of the system.
-    #[arg(long)]
-    uuid: String,
+    #[arg(long, required_unless_present = "captured")]
+    uuid: Option<String>,
     /// Serial number of the system.
-    #[arg(long)]
-    serial: String,
+    #[arg(long, required_unless_present = "captured")]
+    serial: Option<String>,
     /// Last part of the system's path.
     #[arg(long, default_value = "1")]
     system: String,
@@ -132,18 +136,28 @@ fn configuration(arguments: Arguments) -> anyhow::Result<EmulatorConfig> {
         output: arguments.host_log,
         cables: arguments.cables,
     });
-    let system = SystemConfig {
-        id: arguments.system,
-        uuid: arguments.uuid,
-        serial: arguments.serial,
-        host,
-        power_on: arguments.power_on_at_start,
+    let mut systems = match &arguments.captured {
+        Some(folder) => EmulatorConfig::captured(folder)?.systems,
+        None => vec![SystemConfig {
+            id: arguments.system,
+            uuid: arguments.uuid.unwrap_or_default(),
+            serial: arguments.serial.unwrap_or_default(),
+            host: None,
+            power_on: false,
+        }],
     };
+    for system in &mut systems {
+        system.power_on = arguments.power_on_at_start;
+    }
+    if let Some(first) = systems.first_mut() {
+        first.host = host;
+    }
     let latency_ms = u64::try_from(arguments.latency.as_millis()).context("the latency is too long")?;
     Ok(EmulatorConfig {
         listen: arguments.listen,
         admin: Some(arguments.admin),
-        systems: vec![system],
+        systems,
+        captured: arguments.captured,
         user: user.to_owned(),
         password: password.to_owned(),
         certificate: match (arguments.certificate, arguments.key) {

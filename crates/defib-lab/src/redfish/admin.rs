@@ -31,7 +31,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::control::{Core, Plug, Truth, lock};
+use super::config::{Plug, Truth};
+use super::control::{Core, lock};
 use super::faults::Faults;
 use super::record::RequestRecord;
 

@@ -1,23 +1,22 @@
 //! The emulator's state: power, plug, sessions, faults. Everything that the Redfish side and the admin side can do.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use rustls::ServerConfig;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
 use super::faults::Faults;
+use super::layout::Layout;
 use super::record::{Record, RequestRecord, monotonic_ms};
 use super::tls::{Certificate, Identity, spki_sha256};
 use super::tree::{Start, Tree, until_gone};
@@ -25,127 +24,8 @@ use super::{admin, server};
 
 /// How long a guest that was asked to shut down may take before it counts as one that ignores the button.
 const GRACEFUL_WITHIN: Duration = Duration::from_secs(10);
-
-/// What to run as the host.
-#[derive(Debug, Clone)]
-pub struct HostCommand {
-    /// Program and arguments.
-    pub command: Vec<OsString>,
-    /// File that its output is appended to; discarded into the emulator's own output if absent.
-    pub output: Option<PathBuf>,
-    /// Network interfaces, by name, that are deleted in the moment in which the power goes.
-    pub cables: Vec<String>,
-}
-
-/// One system behind the BMC.
-#[derive(Debug, Clone)]
-pub struct SystemConfig {
-    /// Last part of its path: `/redfish/v1/Systems/{id}`.
-    pub id: String,
-    /// UUID.
-    pub uuid: String,
-    /// Serial number.
-    pub serial: String,
-    /// What runs while it is on; without one the power is only a flag.
-    pub host: Option<HostCommand>,
-    /// On from the start.
-    pub power_on: bool,
-}
-
-/// An emulated BMC.
-#[derive(Debug, Clone)]
-pub struct EmulatorConfig {
-    /// Where Redfish listens; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Where the admin interface listens, if at all; loopback only, plain HTTP.
-    pub admin: Option<SocketAddr>,
-    /// Systems, at least one.
-    pub systems: Vec<SystemConfig>,
-    /// User name.
-    pub user: String,
-    /// Password.
-    pub password: String,
-    /// Certificate.
-    pub certificate: Certificate,
-    /// Faults from the start.
-    pub faults: Faults,
-    /// Most sessions at a time.
-    pub session_limit: usize,
-    /// File that each request is appended to as a line of JSON.
-    pub log: Option<PathBuf>,
-    /// All processes below this process belong to the (one) host. Only where nothing else is started from it.
-    pub owns_process: bool,
-    /// Begins the marker that every process of the host carries in its environment; see [`super::sweep`].
-    pub marker: String,
-}
-
-impl EmulatorConfig {
-    /// One system whose power is a flag, on, behind a correct BMC on a free port of loopback, without admin interface.
-    pub fn flag(uuid: &str, serial: &str) -> Self {
-        let system = SystemConfig {
-            id: "1".to_owned(),
-            uuid: uuid.to_owned(),
-            serial: serial.to_owned(),
-            host: None,
-            power_on: true,
-        };
-        Self {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            admin: None,
-            systems: vec![system],
-            user: "defib".to_owned(),
-            password: "lab-only".to_owned(),
-            certificate: Certificate::default(),
-            faults: Faults::default(),
-            session_limit: 16,
-            log: None,
-            owns_process: false,
-            marker: "lab".to_owned(),
-        }
-    }
-}
-
-/// What to do with the mains plug.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Plug {
-    /// Out, or in again.
-    pub pulled: bool,
-    /// When pulled: the BMC has no power either.
-    pub bmc_dark: bool,
-    /// When put in again: start the hosts at once.
-    pub power_on: bool,
-}
-
-/// The power of one system as it really is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SystemTruth {
-    /// Last part of its path.
-    pub id: String,
-    /// It has power, or a process of it is still alive.
-    pub on: bool,
-    /// Its plug is in.
-    pub plugged: bool,
-    /// It is stopped by [`Running::freeze`].
-    pub frozen: bool,
-    /// Its live processes, the first started one first.
-    pub pids: Vec<i32>,
-    /// When the last cut began, `CLOCK_MONOTONIC` milliseconds.
-    pub cut_at_monotonic_ms: Option<f64>,
-    /// When the last process was gone after it.
-    pub gone_at_monotonic_ms: Option<f64>,
-}
-
-/// What is really the case, whatever the BMC says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Truth {
-    /// The BMC answers nobody.
-    pub dark: bool,
-    /// Open sessions.
-    pub sessions: usize,
-    /// Its systems.
-    pub systems: Vec<SystemTruth>,
-}
+/// How long a BMC is gone that restarts. Real ones take a minute or two.
+const RESTART_TAKES: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 pub(crate) struct System {
@@ -170,6 +50,7 @@ struct View {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) systems: Vec<System>,
+    pub(crate) layout: Layout,
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) faults: Mutex<Faults>,
@@ -323,6 +204,16 @@ impl Core {
         }
     }
 
+    /// The BMC restarts: it answers nobody for a while, and has forgotten its sessions. The hosts run on.
+    pub(crate) async fn restart(&self) {
+        self.set_dark(true);
+        sleep(RESTART_TAKES).await;
+        // Unless somebody took its power meanwhile.
+        if self.systems.iter().any(System::is_plugged) {
+            self.set_dark(false);
+        }
+    }
+
     pub(crate) fn expire_sessions(&self) {
         lock(&self.sessions).clear();
     }
@@ -380,6 +271,17 @@ impl RedfishEmulator {
         if config.admin.is_some_and(|admin| !admin.ip().is_loopback()) {
             bail!("the admin interface has no protection and stays on loopback; give a loopback address");
         }
+        let layout = match &config.captured {
+            Some(folder) => Layout::captured(folder)?.0,
+            None => Layout::own(&config.systems),
+        };
+        if layout.places.len() != config.systems.len() {
+            bail!(
+                "the captured answers tell of {} systems, not of {}",
+                layout.places.len(),
+                config.systems.len()
+            );
+        }
         let mut systems = Vec::with_capacity(config.systems.len());
         for system in config.systems {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
@@ -409,6 +311,7 @@ impl RedfishEmulator {
         }
         let core = Arc::new(Core {
             systems,
+            layout,
             user: config.user,
             password: config.password,
             faults: Mutex::new(config.faults),

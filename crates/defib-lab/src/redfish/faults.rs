@@ -26,6 +26,8 @@ pub struct Faults {
     pub uuid: Option<String>,
     /// Claim to be another machine: this serial number.
     pub serial: Option<String>,
+    /// Leave out these properties (JSON pointers) of every page.
+    pub missing: Vec<String>,
     /// Leave out UUID and serial number, as controllers do while they start.
     pub identity_missing: bool,
     /// What is wrong with logging in.
@@ -34,9 +36,9 @@ pub struct Faults {
     pub already_is_conflict: bool,
     /// What is wrong with the bodies of answers to GET (but of the service root).
     pub body: Option<Body>,
-    /// Name reset types in an ActionInfo resource instead of with the action.
+    /// Name reset types in an ActionInfo resource instead of with the action (on the emulator's own pages).
     pub action_info: bool,
-    /// Offer no `ForceOff`.
+    /// Offer no `ForceOff` (on the emulator's own pages).
     pub no_force_off: bool,
 }
 

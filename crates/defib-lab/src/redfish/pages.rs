@@ -7,9 +7,9 @@ use super::faults::{Faults, SessionFault};
 
 pub(crate) const ROOT: &str = "/redfish/v1";
 pub(crate) const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
-pub(crate) const RESET: &str = "/Actions/ComputerSystem.Reset";
-const SYSTEMS: &str = "/redfish/v1/Systems";
-const RESET_TYPES: [&str; 6] =
+pub(crate) const SYSTEMS: &str = "/redfish/v1/Systems";
+pub(crate) const MANAGER: &str = "/redfish/v1/Managers/1";
+pub(crate) const RESET_TYPES: [&str; 6] =
     ["On", "ForceOff", "ForceRestart", "GracefulShutdown", "PowerCycle", "PushPowerButton"];
 
 fn link(path: &str) -> Value {
@@ -18,11 +18,50 @@ fn link(path: &str) -> Value {
 
 /// The resource at `path` (without a slash at its end), or none.
 pub(crate) fn page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
+    let mut page =
+        if core.layout.is_captured() { core.layout.page(path)? } else { own_page(core, faults, path)? };
+    let place = core.layout.places.iter().position(|place| place.path == path);
+    if let Some(system) = place.and_then(|number| core.systems.get(number)) {
+        overlay(&mut page, system, faults);
+    }
+    if path == ROOT && faults.session == Some(SessionFault::Absent) {
+        remove(&mut page, "/SessionService");
+        remove(&mut page, "/Links/Sessions");
+    }
+    for property in &faults.missing {
+        remove(&mut page, property);
+    }
+    Some(page)
+}
+
+/// Takes away what a JSON pointer names.
+fn remove(page: &mut Value, pointer: &str) {
+    let Some((parent, name)) = pointer.rsplit_once('/') else { return };
+    let name = name.replace("~1", "/").replace("~0", "~");
+    if let Some(Value::Object(parent)) = page.pointer_mut(parent) {
+        parent.remove(&name);
+    }
+}
+
+/// What is true of a system at this moment, or what the faults make of it.
+fn overlay(page: &mut Value, system: &System, faults: &Faults) {
+    page["PowerState"] = system.power_state(faults).into();
+    for (name, claimed) in [("UUID", &faults.uuid), ("SerialNumber", &faults.serial)] {
+        if let Some(claimed) = claimed {
+            page[name] = claimed.clone().into();
+        }
+        if faults.identity_missing {
+            remove(page, &format!("/{name}"));
+        }
+    }
+}
+
+fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
     Some(match path {
         "/redfish" => json!({ "v1": "/redfish/v1/" }),
-        ROOT => root(faults),
+        ROOT => root(),
         SYSTEMS => {
-            let members: Vec<_> = core.systems.iter().map(|system| link(&system_path(system))).collect();
+            let members: Vec<_> = core.layout.places.iter().map(|place| link(&place.path)).collect();
             json!({
                 "@odata.id": SYSTEMS,
                 "@odata.type": "#ComputerSystemCollection.ComputerSystemCollection",
@@ -36,16 +75,23 @@ pub(crate) fn page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "@odata.type": "#ManagerCollection.ManagerCollection",
             "Name": "Managers",
             "Members@odata.count": 1,
-            "Members": [link("/redfish/v1/Managers/1")],
+            "Members": [link(MANAGER)],
         }),
-        "/redfish/v1/Managers/1" => json!({
+        MANAGER => json!({
             "@odata.id": path,
             "@odata.type": "#Manager.v1_11_0.Manager",
             "Id": "1",
             "Name": "Emulated BMC",
             "ManagerType": "BMC",
             "FirmwareVersion": env!("CARGO_PKG_VERSION"),
-            "Links": { "ManagerForServers": core.systems.iter().map(|s| link(&system_path(s))).collect::<Vec<_>>() },
+            "Status": { "State": "Enabled", "Health": "OK" },
+            "Links": {
+                "ManagerForServers": core.layout.places.iter().map(|place| link(&place.path)).collect::<Vec<_>>(),
+            },
+            "Actions": { "#Manager.Reset": core.layout.managers.first().map(|reset| json!({
+                "target": reset.target,
+                "ResetType@Redfish.AllowableValues": reset.allowed,
+            })) },
         }),
         "/redfish/v1/SessionService" if faults.session != Some(SessionFault::Absent) => json!({
             "@odata.id": path,
@@ -59,8 +105,8 @@ pub(crate) fn page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
     })
 }
 
-fn root(faults: &Faults) -> Value {
-    let mut root = json!({
+fn root() -> Value {
+    json!({
         "@odata.id": "/redfish/v1/",
         "@odata.type": "#ServiceRoot.v1_11_0.ServiceRoot",
         "Id": "RootService",
@@ -70,25 +116,18 @@ fn root(faults: &Faults) -> Value {
         "Product": "Emulated BMC",
         "Systems": link(SYSTEMS),
         "Managers": link("/redfish/v1/Managers"),
-        "Links": {},
-    });
-    if faults.session != Some(SessionFault::Absent) {
-        root["SessionService"] = link("/redfish/v1/SessionService");
-        root["Links"]["Sessions"] = link(SESSIONS);
-    }
-    root
-}
-
-fn system_path(system: &System) -> String {
-    format!("{SYSTEMS}/{}", system.config.id)
+        "SessionService": link("/redfish/v1/SessionService"),
+        "Links": { "Sessions": link(SESSIONS) },
+    })
 }
 
 fn system_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
     let rest = path.strip_prefix(SYSTEMS)?.strip_prefix('/')?;
     let (id, tail) = rest.split_once('/').map_or((rest, ""), |(id, tail)| (id, tail));
-    let system = core.systems.iter().find(|system| system.config.id == id)?;
+    let number = core.systems.iter().position(|system| system.config.id == id)?;
+    let (system, place) = (core.systems.get(number)?, core.layout.places.get(number)?);
     let allowed: Vec<_> =
-        RESET_TYPES.iter().filter(|kind| !(faults.no_force_off && **kind == "ForceOff")).collect();
+        place.reset.allowed.iter().filter(|kind| !(faults.no_force_off && *kind == "ForceOff")).collect();
     match tail {
         "" => {}
         "ResetActionInfo" if faults.action_info => {
@@ -104,38 +143,24 @@ fn system_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
         }
         _ => return None,
     }
-    let mut reset = json!({ "target": format!("{path}{RESET}") });
+    let mut reset = json!({ "target": place.reset.target });
     if faults.action_info {
         reset["@Redfish.ActionInfo"] = format!("{path}/ResetActionInfo").into();
     } else {
         reset["ResetType@Redfish.AllowableValues"] = json!(allowed);
     }
-    let mut page = json!({
+    Some(json!({
         "@odata.id": path,
         "@odata.type": "#ComputerSystem.v1_16_0.ComputerSystem",
         "Id": id,
         "Name": "Emulated host",
         "SystemType": "Physical",
-        "PowerState": system.power_state(faults),
+        "UUID": system.config.uuid,
+        "SerialNumber": system.config.serial,
         "Status": { "State": "Enabled", "Health": "OK" },
+        "Links": { "ManagedBy": [link(MANAGER)] },
         "Actions": { "#ComputerSystem.Reset": reset },
-    });
-    if !faults.identity_missing {
-        page["UUID"] = faults.uuid.clone().unwrap_or_else(|| system.config.uuid.clone()).into();
-        page["SerialNumber"] = faults.serial.clone().unwrap_or_else(|| system.config.serial.clone()).into();
-    }
-    Some(page)
-}
-
-/// The system that a reset goes to.
-pub(crate) fn reset_target<'a>(core: &'a Core, path: &str) -> Option<&'a System> {
-    let id = path.strip_prefix(SYSTEMS)?.strip_prefix('/')?.strip_suffix(RESET)?;
-    core.systems.iter().find(|system| system.config.id == id)
-}
-
-/// A reset type that this BMC knows.
-pub(crate) fn is_reset_type(kind: &str) -> bool {
-    RESET_TYPES.contains(&kind)
+    }))
 }
 
 /// The body of an error.

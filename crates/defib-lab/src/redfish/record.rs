@@ -24,7 +24,7 @@ pub struct RequestRecord {
     pub method: String,
     /// Path.
     pub path: String,
-    /// `ResetType` of a reset.
+    /// `ResetType` of a reset, of a system or of the BMC.
     pub reset: Option<String>,
     /// Status answered; 0 if it was left without an answer.
     pub status: u16,

@@ -25,7 +25,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::control::{Core, System, lock};
 use super::faults::{Body, Faults, Hang, SessionFault, take};
-use super::pages::{self, ROOT, SESSIONS};
+use super::layout::Action;
+use super::pages::{self, ROOT};
 use super::record::Open;
 
 /// A real BMC takes a handful; this is enough for a whole lab to ask at once.
@@ -126,9 +127,9 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, Br
     };
     let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map(|body| body.to_bytes()).ok();
     let body: Value = body.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
-    let reset = pages::reset_target(&core, path).filter(|_| head.method == Method::POST);
+    let target = Target::find(&core, path).filter(|_| head.method == Method::POST);
     let kind = body.get("ResetType").and_then(Value::as_str).unwrap_or("none").to_owned();
-    let open = core.record.arrived(head.method.as_str(), path, reset.is_some().then(|| kind.clone()));
+    let open = core.record.arrived(head.method.as_str(), path, target.as_ref().map(|_| kind.clone()));
     let faults = lock(&core.faults).clone();
     if faults.latency_ms > 0 {
         sleep(Duration::from_millis(faults.latency_ms)).await;
@@ -138,7 +139,7 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, Br
     }
     let response = match (&head.method, path) {
         (&Method::GET, "/redfish" | ROOT) => get(&core, &Faults { body: None, ..faults }, path),
-        (&Method::POST, SESSIONS) => log_in(&core, &faults, &body),
+        (&Method::POST, path) if path == core.layout.sessions => log_in(&core, &faults, &body),
         _ if !is_authorized(&core, &head.headers) => refusal(
             StatusCode::UNAUTHORIZED,
             "While accessing the resource, the service received an authorization error",
@@ -152,14 +153,50 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, Br
             }
         }
         (&Method::DELETE, _) => log_out(&core, path),
-        (&Method::POST, _) => match reset {
-            Some(system) => act(&core, system, &faults, &kind, path, &open).await?,
+        (&Method::POST, _) => match target {
+            Some(Target::System { number, system, action }) => {
+                let order = Order { number, system, action, kind: &kind };
+                act(&core, order, &faults, &open).await?
+            }
+            Some(Target::Manager(action)) => restart(&core, action, &kind),
             None => refusal(StatusCode::NOT_FOUND, "no such action"),
         },
         _ => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
     };
     open.answered(response.status().as_u16());
     Ok(response)
+}
+
+/// What a POST is for.
+enum Target<'a> {
+    System { number: usize, system: &'a System, action: &'a Action },
+    Manager(&'a Action),
+}
+
+impl<'a> Target<'a> {
+    fn find(core: &'a Core, path: &str) -> Option<Self> {
+        let places = core.layout.places.iter().zip(&core.systems).enumerate();
+        for (number, (place, system)) in places {
+            if place.reset.target == path {
+                return Some(Self::System { number, system, action: &place.reset });
+            }
+        }
+        core.layout.managers.iter().find(|action| action.target == path).map(Self::Manager)
+    }
+}
+
+/// The BMC itself restarts, after it has answered.
+fn restart(core: &Arc<Core>, action: &Action, kind: &str) -> Reply {
+    if !action.takes(kind) {
+        return refusal(StatusCode::BAD_REQUEST, &format!("the reset type {kind} is not supported"));
+    }
+    let core = core.clone();
+    tokio::spawn(async move {
+        // Its answer is on the way.
+        sleep(Duration::from_millis(20)).await;
+        core.restart().await;
+    });
+    reply(StatusCode::NO_CONTENT, None)
 }
 
 fn get(core: &Core, faults: &Faults, path: &str) -> Reply {
@@ -212,7 +249,7 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     if sessions.len() >= core.session_limit {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "the session limit was exceeded");
     }
-    let path = format!("{SESSIONS}/{id}");
+    let path = format!("{}/{id}", core.layout.sessions);
     sessions.insert(path.clone(), token.to_owned());
     let page = json!({ "@odata.id": path, "@odata.type": "#Session.v1_3_0.Session", "Id": id, "UserName": core.user });
     let mut response = reply(StatusCode::CREATED, Some(&page));
@@ -232,15 +269,22 @@ fn log_out(core: &Core, path: &str) -> Reply {
     }
 }
 
+/// A reset that a client asks for.
+struct Order<'a> {
+    number: usize,
+    system: &'a System,
+    action: &'a Action,
+    kind: &'a str,
+}
+
 /// Carries out a reset, or does with it what the faults say.
 async fn act(
     core: &Arc<Core>,
-    system: &System,
+    order: Order<'_>,
     faults: &Faults,
-    kind: &str,
-    path: &str,
     open: &Open<'_>,
 ) -> Result<Reply, BrokenOnPurpose> {
+    let Order { number, system, action, kind } = order;
     if faults.hang == Hang::Reset {
         never().await;
     }
@@ -248,14 +292,14 @@ async fn act(
     if let Some(status) = forced.and_then(|status| StatusCode::from_u16(status).ok()) {
         return Ok(refusal(status, "injected fault"));
     }
-    let is_known = pages::is_reset_type(kind) && !(faults.no_force_off && kind == "ForceOff");
+    let is_known = action.takes(kind) && !(faults.no_force_off && kind == "ForceOff");
     if !is_known {
         return Ok(refusal(StatusCode::BAD_REQUEST, &format!("the reset type {kind} is not supported")));
     }
     if faults.lie_accepted {
         return Ok(reply(StatusCode::NO_CONTENT, None));
     }
-    let wants_on = kind == "On";
+    let wants_on = matches!(kind, "On" | "ForceOn");
     if wants_on && !system.is_plugged() {
         return Ok(refusal(StatusCode::CONFLICT, "the system has no power"));
     }
@@ -265,9 +309,9 @@ async fn act(
         return Ok(refusal(StatusCode::CONFLICT, &format!("the system is already powered {state}")));
     }
     // Carried out in the background, as real ones do: the answer says that the request was understood, no more.
-    let (task_core, target, kind) = (core.clone(), path.to_owned(), kind.to_owned());
+    let (task_core, kind) = (core.clone(), kind.to_owned());
     tokio::spawn(async move {
-        let Some(system) = pages::reset_target(&task_core, &target) else { return };
+        let Some(system) = task_core.systems.get(number) else { return };
         if let Err(error) = reset(system, &kind).await {
             tracing::error!(system = system.config.id, kind, error = %format!("{error:#}"), "reset failed");
         }
@@ -286,10 +330,10 @@ async fn act(
 
 async fn reset(system: &System, kind: &str) -> anyhow::Result<()> {
     match kind {
-        "On" => system.power_on().await,
+        "On" | "ForceOn" => system.power_on().await,
         "ForceOff" => system.power_off().await,
         "GracefulShutdown" | "PushPowerButton" => system.shut_down().await,
-        "ForceRestart" | "PowerCycle" if system.is_on() => {
+        "ForceRestart" | "GracefulRestart" | "PowerCycle" if system.is_on() => {
             system.power_off().await?;
             system.power_on().await
         }
