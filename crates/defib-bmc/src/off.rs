@@ -7,9 +7,12 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::{BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome};
+use crate::{
+    BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome, WriteGate,
+};
 
 /// The first pause between a request that was followed by another state than `Off`, and the next look.
 const POLL_MIN: Duration = Duration::from_millis(10);
@@ -19,6 +22,25 @@ const POLL_MAX: Duration = Duration::from_millis(250);
 /// A request that was not answered for so long is left to itself, and the power is looked at meanwhile: some
 /// controllers do what they are asked and never say so.
 const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
+
+/// A permission to write counts from when it was asked for, and no longer than this. Whoever stood still meanwhile may
+/// have been replaced long ago: its host was fenced by another, came back, and is in use.
+const PERMITTED_FOR: Duration = Duration::from_secs(1);
+
+/// Asks whether a write may be sent now. An answer that was too long on its way is asked for again.
+///
+/// # Errors
+/// When time is up.
+pub(crate) async fn may_write(gate: &dyn WriteGate, deadline: Instant) -> Result<bool, Elapsed> {
+    loop {
+        let asked = Instant::now();
+        let may = timeout_at(deadline, gate.may_write()).await?;
+        if !may || asked.elapsed() < PERMITTED_FOR {
+            return Ok(may);
+        }
+        tracing::warn!(after = ?asked.elapsed(), "a permission to switch a host off came late, asking again");
+    }
+}
 
 /// The two things that a driver can do.
 pub(crate) trait Steps: Sync {
@@ -77,7 +99,7 @@ pub(crate) async fn power_off<S: Steps>(
                     return FenceOutcome::Refused { cause, requests: progress.requests };
                 }
                 if unanswered.is_none() && progress.is_due(limits) {
-                    match timeout_at(order.deadline, order.gate.may_write()).await {
+                    match may_write(order.gate, order.deadline).await {
                         Ok(true) => {}
                         Ok(false) => return FenceOutcome::Revoked { requests: progress.requests },
                         Err(_) => break,
@@ -234,7 +256,7 @@ fn backoff(host: &str, failures: u32, limits: &Limits) -> Duration {
 mod tests {
     use super::*;
     use crate::PowerState;
-    use crate::port::{AlwaysAllowed, BmcFuture, WriteGate};
+    use crate::port::{AlwaysAllowed, BmcFuture};
     use http::{Method, StatusCode};
     use std::collections::VecDeque;
     use std::sync::Mutex;
@@ -436,6 +458,39 @@ mod tests {
         let outcome = power_off(&script, "h1", &Limits::default(), order).await;
         assert!(matches!(outcome, FenceOutcome::Revoked { requests: 1 }), "{outcome}");
         assert_eq!(script.asked.load(Ordering::Relaxed), 1);
+    }
+
+    /// Allows it once, after so long; then no more.
+    #[derive(Debug, Default)]
+    struct LateOnce(AtomicU32);
+
+    impl WriteGate for LateOnce {
+        fn may_write(&self) -> BmcFuture<'_, bool> {
+            Box::pin(async {
+                let is_first = self.0.fetch_add(1, Ordering::Relaxed) == 0;
+                if is_first {
+                    sleep_until(Instant::now() + Duration::from_secs(4)).await;
+                }
+                is_first
+            })
+        }
+    }
+
+    /// Found by the chaos lab: a leader stood still while it was asked, its host was fenced by the next leader and came
+    /// back, and then it went on and switched the host off once more.
+    #[tokio::test(start_paused = true)]
+    async fn a_permission_that_was_long_on_its_way_is_asked_for_again() {
+        let script = Script::new(&[Ok("On")], &[204]);
+        let gate = LateOnce::default();
+        let order = PowerOff {
+            confirm_reads: 1,
+            spacing: Duration::from_millis(50),
+            deadline: Instant::now() + Duration::from_secs(30),
+            gate: &gate,
+        };
+        let outcome = power_off(&script, "h1", &Limits::default(), order).await;
+        assert!(matches!(outcome, FenceOutcome::Revoked { requests: 0 }), "{outcome}");
+        assert_eq!(script.asked.load(Ordering::Relaxed), 0, "nothing was switched");
     }
 
     #[test]
