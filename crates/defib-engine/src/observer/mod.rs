@@ -9,6 +9,9 @@
 //! meanwhile is pushed on (so the queue holds one entry per host, and nothing is done per host per tick).
 
 mod arrivals;
+mod bus;
+#[cfg(test)]
+mod bus_tests;
 mod expiry;
 mod gathering;
 #[cfg(test)]
@@ -22,6 +25,7 @@ use alloc::{
 use core::cmp::Reverse;
 
 use crate::ledger::Electorate;
+pub use bus::{BusBeat, Extent, Heed, Partition, Place};
 use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
     command::{ExpiryVote, OpinionChange},
@@ -146,6 +150,7 @@ pub struct Observer {
     hosts: Vec<Option<Watched>>,
     queue: BinaryHeap<Reverse<(Instant, Slot)>>,
     counts: Counts,
+    bus: bus::Bus,
 }
 
 impl Observer {
@@ -167,6 +172,7 @@ impl Observer {
             hosts: Vec::new(),
             queue: BinaryHeap::new(),
             counts: Counts::default(),
+            bus: bus::Bus::default(),
         }
     }
 
@@ -282,7 +288,7 @@ impl Observer {
         watched.arrivals[path].heard(now, interval, limit);
         let before = watched.standing();
         let first = watched.last_heard.replace(now).is_none();
-        (watched.quiet, watched.excused) = (false, false);
+        (watched.quiet, watched.excused, watched.withheld_for_bus) = (false, false, false);
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
         watched.watchdog = beat.watchdog;
@@ -426,10 +432,20 @@ impl Observer {
             .max(watched.muted_until.unwrap_or_default())
             .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);
-        let (ask_at, act_at) = (from.plus(ask_after), from.plus(act_after));
+        let act_at = from.plus(act_after);
+        let ask_at = from.plus(watched.hinted(now, ask_after, &self.policy));
         let before = watched.standing();
         let listen_again = watched.listen(now, ask_after);
-        let worse = if now >= act_at && !isolated {
+        let silent = now >= act_at && !isolated;
+        // Of a host that another witness heard meanwhile, as long as its VMs may run.
+        let withheld = silent
+            && watched.opinion != Opinion::Dead
+            && now < watched.runs_nothing_at(&self.policy, started)
+            && self.bus.speaks_for(watched, act_after);
+        if withheld {
+            self.bus.withhold(watched);
+        }
+        let worse = if silent && !withheld {
             Opinion::Dead
         } else if now >= ask_at {
             Opinion::Asks
@@ -449,8 +465,8 @@ impl Observer {
         };
         // A vote that is not in the log yet may be old when there is a leader again. Whoever is cut off then can't know
         // whether it is still true, and asks.
-        let withheld = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
-        let said = if withheld { Opinion::Asks } else { watched.opinion };
+        let unsaid = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
+        let said = if unsaid { Opinion::Asks } else { watched.opinion };
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
         if let Some(at) = listen_again {
             sooner(at);

@@ -4,7 +4,7 @@ fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
 }
 
-fn view() -> HostView {
+pub(super) fn view() -> HostView {
     HostView {
         epoch: Epoch(1),
         watched: true,
@@ -18,19 +18,19 @@ fn view() -> HostView {
     }
 }
 
-const MS: fn(u64) -> Instant = Instant::from_millis;
+pub(super) const MS: fn(u64) -> Instant = Instant::from_millis;
 
 /// Hosts that all beat at their interval, and an observer that hears those that are up.
-struct World {
-    observer: Observer,
-    hosts: Vec<(HostId, Slot, bool)>,
-    now: u64,
-    sequence: u64,
+pub(super) struct World {
+    pub(super) observer: Observer,
+    pub(super) hosts: Vec<(HostId, Slot, bool)>,
+    pub(super) now: u64,
+    pub(super) sequence: u64,
     stamps: Vec<Option<Instant>>,
     held_from: u64,
     /// What the hosts say of their watchdog.
     watchdog: Millis,
-    said: Vec<(u64, Proposal)>,
+    pub(super) said: Vec<(u64, Proposal)>,
 }
 
 fn electorate(version: u64, hosts: core::ops::Range<usize>) -> Electorate {
@@ -39,7 +39,7 @@ fn electorate(version: u64, hosts: core::ops::Range<usize>) -> Electorate {
 }
 
 impl World {
-    fn new(count: usize, policy: &Policy) -> Self {
+    pub(super) fn new(count: usize, policy: &Policy) -> Self {
         let mut observer = Observer::new(ReplicaId(1), 1, policy, MS(0));
         observer.caught_up(MS(0));
         let hosts: Vec<_> = (0..count)
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Lets `millis` pass in steps of 1 ms, with beats every `interval`.
-    fn run(&mut self, millis: u64, interval: u64) {
+    pub(super) fn run(&mut self, millis: u64, interval: u64) {
         for _ in 0..millis {
             self.now += 1;
             if self.now.is_multiple_of(interval) {
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    fn opinions_of(&self, at: usize) -> Vec<(u64, Opinion)> {
+    pub(super) fn opinions_of(&self, at: usize) -> Vec<(u64, Opinion)> {
         let mut all = Vec::new();
         for (when, proposal) in &self.said {
             if let Proposal::Opinions(changes) = proposal {

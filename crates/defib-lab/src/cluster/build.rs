@@ -105,6 +105,7 @@ impl Cluster {
             second_switch,
             _relays: relays,
             marker,
+            bus: options.bus,
             directory,
             leave_directory: options.leave_directory,
         };
@@ -230,7 +231,7 @@ impl Cluster {
     /// Writes the configuration of a host's agent.
     pub(super) fn write_agent(&self, name: &str, neighbour: SocketAddr) -> anyhow::Result<()> {
         let directory = self.host_directory(name);
-        let mut text = files::agent(name, neighbour, &self.ports, &directory);
+        let mut text = files::agent(name, neighbour, &self.ports, &directory, self.bus.as_deref());
         text.push_str(&self.site.agent());
         fs::write(directory.join("agent.yaml"), text)?;
         Ok(())
@@ -245,7 +246,7 @@ impl Cluster {
         let directory = self.replica_directory(own.id);
         fs::create_dir_all(directory.join("data"))?;
         let config = directory.join("replica.yaml");
-        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild))?;
+        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild, self.bus.as_deref()))?;
         let (key, secret) = SigningKey::generate()?;
         let path = directory.join("events.key");
         fs::write(&path, &*secret)?;

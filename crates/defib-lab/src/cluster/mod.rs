@@ -94,6 +94,8 @@ pub struct Options {
     pub second_path: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
+    /// `host:port` of a broker of Kafka that agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
+    pub bus: Option<String>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
     /// can make new ones slow for a minute (ext4 without a journal looks at each inode that it must not use again yet).
     pub leave_directory: bool,
@@ -111,6 +113,7 @@ impl Options {
             site: Arc::new(Loopback::default()),
             second_path: false,
             binaries: None,
+            bus: None,
             leave_directory: false,
         }
     }
@@ -151,6 +154,7 @@ pub struct Cluster {
     second_switch: Switch,
     _relays: Vec<Relay>,
     marker: String,
+    bus: Option<String>,
 }
 
 impl Cluster {
