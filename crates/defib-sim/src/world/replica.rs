@@ -306,6 +306,11 @@ impl World {
             .map(|(number, _)| number)
     }
 
+    /// The same, if it does not stand still: who does takes nobody's wishes.
+    pub(crate) fn awake_leader(&self) -> Option<usize> {
+        self.leader().filter(|leader| self.replicas[*leader].paused_until <= self.now)
+    }
+
     /// Bytes of a random secret.
     pub(crate) fn secret(&mut self) -> [u8; 32] {
         let mut bytes = [0; 32];
