@@ -32,7 +32,9 @@ impl Hearing {
         }
         let before = self.deaf_since;
         let answered = self.deaf_since.or(self.unheeded_since);
-        let heard = beat.echo.is_some_and(|echo| answered.is_some_and(|answered| answered <= echo));
+        // An echo from the future is of a former life of this replica.
+        let echo = beat.echo.filter(|echo| *echo <= now);
+        let heard = echo.is_some_and(|echo| answered.is_some_and(|answered| answered <= echo));
         if heard {
             *self = Self::default();
         } else if beat.lease_held_ms > 0 {

@@ -51,6 +51,13 @@ fn a_host_that_speaks_and_hears_nobody_is_voted_dead_when_its_lease_is_over() {
 }
 
 #[test]
+fn an_answer_of_a_former_life_of_the_replica_is_no_sign_that_a_host_hears() {
+    let mut world = World::new(3, &Policy::default());
+    first_host_beats(&mut world, 8000, false, false, &mut Some(MS(1_000_000)));
+    assert_eq!(opinions(&world), [Opinion::Asks, Opinion::Dead]);
+}
+
+#[test]
 fn a_host_that_hears_is_not_deaf_though_it_holds_no_lease() {
     let mut world = World::new(3, &Policy::default());
     first_host_beats(&mut world, 20_000, false, true, &mut None);
