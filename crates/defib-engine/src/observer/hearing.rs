@@ -1,9 +1,9 @@
 //! Whether a host hears this observer: one that speaks and hears nobody gets no lease, so it stops its VMs, and its
 //! heartbeats alone would make it look well.
 //!
-//! A beat echoes the newest stamp that its sender had from this observer. So a host is *deaf* when this observer has heard
-//! and promised for as long as a lease lasts, no beat echoes any of those answers, and the newest beat says that its
-//! sender holds no lease, that is, no majority of replicas reaches it either. From then on its beats speak for it
+//! A beat echoes the newest stamp that its sender had from this observer. So a host is *deaf* when this observer
+//! has heard it and promised for as long as a lease lasts, no beat echoes any of those answers, and the newest beat says
+//! that its sender holds no lease, that is, no majority of replicas reaches it either. From then on its beats speak for it
 //! no more: it is asked about, voted dead, condemned and fenced like one that is silent, under the same brakes, and
 //! what proves its death is what proves any. Only that it hears again, or holds a lease, takes this back.
 //!
@@ -24,8 +24,8 @@ pub(super) struct Hearing {
 }
 
 impl Hearing {
-    /// Takes the newest beat of the host's boot; `anew`: after a silence, in which nobody answered. True if that changes
-    /// whether the host is deaf.
+    /// Takes the newest beat of the host's boot; `anew`: after a silence, in which nobody answered. True if that
+    /// changes whether the host is deaf.
     pub(super) fn hear(&mut self, now: Instant, beat: &Beat, lease: Millis, anew: bool) -> bool {
         if anew {
             self.unheeded_since = None;

@@ -7,8 +7,8 @@ use super::{
     tests::{MS, World, view},
 };
 
-/// Lets `millis` pass with a beat of the first host each 100 ms, which says so of its lease, and echoes the answers that
-/// come back; the other hosts are well.
+/// Lets `millis` pass with a beat of the first host each 100 ms, which says so of its lease, and echoes the answers
+/// that come back; the other hosts are well.
 fn first_host_beats(world: &mut World, millis: u64, held: bool, hears: bool, last: &mut Option<Instant>) {
     world.hosts[0].2 = false;
     for _ in 0..millis / 100 {

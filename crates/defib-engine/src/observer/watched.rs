@@ -135,8 +135,8 @@ impl Watched {
         Standing { watched, alive, awaited }
     }
 
-    /// Notes that it was heard, and what that tells of whether it hears anybody; true if that changed. Beats that another
-    /// path overtook tell of the past.
+    /// Notes that it was heard, and what that tells of whether it hears anybody; true if that changed. Beats that
+    /// another path overtook tell of the past.
     pub(super) fn heard(&mut self, now: Instant, beat: &Beat, policy: &Policy) -> bool {
         let before = self.last_heard.replace(now);
         let anew = before.is_none_or(|before| before.plus(policy.detection.act_after) <= now);

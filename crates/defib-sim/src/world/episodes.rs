@@ -413,7 +413,7 @@ impl World {
         true
     }
 
-    /// An operator repeats a change that came to nothing: it may have been told to one that leads no more, or to nobody.
+    /// An operator repeats a change that came to nothing: it may have been told to one that leads no more.
     pub(crate) fn replace_until_done(&mut self, old: u64, new: u64) {
         if let Some(leader) = self.awake_leader()
             && let Some(run) = &self.replicas[leader].run
