@@ -1,11 +1,11 @@
 //! Whether a host hears this observer: one that speaks and hears nobody gets no lease, so it stops its VMs, and its
 //! heartbeats alone would make it look well.
 //!
-//! A beat echoes the newest stamp that its sender had from this observer. So a host is *deaf* when this observer
-//! has heard it and promised for as long as a lease lasts, no beat echoes any of those answers, and the newest beat says
-//! that its sender holds no lease, that is, no majority of replicas reaches it either. From then on its beats speak for it
-//! no more: it is asked about, voted dead, condemned and fenced like one that is silent, under the same brakes, and
-//! what proves its death is what proves any. Only that it hears again, or holds a lease, takes this back.
+//! A beat echoes the newest stamp that its sender had from this observer. So a host is *deaf* when this observer has
+//! heard it and promised for as long as a lease lasts, no beat echoes any of those answers, and the newest beat says
+//! that its sender holds no lease: no majority of replicas reaches it either. From then on its beats speak for it no
+//! more: it is asked about, voted dead, condemned and fenced like one that is silent, under the same brakes, and what
+//! proves its death is what proves any. Only that it hears again, or holds a lease, takes this back.
 //!
 //! So a beat that lies or is late can bring its own sender into doubt, and nothing more. Late beats do not: what counts
 //! is the newest beat of the boot, and whoever hears this observer has echoed an answer one round trip later.
