@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod agents;
+mod bmc_events;
 pub mod config;
 pub mod core;
 pub mod effects;

@@ -33,6 +33,7 @@ use tonic::transport::Server;
 use crate::{
     admission,
     agents::{AgentService, Agents},
+    bmc_events,
     config::Config,
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
@@ -223,6 +224,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         }));
     }
     fencing_tests::start(&power, &core, &pulse_seen);
+    bmc_events::start(&power, &core, &pulse_seen);
     forgeries::start(me, heartbeats.counters(), core.clone());
     tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
 

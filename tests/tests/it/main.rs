@@ -8,6 +8,7 @@ mod bad_input;
 mod bmc;
 mod cli;
 mod demo;
+mod events;
 mod export;
 mod full_disk;
 mod kills;

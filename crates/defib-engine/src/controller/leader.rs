@@ -34,6 +34,8 @@ pub(super) struct Ask {
     news: bool,
     /// A reading of off that is not in the log yet.
     found: Option<FenceResult>,
+    /// A hint came while a question was under way, which may have been answered before.
+    hinted: bool,
 }
 
 impl Ask {
@@ -46,6 +48,7 @@ impl Ask {
             kinds: BTreeMap::new(),
             news: false,
             found: None,
+            hinted: false,
         }
     }
 }
@@ -129,6 +132,16 @@ impl Controller {
         }
     }
 
+    /// A hint is as good as the time for the next question, and no better.
+    pub(super) fn hinted(&mut self, now: Instant, host: &HostId) {
+        let ledger = &self.ledger;
+        let of_host = |id: &RecoveryId| ledger.recoveries().get(id).is_some_and(|one| one.host == *host);
+        for (_, ask) in self.asks.iter_mut().filter(|(id, _)| of_host(id)) {
+            ask.next_at = ask.next_at.min(now);
+            ask.hinted = ask.in_flight;
+        }
+    }
+
     pub(super) fn asked(
         &mut self,
         now: Instant,
@@ -141,6 +154,9 @@ impl Controller {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         ask.in_flight = false;
         ask.next_at = now.plus(if suspected { ASK_AGAIN_SUSPECTED } else { ASK_AGAIN_UNCONFIRMED });
+        if core::mem::take(&mut ask.hinted) {
+            ask.next_at = now;
+        }
         let held = ask.kinds.insert(ask.level, core::mem::discriminant(&result));
         let other = held.is_some_and(|held| held != core::mem::discriminant(&result));
         ask.news |= other && !matches!(result, FenceResult::Unknown { .. });

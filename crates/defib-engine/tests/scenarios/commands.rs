@@ -70,6 +70,7 @@ impl Scenario {
             "power" | "mains" | "freeze" | "thaw" | "network" | "bmc" | "agent" | "switch" | "crash" => {
                 self.on_world(command, rest)
             }
+            "hint" => self.hint(rest),
             "guest" => self.guest(rest),
             "test-fencing" => self.test_fencing(rest),
             "quiet" => self.quiet(rest),

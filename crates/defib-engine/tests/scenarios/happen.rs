@@ -1,5 +1,6 @@
 //! Words for what happens: power, network, BMCs, agents, guests, replicas; and for time.
 
+use defib_engine::controller::Input;
 use defib_model::{
     Command, HostId, ReplicaId, VmId,
     command::{FencingTest, Goodbye},
@@ -104,6 +105,14 @@ impl Scenario {
                 _ => return Err("no such word".into()),
             }
         }
+        Ok(())
+    }
+
+    /// `hint h1`: its BMC told the leader that something happened.
+    pub(crate) fn hint(&mut self, rest: &[&str]) -> Answer {
+        let host = self.host_id(rest.first())?;
+        let leader = self.world.leader.ok_or("nobody leads")?;
+        self.world.step(leader, Input::Hinted(host));
         Ok(())
     }
 

@@ -1,22 +1,21 @@
 //! The emulator's state: power, plug, sessions, faults. Everything that the Redfish side and the admin side can do.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use rustls::ServerConfig;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+use super::events::{Events, Happening};
 use super::faults::Faults;
 use super::layout::Layout;
 use super::record::{Record, RequestRecord, monotonic_ms};
@@ -29,138 +28,11 @@ const GRACEFUL_WITHIN: Duration = Duration::from_secs(10);
 /// How long a BMC is gone that restarts. Real ones take a minute or two.
 const RESTART_TAKES: Duration = Duration::from_millis(300);
 
-/// What to run as the host.
-#[derive(Debug, Clone)]
-pub struct HostCommand {
-    /// Program and arguments.
-    pub command: Vec<OsString>,
-    /// File that its output is appended to; discarded into the emulator's own output if absent.
-    pub output: Option<PathBuf>,
-}
-
-/// One system behind the BMC.
-#[derive(Debug, Clone)]
-pub struct SystemConfig {
-    /// Last part of its path: `/redfish/v1/Systems/{id}`.
-    pub id: String,
-    /// UUID.
-    pub uuid: String,
-    /// Serial number.
-    pub serial: String,
-    /// What runs while it is on; without one the power is only a flag.
-    pub host: Option<HostCommand>,
-    /// On from the start.
-    pub power_on: bool,
-}
-
-/// An emulated BMC.
-#[derive(Debug, Clone)]
-pub struct EmulatorConfig {
-    /// Where Redfish listens; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Where the admin interface listens, if at all; loopback only, plain HTTP.
-    pub admin: Option<SocketAddr>,
-    /// Systems, at least one.
-    pub systems: Vec<SystemConfig>,
-    /// The folder with the answers of a real server that are served instead of pages of our own.
-    pub captured: Option<PathBuf>,
-    /// User name.
-    pub user: String,
-    /// Password.
-    pub password: String,
-    /// Certificate.
-    pub certificate: Certificate,
-    /// Faults from the start.
-    pub faults: Faults,
-    /// Most sessions at a time.
-    pub session_limit: usize,
-    /// File that each request is appended to as a line of JSON.
-    pub log: Option<PathBuf>,
-    /// All processes below this process belong to the (one) host. Only where nothing else is started from it.
-    pub owns_process: bool,
-    /// Begins the marker that every process of the host carries in its environment; see [`super::sweep`].
-    pub marker: String,
-}
-
-impl EmulatorConfig {
-    /// One system whose power is a flag, on, behind a correct BMC on a free port of loopback, without admin interface.
-    pub fn flag(uuid: &str, serial: &str) -> Self {
-        let system = SystemConfig {
-            id: "1".to_owned(),
-            uuid: uuid.to_owned(),
-            serial: serial.to_owned(),
-            host: None,
-            power_on: true,
-        };
-        Self {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            admin: None,
-            systems: vec![system],
-            captured: None,
-            user: "defib".to_owned(),
-            password: "lab-only".to_owned(),
-            certificate: Certificate::default(),
-            faults: Faults::default(),
-            session_limit: 16,
-            log: None,
-            owns_process: false,
-            marker: "lab".to_owned(),
-        }
-    }
-
-    /// A real server's answers, captured into a folder as its service answers (`…/index.json` is the body of
-    /// `GET …`), with power that can be switched by its own reset action and types; else like [`Self::flag`].
-    pub fn captured(folder: &Path) -> anyhow::Result<Self> {
-        let (_, systems) = Layout::captured(folder)?;
-        Ok(Self { systems, captured: Some(folder.to_owned()), ..Self::flag("", "") })
-    }
-}
-
-/// What to do with the mains plug.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Plug {
-    /// Out, or in again.
-    pub pulled: bool,
-    /// When pulled: the BMC has no power either.
-    pub bmc_dark: bool,
-    /// When put in again: start the hosts at once.
-    pub power_on: bool,
-}
-
-/// The power of one system as it really is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SystemTruth {
-    /// Last part of its path.
-    pub id: String,
-    /// It has power, or a process of it is still alive.
-    pub on: bool,
-    /// Its plug is in.
-    pub plugged: bool,
-    /// It is stopped by [`Running::freeze`].
-    pub frozen: bool,
-    /// Its live processes, the first started one first.
-    pub pids: Vec<i32>,
-    /// When the last cut began, `CLOCK_MONOTONIC` milliseconds.
-    pub cut_at_monotonic_ms: Option<f64>,
-    /// When the last process was gone after it.
-    pub gone_at_monotonic_ms: Option<f64>,
-}
-
-/// What is really the case, whatever the BMC says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Truth {
-    /// The BMC answers nobody.
-    pub dark: bool,
-    /// Open sessions.
-    pub sessions: usize,
-    /// Its systems.
-    pub systems: Vec<SystemTruth>,
-}
-
 #[derive(Debug)]
 pub(crate) struct System {
     pub(crate) config: SystemConfig,
+    path: String,
+    events: Arc<Events>,
     /// Held while the power changes.
     tree: tokio::sync::Mutex<Option<Tree>>,
     /// What can be read at any time.
@@ -182,6 +54,7 @@ struct View {
 pub(crate) struct Core {
     pub(crate) systems: Vec<System>,
     pub(crate) layout: Layout,
+    pub(crate) events: Arc<Events>,
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) faults: Mutex<Faults>,
@@ -237,7 +110,12 @@ impl System {
             view.cut_at = Some(cut_at);
             view.gone_at = Some(monotonic_ms());
         }
+        let was_on = view.on;
         (view.on, view.frozen) = (false, false);
+        drop(view);
+        if was_on {
+            self.events.tell(&Happening::power(&self.path, false));
+        }
         Ok(())
     }
 
@@ -251,6 +129,7 @@ impl System {
             tree.power_on()?;
         }
         lock(&self.view).on = true;
+        self.events.tell(&Happening::power(&self.path, true));
         Ok(())
     }
 
@@ -332,6 +211,7 @@ impl Core {
         let was_dark = self.dark.send_replace(dark);
         if was_dark && !dark {
             self.expire_sessions();
+            self.events.forget();
         }
     }
 
@@ -350,6 +230,7 @@ impl Core {
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
+        self.events.set_fault(faults.events);
         *lock(&self.faults) = faults;
     }
 
@@ -373,7 +254,12 @@ impl Core {
         for system in &self.systems {
             systems.push(system.truth().await);
         }
-        Truth { dark: *self.dark.borrow(), sessions: lock(&self.sessions).len(), systems }
+        Truth {
+            dark: *self.dark.borrow(),
+            sessions: lock(&self.sessions).len(),
+            listeners: self.events.listeners(),
+            systems,
+        }
     }
 
     pub(crate) fn change_certificate(&self) -> anyhow::Result<String> {
@@ -413,8 +299,10 @@ impl RedfishEmulator {
                 config.systems.len()
             );
         }
+        let events = Arc::new(Events::default());
+        events.set_fault(config.faults.events);
         let mut systems = Vec::with_capacity(config.systems.len());
-        for system in config.systems {
+        for (system, place) in config.systems.into_iter().zip(&layout.places) {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
             let start = |host: &HostCommand| {
                 let start = Start { command: host.command.clone(), output: host.output.clone(), marker };
@@ -431,6 +319,8 @@ impl RedfishEmulator {
             };
             systems.push(System {
                 config: system,
+                path: place.path.clone(),
+                events: events.clone(),
                 tree: tokio::sync::Mutex::new(tree),
                 view: Mutex::new(view),
             });
@@ -438,6 +328,7 @@ impl RedfishEmulator {
         let core = Arc::new(Core {
             systems,
             layout,
+            events,
             user: config.user,
             password: config.password,
             faults: Mutex::new(config.faults),
@@ -560,6 +451,16 @@ impl Running {
     /// Every request so far, oldest first.
     pub fn requests(&self) -> Vec<RequestRecord> {
         self.core.record.all()
+    }
+
+    /// Tells something to whoever listens to its events.
+    pub fn tell(&self, happening: &Happening) {
+        self.core.events.tell(happening);
+    }
+
+    /// Restarts the BMC: it answers nobody for a moment, and has forgotten sessions, streams and what it told.
+    pub async fn restart_bmc(&self) {
+        self.core.restart().await;
     }
 
     /// Forgets all sessions, as a BMC does that restarts.

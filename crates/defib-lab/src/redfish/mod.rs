@@ -9,7 +9,9 @@
 //! binary `defib-bmc-emulator` is one per host, in a process of its own. Never for production: it is not a BMC.
 
 pub mod admin;
+mod config;
 mod control;
+mod events;
 mod faults;
 mod layout;
 mod pages;
@@ -18,9 +20,10 @@ mod server;
 mod tls;
 mod tree;
 
-pub use control::EmulatorConfig;
-pub use control::{HostCommand, Plug, RedfishEmulator, Running, SystemConfig, SystemTruth, Truth};
-pub use faults::{Answer, Body, Faults, Hang, SessionFault};
+pub use config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+pub use control::{RedfishEmulator, Running};
+pub use events::Happening;
+pub use faults::{Answer, Body, EventFault, Faults, Hang, SessionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;
 pub use tree::{MARKER, become_reaper, sweep};

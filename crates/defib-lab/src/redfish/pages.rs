@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::control::{Core, System};
+use super::events;
 use super::faults::{Faults, SessionFault};
 
 pub(crate) const ROOT: &str = "/redfish/v1";
@@ -101,7 +102,7 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "ServiceEnabled": true,
             "Sessions": link(SESSIONS),
         }),
-        _ => return system_page(core, faults, path),
+        _ => return events::page(path, faults).or_else(|| system_page(core, faults, path)),
     })
 }
 
@@ -117,6 +118,7 @@ fn root() -> Value {
         "Systems": link(SYSTEMS),
         "Managers": link("/redfish/v1/Managers"),
         "SessionService": link("/redfish/v1/SessionService"),
+        "EventService": link(events::SERVICE),
         "Links": { "Sessions": link(SESSIONS) },
     })
 }

@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, LOCATION};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,7 +26,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{Core, System, lock};
-use super::faults::{Body, Faults, Hang, SessionFault, take};
+use super::events::is_known_filter;
+use super::faults::{Body, EventFault, Faults, Hang, SessionFault, take};
 use super::layout::Action;
 use super::pages::{self, ROOT};
 use super::record::Open;
@@ -36,6 +39,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const HUGE_BYTES: usize = 2 << 20;
 
 type Reply = Response<Full<Bytes>>;
+type Streamed = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// Why a connection ends without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +123,33 @@ async fn never() -> Infallible {
     std::future::pending().await
 }
 
-async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, BrokenOnPurpose> {
+/// An answer, whole or as a stream.
+async fn answer(
+    core: Arc<Core>,
+    request: Request<Incoming>,
+) -> Result<Response<Either<Full<Bytes>, Streamed>>, BrokenOnPurpose> {
+    let is_for_stream = request.method() == Method::GET
+        && core.layout.events.as_deref() == Some(request.uri().path())
+        && lock(&core.faults).events != Some(EventFault::Absent);
+    if is_for_stream && is_authorized(&core, request.headers()) {
+        let open = core.record.arrived("GET", request.uri().path(), None);
+        if !is_known_filter(request.uri().query()) {
+            open.answered(StatusCode::BAD_REQUEST.as_u16());
+            return Ok(refusal(StatusCode::BAD_REQUEST, "no such filter").map(Either::Left));
+        }
+        open.answered(StatusCode::OK.as_u16());
+        let after = request.headers().get("Last-Event-ID");
+        let after = after.and_then(|id| id.to_str().ok()?.parse().ok());
+        let body = StreamBody::new(core.events.stream(after).boxed());
+        let mut response = Response::new(Either::Right(body));
+        let kind = http::HeaderValue::from_static("text/event-stream");
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        return Ok(response);
+    }
+    whole_answer(core, request).await.map(|reply| reply.map(Either::Left))
+}
+
+async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, BrokenOnPurpose> {
     let (head, body) = request.into_parts();
     let path = match head.uri.path().trim_end_matches('/') {
         "" => "/",

@@ -1,0 +1,13 @@
+//! What a BMC tells by itself: hints that something may have happened, never proof of anything.
+//!
+//! An event can be late, lost, told twice or made up by firmware that restarts. So it makes somebody look, and what is
+//! then read counts.
+
+mod class;
+mod follow;
+mod sse;
+
+pub use class::{BmcEvent, EventClass};
+pub(crate) use follow::follow;
+pub use follow::{Following, News};
+pub use sse::{SseMessage, SseParser};
