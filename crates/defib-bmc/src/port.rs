@@ -66,8 +66,8 @@ pub trait Bmc: Send + Sync + fmt::Debug {
     /// Asks once to switch the host on, after the identity was read and matched. What came of it must be read.
     fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome>;
 
-    /// Follows what it tells by itself, from where `following` says, until its stream ends (`Ok`: open it again soon) or
-    /// can't be had. What it tells is a hint to look, never proof of anything.
+    /// Follows what it tells by itself, from where `following` says, until its stream ends (`Ok`: open it again soon)
+    /// or can't be had. What it tells is a hint to look, never proof of anything.
     fn follow<'a>(
         &'a self,
         following: &'a mut Following,

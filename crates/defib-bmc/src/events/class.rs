@@ -1,7 +1,7 @@
 //! What an event or an entry of a log is about, by rules that are data.
 //!
-//! Vendors name the same thing differently, and firmware invents new names. A rule names keys of messages, whatever their
-//! registry and its version, or words of the text; the first rule that fits decides. What no rule fits is
+//! Vendors name the same thing differently, and firmware invents new names. A rule names keys of messages, whatever
+//! their registry and its version, or words of the text; the first rule that fits decides. What no rule fits is
 //! [`EventClass::Unknown`], and is told like the rest.
 
 use std::fmt;
