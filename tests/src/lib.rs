@@ -1,8 +1,10 @@
 //! Shared by the integration tests and the benchmarks.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -13,6 +15,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use defib_lab::cluster::{self, Cluster};
 use defib_wire::v1;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 pub mod bmc;
 
@@ -79,6 +85,28 @@ pub fn python(name: &str, requirements: &Path) -> anyhow::Result<PathBuf> {
 pub async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let look = || std::future::ready(if holds() { Ok(()) } else { Err(anyhow::anyhow!("waited in vain")) });
     cluster::wait_until(what, Duration::from_secs(60), look).await.expect("what is waited for");
+}
+
+/// What Prometheus would see of a replica: series with labels to value.
+pub type Series = BTreeMap<String, f64>;
+
+/// Reads a replica's metrics.
+///
+/// # Errors
+/// When nobody answers there, or otherwise than a replica does.
+pub async fn scrape(address: SocketAddr) -> anyhow::Result<Series> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let lines = text.lines().filter(|line| line.starts_with("defib_"));
+    lines
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').context("a series has a value")?;
+            Ok((name.to_owned(), value.parse().with_context(|| line.to_owned())?))
+        })
+        .collect()
 }
 
 /// Looks whether all sinks but one that is `dead` have every event, the last signature included.

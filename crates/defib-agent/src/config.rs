@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use defib_model::HostId;
+use defib_kafka::Brokers;
+use defib_model::{HostId, Millis, export::check_topic};
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
@@ -56,9 +57,49 @@ pub struct Config {
     /// VMs that libvirt runs; without it this host runs processes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub libvirt: Option<LibvirtConfig>,
+    /// A message bus that takes beats, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<BusConfig>,
     /// Logging, to standard error.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+fn quarter() -> String {
+    "250ms".into()
+}
+
+/// Beats by a message bus.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BusConfig {
+    /// Where it is.
+    pub kafka: Brokers,
+    /// The topic that replicas read.
+    pub topic: String,
+    /// How often a beat is written, at most as often as on the network.
+    #[serde(default = "quarter")]
+    pub interval: String,
+}
+
+impl BusConfig {
+    /// How often a beat is written.
+    #[must_use]
+    pub fn interval(&self) -> Millis {
+        let read = humantime::parse_duration(&self.interval).unwrap_or(Duration::from_millis(250));
+        Millis(u64::try_from(read.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.kafka.check()?;
+        check_topic("topic", &self.topic)?;
+        match humantime::parse_duration(&self.interval) {
+            Ok(interval) if (Duration::from_millis(20)..=Duration::from_secs(10)).contains(&interval) => {
+                Ok(())
+            }
+            _ => Err(format!("interval: {:?} is not between 20ms and 10s", self.interval)),
+        }
+    }
 }
 
 fn system_uri() -> String {
@@ -158,6 +199,13 @@ impl Config {
             let how = "is given, but this agent was built without libvirt; build it with: --features libvirt";
             return Err(("libvirt", how.into()));
         }
+        if let Some(bus) = &self.bus {
+            bus.check().map_err(|problem| ("bus", problem))?;
+            if cfg!(not(feature = "kafka")) {
+                let how = "is given, but this agent was built without Kafka; build it with: --features kafka";
+                return Err(("bus", how.into()));
+            }
+        }
         let mut ids: Vec<u64> = self.replicas.iter().map(|replica| replica.id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -203,6 +251,10 @@ mod tests {
             message(&GOOD.replace("host: h1", "host: h 1"))
                 .starts_with("agent.yaml:2:1: host: the name \"h 1\"")
         );
+        let bus =
+            |line: &str| message(&format!("{GOOD}bus: {{ kafka: {{ brokers: [\"k:9092\"] }}, {line} }}\n"));
+        assert!(bus("topic: a b").starts_with("agent.yaml:7:1: bus: topic: "), "{}", bus("topic: a b"));
+        assert!(bus("topic: beats, interval: 1ms").contains("bus: interval: "));
         assert!(message(&GOOD.replace("id: 1", "id: 0")).starts_with("agent.yaml:4:1: replicas: must name"));
     }
 }

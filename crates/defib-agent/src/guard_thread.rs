@@ -40,6 +40,7 @@ use nix::{
 use tokio::sync::mpsc;
 
 use crate::{
+    bus::Bus,
     clock,
     durable::Store,
     hypervisor::{Hypervisor, Job, StartOrder},
@@ -159,6 +160,7 @@ pub struct GuardThread {
     ordered_by: HashMap<EffectId, ReplicaId>,
     /// Since when the neighbours are told that the lease is held.
     told_held: Option<Instant>,
+    bus: Option<Bus>,
 }
 
 impl std::fmt::Debug for GuardThread {
@@ -193,6 +195,7 @@ impl GuardThread {
         published: Arc<Published>,
         keeper: Keeper,
         locals: BTreeMap<String, IpAddr>,
+        bus: Option<Bus>,
     ) -> Self {
         let now = clock::now();
         Self {
@@ -220,6 +223,7 @@ impl GuardThread {
             reported: None,
             ordered_by: HashMap::new(),
             told_held: None,
+            bus,
         }
     }
 
@@ -348,12 +352,15 @@ impl GuardThread {
     fn beat(&mut self, now: Instant) {
         // Beats that were missed are not made up for; the pace stays.
         self.next_beat = self.next_beat.plus(self.interval).max(now.plus(Millis(1)));
+        self.sequence += 1;
+        let sequence = self.sequence;
+        if let Some(bus) = &mut self.bus {
+            bus.beat(now, self.guard.boot(), sequence);
+        }
         if self.sessions.is_empty() {
             self.next_beat = now.plus(self.interval);
             return;
         }
-        self.sequence += 1;
-        let sequence = self.sequence;
         let sent_at = clock::now();
         // Neighbours who asked before were told that there is no lease: the claim begins after that.
         let told_held_ms = self.told_held.map_or(0, |since| sent_at.since(since).0);

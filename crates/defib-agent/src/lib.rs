@@ -5,6 +5,7 @@
 //! ([`hypervisor`]). Sessions with the replicas and the neighbours' question run on tokio beside them, so that
 //! no slow peer delays a heartbeat or a stop.
 
+pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod durable;

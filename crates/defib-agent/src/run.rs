@@ -139,6 +139,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let vms = Hypervisor::new(drivers);
     let outbox = Outbox::default();
     let (questions, wanted) = mpsc::channel(1);
+    #[cfg(feature = "kafka")]
+    let bus = config.bus.as_ref().map(|section| crate::bus::start(section, host.clone())).transpose()?;
+    #[cfg(not(feature = "kafka"))]
+    let bus = None;
     let keeper = Keeper::new(watchdog::open(&config.watchdog));
     let thread = GuardThread::new(
         guard,
@@ -152,6 +156,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         Arc::clone(&published),
         keeper,
         config.paths.clone(),
+        bus,
     );
     let (ended, guard_ended) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("guard".into()).spawn(move || {

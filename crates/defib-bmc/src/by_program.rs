@@ -3,10 +3,10 @@
 use std::fmt;
 use std::future::Future;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::child::{Ended, NotEnded, Program, run};
-use crate::off::{Steps, power_off};
+use crate::off::{Steps, may_write, power_off};
 use crate::{
     Bmc, BmcError, BmcFuture, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading,
     ReportedIdentity, ResetOutcome, WriteGate,
@@ -60,7 +60,7 @@ async fn switch_on<T: ByProgram>(driver: &T, gate: &dyn WriteGate, deadline: Ins
     if let Err(error) = driver.read(deadline).await {
         return ResetOutcome::NotSent(error);
     }
-    match timeout_at(deadline, gate.may_write()).await {
+    match may_write(gate, deadline).await {
         Ok(true) => driver.control("on", deadline).await,
         Ok(false) | Err(_) => ResetOutcome::NotSent(driver.error(ErrorKind::Revoked)),
     }

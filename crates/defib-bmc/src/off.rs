@@ -7,14 +7,40 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::{BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome};
+use crate::{
+    BmcError, ErrorKind, FenceOutcome, Limits, Phase, PowerOff, PowerReading, ResetOutcome, WriteGate,
+};
 
 /// The first pause between a request that was followed by another state than `Off`, and the next look.
 const POLL_MIN: Duration = Duration::from_millis(10);
 /// Polling slows down to this between a request and `Off`, so that a small controller has time for its work.
 const POLL_MAX: Duration = Duration::from_millis(250);
+
+/// A request that was not answered for so long is left to itself, and the power is looked at meanwhile: some
+/// controllers do what they are asked and never say so.
+const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
+
+/// A permission to write counts from when it was asked for, and no longer than this. Whoever stood still meanwhile may
+/// have been replaced long ago: its host was fenced by another, came back, and is in use.
+const PERMITTED_FOR: Duration = Duration::from_secs(1);
+
+/// Asks whether a write may be sent now. An answer that was too long on its way is asked for again.
+///
+/// # Errors
+/// When time is up.
+pub(crate) async fn may_write(gate: &dyn WriteGate, deadline: Instant) -> Result<bool, Elapsed> {
+    loop {
+        let asked = Instant::now();
+        let may = timeout_at(deadline, gate.may_write()).await?;
+        if !may || asked.elapsed() < PERMITTED_FOR {
+            return Ok(may);
+        }
+        tracing::warn!(after = ?asked.elapsed(), "a permission to switch a host off came late, asking again");
+    }
+}
 
 /// The two things that a driver can do.
 pub(crate) trait Steps: Sync {
@@ -56,6 +82,8 @@ pub(crate) async fn power_off<S: Steps>(
     let wanted = usize::try_from(order.confirm_reads.max(1)).unwrap_or(usize::MAX);
     let mut progress = Progress::default();
     let mut poll = POLL_MIN;
+    // The request that has no answer yet: there is one at most.
+    let mut unanswered = None;
     while Instant::now() < order.deadline {
         let pause = match steps.observe(order.deadline).await {
             Ok((reading, _)) if reading.is_off() => {
@@ -70,17 +98,21 @@ pub(crate) async fn power_off<S: Steps>(
                 if let Some(cause) = progress.hopeless() {
                     return FenceOutcome::Refused { cause, requests: progress.requests };
                 }
-                if progress.is_due(limits) {
-                    match timeout_at(order.deadline, order.gate.may_write()).await {
+                if unanswered.is_none() && progress.is_due(limits) {
+                    match may_write(order.gate, order.deadline).await {
                         Ok(true) => {}
                         Ok(false) => return FenceOutcome::Revoked { requests: progress.requests },
                         Err(_) => break,
                     }
-                    match steps.ask_off(ticket, order.deadline).await {
-                        ResetOutcome::NotSent(cause) => {
-                            return FenceOutcome::Refused { cause, requests: progress.requests };
+                    let mut asking = Box::pin(steps.ask_off(ticket, order.deadline));
+                    progress.requests += 1;
+                    match timeout(LOOK_UNANSWERED, &mut asking).await {
+                        Ok(outcome) => {
+                            if let Err(refused) = progress.answered(outcome, host, limits) {
+                                return refused;
+                            }
                         }
-                        outcome => progress.asked(outcome, host, limits),
+                        Err(_) => unanswered = Some(asking),
                     }
                     poll = POLL_MIN;
                     Duration::ZERO
@@ -112,8 +144,18 @@ pub(crate) async fn power_off<S: Steps>(
                 backoff(host, progress.failures, limits)
             }
         };
-        if !pause.is_zero() {
-            sleep_until((Instant::now() + pause).min(order.deadline)).await;
+        let next_look = (Instant::now() + pause).min(order.deadline);
+        match &mut unanswered {
+            Some(asking) => {
+                if let Ok(outcome) = timeout_at(next_look, asking).await {
+                    unanswered = None;
+                    if let Err(refused) = progress.answered(outcome, host, limits) {
+                        return refused;
+                    }
+                }
+            }
+            None if pause.is_zero() => {}
+            None => sleep_until(next_look).await,
         }
     }
     progress.give_up(host)
@@ -136,9 +178,12 @@ impl Progress {
         self.accepted < limits.accepted_max && self.next_request.is_none_or(|due| Instant::now() >= due)
     }
 
-    fn asked(&mut self, outcome: ResetOutcome, host: &str, limits: &Limits) {
+    /// A request was answered, or was never sent: then nothing more can be done.
+    fn answered(&mut self, outcome: ResetOutcome, host: &str, limits: &Limits) -> Result<(), FenceOutcome> {
+        if let ResetOutcome::NotSent(cause) = outcome {
+            return Err(FenceOutcome::Refused { cause, requests: self.requests - 1 });
+        }
         tracing::info!(host, outcome = %outcome, "asked for power off");
-        self.requests += 1;
         let wait = if let ResetOutcome::Accepted { .. } = outcome {
             self.accepted += 1;
             self.failures = 0;
@@ -149,6 +194,7 @@ impl Progress {
         };
         self.next_request = Some(Instant::now() + wait);
         self.last_request = Some(outcome);
+        Ok(())
     }
 
     /// A request that was refused for lack of rights, with the host still not off after it: only an operator helps.
@@ -210,7 +256,7 @@ fn backoff(host: &str, failures: u32, limits: &Limits) -> Duration {
 mod tests {
     use super::*;
     use crate::PowerState;
-    use crate::port::{AlwaysAllowed, BmcFuture, WriteGate};
+    use crate::port::{AlwaysAllowed, BmcFuture};
     use http::{Method, StatusCode};
     use std::collections::VecDeque;
     use std::sync::Mutex;
@@ -265,9 +311,15 @@ mod tests {
             Ok((PowerReading { state, identity, system: "/s".into(), took: Duration::ZERO }, ()))
         }
 
-        async fn ask_off(&self, _ticket: (), _deadline: Instant) -> ResetOutcome {
+        async fn ask_off(&self, _ticket: (), deadline: Instant) -> ResetOutcome {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let status = StatusCode::from_u16(next(&self.answers)).unwrap();
+            let answer = next(&self.answers);
+            if answer == HANGS {
+                sleep_until(deadline).await;
+                let kind = ErrorKind::Timeout { phase: Phase::Operation, after: Duration::ZERO };
+                return ResetOutcome::Unknown(BmcError::new("h1", kind));
+            }
+            let status = StatusCode::from_u16(answer).unwrap();
             match status.as_u16() {
                 200..=299 => ResetOutcome::Accepted { answer: status.to_string() },
                 400..=499 => ResetOutcome::Refused(status_error(status.as_u16())),
@@ -336,6 +388,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_done_and_never_answered_is_judged_by_reading_meanwhile() {
+        let script = Script::new(&[Ok("On"), Ok("Off")], &[HANGS]);
+        let begin = Instant::now();
+        let outcome = run(&script, 2).await;
+        assert!(matches!(outcome, FenceOutcome::Off { requests: 1, .. }), "{outcome}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        // One that is not done either is asked for once at a time.
+        let script = Script::new(&[Ok("On")], &[HANGS]);
+        let outcome = run(&script, 2).await;
+        assert!(matches!(outcome, FenceOutcome::StillOn { requests: 1, .. }), "{outcome}");
+        assert_eq!(script.asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_conflict_is_judged_by_reading() {
         let script = Script::new(&[Ok("On"), Ok("Off")], &[409]);
         assert!(matches!(run(&script, 2).await, FenceOutcome::Off { requests: 1, .. }));
@@ -392,6 +458,39 @@ mod tests {
         let outcome = power_off(&script, "h1", &Limits::default(), order).await;
         assert!(matches!(outcome, FenceOutcome::Revoked { requests: 1 }), "{outcome}");
         assert_eq!(script.asked.load(Ordering::Relaxed), 1);
+    }
+
+    /// Allows it once, after so long; then no more.
+    #[derive(Debug, Default)]
+    struct LateOnce(AtomicU32);
+
+    impl WriteGate for LateOnce {
+        fn may_write(&self) -> BmcFuture<'_, bool> {
+            Box::pin(async {
+                let is_first = self.0.fetch_add(1, Ordering::Relaxed) == 0;
+                if is_first {
+                    sleep_until(Instant::now() + Duration::from_secs(4)).await;
+                }
+                is_first
+            })
+        }
+    }
+
+    /// Found by the chaos lab: a leader stood still while it was asked, its host was fenced by the next leader and came
+    /// back, and then it went on and switched the host off once more.
+    #[tokio::test(start_paused = true)]
+    async fn a_permission_that_was_long_on_its_way_is_asked_for_again() {
+        let script = Script::new(&[Ok("On")], &[204]);
+        let gate = LateOnce::default();
+        let order = PowerOff {
+            confirm_reads: 1,
+            spacing: Duration::from_millis(50),
+            deadline: Instant::now() + Duration::from_secs(30),
+            gate: &gate,
+        };
+        let outcome = power_off(&script, "h1", &Limits::default(), order).await;
+        assert!(matches!(outcome, FenceOutcome::Revoked { requests: 0 }), "{outcome}");
+        assert_eq!(script.asked.load(Ordering::Relaxed), 0, "nothing was switched");
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub(crate) enum Failure {
     /// The event stream is not whole.
     #[error("{0}")]
     NotWhole(String),
+    /// What was to be changed may have been changed.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 impl Failure {
@@ -43,6 +46,7 @@ impl Failure {
             Self::Unreachable(_) => 3,
             Self::NotFound(_) => 4,
             Self::NotWhole(_) => 5,
+            Self::Unknown(_) => 6,
         }
     }
 
@@ -52,9 +56,10 @@ impl Failure {
         match status.code() {
             Code::NotFound => Some(Self::NotFound(message)),
             Code::InvalidArgument => Some(Self::Usage(message)),
-            Code::PermissionDenied | Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => {
+            Code::PermissionDenied | Code::FailedPrecondition | Code::AlreadyExists => {
                 Some(Self::Refused(message))
             }
+            Code::Aborted => Some(Self::Unknown(message)),
             _ => None,
         }
     }
@@ -99,14 +104,33 @@ impl Cluster {
 
 /// Asks one replica after the other until one has an answer.
 macro_rules! ask {
+    ($cluster:expr, $call:ident, $request:expr) => {
+        $crate::cluster::in_turn!($cluster, $call, $request, false)
+    };
+}
+pub(crate) use ask;
+
+/// The same for what changes something: whatever may have been done is not said to the next replica.
+macro_rules! change {
     ($cluster:expr, $call:ident, $request:expr) => {{
         let request = $request;
+        let changes = !request.dry_run;
+        $crate::cluster::in_turn!($cluster, $call, request, changes)
+    }};
+}
+pub(crate) use change;
+
+macro_rules! in_turn {
+    ($cluster:expr, $call:ident, $request:expr, $changes:expr) => {{
+        let request = $request;
+        let changes: bool = $changes;
         let mut problems = Vec::new();
         let mut answer = None;
         for (id, client) in &$cluster.replicas {
             let mut client = client.clone();
             let call = client.$call(tonic::Request::new(request.clone()));
-            match tokio::time::timeout($crate::cluster::ANSWER_WITHIN, call).await {
+            let limit = $crate::cluster::ANSWER_WITHIN;
+            let (problem, may_be_done) = match tokio::time::timeout(limit, call).await {
                 Ok(Ok(response)) => {
                     answer = Some(Ok(response.into_inner()));
                     break;
@@ -116,10 +140,17 @@ macro_rules! ask {
                         answer = Some(Err(failure));
                         break;
                     }
-                    None => problems.push(format!("replica {id}: {}", status.message())),
+                    None => (format!("replica {id}: {}", status.message()), defib_rpc::may_be_done(&status)),
                 },
-                Err(_) => problems.push(format!("replica {id}: no answer")),
+                Err(_) => (format!("replica {id}: no answer"), true),
+            };
+            if changes && may_be_done {
+                answer = Some(Err($crate::cluster::Failure::Unknown(format!(
+                    "{problem}, so the outcome is unknown; look at defib events before you try again"
+                ))));
+                break;
             }
+            problems.push(problem);
         }
         answer.unwrap_or_else(|| {
             Err($crate::cluster::Failure::Unreachable(format!(
@@ -129,4 +160,4 @@ macro_rules! ask {
         })
     }};
 }
-pub(crate) use ask;
+pub(crate) use in_turn;

@@ -15,7 +15,7 @@ use crate::{cluster::Failure, output::Output};
 
 const EXIT_CODES: &str =
     "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers or none leads,
-4 not found, 5 the event stream is not whole";
+4 not found, 5 the event stream is not whole, 6 a change was sent and what became of it is unknown";
 
 /// Operates a cluster of Defib.
 #[derive(Debug, Parser)]

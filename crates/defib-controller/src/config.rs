@@ -10,6 +10,7 @@ use std::{
 
 use defib_engine::observer::PATHS_MAX;
 use defib_export::signing::SigningKey;
+use defib_observe::bus::BusConfig;
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct Config {
     /// The folder with the programs of `fence-agents`; without it they are looked for in the system's folders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence_agents: Option<PathBuf>,
+    /// A message bus that brings beats of hosts and events of BMCs, beside the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<BusConfig>,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
@@ -211,6 +215,14 @@ impl Config {
                 ),
             ));
         }
+        if let Some(bus) = &self.bus {
+            bus.check().map_err(|problem| ("bus", problem))?;
+            if cfg!(not(feature = "kafka")) {
+                let how =
+                    "is given, but this defibd was built without Kafka; build it with: --features kafka";
+                return Err(("bus", how.into()));
+            }
+        }
         let (Ok(tick), Ok(election)) =
             (humantime::parse_duration(&self.raft.tick), humantime::parse_duration(&self.raft.election))
         else {
@@ -275,6 +287,19 @@ replicas:
             assert!(with(&format!("{line}  metrics-insecure: false\n")).contains("plain HTTP"));
             assert_eq!(with(&format!("{line}  metrics-insecure: true\n")), "");
         }
+    }
+
+    #[test]
+    fn a_bus_is_checked_and_refused_by_a_build_that_can_not_read_it() {
+        let with = |lines: &str| message(&format!("{GOOD}bus:\n{lines}"));
+        let good = "  kafka: { brokers: [\"k1:9092\"] }\n  heartbeats: defib-heartbeats\n";
+        if cfg!(feature = "kafka") {
+            assert_eq!(with(good), "");
+        } else {
+            assert!(with(good).contains("built without Kafka"), "{}", with(good));
+        }
+        let told = with("  kafka: { brokers: [] }\n  heartbeats: beats\n");
+        assert!(told.starts_with("DIR/replica.yaml:12:1: bus: brokers: "), "{told}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod agents;
 mod bmc_events;
+mod bus;
 pub mod config;
 pub mod core;
 pub mod effects;

@@ -132,7 +132,8 @@ impl Meter {
     }
 
     /// What the heartbeat thread counted and the log's state.
-    pub fn gather_counters(&self, counters: &Counters, log: &Handle) {
+    pub fn gather_counters(&self, counters: &Counters, log: &Handle, now: Instant) {
+        crate::bus::gather(&counters.bus, now);
         counter!("defib_heartbeats_accepted_total").absolute(counters.accepted.load(Ordering::Relaxed));
         counter!("defib_leases_granted_total").absolute(counters.granted.load(Ordering::Relaxed));
         counter!("defib_heartbeats_overflowed_total").absolute(counters.overflowed.load(Ordering::Relaxed));
@@ -168,6 +169,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 /// Names and explains every metric, and begins it at nothing, so that a rule about one that has never happened
 /// finds a zero and no gap.
 fn describe() {
+    crate::bus::describe();
     crate::export::describe();
     crate::bmc_events::describe();
     for (name, text) in [

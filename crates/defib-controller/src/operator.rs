@@ -15,7 +15,7 @@ use defib_observe::documents::{
     diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
 };
 use defib_pki::{PeerIdentity, Role, server_name};
-use defib_rpc::{Connecting, caller, channel};
+use defib_rpc::{Connecting, caller, channel, may_be_done};
 use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Operator};
 use futures_util::Stream;
 use rustls::ClientConfig;
@@ -172,6 +172,12 @@ impl OperatorService {
         Ok(request)
     }
 
+    /// What the operator is told of a forwarded call that failed. What a viewer may call changes nothing: it may be
+    /// said again to another replica, and the operator's tool does so.
+    fn unanswered(status: Status, role: Role) -> Status {
+        if role != Role::Viewer && may_be_done(&status) { unknown(status.message()) } else { status }
+    }
+
     /// Judges a command, and proposes it unless it is a dry run.
     async fn act(&self, command: Command, dry_run: bool) -> Result<v1::ActionResponse, Status> {
         let judged = command.clone();
@@ -195,13 +201,9 @@ impl OperatorService {
             Ok(Ok(Fate::Committed { index, refused: Some(why) })) => {
                 Ok(v1::ActionResponse { accepted: false, message: why, log_index: index })
             }
-            Ok(Ok(Fate::Unknown)) => Err(Status::unavailable(
-                "the leader changed meanwhile, so the outcome is unknown; look at defib events before you try again",
-            )),
+            Ok(Ok(Fate::Unknown)) => Err(unknown("the leader changed meanwhile")),
             Ok(Err(error)) => Err(overloaded(error)),
-            Err(_) => Err(Status::deadline_exceeded(
-                "no commit in time, so the outcome is unknown; look at defib events before you try again",
-            )),
+            Err(_) => Err(unknown("no commit in time")),
         }
     }
 
@@ -239,13 +241,19 @@ impl OperatorService {
     }
 }
 
+/// Not one that makes the caller ask another replica: what changes things must not be done twice by itself.
+fn unknown(why: &str) -> Status {
+    Status::aborted(format!("{why}, so the outcome is unknown; look at defib events before you try again"))
+}
+
 /// Takes the call here, or forwards it to the leader.
 macro_rules! on_leader {
     ($self:ident, $request:ident, $role:expr, $method:ident) => {{
         let who = who(&$request)?;
         need(&who, $role)?;
         if let Some(mut leader) = $self.leader(&who).await? {
-            return leader.$method(OperatorService::forward(&who, $request.into_inner())?).await;
+            let answer = leader.$method(OperatorService::forward(&who, $request.into_inner())?).await;
+            return answer.map_err(|status| OperatorService::unanswered(status, $role));
         }
         (who, $request.into_inner())
     }};

@@ -125,6 +125,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let _ = to_core.tell(Message::Input(defib_engine::controller::Input::Observed(proposal)));
     })?;
 
+    // An observer that hears more withholds more: nothing waits for brokers.
+    #[cfg(feature = "kafka")]
+    let bus = match &config.bus {
+        Some(section) => {
+            let (observer, counters) = (heartbeats.instructor(), Arc::clone(&heartbeats.counters().bus));
+            Some(defib_observe::bus::start(section, &format!("r{me}"), clock, observer, counters)?)
+        }
+        None => None,
+    };
+
     // Empty until the log says whom it was founded by, or restores a snapshot.
     let controller = Controller::new(me, session.number, Ledger::new(BTreeSet::new()));
     let agents = Arc::new(Agents::new(me.0, config.cluster.clone(), udp, heartbeats.instructor()));
@@ -210,7 +220,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                 Arc::clone(&board),
             );
             async move {
-                meter.gather_counters(&counters, &log);
+                meter.gather_counters(&counters, &log, clock.now());
                 if let Some(protection) = admission.borrow().as_deref() {
                     meter.gather_admission(protection);
                 }
@@ -243,6 +253,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let joined = tokio::task::spawn_blocking(move || {
         let _ = thread.join();
         driver.stop();
+        #[cfg(feature = "kafka")]
+        drop(bus);
         drop(heartbeats);
     });
     let _ = tokio::time::timeout(Duration::from_secs(5), joined).await;
@@ -297,6 +309,9 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     }
     if let Some(key) = config.events.key()? {
         notes.push(format!("events: the chain is signed with key {}", key.public().id()));
+    }
+    if let Some(bus) = &config.bus {
+        notes.push(format!("bus: read from {}", bus.kafka.brokers.join(", ")));
     }
     if let Some(join) = &config.join {
         ClusterAuthority::load(&join.pki_dir)?;

@@ -114,7 +114,7 @@ mod planted {
         LeaseOfOneReplica, "lease-of-one-replica",
             "an agent takes the promise of one replica for that of a majority";
         IgnoreLeaseOfNeighbour, "ignore-lease-of-neighbour",
-            "an agent without a lease goes on although a neighbour holds one";
+            "an agent without a lease counts a neighbour that holds one among those that hold none";
         ExemptByAnyAnswer, "exempt-by-any-answer",
             "an agent without a lease goes on without a majority of hosts, by its own vote alone";
         StartOldIncarnation, "start-old-incarnation",

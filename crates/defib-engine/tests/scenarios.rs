@@ -7,6 +7,8 @@
 
 #[path = "scenarios/agents.rs"]
 mod agents;
+#[path = "scenarios/bus.rs"]
+mod bus;
 #[path = "scenarios/checks.rs"]
 mod checks;
 #[path = "scenarios/commands.rs"]

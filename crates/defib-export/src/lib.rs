@@ -6,8 +6,6 @@
 
 pub mod facts;
 pub mod formats;
-#[cfg(feature = "kafka")]
-mod kafka;
 pub mod pump;
 pub mod samples;
 pub mod signing;

@@ -67,6 +67,35 @@ impl Default for IpmiConfig {
     }
 }
 
+/// `ipmi_sim` with its files in `folder`: it listens at `address` and calls `chassis` for everything about the power.
+///
+/// # Errors
+/// When it is not installed, or its files can't be written.
+pub fn program(
+    folder: &Path,
+    config: &IpmiConfig,
+    address: SocketAddr,
+    chassis: &str,
+) -> anyhow::Result<Program> {
+    fs::create_dir_all(folder.join("state"))?;
+    fs::write(folder.join("lan.conf"), lan(config, address, chassis))?;
+    fs::write(folder.join("sim.emu"), emulation(config))?;
+    Ok(Program {
+        path: needs::find("ipmi_sim").context("no ipmi_sim: install openipmi")?,
+        arguments: vec![
+            "-n".into(),
+            "-c".into(),
+            folder.join("lan.conf").into(),
+            "-f".into(),
+            folder.join("sim.emu").into(),
+            "-s".into(),
+            folder.join("state").into(),
+        ],
+        output: folder.join("ipmi_sim.log"),
+        watched_input: false,
+    })
+}
+
 /// A running `ipmi_sim` and its host.
 #[derive(Debug)]
 pub struct IpmiSim {
@@ -83,7 +112,7 @@ impl IpmiSim {
     /// When it can't be started, or does not listen in time.
     pub async fn start(folder: &Path, config: &IpmiConfig) -> anyhow::Result<Self> {
         let address = *ports::free(1)?.first().context("no free port")?;
-        fs::create_dir_all(folder.join("state"))?;
+        fs::create_dir_all(folder)?;
         let log = folder.join("ipmi_sim.log");
         let sh = needs::find("sh").context("no sh")?;
         let host = Process::start(&Program {
@@ -97,22 +126,7 @@ impl IpmiSim {
         let chassis = folder.join("chassis");
         fs::write(&chassis, CHASSIS)?;
         fs::set_permissions(&chassis, fs::Permissions::from_mode(0o755))?;
-        fs::write(folder.join("lan.conf"), lan(config, address, &chassis))?;
-        fs::write(folder.join("sim.emu"), emulation(config))?;
-        let simulator = Process::start(&Program {
-            path: needs::find("ipmi_sim").context("no ipmi_sim: install openipmi")?,
-            arguments: vec![
-                "-n".into(),
-                "-c".into(),
-                folder.join("lan.conf").into(),
-                "-f".into(),
-                folder.join("sim.emu").into(),
-                "-s".into(),
-                folder.join("state").into(),
-            ],
-            output: log.clone(),
-            watched_input: false,
-        })?;
+        let simulator = Process::start(&program(folder, config, address, &chassis.display().to_string())?)?;
         let mut sim = Self { folder: folder.to_owned(), address, simulator, host };
         let end = now() + START_WITHIN;
         while !listens(address) {
@@ -202,17 +216,16 @@ fn listens(address: SocketAddr) -> bool {
     })
 }
 
-fn lan(config: &IpmiConfig, address: SocketAddr, chassis: &Path) -> String {
+fn lan(config: &IpmiConfig, address: SocketAddr, chassis: &str) -> String {
     let guid: String = config.guid.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
         "name \"host\"\nset_working_mc 0x20\n  startlan 1\n    addr {} {}\n    priv_limit admin\n    \
          allowed_auths_callback none md2 md5 straight\n    allowed_auths_user none md2 md5 straight\n    \
          allowed_auths_operator none md2 md5 straight\n    allowed_auths_admin none md2 md5 straight\n    guid {guid}\n  \
-         endlan\n  chassis_control \"{} 0x20\"\n  user 1 false \"\" \"\" user 10 none md2 md5 straight\n  user 2 true \"{}\" \
+         endlan\n  chassis_control \"{chassis} 0x20\"\n  user 1 false \"\" \"\" user 10 none md2 md5 straight\n  user 2 true \"{}\" \
          \"{}\" operator 10 none md2 md5 straight\n",
         address.ip(),
         address.port(),
-        chassis.display(),
         config.user,
         config.password
     )

@@ -13,3 +13,4 @@ pub mod needs;
 pub mod oracle;
 pub mod redfish;
 pub mod relay;
+pub mod work_dir;

@@ -72,22 +72,38 @@ impl Recorder {
     /// # Errors
     /// When it can't be written, or exists.
     pub fn create(directory: &Path, vm: &str, host: &str, incarnation: u64) -> io::Result<Self> {
+        let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        Self::witness(directory, vm, host, incarnation, pid, monotonic_ns())
+    }
+
+    /// Creates the record of a guest that can't keep one itself, with a first beat at `first_ns`: somebody saw it, and
+    /// its process, which is `pid`.
+    ///
+    /// # Errors
+    /// When it can't be written, or exists, or the process is gone.
+    pub fn witness(
+        directory: &Path,
+        vm: &str,
+        host: &str,
+        incarnation: u64,
+        pid: i32,
+        first_ns: u64,
+    ) -> io::Result<Self> {
         let folder = directory.join(vm);
         fs::create_dir_all(&folder)?;
-        let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let path = folder.join(format!("{host}.{incarnation}.{pid}"));
+        let made_ns = process_made_ns(pid)?;
         let file = File::options().write(true).create_new(true).open(path)?;
-        let now = monotonic_ns();
         let mut recorder = Self {
             file,
-            made_ns: process_made_ns(pid)?,
-            started_ns: now,
-            last_ns: now,
+            made_ns,
+            started_ns: first_ns,
+            last_ns: first_ns,
             ready_ns: 0,
             beats: 0,
             longest_gap_ns: 0,
         };
-        recorder.beat()?;
+        recorder.beat_at(first_ns)?;
         Ok(recorder)
     }
 
@@ -102,9 +118,16 @@ impl Recorder {
     /// # Errors
     /// When the record can't be written.
     pub fn beat(&mut self) -> io::Result<()> {
-        let now = monotonic_ns();
+        self.beat_at(monotonic_ns())
+    }
+
+    /// Notes that this instance executed at that moment, not earlier than the one before.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub fn beat_at(&mut self, now: u64) -> io::Result<()> {
         self.longest_gap_ns = self.longest_gap_ns.max(now.saturating_sub(self.last_ns));
-        self.last_ns = now;
+        self.last_ns = self.last_ns.max(now);
         self.beats += 1;
         let mut bytes = [0; BYTES];
         let fields = [

@@ -232,7 +232,8 @@ async fn in_process_only_the_marked_tree_is_cut() {
     config.marker = format!("test-{}-library", std::process::id());
     let command = ["sh", "-c", HOST].map(Into::into).to_vec();
     let folder = TempDir::new().unwrap();
-    config.systems[0].host = Some(HostCommand { command, output: Some(folder.path().join("log")) });
+    config.systems[0].host =
+        Some(HostCommand { command, output: Some(folder.path().join("log")), cables: Vec::new() });
     let marker = config.marker.clone();
     let running = RedfishEmulator::start(config).await.unwrap();
     eventually("the host", async || is_settled(&running.truth().await.systems[0].pids).then_some(())).await;

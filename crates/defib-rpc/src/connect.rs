@@ -6,7 +6,10 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    ConnectError, Status,
+    transport::{Channel, Endpoint, Uri},
+};
 use tower::service_fn;
 
 /// Whom to call, and how patiently.
@@ -69,4 +72,20 @@ pub fn channel(connecting: Connecting, tls: Arc<ClientConfig>) -> Channel {
                 }
             }
         }))
+}
+
+/// Whether a call that failed like this may have been carried out all the same: it was sent, and what came back is
+/// not the other side's answer but the end of the connection or of our patience.
+#[must_use]
+pub fn may_be_done(status: &Status) -> bool {
+    // Only a status that was made on this side has a cause.
+    let mut cause = std::error::Error::source(status);
+    let is_ours = cause.is_some();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    is_ours
 }

@@ -7,6 +7,6 @@ mod connect;
 mod listen;
 mod renew;
 
-pub use connect::{Connecting, channel};
+pub use connect::{Connecting, channel, may_be_done};
 pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
 pub use renew::keep_renewed;

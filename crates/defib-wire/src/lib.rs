@@ -5,6 +5,7 @@
 //! does not know, and an enum value that it does not know, or that is `Unspecified`, is a typed error where
 //! a decision hangs on it.
 
+pub mod bus;
 pub mod convert;
 pub mod datagram;
 mod error;

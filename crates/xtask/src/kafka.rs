@@ -10,8 +10,9 @@ use crate::cargo::{cargo, target_directory};
 use crate::steps::Steps;
 use crate::tools;
 
-/// What is built with it: see crates/defib-export/Cargo.toml.
-pub(crate) const FEATURES: &str = "defib-controller/kafka,defib-export/kafka,defib-tests/kafka";
+/// What is built with it: see crates/defib-kafka/Cargo.toml.
+pub(crate) const FEATURES: &str =
+    "defib-agent/kafka,defib-controller/kafka,defib-export/kafka,defib-observe/kafka,defib-tests/kafka";
 /// Every jar with its checksum, as `sha256sum` writes and checks them.
 const SUMS: &str = include_str!("kafka.sha256");
 /// What Maven is asked for; the jars that it needs follow.

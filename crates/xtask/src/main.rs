@@ -1,8 +1,9 @@
-//! What a developer types: `cargo xtask test`, `demo`, `bench`, `fuzz`, `simulate`, `kafka`,
+//! What a developer types: `cargo xtask test`, `demo`, `chaos`, `bench`, `fuzz`, `simulate`, `kafka`,
 //! `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
+mod chaos;
 mod ci;
 mod demo;
 mod fuzz;
@@ -34,6 +35,13 @@ enum Command {
     /// Build what the demo needs and run the main job; all arguments go to it (try `--help`).
     #[command(disable_help_flag = true)]
     Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Build what the chaos lab needs and play scenarios on hosts with real guests; all arguments go to it (try
+    /// `--help`; without any: those that CI plays).
+    #[command(disable_help_flag = true)]
+    Chaos {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -78,6 +86,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Test => test::run(),
         Command::Demo { arguments } => demo::run(&arguments),
+        Command::Chaos { arguments } => chaos::run(&arguments),
         Command::Bench { filter, json } => bench::run(filter.as_deref(), json),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Simulate { seeds, from } => simulate::run(seeds, from),

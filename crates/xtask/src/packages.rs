@@ -19,6 +19,8 @@ const WANTED: &[(&str, &str)] = &[
     ("/usr/share/doc/libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
     ("virsh", "libvirt-clients"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
     ("python3", "python3-venv"),
     ("rsyslogd", "rsyslog"),
     ("/usr/share/doc/rsyslog-gnutls", "rsyslog-gnutls"),

@@ -1,7 +1,8 @@
 //! Named, timed steps. A failed one does not keep the next from running: one call shows all that is wrong.
 
+use std::io::{self, Write as _};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Output};
 use std::time::{Duration, Instant};
 
 /// What was done so far.
@@ -28,6 +29,27 @@ impl Steps {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(format!("`{line}` ended with {status}")),
             Err(error) => Err(format!("`{line}` can't be started: {error}")),
+        });
+    }
+
+    /// Runs commands beside each other, a step each. The output of the first goes where ours goes; that of the others
+    /// is shown when it has ended.
+    pub(crate) fn together(&mut self, commands: &mut [(&str, &mut Command)]) {
+        let Some(((name, first), others)) = commands.split_first_mut() else { return };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others
+                .iter_mut()
+                .map(|(name, command)| {
+                    let begin = now();
+                    let work = move || (command.output(), now().duration_since(begin));
+                    (*name, scope.spawn(work))
+                })
+                .collect();
+            self.command(name, first);
+            for (name, thread) in others {
+                let Ok((output, took)) = thread.join() else { continue };
+                self.done.push(Done { name: name.to_owned(), took, failure: told(name, output) });
+            }
         });
     }
 
@@ -61,6 +83,19 @@ impl Steps {
     }
 }
 
+/// Shows what a command has printed; why it failed, if it did.
+fn told(name: &str, output: io::Result<Output>) -> Option<String> {
+    match output {
+        Ok(output) => {
+            eprintln!("==> {name}: what it printed");
+            let _ = io::stdout().write_all(&output.stdout);
+            let _ = io::stderr().write_all(&output.stderr);
+            (!output.status.success()).then(|| format!("ended with {}", output.status))
+        }
+        Err(error) => Some(format!("can't be started: {error}")),
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "how long a developer waited; nothing depends on it")]
 fn now() -> Instant {
     Instant::now()
@@ -89,6 +124,26 @@ mod tests {
         assert!(lines[1].contains("`such-a-program` can't be started"), "{}", lines[1]);
         assert!(lines[2].ends_with("ok"));
         assert_eq!(steps.finish(), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn commands_run_beside_each_other_and_each_may_fail() {
+        let mut steps = Steps::default();
+        // Neither ends before the other has begun.
+        let directory = std::env::temp_dir().join(format!("xtask-together-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("made");
+        let meet = |mine: &str, other: &str| {
+            let script = format!("touch {mine}; until [ -e {other} ]; do sleep 0.01; done; [ {mine} = a ]");
+            let mut command = Command::new("timeout");
+            command.args(["60", "sh", "-c", &script]).current_dir(&directory);
+            command
+        };
+        steps.together(&mut [("first", &mut meet("a", "b")), ("second", &mut meet("b", "a"))]);
+        std::fs::remove_dir_all(&directory).expect("removed");
+        let summary = steps.summary();
+        let lines: Vec<&str> = summary.lines().collect();
+        assert!(lines[0].starts_with("first") && lines[0].ends_with("ok"), "{summary}");
+        assert!(lines[1].starts_with("second") && lines[1].contains("exit status: 1"), "{summary}");
     }
 
     #[test]

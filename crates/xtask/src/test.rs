@@ -1,10 +1,13 @@
 //! `cargo xtask test`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cargo::{cargo, target_directory};
+use serde_json::{Value, json};
+
+use crate::cargo::{cargo, metadata, target_directory};
 use crate::kafka;
 use crate::packages;
 use crate::steps::Steps;
@@ -51,13 +54,45 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     // Tests start our programs as processes of their own; cargo builds those of the tested package only.
     steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", &features]));
     let tests = ["test", "--workspace", "--no-fail-fast", "--features", &features];
-    steps.command("tests", &mut cargo(&tests));
+    steps.command("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()));
+    let (clusters, others) = lanes(&metadata()?, &features);
+    let mut clusters = cargo(&[&tests[..], &named(&clusters)].concat());
+    let mut others = cargo(&[&tests[..], &["--lib", "--bins"], &named(&others)].concat());
+    steps.together(&mut [("clusters", &mut clusters), ("tests", &mut others)]);
+    steps.command("examples", &mut cargo(&[&tests[..], &["--doc"]].concat()));
     let skipped = skipped(&notes);
     eprintln!("\n{} skipped for want of programs of others", skipped.len());
     for note in skipped {
         eprintln!("NOTICE: {note}");
     }
     Ok(steps.finish())
+}
+
+/// The names of all test targets, in two parts that run beside each other: those of the package with whole clusters,
+/// which mostly wait, and all others. Of targets with the same name all are in the first. Without those that need a
+/// feature which is not on.
+fn lanes(metadata: &Value, features: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut clusters, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let package_name = package["name"].as_str().unwrap_or_default();
+        let lane = if package_name == "defib-tests" { &mut clusters } else { &mut others };
+        let is_on = |feature: &Value| {
+            let feature = format!("{package_name}/{}", feature.as_str().unwrap_or_default());
+            features.split(',').any(|on| on == feature)
+        };
+        let targets = package["targets"].as_array().into_iter().flatten();
+        let tests = targets.filter(|target| target["kind"] == json!(["test"])).filter(|target| {
+            target["required-features"].as_array().is_none_or(|required| required.iter().all(is_on))
+        });
+        lane.extend(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)));
+    }
+    others.retain(|name| !clusters.contains(name));
+    (clusters, others)
+}
+
+/// As cargo takes them.
+fn named(names: &BTreeSet<String>) -> Vec<&str> {
+    names.iter().flat_map(|name| ["--test", name]).collect()
 }
 
 /// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
@@ -96,6 +131,23 @@ fn skipped(notes: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_test_is_in_one_of_the_lanes_unless_its_feature_is_off() {
+        let test = |name: &str| json!({ "name": name, "kind": ["test"] });
+        let kafka = json!({ "name": "kafka", "kind": ["test"], "required-features": ["kafka"] });
+        let library = json!({ "name": "defib_pki", "kind": ["lib"] });
+        let metadata = json!({ "packages": [
+            { "name": "defib-pki", "targets": [library, test("it"), test("tokens")] },
+            { "name": "defib-tests", "targets": [test("it"), kafka] },
+        ] });
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let off = lanes(&metadata, "defib-export/kafka");
+        assert_eq!(off, (set(&["it"]), set(&["tokens"])));
+        let on = lanes(&metadata, "defib-export/kafka,defib-tests/kafka");
+        assert_eq!(on, (set(&["it", "kafka"]), set(&["tokens"])));
+        assert_eq!(named(&on.1), ["--test", "tokens"]);
+    }
 
     #[test]
     fn what_was_skipped_is_counted_and_told() {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use defib_model::{HostId, Millis, Opinion, Policy};
+use defib_model::{Millis, Opinion, Policy};
 use defib_observe::heartbeats::{Batch, Instruction, listen};
 use defib_wire::datagram::DATAGRAM_LEN;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -51,12 +51,15 @@ pub(crate) fn measure() -> Result<()> {
     let mut hosts = (0..MANY)
         .map(|number| replica.admit(&name(number), number as u64 + 1))
         .collect::<Result<Vec<Emulated>>>()?;
-    // The ledger has another opinion of this one than the observer, so there is always something to propose.
-    let view = in_use(Opinion::Asks);
-    replica.instructor.tell(Instruction::Watch { host: HostId::new("gate")?, view });
-
     // Kept open: acknowledgements to a closed port would be answered by ICMP, on the thread that is measured.
     let socket = sender(replica.address)?;
+    // The ledger has another opinion of this one than the observer, which has heard it, so there is always something to
+    // propose.
+    let mut heard = [replica.admit("gate", MANY as u64 + 1)?];
+    fill(&mut heard, 1, &socket)?;
+    until(|| replica.accepted() == 1)?;
+    let [Emulated { host, .. }] = heard;
+    replica.instructor.tell(Instruction::Watch { host, view: in_use(Opinion::Asks) });
     let waiting = waiting()?;
     let (mut acknowledged, mut ingested, mut allocations) = (Vec::new(), Vec::new(), 0);
     let (mut raws, mut echoes) = (Vec::new(), Vec::new());
@@ -70,14 +73,7 @@ pub(crate) fn measure() -> Result<()> {
         let allocated = counted();
         let start = Instant::now();
         gate.go.send(())?;
-        while replica.accepted() < before + sent {
-            ensure!(
-                start.elapsed() < Duration::from_secs(20),
-                "{} of {sent} arrived",
-                replica.accepted() - before
-            );
-            std::thread::sleep(Duration::from_micros(50));
-        }
+        until(|| replica.accepted() >= before + sent)?;
         let took = start.elapsed();
         // The first round warms up.
         if round > 0 {
@@ -113,6 +109,16 @@ pub(crate) fn measure() -> Result<()> {
         .with("datagrams", datagrams)
         .print();
     drop(gate);
+    Ok(())
+}
+
+/// Waits for what comes soon, if all is well.
+fn until(condition: impl Fn() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !condition() {
+        ensure!(start.elapsed() < Duration::from_secs(20), "datagrams are missing");
+        std::thread::sleep(Duration::from_micros(50));
+    }
     Ok(())
 }
 

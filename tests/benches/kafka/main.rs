@@ -1,4 +1,5 @@
-//! The sink of kind `kafka` and Apache Kafka itself on loopback: how soon an event is there, and how fast a backlog is.
+//! Apache Kafka itself on loopback: how soon an event is there by a sink of kind `kafka`, how fast a backlog of events
+//! is, and how fast beats of hosts are read.
 //!
 //! Events come from this process in place of a ledger, and nobody has to confirm that it leads: what is measured begins
 //! where a committed event is told. Put Kafka together first: `cargo xtask kafka` does, and so does `cargo xtask test`.
@@ -7,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod ingestion;
 
 use std::{
     sync::{Arc, Mutex, mpsc},
@@ -207,6 +209,7 @@ fn main() -> anyhow::Result<()> {
     // One thread: what is measured must do with one core, beside librdkafka's own threads.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let broker = Broker::start(&jars, place.path(), None).await?;
+        ingestion::ingestion(&broker, size("DEFIB_BENCH_BEATS", 500_000)).await?;
         delivery(&broker, size("DEFIB_BENCH_ROUNDS", 1000)).await?;
         let backlog = size("DEFIB_BENCH_EVENTS", 30_000);
         for batch in [200, 1000] {

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::ensure;
 use defib_lab::cluster::wait_until;
 use defib_model::{Event, EventKind};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use defib_tests::scrape;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::rig::{AMPLE, Rig, run, wait_for_text};
 
@@ -265,17 +266,6 @@ async fn a_busy_port_is_named_and_nothing_is_written() {
     rig.assert_calm();
 }
 
-/// A counter of a replica's metrics page, 0 if it is not there.
-async fn counter(address: std::net::SocketAddr, name: &str) -> anyhow::Result<f64> {
-    let mut stream = tokio::net::TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await?;
-    ensure!(page.starts_with("HTTP/1.1 200"), "{page}");
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(line.map_or(Ok(0.0), str::parse)?)
-}
-
 #[tokio::test]
 async fn garbled_datagrams_are_counted_and_change_nothing_else() {
     let mut rig = Rig::small().await;
@@ -295,7 +285,7 @@ async fn garbled_datagrams_are_counted_and_change_nothing_else() {
         let mut total = 0.0;
         for reason in defib_wire::datagram::DatagramError::LABELS {
             let name = format!("defib_heartbeats_dropped_total{{reason=\"{reason}\"}}");
-            total += counter(ports.metrics, &name).await?;
+            total += scrape(ports.metrics).await?.get(&name).copied().unwrap_or(0.0);
         }
         anyhow::Ok(total)
     };

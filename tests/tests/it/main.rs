@@ -20,6 +20,7 @@ mod rig;
 mod siem;
 mod stuck;
 mod sushy;
+mod unknown_outcome;
 mod validators;
 mod vendors;
 mod walk_through;

@@ -1,15 +1,14 @@
 //! The operator API and the metrics of real replicas: every call on a follower, what a recovery leaves in the numbers,
 //! and the tool that asks a BMC by itself.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
 use defib_lab::redfish::{EmulatorConfig, RedfishEmulator};
+use defib_tests::{Series, scrape};
 use defib_wire::v1::{self, operator_client::OperatorClient};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
@@ -33,24 +32,6 @@ async fn follower(cluster: &Cluster) -> (OperatorClient<Channel>, u64) {
     let leader = cluster.operator().status().await.unwrap().leader;
     let other = (1..=3).find(|id| *id != leader).unwrap();
     (cluster.operator().replica(other).unwrap(), leader)
-}
-
-type Series = BTreeMap<String, f64>;
-
-/// What Prometheus would see: series with labels to value.
-async fn scrape(address: SocketAddr) -> anyhow::Result<Series> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
-    let lines = text.lines().filter(|line| line.starts_with("defib_"));
-    lines
-        .map(|line| {
-            let (name, value) = line.rsplit_once(' ').context("a series has a value")?;
-            Ok((name.to_owned(), value.parse().with_context(|| line.to_owned())?))
-        })
-        .collect()
 }
 
 async fn scrape_all(cluster: &Cluster) -> anyhow::Result<Vec<Series>> {

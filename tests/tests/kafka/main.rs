@@ -1,5 +1,9 @@
-//! The event stream in Apache Kafka itself, read by clients that nobody here wrote. `cargo xtask kafka` has drills too.
+//! Apache Kafka itself: the event stream in it, read by clients that nobody here wrote, and beats of hosts
+//! from it. `cargo xtask kafka` has drills too.
 
+mod bus;
+#[cfg(feature = "kafka-drills")]
+mod bus_drill;
 #[cfg(feature = "kafka-drills")]
 mod drills;
 mod judge;

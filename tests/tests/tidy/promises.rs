@@ -6,9 +6,11 @@ use crate::source::{Page, Problem, Rust, is_word};
 const FOLDERS: [&str; 7] = [".cargo/", ".ci/", "chaos/", "crates/", "deploy/", "docs/", "tests/"];
 
 /// Programs, and where their subcommands and flags are defined. The longest name comes first.
-const PROGRAMS: [(&str, &[&str]); 5] = [
+const PROGRAMS: [(&str, &[&str]); 7] = [
     ("cargo xtask demo", &["crates/defib-lab/src/bin/defib-demo.rs"]),
+    ("cargo xtask chaos", &["chaos/src/"]),
     ("cargo xtask", &["crates/xtask/src/"]),
+    ("defib-chaos", &["chaos/src/"]),
     ("defib-agent", &["crates/defib-agent/src/"]),
     ("defibd", &["crates/defib-controller/src/"]),
     ("defib", &["crates/defib-cli/src/"]),

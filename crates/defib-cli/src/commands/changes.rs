@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::views::{vm_json, vm_table};
 use crate::{
-    cluster::{Cluster, Failure, ask},
+    cluster::{Cluster, Failure, ask, change},
     output::{Output, json, line, table},
 };
 
@@ -173,7 +173,7 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
         HostCommand::Fence { host, change } => {
             let Change { dry_run, reason } = change;
             let request = v1::FenceHostRequest { host, reason, dry_run, epoch: None };
-            done(ask!(cluster, fence_host, request)?, output)
+            done(change!(cluster, fence_host, request)?, output)
         }
         HostCommand::ConfirmDead { host, yes, epoch, change } => {
             let Change { dry_run, reason } = change;
@@ -184,12 +184,12 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
                 )));
             }
             let request = v1::ConfirmDeadRequest { host, epoch, reason, dry_run };
-            done(ask!(cluster, confirm_dead, request)?, output)
+            done(change!(cluster, confirm_dead, request)?, output)
         }
         HostCommand::LiftQuarantine { host, change } => {
             let Change { dry_run, reason } = change;
             let request = v1::LiftQuarantineRequest { host, reason, dry_run };
-            done(ask!(cluster, lift_quarantine, request)?, output)
+            done(change!(cluster, lift_quarantine, request)?, output)
         }
     }
 }
@@ -202,7 +202,7 @@ pub(crate) async fn pause(
     output: Output,
 ) -> Result<(), Failure> {
     let request = v1::PauseRequest { paused, reason: change.reason.clone(), dry_run: change.dry_run };
-    done(ask!(cluster, pause, request)?, output)
+    done(change!(cluster, pause, request)?, output)
 }
 
 /// One replica among all: how far its log is, and how far behind the leader's.
@@ -256,7 +256,7 @@ pub(crate) async fn replica(
         ReplicaCommand::Transfer { id, change } => {
             let Change { dry_run, reason } = change;
             let request = v1::TransferLeadershipRequest { to: id, dry_run, reason };
-            return done(ask!(cluster, transfer_leadership, request)?, output);
+            return done(change!(cluster, transfer_leadership, request)?, output);
         }
         ReplicaCommand::Add { id, address, change } => (Kind::Add, id, 0, address, change),
         ReplicaCommand::Remove { id, change } => (Kind::Remove, id, 0, String::new(), change),
@@ -264,7 +264,7 @@ pub(crate) async fn replica(
     };
     let Change { dry_run, reason } = change;
     let request = v1::ReplicaChangeRequest { kind: kind.into(), id, address, dry_run, reason, new_id };
-    done(ask!(cluster, replica_change, request)?, output)
+    done(change!(cluster, replica_change, request)?, output)
 }
 
 #[cfg(test)]

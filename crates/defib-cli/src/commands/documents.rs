@@ -7,7 +7,7 @@ use defib_wire::v1;
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, Failure, ask},
+    cluster::{Cluster, Failure, ask, change},
     files::read,
     output::{Output, json, line},
 };
@@ -83,7 +83,7 @@ macro_rules! document {
                 reason: apply.reason,
                 file_name: apply.file.display().to_string(),
             };
-            let answer = ask!(cluster, $apply, request)?;
+            let answer = change!(cluster, $apply, request)?;
             if !answer.accepted {
                 return Err(Failure::Refused(format!("{}: {}", apply.file.display(), answer.message)));
             }

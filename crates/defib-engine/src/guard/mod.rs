@@ -103,7 +103,7 @@ impl Guard {
     /// process of the agent left in this very boot; the shell drops it otherwise.
     #[must_use]
     pub fn new(
-        config: Config,
+        mut config: Config,
         durable: Option<Durable>,
         resume: Option<ResumeHint>,
         boot: BootId,
@@ -112,7 +112,8 @@ impl Guard {
         let same_boot = durable.as_ref().is_some_and(|durable| durable.boot == boot);
         let durable = durable.filter(|_| !mutated!(ForgetOnRestart)).unwrap_or_default();
         let left = durable.left.filter(|_| same_boot && !mutated!(ForgetGoodbye));
-        let timing = config.timing;
+        let timing = durable.timing.unwrap_or(config.timing);
+        config.timing = timing;
         // No coverage lasts longer than this, so a hint that says so is wrong.
         let limit = now.plus(timing.lease.max(timing.answer_freshness));
         let resume_until =
@@ -241,6 +242,7 @@ impl Guard {
             {
                 self.config.timing = longer;
                 self.longer = None;
+                self.dirty = true;
             }
         } else if now < self.exempt_until || now < self.resume_until {
             self.loss = None;
@@ -311,6 +313,7 @@ impl Guard {
             watchdog: timing.watchdog.min(held.watchdog),
             answer_freshness: timing.answer_freshness.min(held.answer_freshness),
         };
+        self.dirty |= *held != short;
         *held = short;
         self.longer = (short != timing).then_some((timing, now));
         if let Some(loss) = &mut self.loss {
@@ -357,6 +360,7 @@ impl Guard {
             vms: self.vms.memory().clone(),
             electorate: self.electorate.clone(),
             left: self.left,
+            timing: Some(self.config.timing),
         }
     }
 

@@ -34,7 +34,8 @@ impl Neighbours {
     }
 
     /// Until when a host without a lease may let its VMs run: while a strict majority of all hosts, itself included,
-    /// says that it holds none either, and no fresh answer says otherwise.
+    /// says that it holds none either. Hosts that do hold one don't count against it: after an outage each finds the
+    /// replicas in its own time, and as long as those are the fewer, no expired lease proves anything.
     ///
     /// Only answers by the very electorate that this host knows count: majorities of different electorates need not
     /// share a host.
@@ -55,7 +56,7 @@ impl Neighbours {
                 continue;
             }
             if answer.holds_lease && !mutated!(IgnoreLeaseOfNeighbour) {
-                return None;
+                continue;
             }
             if answer.electorate == electorate.version {
                 ends.push(end);

@@ -216,6 +216,46 @@ fn without_a_lease_or_a_majority_of_neighbours_nobody_pets_the_watchdog_and_vms_
 }
 
 #[test]
+fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
+    let mut host = Host::running(1, 1, 1);
+    host.now += 2900;
+    let answer = |host: &mut Host, from: &str, holds_lease: bool| {
+        let asked_at = ms(host.now);
+        let answer = Answer { holds_lease, electorate: 1 };
+        host.step(Input::NeighbourAnswer { host: self::host(from), asked_at, answer });
+    };
+    answer(&mut host, "h2", false);
+    answer(&mut host, "h3", true);
+    host.now += 200;
+    host.step(Input::Woke);
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }), "two of three hold none");
+    answer(&mut host, "h2", true);
+    assert!(!matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }), "two of three hold one");
+    assert!(!host.guard.may_pet(ms(host.now)));
+}
+
+#[test]
+fn a_process_that_starts_goes_by_the_times_that_the_former_one_told_the_replicas() {
+    let mut host = Host::running(1, 1, 1);
+    let told = Timing { lease: Millis(1000), watchdog: Millis(1000), answer_freshness: Millis(200) };
+    host.step(Input::Timing(told));
+    let mut host = host.restart();
+    assert_eq!(host.guard.timing(), told);
+    // Longer ones count when they have been told for two leases, and are remembered from then on as well.
+    let longer = Timing { watchdog: Millis(4000), ..told };
+    host.step(Input::Timing(longer));
+    host.electorate();
+    for _ in 0..30 {
+        host.now += 100;
+        for replica in 1..=2 {
+            host.promised(replica, host.now);
+        }
+    }
+    assert_eq!(host.guard.timing(), longer);
+    assert_eq!(host.restart().guard.timing(), longer);
+}
+
+#[test]
 fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
     let mut host = Host::running(1, 1, 1);
     let mut effects = host.step(Input::ShuttingDown);

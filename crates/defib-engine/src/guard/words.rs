@@ -16,7 +16,7 @@ use defib_model::{
 use serde::{Deserialize, Serialize};
 
 /// How fast a host must act by itself; the cluster's policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
     /// How long a replica's promise lasts; only to know when to begin to worry: what counts is what each
     /// acknowledgement says.
@@ -39,7 +39,7 @@ impl From<&LeasePolicy> for Timing {
 pub struct Config {
     /// Its own host.
     pub host: HostId,
-    /// How fast it must act.
+    /// How fast it must act, as long as nobody ever told it.
     pub timing: Timing,
 }
 
@@ -92,6 +92,10 @@ pub struct Durable {
     /// The epoch in which this boot said last that it shuts down.
     #[serde(default)]
     pub left: Option<Epoch>,
+    /// The times that it went by. Replicas count by those that it told them: were they longer for a process that
+    /// starts, its VMs could run on when their lease is held to be over. `None`: an older release wrote this.
+    #[serde(default)]
+    pub timing: Option<Timing>,
 }
 
 /// What the former process of this agent knew, in the same boot: until when it was certainly covered, by lease or by

@@ -61,13 +61,12 @@ impl Observer {
             return now.plus(RECHECK);
         };
         let times = self.policy.lease.or_longer(watched.watchdog, watched.answer_freshness);
-        let promised_until = watched.promised_until.max(self.started.plus(times.promise()));
         let expired_at = if mutated!(VoteAtOnce) {
             Instant(0)
         } else if mutated!(VoteWithoutWatchdog) {
-            promised_until
+            watched.promised_until.max(self.started.plus(times.promise()))
         } else {
-            promised_until.plus(times.watchdog.with_drift(times.drift_ppm))
+            watched.runs_nothing_at(&self.policy, self.started)
         };
         if now < expired_at {
             return expired_at;

@@ -9,7 +9,11 @@
 //! meanwhile is pushed on (so the queue holds one entry per host, and nothing is done per host per tick).
 
 mod arrivals;
+mod bus;
+#[cfg(test)]
+mod bus_tests;
 mod expiry;
+mod gathering;
 #[cfg(test)]
 mod tests;
 mod watched;
@@ -21,10 +25,12 @@ use alloc::{
 use core::cmp::Reverse;
 
 use crate::ledger::Electorate;
+pub use bus::{BusBeat, Extent, Heed, Partition, Place};
 use defib_model::{
     BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
     command::{ExpiryVote, OpinionChange},
 };
+use gathering::Gathering;
 use watched::{Counts, Standing, Watched};
 
 /// Paths that one host may use.
@@ -134,6 +140,7 @@ pub struct Observer {
     started: Instant,
     caught_up: bool,
     in_touch: bool,
+    gathering: Gathering,
     electorates: Vec<Electorate>,
     /// Silence before this is forgiven: it was our own.
     forgiven: Instant,
@@ -143,6 +150,7 @@ pub struct Observer {
     hosts: Vec<Option<Watched>>,
     queue: BinaryHeap<Reverse<(Instant, Slot)>>,
     counts: Counts,
+    bus: bus::Bus,
 }
 
 impl Observer {
@@ -156,6 +164,7 @@ impl Observer {
             started: now,
             caught_up: false,
             in_touch: true,
+            gathering: Gathering::default(),
             electorates: Vec::new(),
             forgiven: now,
             lost: false,
@@ -163,6 +172,7 @@ impl Observer {
             hosts: Vec::new(),
             queue: BinaryHeap::new(),
             counts: Counts::default(),
+            bus: bus::Bus::default(),
         }
     }
 
@@ -177,6 +187,7 @@ impl Observer {
     pub fn caught_up(&mut self, now: Instant) {
         if !self.caught_up {
             self.caught_up = true;
+            self.gathering.begin(now, &self.policy);
             // Hosts are given their grace from here: before, nobody answered them.
             self.forgiven = self.forgiven.max(now);
             self.requeue_all(now);
@@ -276,8 +287,8 @@ impl Observer {
         watched.sequences[path] = beat.sequence;
         watched.arrivals[path].heard(now, interval, limit);
         let before = watched.standing();
-        watched.last_heard = Some(now);
-        (watched.quiet, watched.excused) = (false, false);
+        let first = watched.last_heard.replace(now).is_none();
+        (watched.quiet, watched.excused, watched.withheld_for_bus) = (false, false, false);
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
         watched.watchdog = beat.watchdog;
@@ -290,7 +301,12 @@ impl Observer {
                 changed = true;
             }
         }
+        let after = watched.standing();
+        let cut_off = self.counts.most_are_silent();
+        self.counts.follow(before, after);
+        let gathers = self.gathering.heard(now, &self.policy, first, self.counts.all_came());
         let granted = (self.caught_up || mutated!(GrantBeforeCaughtUp))
+            && !gathers
             && (self.in_touch || mutated!(GrantOutOfTouch))
             && (watched.view.grantable || mutated!(GrantToCondemned))
             && (watched.view.boot == Some(beat.boot) || mutated!(GrantToAnyBoot))
@@ -307,9 +323,6 @@ impl Observer {
             lease_ms: if granted { lease.0 } else { 0 },
             stamp: now,
         };
-        let after = watched.standing();
-        let cut_off = self.isolated();
-        self.counts.follow(before, after);
         // Hosts that are let in and not heard yet are the majority, too, while a cluster grows: no silence ends there.
         if cut_off && !self.isolated() && core::mem::take(&mut self.lost) {
             // Most are heard again, so it was the network. The others come back one after the other, as their
@@ -407,7 +420,7 @@ impl Observer {
         let isolated = self.isolated() && !mutated!(IsolatedAccuses);
         let caught_up = self.caught_up;
         let grace = self.policy.detection.start_grace;
-        let (started, forgiven) = (self.started, self.forgiven);
+        let (started, forgiven, came) = (self.started, self.forgiven, self.gathering.last_came());
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
         if !(watched.view.watched || watched.view.dead) || !caught_up {
             return;
@@ -415,14 +428,24 @@ impl Observer {
         // Where silence counts from: never from before what is forgiven, announced, or granted at our start.
         let from = watched
             .last_heard
-            .map_or_else(|| started.max(forgiven).plus(grace), |heard| heard.max(forgiven))
+            .map_or_else(|| started.max(forgiven).max(came).plus(grace), |heard| heard.max(forgiven))
             .max(watched.muted_until.unwrap_or_default())
             .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);
-        let (ask_at, act_at) = (from.plus(ask_after), from.plus(act_after));
+        let act_at = from.plus(act_after);
+        let ask_at = from.plus(watched.hinted(now, ask_after, &self.policy));
         let before = watched.standing();
         let listen_again = watched.listen(now, ask_after);
-        let worse = if now >= act_at && !isolated {
+        let silent = now >= act_at && !isolated;
+        // Of a host that another witness heard meanwhile, as long as its VMs may run.
+        let withheld = silent
+            && watched.opinion != Opinion::Dead
+            && now < watched.runs_nothing_at(&self.policy, started)
+            && self.bus.speaks_for(watched, act_after);
+        if withheld {
+            self.bus.withhold(watched);
+        }
+        let worse = if silent && !withheld {
             Opinion::Dead
         } else if now >= ask_at {
             Opinion::Asks
@@ -442,8 +465,8 @@ impl Observer {
         };
         // A vote that is not in the log yet may be old when there is a leader again. Whoever is cut off then can't know
         // whether it is still true, and asks.
-        let withheld = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
-        let said = if withheld { Opinion::Asks } else { watched.opinion };
+        let unsaid = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
+        let said = if unsaid { Opinion::Asks } else { watched.opinion };
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
         if let Some(at) = listen_again {
             sooner(at);

@@ -4,7 +4,7 @@ fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
 }
 
-fn view() -> HostView {
+pub(super) fn view() -> HostView {
     HostView {
         epoch: Epoch(1),
         watched: true,
@@ -18,19 +18,19 @@ fn view() -> HostView {
     }
 }
 
-const MS: fn(u64) -> Instant = Instant::from_millis;
+pub(super) const MS: fn(u64) -> Instant = Instant::from_millis;
 
 /// Hosts that all beat at their interval, and an observer that hears those that are up.
-struct World {
-    observer: Observer,
-    hosts: Vec<(HostId, Slot, bool)>,
-    now: u64,
-    sequence: u64,
+pub(super) struct World {
+    pub(super) observer: Observer,
+    pub(super) hosts: Vec<(HostId, Slot, bool)>,
+    pub(super) now: u64,
+    pub(super) sequence: u64,
     stamps: Vec<Option<Instant>>,
     held_from: u64,
     /// What the hosts say of their watchdog.
     watchdog: Millis,
-    said: Vec<(u64, Proposal)>,
+    pub(super) said: Vec<(u64, Proposal)>,
 }
 
 fn electorate(version: u64, hosts: core::ops::Range<usize>) -> Electorate {
@@ -39,7 +39,7 @@ fn electorate(version: u64, hosts: core::ops::Range<usize>) -> Electorate {
 }
 
 impl World {
-    fn new(count: usize, policy: &Policy) -> Self {
+    pub(super) fn new(count: usize, policy: &Policy) -> Self {
         let mut observer = Observer::new(ReplicaId(1), 1, policy, MS(0));
         observer.caught_up(MS(0));
         let hosts: Vec<_> = (0..count)
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Lets `millis` pass in steps of 1 ms, with beats every `interval`.
-    fn run(&mut self, millis: u64, interval: u64) {
+    pub(super) fn run(&mut self, millis: u64, interval: u64) {
         for _ in 0..millis {
             self.now += 1;
             if self.now.is_multiple_of(interval) {
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    fn opinions_of(&self, at: usize) -> Vec<(u64, Opinion)> {
+    pub(super) fn opinions_of(&self, at: usize) -> Vec<(u64, Opinion)> {
         let mut all = Vec::new();
         for (when, proposal) in &self.said {
             if let Proposal::Opinions(changes) = proposal {
@@ -539,4 +539,33 @@ fn hosts_that_come_back_last_from_an_outage_are_given_time() {
     assert!(!opinions.iter().any(|(_, opinion)| *opinion == Opinion::Dead), "{opinions:?}");
     world.run(2000, 100);
     assert!(world.opinions_of(0).iter().any(|(_, opinion)| *opinion == Opinion::Dead));
+}
+
+#[test]
+fn a_replica_that_has_just_started_grants_its_first_leases_when_the_hosts_have_found_it() {
+    let granted = |world: &mut World, at: usize, now: u64| {
+        (world.now, world.sequence) = (now, world.sequence + 1);
+        world.beat(at, 1).unwrap().granted
+    };
+    // All hosts come: each but the last is told to wait, for however long the others take.
+    let mut world = World::new(4, &Policy::default());
+    for (at, now) in [(0, 100), (1, 2000), (0, 2100), (2, 4400), (1, 4500)] {
+        assert!(!granted(&mut world, at, now), "h{at} at {now} ms");
+    }
+    assert!(granted(&mut world, 3, 6800), "all have come");
+    assert!((0..4).all(|at| granted(&mut world, at, 6900)));
+    // A host is gone: it is waited for no longer than half a lease after the last that came.
+    let mut world = World::new(4, &Policy::default());
+    assert_eq!(Policy::default().lease.lease, Millis(5000));
+    for (at, now) in [(0, 100), (1, 200), (2, 1000), (0, 3499)] {
+        assert!(!granted(&mut world, at, now), "h{at} at {now} ms");
+    }
+    assert!(granted(&mut world, 0, 3500));
+    assert!(granted(&mut world, 3, 3600) && granted(&mut world, 1, 3600));
+    // Nobody waits for one that may hold no lease, nor for one that leaves.
+    let mut world = World::new(3, &Policy::default());
+    let (condemned, gone) = (world.hosts[1].0.clone(), world.hosts[2].0.clone());
+    world.observer.watch(MS(1), &condemned, HostView { grantable: false, condemned: true, ..view() });
+    world.observer.forget(&gone);
+    assert!(granted(&mut world, 0, 100));
 }

@@ -2,7 +2,7 @@
 
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy};
 
-use super::{Beat, HostView, PATHS_MAX, arrivals::Arrivals, expiry::Claim};
+use super::{Beat, HostView, PATHS_MAX, arrivals::Arrivals, bus::Witness, expiry::Claim};
 
 /// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
 const FORMER_BOOTS: usize = 4;
@@ -14,6 +14,8 @@ pub(super) struct Standing {
     pub(super) watched: bool,
     /// It is.
     pub(super) alive: bool,
+    /// It may hold a lease, and has not been heard since this replica started.
+    pub(super) awaited: bool,
 }
 
 /// Counts, kept up to date one by one.
@@ -21,12 +23,19 @@ pub(super) struct Standing {
 pub(super) struct Counts {
     watched: usize,
     alive: usize,
+    awaited: usize,
 }
 
 impl Counts {
     pub(super) fn follow(&mut self, before: Standing, after: Standing) {
         adjust(&mut self.watched, before.watched, after.watched);
         adjust(&mut self.alive, before.alive, after.alive);
+        adjust(&mut self.awaited, before.awaited, after.awaited);
+    }
+
+    /// Whether every host that may hold a lease was heard since this replica started.
+    pub(super) const fn all_came(self) -> bool {
+        self.awaited == 0
     }
 
     /// Whether none of the hosts is heard, or less than half.
@@ -71,6 +80,12 @@ pub(super) struct Watched {
     pub(super) watchdog: Millis,
     pub(super) answer_freshness: Millis,
     pub(super) voted: Option<(Epoch, Instant)>,
+    /// What a bus told of it last.
+    pub(super) witness: Option<Witness>,
+    /// A vote is withheld for the bus's sake.
+    pub(super) withheld_for_bus: bool,
+    /// Until when its BMC's word makes silence worth a question sooner.
+    pub(super) hinted_until: Option<Instant>,
     /// When its entry in the queue is due; an entry with another time is void.
     pub(super) due: Option<Instant>,
 }
@@ -98,6 +113,9 @@ impl Watched {
             watchdog: Millis::ZERO,
             answer_freshness: Millis::ZERO,
             voted: None,
+            witness: None,
+            withheld_for_bus: false,
+            hinted_until: None,
             due: None,
         }
     }
@@ -109,7 +127,9 @@ impl Watched {
         let heard =
             self.last_heard.is_some_and(|heard| self.admitted.is_none_or(|admitted| heard > admitted));
         let watched = self.view.watched && !self.excused;
-        Standing { watched, alive: watched && heard && !self.quiet && self.opinion == Opinion::Alive }
+        let alive = watched && heard && !self.quiet && self.opinion == Opinion::Alive;
+        let awaited = self.view.watched && self.view.grantable && self.last_heard.is_none();
+        Standing { watched, alive, awaited }
     }
 
     /// Notes whether it is quiet; answers when to look again.
@@ -148,5 +168,24 @@ impl Watched {
         let ask = detection.heartbeat_interval.times(u64::from(detection.ask_after_beats)).plus(extra);
         let act = detection.act_after.plus(extra);
         (ask.min(detection.act_after_max), act.min(detection.act_after_max))
+    }
+
+    /// After which silence to ask, where its BMC may have said that the power goes: one beat that is late is enough.
+    pub(super) fn hinted(&self, now: Instant, ask_after: Millis, policy: &Policy) -> Millis {
+        if self.hinted_until.is_none_or(|until| until <= now) {
+            return ask_after;
+        }
+        let (interval, beats) = (policy.detection.heartbeat_interval, policy.detection.ask_after_beats);
+        let sooner = interval.times(u64::from(beats)).0.saturating_sub(interval.0.saturating_mul(3) / 2);
+        Millis(ask_after.0.saturating_sub(sooner))
+    }
+
+    /// When the lease that was promised has run out, with drift and watchdog: from then on it runs no VM by our leave,
+    /// nor by that of an observer of `started` that lived here before.
+    pub(super) fn runs_nothing_at(&self, policy: &Policy, started: Instant) -> Instant {
+        let times = policy.lease.or_longer(self.watchdog, self.answer_freshness);
+        self.promised_until
+            .max(started.plus(times.promise()))
+            .plus(times.watchdog.with_drift(times.drift_ppm))
     }
 }

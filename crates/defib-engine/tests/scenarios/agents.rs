@@ -202,20 +202,17 @@ impl World {
         }
     }
 
-    /// I11: a strict majority of all hosts, this one included, answers, and none of them holds a lease.
+    /// I11: a strict majority of all hosts, this one included, answers that it holds no lease.
     fn neighbours_vouch(&self, host: &HostId) -> bool {
         let (now, voters) = (self.now, self.voters());
         let Some(own) = self.machines.get(host) else { return false };
         if !own.hears_neighbours() {
             return false;
         }
-        let others: Vec<_> = self
-            .machines
-            .values()
-            .filter(|other| other.id != *host && other.agent_runs() && other.hears_neighbours())
-            .collect();
-        (others.len() + 1) * 2 > self.machines.len()
-            && !others.iter().any(|other| other.holds_lease(now, &voters))
+        let others = self.machines.values().filter(|other| other.id != *host);
+        let answer = others.filter(|other| other.agent_runs() && other.hears_neighbours());
+        let leaseless = answer.filter(|other| !other.holds_lease(now, &voters)).count();
+        (leaseless + 1) * 2 > self.machines.len()
     }
 
     /// The watchdog was not petted in time.

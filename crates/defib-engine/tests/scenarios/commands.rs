@@ -71,6 +71,7 @@ impl Scenario {
                 self.on_world(command, rest)
             }
             "hint" => self.hint(rest),
+            "bus" => self.bus(rest),
             "guest" => self.guest(rest),
             "test-fencing" => self.test_fencing(rest),
             "quiet" => self.quiet(rest),

@@ -15,7 +15,7 @@ use defib_model::{
     ReplicaId, UnixMillis, VmId, command::Committed, inventory::Readiness,
 };
 
-use super::{agents::Order, checks::Checks, machines::Machine};
+use super::{agents::Order, bus::Bus, checks::Checks, machines::Machine};
 
 /// How long the replicas need to elect a leader.
 const ELECTION: u64 = 300;
@@ -151,6 +151,7 @@ pub(crate) enum Act {
     Heal {
         host: HostId,
     },
+    BusTick,
 }
 
 /// The whole world of one scenario.
@@ -182,6 +183,8 @@ pub(crate) struct World {
     pub(crate) boot_takes: u64,
     /// On how many paths hosts send heartbeats.
     pub(crate) paths: u8,
+    /// A message bus, where there is one.
+    pub(crate) bus: Option<Bus>,
 }
 
 impl World {
@@ -207,6 +210,7 @@ impl World {
             start_takes: 200,
             boot_takes: 20_000,
             paths: 1,
+            bus: None,
         }
     }
 
@@ -401,6 +405,7 @@ impl World {
             Act::CatchUp(number) => self.catch_up(number),
             Act::ToReplica { to, session, incoming } => self.incoming(to, session, incoming),
             Act::Elect => self.elect(),
+            Act::BusTick => self.bus_tick(),
             other => self.act_on_host(other),
         }
     }

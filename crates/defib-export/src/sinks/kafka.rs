@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use defib_model::export::{ContentMode, Format, KafkaSasl, SinkTls};
+use defib_kafka::Brokers;
+use defib_model::export::{ContentMode, Format};
 use rdkafka::{
     ClientConfig, ClientContext,
     config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
@@ -20,7 +21,7 @@ use rdkafka::{
 };
 use tokio::sync::Notify;
 
-use super::{Line, Origin, SinkError, secret};
+use super::{Line, Origin, SinkError};
 use crate::formats::cloudevents;
 
 /// How long a broker may confirm nothing while it has something to confirm.
@@ -28,11 +29,9 @@ const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Options {
-    pub(super) brokers: Vec<String>,
+    pub(super) brokers: Brokers,
     pub(super) topic: String,
     pub(super) mode: ContentMode,
-    pub(super) tls: Option<SinkTls>,
-    pub(super) sasl: Option<KafkaSasl>,
     pub(super) format: Format,
 }
 
@@ -144,17 +143,8 @@ impl KafkaSink {
     }
 
     fn config(&self) -> Result<ClientConfig, SinkError> {
-        let mut config = ClientConfig::new();
-        let options = &self.options;
-        crate::kafka::reach(&mut config, &options.brokers, options.tls.as_ref());
-        if let Some(sasl) = &options.sasl {
-            crate::kafka::login(
-                &mut config,
-                sasl,
-                &secret("sasl.password", &sasl.password)?,
-                options.tls.is_some(),
-            );
-        }
+        let reached = defib_kafka::reach(&self.options.brokers);
+        let mut config = reached.map_err(|error| SinkError::new(error.to_string()))?;
         config
             .set("client.id", &self.origin.host)
             .set("enable.idempotence", "true")

@@ -12,8 +12,10 @@ mod syslog;
 mod tls;
 mod webhook;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
+#[cfg(feature = "kafka")]
+use defib_kafka::Brokers;
 use defib_model::{
     Event, EventSeq,
     export::{SecretRef, SinkPolicy, Target},
@@ -114,7 +116,8 @@ impl Sink {
             }
             #[cfg(feature = "kafka")]
             Target::Kafka { brokers, topic, mode, tls, sasl } => {
-                let options = kafka::Options { brokers, topic, mode, tls, sasl, format: policy.format };
+                let brokers = Brokers { brokers, tls, sasl };
+                let options = kafka::Options { brokers, topic, mode, format: policy.format };
                 Kind::Kafka(Box::new(kafka::KafkaSink::new(options, origin.clone())))
             }
             #[cfg(not(feature = "kafka"))]
@@ -191,19 +194,7 @@ async fn to_stdout(lines: &[Line]) -> Result<(), SinkError> {
 
 /// Reads the secret of a field each time it is needed, so that it can be replaced without a restart.
 fn secret(field: &str, from: &SecretRef) -> Result<Zeroizing<String>, SinkError> {
-    let text = match from {
-        SecretRef::File(path) => std::fs::read_to_string(Path::new(path))
-            .map(Zeroizing::new)
-            .map_err(|error| SinkError::new(format!("{field}: {path} can't be read: {error}")))?,
-        SecretRef::Env(name) => std::env::var(name)
-            .map(Zeroizing::new)
-            .map_err(|_| SinkError::new(format!("{field}: the environment has no {name}")))?,
-    };
-    let first = text.lines().next().unwrap_or_default().trim();
-    if first.is_empty() {
-        return Err(SinkError::new(format!("{field}: it is empty")));
-    }
-    Ok(Zeroizing::new(first.to_owned()))
+    defib_kafka::secret(field, from).map_err(|error| SinkError::new(error.to_string()))
 }
 
 fn now() -> tokio::time::Instant {

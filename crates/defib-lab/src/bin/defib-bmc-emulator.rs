@@ -60,6 +60,9 @@ struct Arguments {
     /// File that the output of the host command is appended to.
     #[arg(long)]
     host_log: Option<PathBuf>,
+    /// Network interface that is deleted in the moment in which the power goes: no connection ends by a goodbye then.
+    #[arg(long = "cable")]
+    cables: Vec<String>,
     /// Begins the environment marker of the host's processes, by which a lab can clean up.
     #[arg(long, default_value = "lab")]
     marker: String,
@@ -128,7 +131,11 @@ fn configuration(arguments: Arguments) -> anyhow::Result<EmulatorConfig> {
         anyhow::bail!("the user file {} needs two lines: user name, password", path.display());
     };
     let command = arguments.host_command;
-    let host = (!command.is_empty()).then_some(HostCommand { command, output: arguments.host_log });
+    let host = (!command.is_empty()).then_some(HostCommand {
+        command,
+        output: arguments.host_log,
+        cables: arguments.cables,
+    });
     let mut systems = match &arguments.captured {
         Some(folder) => EmulatorConfig::captured(folder)?.systems,
         None => vec![SystemConfig {

@@ -2,20 +2,20 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use defib_lab::cluster::layout::{HOSTS_MAX, HOSTS_MIN};
 use defib_lab::cluster::{Profile, wait_until};
 use defib_lab::demo::narrator::{Narrator, Tone};
 use defib_lab::demo::report::Report;
 use defib_lab::demo::{Scenario, Settings, how_to_use, show};
+use defib_lab::work_dir::{OWNER, WorkDir};
 use defib_process::{exit_code, install_cryptography, log_by_environment};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -81,8 +81,6 @@ fn parse_hosts(text: &str) -> Result<usize, String> {
     }
 }
 
-/// The file in a work directory that is locked as long as its owner lives, and holds the owner's process id.
-const OWNER: &str = "owner";
 const PREFIX: &str = "defib-demo-";
 /// What a keeper says when the show is over and only the cluster is left.
 const OVER: u8 = b'K';
@@ -130,7 +128,7 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    let work_dir = WorkDir::create(arguments.work_dir.as_deref())?;
+    let work_dir = WorkDir::create(PREFIX, arguments.work_dir.as_deref())?;
     let settings = Settings {
         scenarios: if arguments.scenario.is_empty() {
             Scenario::ALL.to_vec()
@@ -142,7 +140,7 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
             ProfileName::Default => Profile::Default,
             ProfileName::Fast => Profile::Fast,
         },
-        work_dir: work_dir.path.clone(),
+        work_dir: work_dir.path().to_owned(),
         binaries: arguments.programs.clone(),
         keep: arguments.keep,
     };
@@ -178,7 +176,7 @@ async fn perform(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let (Some(cluster), Some(mut front)) = (kept, front) {
         let own = std::env::current_exe()?;
         narrator.line("");
-        narrator.line(&how_to_use(&cluster, &work_dir.path, own.parent()));
+        narrator.line(&how_to_use(&cluster, work_dir.path(), own.parent()));
         // The front ends with this code; from now on nobody reads what we write.
         let _ = front.write_all(&[OVER, code]);
         release_outputs()?;
@@ -319,54 +317,4 @@ async fn stop(directory: &Path) -> anyhow::Result<()> {
         println!("its processes were gone already; what they left is removed");
     }
     Ok(())
-}
-
-/// A directory of ours, removed when dropped.
-#[derive(Debug)]
-struct WorkDir {
-    path: PathBuf,
-    _owner: File,
-}
-
-impl WorkDir {
-    fn create(wanted: Option<&Path>) -> anyhow::Result<Self> {
-        let path = match wanted {
-            Some(path) => std::path::absolute(path)?,
-            None => {
-                remove_stale(&std::env::temp_dir());
-                std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()))
-            }
-        };
-        if path.exists() {
-            bail!("{} exists; give a directory that does not, it is removed at the end", path.display());
-        }
-        fs::create_dir_all(&path).with_context(|| format!("can't create {}", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
-        let mut owner = File::create(path.join(OWNER))?;
-        owner.lock()?;
-        writeln!(owner, "{}", std::process::id())?;
-        Ok(Self { path, _owner: owner })
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("defib-demo: {} could not be removed: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes what demos left behind that were killed with SIGKILL. Their processes ended with them.
-fn remove_stale(directory: &Path) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if is_ours
-            && let Ok(owner) = File::open(entry.path().join(OWNER))
-            && owner.try_lock().is_ok()
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
 }

@@ -150,9 +150,16 @@ pub(super) fn brakes(evidence: &Evidence) -> Vec<String> {
     let share = inventory.hosts.len() as u64 * u64::from(policy.percent) / 100;
     let allowed = share.max(u64::from(policy.hosts));
     let mut counted: Vec<(ClusterTime, &HostId)> = Vec::new();
+    let mut overridden: BTreeSet<&HostId> = BTreeSet::new();
     let mut problems = Vec::new();
     for event in evidence.events() {
         let host = match &event.kind {
+            // A person decided; the stream says who, and why.
+            EventKind::BrakeOverridden { host, .. } => {
+                overridden.insert(host);
+                continue;
+            }
+            EventKind::FenceIntended { host, .. } if overridden.contains(host) => continue,
             EventKind::FenceIntended { host, .. } => host,
             EventKind::DeathProven { host, proof, .. } if !proof.is_positive() => host,
             _ => continue,

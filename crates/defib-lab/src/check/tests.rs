@@ -205,6 +205,11 @@ fn i4_a_reset_without_an_intent_is_found() {
     assert!(broken(&evidence).is_empty());
     evidence.requests.insert("h1".into(), vec![request(349.9)]);
     assert_eq!(broken(&evidence), ["I4"], "the intent came after the write");
+    // Its death is proven at 400.
+    evidence.requests.insert("h1".into(), vec![request(2300.0)]);
+    assert!(broken(&evidence).is_empty(), "two leaders within a moment");
+    evidence.requests.insert("h1".into(), vec![request(2500.0)]);
+    assert_eq!(broken(&evidence), ["I4"], "a leader that was replaced long ago");
 }
 
 #[test]
@@ -265,6 +270,11 @@ fn i9_more_fences_on_suspicion_than_allowed_are_found() {
     assert!(broken(&Evidence { streams: good_streams(&script), ..good() }).is_empty());
     script.push(fence(502, "h5"));
     assert_eq!(broken(&Evidence { streams: good_streams(&script), ..good() }), ["I9"]);
+    let operator = defib_model::command::Operator { name: "ann".into(), reason: "looked".into() };
+    let overridden = EventKind::BrakeOverridden { host: host("h5"), operator, detail: String::new() };
+    let mut decided = script.clone();
+    decided.insert(script.len() - 1, (501, Some(1), overridden));
+    assert!(broken(&Evidence { streams: good_streams(&decided), ..good() }).is_empty(), "a person decided");
     script.last_mut().unwrap().0 = 500 + 600_000;
     assert!(broken(&Evidence { streams: good_streams(&script), ..good() }).is_empty(), "the window is over");
 }

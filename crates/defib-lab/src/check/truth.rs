@@ -94,18 +94,38 @@ pub(super) fn stale_orders_die(evidence: &Evidence) -> Vec<String> {
     problems
 }
 
-/// I4: every write to a BMC has an intent that was committed before.
+/// What a write may be on its way after a proof that another leader brought: its permission is a second old at most.
+const ON_ITS_WAY_MS: f64 = 2000.0;
+
+/// I4: every write to a BMC has an intent that was committed before, and comes before what the intent was for is long
+/// reached: whoever writes later does not lead any more, and the host may be back.
 pub(super) fn intent_before_write(evidence: &Evidence) -> Vec<String> {
     let mut problems = Vec::new();
     for (host, requests) in &evidence.requests {
         for request in requests {
             let Some(reset) = &request.reset else { continue };
-            let intended = evidence.events().iter().any(|event| {
-                let EventKind::FenceIntended { host: of, .. } = &event.kind else { return false };
-                of.as_str() == host && event.wall.0 as f64 <= request.unix_ms
-            });
+            let before = evidence.events().iter().filter(|event| event.wall.0 as f64 <= request.unix_ms);
+            let mut intended = false;
+            let mut reached = None;
+            for event in before {
+                match &event.kind {
+                    EventKind::FenceIntended { host: of, .. } if of.as_str() == host => {
+                        (intended, reached) = (true, None);
+                    }
+                    EventKind::DeathProven { host: of, .. } if of.as_str() == host => {
+                        reached.get_or_insert(event.wall.0 as f64);
+                    }
+                    _ => {}
+                }
+            }
             if !intended {
                 problems.push(format!("the BMC of {host} was told {reset} and no fence had been intended"));
+            } else if let Some(late) =
+                reached.map(|at| request.unix_ms - at).filter(|late| *late > ON_ITS_WAY_MS)
+            {
+                problems.push(format!(
+                    "the BMC of {host} was told {reset} {late:.0} ms after its death was proven"
+                ));
             }
         }
     }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use defib_export::signing::SigningKey;
-use defib_model::inventory::{FenceMethod, FencingLevel, RedfishTarget};
+use defib_model::inventory::{Host, RedfishTarget};
 use defib_model::{HostId, Inventory, ReplicaId};
 use defib_pki::{ClusterAuthority, ClusterName, OperatorName, PeerIdentity, Role, default_validity};
 use tokio::time::{Instant, sleep};
@@ -17,20 +17,15 @@ use tokio::time::{Instant, sleep};
 use super::evidence::BMC_REQUESTS;
 use super::faults::HELD;
 use super::files::ReplicaPorts;
+use super::site::{Boot, FencedHost, ReplicaAddresses};
 use super::{
     Cluster, LOOK_EVERY, LabHost, LabReplica, Operator, Options, Process, Program, REPLICAS, Refused, binary,
-    describe, files, layout, ports,
+    describe, files, layout,
 };
 use crate::clock::monotonic_ns;
 use crate::oracle::Oracle;
 use crate::redfish::admin::AdminClient;
 use crate::relay::{Relay, Switch};
-
-/// What a host does when its power comes on: a new boot of the "kernel", whose `/run` is empty; then its agent
-/// runs, and is started again 100 ms after it ended, as its systemd unit says, unless it is held.
-const BOOT: &str = "rm -rf \"$1\" && mkdir \"$1\" && cat /proc/sys/kernel/random/uuid > \"$2\" && \
-    export DEFIB_LAB_NAME=\"$3\" && while :; do while [ -e \"$6\" ]; do sleep 0.02; done; \
-    \"$4\" run --config \"$5\"; sleep 0.1; done";
 
 impl Cluster {
     /// Builds and starts a cluster: certificates, files, processes, policy and inventory. It has a leader and
@@ -52,14 +47,11 @@ impl Cluster {
         fs::create_dir(oracle.directory())?;
         let mut inventory = layout::inventory(options.size, &guest, oracle.directory())?;
 
-        let taken = ports::free(5 * REPLICAS as usize + inventory.hosts.len())?;
-        let mut free = taken.iter().copied();
-        let mut next = || free.next().context("too few ports");
         let (switch, second_switch) = (Switch::default(), Switch::default());
         let mut relays = Vec::new();
         let mut ports = Vec::new();
         for id in 1..=REPLICAS {
-            let (peers, control, heartbeat, metrics) = (next()?, next()?, next()?, next()?);
+            let ReplicaAddresses { peers, control, heartbeat, metrics } = options.site.replica(id)?;
             let (mut control_for_agents, mut heartbeat_for_agents) = (control, heartbeat);
             if options.relayed {
                 let (tcp, udp) = (Relay::tcp(control, &switch).await?, Relay::udp(heartbeat, &switch).await?);
@@ -68,10 +60,15 @@ impl Cluster {
             }
             let mut second_path = None;
             if options.second_path {
-                let listen = next()?;
-                let udp = Relay::udp(listen, &second_switch).await?;
-                second_path = Some((listen, udp.address));
-                relays.push(udp);
+                let listen = options.site.second_path(id)?;
+                let mut for_agents = listen;
+                // Elsewhere there are cables, which can be cut themselves.
+                if listen.ip().is_loopback() {
+                    let udp = Relay::udp(listen, &second_switch).await?;
+                    for_agents = udp.address;
+                    relays.push(udp);
+                }
+                second_path = Some((listen, for_agents));
             }
             ports.push(ReplicaPorts {
                 id,
@@ -84,10 +81,11 @@ impl Cluster {
                 second_path,
             });
         }
-        for host in inventory.hosts.values_mut() {
-            host.neighbour_address = Some(next()?.to_string());
+        for (number, host) in inventory.hosts.values_mut().enumerate() {
+            host.neighbour_address = Some(options.site.neighbour(number + 1)?.to_string());
         }
-        issue(&directory, &inventory)?;
+        options.site.define(&mut inventory)?;
+        issue(&directory, &inventory, &ports)?;
         let operator = Operator::new(&ports, &directory.join("operator"))?;
         fs::write(directory.join("operator.yaml"), files::operator(&ports, &directory.join("operator")))?;
 
@@ -99,13 +97,15 @@ impl Cluster {
             replicas: Vec::new(),
             hosts: BTreeMap::new(),
             ports,
-            taken,
+            site: options.site,
+            binaries: options.binaries,
             operator,
             oracle,
             switch,
             second_switch,
             _relays: relays,
             marker,
+            bus: options.bus,
             directory,
             leave_directory: options.leave_directory,
         };
@@ -122,13 +122,9 @@ impl Cluster {
             for sub in ["state", "run"] {
                 fs::create_dir_all(directory.join(sub))?;
             }
-            let neighbour: SocketAddr = self.inventory.hosts[name]
-                .neighbour_address
-                .as_deref()
-                .context("a lab's host has a neighbour address")?
-                .parse()?;
+            let neighbour = neighbour(&self.inventory.hosts[name])?;
             let config = directory.join("agent.yaml");
-            fs::write(&config, files::agent(name.as_str(), neighbour, &self.ports, &directory))?;
+            self.write_agent(name.as_str(), neighbour)?;
             let user = directory.join("bmc.user");
             fs::write(&user, format!("defib\nlab-{}-{}\n", self.marker, name))?;
             fs::set_permissions(&user, fs::Permissions::from_mode(0o600))?;
@@ -152,15 +148,19 @@ impl Cluster {
             ] {
                 arguments.extend([option.into(), directory.join(file).into_os_string()]);
             }
-            arguments.extend(os(["--", "/bin/sh", "-c", BOOT, "host"]));
-            arguments.extend([
-                directory.join("run").into_os_string(),
-                directory.join("boot-id").into_os_string(),
-                name.as_str().into(),
-                agent.as_os_str().to_owned(),
-                config.into_os_string(),
-                directory.join(HELD).into_os_string(),
-            ]);
+            arguments.extend(os(["--listen", &self.site.bmc(number + 1).to_string()]));
+            for cable in self.site.cables(number + 1) {
+                arguments.extend(os(["--cable", &cable]));
+            }
+            arguments.push("--".into());
+            arguments.extend(self.site.boot(&Boot {
+                number: number + 1,
+                name: name.as_str(),
+                directory: &directory,
+                agent,
+                config: &config,
+                held: &directory.join(HELD),
+            }));
             let program = Program {
                 path: emulator.to_path_buf(),
                 arguments,
@@ -190,11 +190,17 @@ impl Cluster {
                     self.host_directory(name.as_str()).join("bmc.user").display()
                 ),
             };
+            let admin = text("admin")?.parse()?;
             if let Some(host) = self.hosts.get_mut(name.as_str()) {
-                host.admin = AdminClient::new(text("admin")?.parse()?);
+                host.admin = AdminClient::new(admin);
             }
+            let directory = self.host_directory(name.as_str());
+            let user_file = directory.join("bmc.user");
+            let fenced =
+                FencedHost { number: number + 1, directory: &directory, admin, user_file: &user_file };
+            let fencing = self.site.fencing(&fenced, target)?;
             if let Some(host) = self.inventory.hosts.get_mut(name) {
-                host.fencing = vec![FencingLevel(vec![FenceMethod::Redfish(target)])];
+                host.fencing = fencing;
             }
         }
         Ok(())
@@ -222,6 +228,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Writes the configuration of a host's agent.
+    pub(super) fn write_agent(&self, name: &str, neighbour: SocketAddr) -> anyhow::Result<()> {
+        let directory = self.host_directory(name);
+        let mut text = files::agent(name, neighbour, &self.ports, &directory, self.bus.as_deref());
+        text.push_str(&self.site.agent());
+        fs::write(directory.join("agent.yaml"), text)?;
+        Ok(())
+    }
+
     pub(super) fn start_replica(
         &mut self,
         own: &ReplicaPorts,
@@ -231,7 +246,7 @@ impl Cluster {
         let directory = self.replica_directory(own.id);
         fs::create_dir_all(directory.join("data"))?;
         let config = directory.join("replica.yaml");
-        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild))?;
+        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild, self.bus.as_deref()))?;
         let (key, secret) = SigningKey::generate()?;
         let path = directory.join("events.key");
         fs::write(&path, &*secret)?;
@@ -243,6 +258,7 @@ impl Cluster {
             output: directory.join("log"),
             watched_input: false,
         };
+        let program = self.site.replica_program(own.id, program);
         let process = Some(Process::start(&program)?);
         self.replicas.push(LabReplica { id: own.id, program, process });
         Ok(())
@@ -279,23 +295,29 @@ impl Cluster {
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
-fn issue(directory: &Path, inventory: &Inventory) -> anyhow::Result<()> {
+fn issue(directory: &Path, inventory: &Inventory, ports: &[ReplicaPorts]) -> anyhow::Result<()> {
     let now = SystemTime::now();
     let authority: ClusterAuthority =
         defib_pki::init(&directory.join("pki"), &ClusterName::new(files::CLUSTER)?, now)?;
-    let give = |identity: PeerIdentity, to: &Path| give(&authority, &identity, to, now);
-    for id in 1..=REPLICAS {
-        let to = directory.join(format!("replica-{id}")).join("tls");
+    let give = |identity: PeerIdentity, to: &Path, at: IpAddr| give(&authority, &identity, to, now, at);
+    for own in ports {
+        let to = directory.join(format!("replica-{}", own.id)).join("tls");
         fs::create_dir_all(&to)?;
-        give(PeerIdentity::Replica(ReplicaId(id)), &to)?;
+        give(PeerIdentity::Replica(ReplicaId(own.id)), &to, own.control.ip())?;
     }
-    for host in inventory.hosts.keys() {
-        let to = directory.join("hosts").join(host.as_str()).join("tls");
+    for host in inventory.hosts.values() {
+        let to = directory.join("hosts").join(host.id.as_str()).join("tls");
         fs::create_dir_all(&to)?;
-        give(PeerIdentity::Host(host.clone()), &to)?;
+        let address: SocketAddr = neighbour(host)?;
+        give(PeerIdentity::Host(host.id.clone()), &to, address.ip())?;
     }
     let operator = PeerIdentity::Operator { role: Role::Admin, name: OperatorName::new("demo")? };
-    give(operator, &directory.join("operator"))
+    give(operator, &directory.join("operator"), IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// Where a host's agent listens.
+pub(super) fn neighbour(host: &Host) -> anyhow::Result<SocketAddr> {
+    Ok(host.neighbour_address.as_deref().context("a lab's host has a neighbour address")?.parse()?)
 }
 
 fn give(
@@ -303,19 +325,20 @@ fn give(
     identity: &PeerIdentity,
     to: &Path,
     now: SystemTime,
+    at: IpAddr,
 ) -> anyhow::Result<()> {
-    let names = if identity.is_server() { vec!["127.0.0.1".to_owned()] } else { Vec::new() };
+    let names = if identity.is_server() { vec![at.to_string()] } else { Vec::new() };
     authority.issue(identity, &names, default_validity(identity), now)?.write_new(to)?;
     Ok(())
 }
 
 /// The certificate of one more replica.
 #[expect(clippy::disallowed_methods, reason = "certificates hold for a time by the wall clock")]
-pub(super) fn issue_replica(directory: &Path, id: u64) -> anyhow::Result<()> {
+pub(super) fn issue_replica(directory: &Path, id: u64, at: IpAddr) -> anyhow::Result<()> {
     let authority = ClusterAuthority::load(&directory.join("pki"))?;
     let to = directory.join(format!("replica-{id}")).join("tls");
     fs::create_dir_all(&to)?;
-    give(&authority, &PeerIdentity::Replica(ReplicaId(id)), &to, SystemTime::now())
+    give(&authority, &PeerIdentity::Replica(ReplicaId(id)), &to, SystemTime::now(), at)
 }
 
 fn os<const N: usize>(words: [&str; N]) -> Vec<std::ffi::OsString> {

@@ -1,14 +1,14 @@
 //! What can be done to a lab's cluster: kill, stop, cut, freeze, add.
 
 use std::fs;
-use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::files::ReplicaPorts;
-use super::{Cluster, Process, build, describe, files, ports};
+use super::site::ReplicaAddresses;
+use super::{Cluster, Process, binary, build, describe, files};
 use crate::clock::monotonic_ns;
 use crate::cluster::Operator;
 use crate::redfish::Plug;
@@ -148,10 +148,7 @@ impl Cluster {
     /// # Errors
     /// When it can't be started.
     pub fn new_replica(&mut self, id: u64) -> anyhow::Result<ReplicaPorts> {
-        let fresh = ports::free(4)?;
-        self.taken.extend(&fresh);
-        let [peers, control, heartbeat, metrics]: [SocketAddr; 4] =
-            fresh.try_into().map_err(|_| anyhow::anyhow!("too few ports"))?;
+        let ReplicaAddresses { peers, control, heartbeat, metrics } = self.site.replica(id)?;
         let own = ReplicaPorts {
             id,
             peers,
@@ -163,19 +160,18 @@ impl Cluster {
             second_path: None,
         };
         self.ports.push(own.clone());
-        build::issue_replica(&self.directory, id)?;
-        let defibd = self.replicas.first().context("there is no replica")?.program.path.clone();
+        build::issue_replica(&self.directory, id, control.ip())?;
+        let defibd = binary(self.binaries.as_deref(), "defibd")?;
         for one in &self.replicas {
             let directory = self.replica_directory(one.id);
             let ports = self.ports.iter().find(|ports| ports.id == one.id).context("a replica has ports")?;
-            fs::write(directory.join("replica.yaml"), files::replica(ports, &self.ports, &directory, false))?;
+            fs::write(
+                directory.join("replica.yaml"),
+                files::replica(ports, &self.ports, &directory, false, self.bus.as_deref()),
+            )?;
         }
-        for host in self.hosts.keys() {
-            let directory = self.host_directory(host);
-            let declared = self.inventory.hosts.values().find(|one| one.id.as_str() == host);
-            let neighbour = declared.and_then(|one| one.neighbour_address.as_deref());
-            let neighbour = neighbour.context("a lab's host has a neighbour address")?.parse()?;
-            fs::write(directory.join("agent.yaml"), files::agent(host, neighbour, &self.ports, &directory))?;
+        for host in self.inventory.hosts.values() {
+            self.write_agent(host.id.as_str(), build::neighbour(host)?)?;
         }
         let operator = self.directory.join("operator");
         fs::write(self.directory.join("operator.yaml"), files::operator(&self.ports, &operator))?;

@@ -13,6 +13,10 @@ use defib_model::{Inventory, Millis, Policy};
 pub const CLUSTER: &str = "demo";
 /// The path on which heartbeats go, as connections do.
 pub const PATH: &str = "management";
+/// The topic of hosts' beats, where there is a message bus.
+pub const BUS_TOPIC: &str = "defib-heartbeats";
+/// Where records of it go that can't be read.
+pub const DEAD_LETTERS: &str = "defib-dead-letters";
 /// A second path, of heartbeats only.
 pub const SECOND_PATH: &str = "storage";
 
@@ -70,7 +74,13 @@ fn tls(directory: &Path) -> String {
 
 /// `defibd`'s file. `rebuild`: it waits empty to be added.
 #[must_use]
-pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebuild: bool) -> String {
+pub fn replica(
+    own: &ReplicaPorts,
+    all: &[ReplicaPorts],
+    directory: &Path,
+    rebuild: bool,
+    bus: Option<&str>,
+) -> String {
     let mut text = format!("cluster: {CLUSTER}\nreplica: {}\n", own.id);
     let _ = writeln!(text, "data-dir: {}", quoted_path(&directory.join("data")));
     text.push_str(&tls(&directory.join("tls")));
@@ -97,13 +107,23 @@ pub fn replica(own: &ReplicaPorts, all: &[ReplicaPorts], directory: &Path, rebui
         text.push_str("rebuild: true\n");
     }
     let _ = writeln!(text, "events: {{ signing-key: {} }}", quoted_path(&directory.join("events.key")));
+    if let Some(broker) = bus {
+        let topics = format!("heartbeats: {BUS_TOPIC}, dead-letters: {DEAD_LETTERS}");
+        let _ = writeln!(text, "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, {topics} }}");
+    }
     text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
     text
 }
 
 /// `defib-agent`'s file.
 #[must_use]
-pub fn agent(host: &str, neighbour: SocketAddr, replicas: &[ReplicaPorts], directory: &Path) -> String {
+pub fn agent(
+    host: &str,
+    neighbour: SocketAddr,
+    replicas: &[ReplicaPorts],
+    directory: &Path,
+    bus: Option<&str>,
+) -> String {
     let mut text = format!("cluster: {CLUSTER}\nhost: {host}\n");
     let _ = writeln!(text, "state-dir: {}", quoted_path(&directory.join("state")));
     let _ = writeln!(text, "run-dir: {}", quoted_path(&directory.join("run")));
@@ -114,6 +134,12 @@ pub fn agent(host: &str, neighbour: SocketAddr, replicas: &[ReplicaPorts], direc
         let _ = writeln!(text, "  - {{ id: {}, address: \"{}\" }}", one.id, one.control_for_agents);
     }
     let _ = writeln!(text, "neighbour: {{ listen: \"{neighbour}\" }}");
+    if let Some(broker) = bus {
+        let _ = writeln!(
+            text,
+            "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, topic: {BUS_TOPIC}, interval: 100ms }}"
+        );
+    }
     text
 }
 

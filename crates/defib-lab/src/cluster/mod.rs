@@ -10,12 +10,13 @@ pub mod files;
 pub mod layout;
 pub(crate) mod ports;
 pub(crate) mod process;
+pub mod site;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -35,6 +36,7 @@ use crate::redfish::admin::AdminClient;
 use crate::redfish::sweep;
 use crate::relay::{Relay, Switch};
 use files::ReplicaPorts;
+use site::{Loopback, Site};
 
 /// How many replicas a lab has.
 pub const REPLICAS: u64 = 3;
@@ -86,10 +88,14 @@ pub struct Options {
     pub bmc_latency: Duration,
     /// Whether agents reach replicas through a [`Switch`] that can be cut.
     pub relayed: bool,
-    /// Whether agents send heartbeats on a second path, too, behind a [`Switch`] of its own.
+    /// Where everything runs.
+    pub site: Arc<dyn Site>,
+    /// Whether agents send heartbeats on a second path, too; on loopback behind a [`Switch`] of its own.
     pub second_path: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
+    /// `host:port` of a broker of Kafka that agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
+    pub bus: Option<String>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
     /// can make new ones slow for a minute (ext4 without a journal looks at each inode that it must not use again yet).
     pub leave_directory: bool,
@@ -104,8 +110,10 @@ impl Options {
             policy: profile.policy(),
             bmc_latency: profile.bmc_latency(),
             relayed: false,
+            site: Arc::new(Loopback::default()),
             second_path: false,
             binaries: None,
+            bus: None,
             leave_directory: false,
         }
     }
@@ -138,13 +146,15 @@ pub struct Cluster {
     replicas: Vec<LabReplica>,
     hosts: BTreeMap<String, LabHost>,
     ports: Vec<ReplicaPorts>,
-    taken: Vec<SocketAddr>,
+    site: Arc<dyn Site>,
+    binaries: Option<PathBuf>,
     operator: Operator,
     oracle: Oracle,
     switch: Switch,
     second_switch: Switch,
     _relays: Vec<Relay>,
     marker: String,
+    bus: Option<String>,
 }
 
 impl Cluster {
@@ -296,7 +306,6 @@ impl Drop for Cluster {
         if left > 0 {
             tracing::warn!(left, "processes had to be swept up");
         }
-        ports::release(self.taken.drain(..));
         if self.leave_directory {
             return;
         }

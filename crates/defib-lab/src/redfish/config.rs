@@ -17,6 +17,8 @@ pub struct HostCommand {
     pub command: Vec<OsString>,
     /// File that its output is appended to; discarded into the emulator's own output if absent.
     pub output: Option<PathBuf>,
+    /// Network interfaces, by name, that are deleted in the moment in which the power goes.
+    pub cables: Vec<String>,
 }
 
 /// One system behind the BMC.
@@ -118,7 +120,7 @@ pub struct SystemTruth {
     pub on: bool,
     /// Its plug is in.
     pub plugged: bool,
-    /// It is stopped by [`Running::freeze`].
+    /// It is stopped by [`super::Running::freeze`].
     pub frozen: bool,
     /// Its live processes, the first started one first.
     pub pids: Vec<i32>,

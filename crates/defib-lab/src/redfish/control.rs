@@ -305,7 +305,12 @@ impl RedfishEmulator {
         for (system, place) in config.systems.into_iter().zip(&layout.places) {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
             let start = |host: &HostCommand| {
-                let start = Start { command: host.command.clone(), output: host.output.clone(), marker };
+                let start = Start {
+                    command: host.command.clone(),
+                    output: host.output.clone(),
+                    marker,
+                    cables: host.cables.clone(),
+                };
                 Tree::new(start, config.owns_process)
             };
             let tree = system.host.as_ref().map(start).transpose()?;

@@ -35,6 +35,8 @@ pub(crate) struct Start {
     pub(crate) command: Vec<OsString>,
     pub(crate) output: Option<PathBuf>,
     pub(crate) marker: String,
+    /// Network interfaces that go with the power.
+    pub(crate) cables: Vec<String>,
 }
 
 /// The processes of one host.
@@ -154,6 +156,13 @@ impl Tree {
             send(root, Signal::SIGSTOP);
         }
         self.signal_all(Signal::SIGSTOP);
+        // A process that is killed says goodbye: the system closes its connections. A machine without power does not.
+        for cable in &self.start.cables {
+            let gone = Command::new("ip").args(["link", "delete", cable]).output();
+            if let Err(error) = gone {
+                tracing::warn!(cable, %error, "a cable was not pulled: connections end with the host's processes");
+            }
+        }
         self.signal_all(Signal::SIGKILL)
     }
 }

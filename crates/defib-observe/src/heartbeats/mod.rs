@@ -30,7 +30,7 @@ use defib_wire::datagram::SessionSecret;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::clock::Clock;
+use crate::{bus::BusCounters, clock::Clock};
 
 /// How many bytes of heartbeats the kernel may hold for us; it may grant less.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -96,6 +96,8 @@ pub enum Instruction {
     Policy(Box<Policy>),
     /// The leader changed: say again what the log may not hold.
     Repeat,
+    /// What a message bus told.
+    Bus(crate::bus::Batch),
     /// End the thread.
     Stop,
 }
@@ -117,6 +119,8 @@ pub struct Counters {
     pub stall_nanos_max: AtomicU64,
     /// In whose names datagrams were forged, and how many, until somebody takes note: see [`Counters::take_forged`].
     forged: Mutex<BTreeMap<HostId, u64>>,
+    /// What came of a message bus.
+    pub bus: Arc<BusCounters>,
 }
 
 impl Counters {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crossbeam_channel::Receiver;
-use defib_engine::observer::{Beat, Observer, Proposal, Slot};
+use defib_engine::observer::{Beat, Heed, Observer, Place, Proposal, Slot};
 use defib_model::{BootId, Epoch, HostId, Instant, Millis};
 use defib_wire::{
     datagram::{DatagramError, Direction, OpeningSession, SealingSession, peek_session},
@@ -18,8 +18,11 @@ use nix::{
     sys::{eventfd::EventFd, time::TimeSpec},
 };
 
-use super::{Counters, Instruction, batch::Batch, batch::kernel_drops};
-use crate::clock::Clock;
+use super::{Counters, Instruction, batch::Batch as Datagrams, batch::kernel_drops};
+use crate::{
+    bus::{Batch, BusCounters, Told},
+    clock::Clock,
+};
 
 /// A thread that was not scheduled for this long beyond its deadline counts as stalled.
 const LATE: Millis = Millis(50);
@@ -49,8 +52,8 @@ pub(super) struct Thread {
     waker: Arc<EventFd>,
     counters: Arc<Counters>,
     sessions: HashMap<u64, Session>,
-    received: Batch,
-    answers: Batch,
+    received: Datagrams,
+    answers: Datagrams,
     drops: Vec<u64>,
     drops_read: Instant,
 }
@@ -74,8 +77,8 @@ impl Thread {
             waker,
             counters,
             sessions: HashMap::new(),
-            received: Batch::new(),
-            answers: Batch::new(),
+            received: Datagrams::new(),
+            answers: Datagrams::new(),
             drops,
             drops_read: clock.now(),
             clock,
@@ -162,6 +165,7 @@ impl Thread {
                 Instruction::CaughtUp => self.observer.caught_up(now),
                 Instruction::Policy(policy) => self.observer.configure(now, &policy),
                 Instruction::Repeat => self.observer.repropose(now),
+                Instruction::Bus(batch) => self.hear_bus(now, batch),
                 Instruction::Stop => return false,
             }
         }
@@ -243,6 +247,42 @@ impl Thread {
         };
         let sealing = &mut session.sealing;
         self.answers.answer(&self.received, number, |buffer| sealing.seal(&reply, buffer).is_ok());
+    }
+
+    fn hear_bus(&mut self, now: Instant, batch: Batch) {
+        let counters = Arc::clone(&self.counters.bus);
+        let heed = |heed: Heed| counters.count(heed.index());
+        for told in batch.told {
+            match told {
+                Told::Begins { partition, asked_at, end } => {
+                    self.observer.bus_begins(partition, asked_at, end);
+                }
+                Told::Holds { partition, extent } => {
+                    if self.observer.bus_holds(partition, &extent) {
+                        // If that queue is full, so is the reader with partitions that it leaves.
+                        let _ = batch.lost.try_send(partition);
+                    }
+                }
+                Told::Beat { host, place, beat } => match self.observer.slot(&host) {
+                    Some(slot) => heed(self.observer.bus_beat(slot, place, &beat)),
+                    None => self.pass(place, BusCounters::UNWATCHED),
+                },
+                Told::PowerGoes { host, place } => match self.observer.slot(&host) {
+                    Some(slot) => heed(self.observer.bmc_event(now, slot, place)),
+                    None => self.pass(place, BusCounters::UNWATCHED),
+                },
+                Told::Passed(place) => self.pass(place, BusCounters::PASSED),
+                Told::Poison(place) => self.pass(place, BusCounters::POISON),
+            }
+        }
+        let caught_up_at = self.observer.bus_caught_up_at().map_or(0, |at| at.0);
+        counters.caught_up_at.store(caught_up_at, Ordering::Relaxed);
+        counters.withheld.store(self.observer.bus_withheld(), Ordering::Relaxed);
+    }
+
+    fn pass(&mut self, place: Place, result: usize) {
+        self.observer.bus_passes(place);
+        self.counters.bus.count(result);
     }
 
     fn read_drops(&mut self, now: Instant) {

@@ -1,5 +1,5 @@
-//! I11: a controller outage stops nothing. A host that could ask a steady majority of all hosts, none of which held a
-//! lease, must not stop its VMs for want of one; and one that is well, in reach of replicas that are all well, holds
+//! I11: a controller outage stops nothing. A host that could ask a steady majority of all hosts that held no lease
+//! must not stop its VMs for want of one; and one that is well, in reach of replicas that are all well, holds
 //! its lease.
 
 use defib_model::{BootId, Event, EventKind};
@@ -111,7 +111,7 @@ impl Outage {
         let bound = now.saturating_sub(span);
         let held = |other: &&usize| self.leases[**other].until >= bound;
         let leaseless = around.reachable.iter().filter(|other| !held(other)).count();
-        if leaseless == around.reachable.len() && (leaseless + 1) * 2 > around.hosts {
+        if (leaseless + 1) * 2 > around.hosts {
             let text = format!(
                 "host {} stops VMs for want of a lease, though {leaseless} of the other {} hosts have held none for {} ms",
                 common.hosts[host],

@@ -1,0 +1,276 @@
+//! What a message bus tells of hosts: a witness, whom a replica can't answer.
+//!
+//! Like letters that reach the nurse's desk: they say that somebody lived when they were posted, they can be late,
+//! lost or sent again, and when no post comes at all, that says nothing of any patient.
+//!
+//! Nobody is granted a lease for a beat of the bus, no bad opinion is taken back by one, and nothing is proven. It
+//! counts for one thing: a host that fell silent on all paths and was heard by the bus *after* that is not voted dead
+//! until the bus proves its silence, too, and at the latest when the lease that this observer promised has run out
+//! with its watchdog: until then its VMs may run well, after that they do not run.
+//!
+//! No wall clock is believed, neither the sender's nor the broker's. At times of this observer's own clock the shell
+//! asks a partition for its end: a [mark](Mark). A record behind a mark's end was taken by the bus after the mark, so
+//! the host lived then, but for what a producer holds back. And when a record behind a mark was read, in order, then
+//! all that the bus took before that mark was read. A partition from which nothing comes thus proves nobody's silence:
+//! be the bus dead, be it behind, be it that producers can't reach it. Votes are withheld.
+
+use alloc::collections::{BTreeMap, VecDeque};
+
+use defib_model::{BootId, Instant, Millis, Opinion};
+
+use super::{Observer, Slot, watched::Watched};
+
+/// Marks of one partition that are remembered; with more, what was read is known less finely.
+const MARKS_MAX: usize = 256;
+/// For how long an event of a BMC makes an observer ask sooner.
+const HINTED_FOR: Millis = Millis(10_000);
+
+/// A partition of a topic, by whatever numbers the shell gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition {
+    /// Of which topic.
+    pub topic: u8,
+    /// Its number there.
+    pub number: i32,
+}
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// In which partition.
+    pub partition: Partition,
+    /// Where in it.
+    pub offset: u64,
+}
+
+/// What a record of a host's agent, or of somebody who speaks for it, says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusBeat {
+    /// The sender's boot.
+    pub boot: BootId,
+    /// As in [`super::Beat::sequence`]: it must be higher than all that was heard of this boot, on any path.
+    pub sequence: u64,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heed {
+    /// It counts.
+    Counted,
+    /// It was read before, or says what is known already: a replay, or the paths were faster.
+    Known,
+    /// Nobody knows when the bus took it.
+    Undated,
+    /// It is of another boot than the one in use.
+    OtherBoot,
+}
+
+impl Heed {
+    /// All of them, in the order of [`Self::index`], as words for metrics.
+    pub const LABELS: [&'static str; 4] = ["counted", "known", "undated", "other-boot"];
+
+    /// Its place among [`Self::LABELS`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Counted => 0,
+            Self::Known => 1,
+            Self::Undated => 2,
+            Self::OtherBoot => 3,
+        }
+    }
+}
+
+/// The newest that the bus told of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Witness {
+    partition: Partition,
+    boot: BootId,
+    sequence: u64,
+    /// The bus took it after this moment.
+    heard: Instant,
+}
+
+/// What a partition held when it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// When it was asked, by this observer's clock.
+    pub asked_at: Instant,
+    /// What the shell was to read next when it asked.
+    pub read_to: u64,
+    /// The oldest record that it still has.
+    pub first: u64,
+    /// The record that comes next.
+    pub end: u64,
+}
+
+/// Where a partition ended when it was asked.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    asked_at: Instant,
+    end: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Reading {
+    /// From here on it is read without a gap.
+    begun: Instant,
+    /// What is read next.
+    next: u64,
+    /// The newest mark that was passed, and all after it.
+    marks: VecDeque<Mark>,
+}
+
+impl Reading {
+    fn from(asked_at: Instant, end: u64) -> Self {
+        Self { begun: asked_at, next: end, marks: VecDeque::from([Mark { asked_at, end }]) }
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        if self.marks.len() >= MARKS_MAX {
+            self.marks.pop_back();
+        }
+        self.marks.push_back(mark);
+    }
+
+    /// Takes note that a record is read; after which moment the bus took it.
+    fn read(&mut self, offset: u64) -> Result<Instant, Heed> {
+        if offset < self.next {
+            return Err(Heed::Known);
+        }
+        self.next = offset.saturating_add(1);
+        while self.marks.get(1).is_some_and(|second| second.end <= offset) {
+            self.marks.pop_front();
+        }
+        let passed = self.marks.front().filter(|first| first.end <= offset);
+        passed.map(|mark| mark.asked_at).ok_or(Heed::Undated)
+    }
+
+    /// When it was known last that nothing was left to read.
+    fn caught_up_at(&self) -> Instant {
+        let newest = self.marks.iter().rev().find(|mark| mark.end <= self.next);
+        newest.map_or(self.begun, |mark| mark.asked_at)
+    }
+
+    /// Up to which moment it was read, all of it, and more came after that. `None`: nothing came yet.
+    fn read_up_to(&self) -> Option<Instant> {
+        self.marks.front().filter(|first| first.end < self.next).map(|first| first.asked_at)
+    }
+}
+
+/// What is known of the bus. Empty where there is none.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bus {
+    readings: BTreeMap<Partition, Reading>,
+    withheld: u64,
+}
+
+impl Bus {
+    /// Whether a host that fell silent on all paths must not be voted dead yet for what the bus told, or may still
+    /// tell.
+    pub(super) fn speaks_for(&self, watched: &Watched, act_after: Millis) -> bool {
+        let Some(witness) = watched.witness else { return false };
+        let current = watched.view.boot == Some(witness.boot);
+        let newer = watched.last_heard.is_none_or(|heard| witness.heard > heard);
+        if !current || !newer {
+            return false;
+        }
+        let Some(reading) = self.readings.get(&witness.partition) else { return true };
+        let silent_from = witness.heard.max(reading.begun);
+        reading.read_up_to().is_none_or(|up_to| up_to < silent_from.plus(act_after))
+    }
+
+    /// Notes that a vote is withheld, once per silence.
+    pub(super) fn withhold(&mut self, watched: &mut Watched) {
+        if !core::mem::replace(&mut watched.withheld_for_bus, true) {
+            self.withheld = self.withheld.saturating_add(1);
+        }
+    }
+}
+
+impl Observer {
+    /// The reading of a partition begins at `end`, which is where it ended when it was asked at `asked_at`: at the
+    /// start, and whenever the shell had to leave records out.
+    pub fn bus_begins(&mut self, partition: Partition, asked_at: Instant, end: u64) {
+        self.bus.readings.insert(partition, Reading::from(asked_at, end));
+    }
+
+    /// What a partition held when it was asked. `true`: what was to be read next is not there, so records were taken
+    /// away, or the topic was made anew. Its reading is over, and begins again where the shell says so; until then this
+    /// is said again, lest a shell misses it.
+    #[must_use]
+    pub fn bus_holds(&mut self, partition: Partition, extent: &Extent) -> bool {
+        let Some(reading) = self.bus.readings.get_mut(&partition) else { return true };
+        if extent.end < extent.read_to || extent.first > reading.next {
+            self.bus.readings.remove(&partition);
+            return true;
+        }
+        reading.mark(Mark { asked_at: extent.asked_at, end: extent.end });
+        false
+    }
+
+    /// A record was read that tells nothing, or of nobody who is watched.
+    pub fn bus_passes(&mut self, place: Place) {
+        let _ = self.bus_reads(place);
+    }
+
+    /// A beat was read.
+    pub fn bus_beat(&mut self, slot: Slot, place: Place, beat: &BusBeat) -> Heed {
+        let heard = match self.bus_reads(place) {
+            Ok(heard) => heard,
+            Err(heed) => return heed,
+        };
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
+            return Heed::Undated;
+        };
+        if watched.view.boot != Some(beat.boot) {
+            return Heed::OtherBoot;
+        }
+        let on_paths = if watched.boot == Some(beat.boot) { watched.sequences.iter().max() } else { None };
+        let by_bus = watched.witness.filter(|witness| witness.boot == beat.boot);
+        let known = on_paths.copied().max(by_bus.map(|witness| witness.sequence));
+        if known.is_some_and(|known| beat.sequence <= known) {
+            return Heed::Known;
+        }
+        let (partition, boot, sequence) = (place.partition, beat.boot, beat.sequence);
+        watched.witness = Some(Witness { partition, boot, sequence, heard });
+        Heed::Counted
+    }
+
+    /// An event of a host's BMC was read that says that the host has, or soon has, no power. Whoever beats is not asked
+    /// about for it; whoever is silent is asked about sooner.
+    pub fn bmc_event(&mut self, now: Instant, slot: Slot, place: Place) -> Heed {
+        let taken = match self.bus_reads(place) {
+            Ok(taken) => taken,
+            Err(heed) => return heed,
+        };
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
+            return Heed::Undated;
+        };
+        if taken.plus(HINTED_FOR) <= now {
+            return Heed::Known;
+        }
+        watched.hinted_until = Some(taken.plus(HINTED_FOR));
+        if watched.opinion == Opinion::Alive {
+            self.queue(slot, now);
+        }
+        Heed::Counted
+    }
+
+    /// When it was known last that nothing was left to read, at the partition that is furthest behind. `None`: none is
+    /// read.
+    #[must_use]
+    pub fn bus_caught_up_at(&self) -> Option<Instant> {
+        self.bus.readings.values().map(Reading::caught_up_at).min()
+    }
+
+    /// How many votes were withheld for what the bus told, or could not tell.
+    #[must_use]
+    pub const fn bus_withheld(&self) -> u64 {
+        self.bus.withheld
+    }
+
+    fn bus_reads(&mut self, place: Place) -> Result<Instant, Heed> {
+        self.bus.readings.get_mut(&place.partition).ok_or(Heed::Undated)?.read(place.offset)
+    }
+}

@@ -1,0 +1,356 @@
+//! Two threads: one reads records, the other asks brokers where partitions end. They are two because a broker that is
+//! gone lets a question wait, and the others' records must not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use defib_engine::observer::{BusBeat, Extent, Partition, Place};
+use defib_kafka::Quiet;
+use defib_wire::bus::{BmcEvent, Heartbeat};
+use rdkafka::{
+    ClientConfig, Message as _, Offset, TopicPartitionList,
+    config::FromClientConfigAndContext as _,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError,
+    message::BorrowedMessage,
+};
+
+use super::{BMC_EVENTS, Batch, BusConfig, BusCounters, HEARTBEATS, Told, dead_letters::DeadLetters};
+use crate::{
+    clock::Clock,
+    heartbeats::{Instruction, Instructor},
+};
+
+/// How many records are handed over at once at most.
+const BATCH: usize = 1024;
+/// How long to wait for a record.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How often a partition is asked where it ends.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long a broker may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How many rounds of asking pass before is looked for new partitions.
+const ROUNDS: u32 = 50;
+
+/// Why a bus can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The password is not there.
+    #[error("bus.kafka: {0}")]
+    Secret(#[from] defib_kafka::SecretError),
+    /// librdkafka does not like what it was told.
+    #[error("bus.kafka: no client for Kafka")]
+    Client(#[from] KafkaError),
+    /// The system gives no thread.
+    #[error("no thread for the bus")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The two threads; they end when it is dropped.
+#[derive(Debug)]
+pub struct BusReader {
+    stop: Arc<AtomicBool>,
+    counters: Arc<BusCounters>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl BusReader {
+    /// What they counted.
+    #[must_use]
+    pub fn counters(&self) -> Arc<BusCounters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+impl Drop for BusReader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads a bus for the observer. Brokers need not be there: they are waited for.
+///
+/// # Errors
+/// When it can't even be tried.
+pub fn start(
+    config: &BusConfig,
+    replica: &str,
+    clock: Clock,
+    observer: Instructor,
+    counters: Arc<BusCounters>,
+) -> Result<BusReader, BusError> {
+    let mut settings = defib_kafka::reach(&config.kafka)?;
+    settings
+        .set("client.id", replica)
+        // Without a name librdkafka assigns nothing. Nobody joins a group: partitions are assigned by hand, from their
+        // ends.
+        .set("group.id", format!("defib-{replica}"))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Never jump without being told to: a jump would look like silence.
+        .set("auto.offset.reset", "error")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.error.backoff.ms", "100")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("topic.metadata.refresh.interval.ms", "10000");
+    let topics: Vec<(u8, String)> =
+        [(HEARTBEATS, config.heartbeats.clone()), (BMC_EVENTS, config.bmc_events.clone())]
+            .into_iter()
+            .filter_map(|(number, topic)| Some((number, topic?)))
+            .collect();
+    let dead_letters = config
+        .dead_letters
+        .clone()
+        .map(|topic| DeadLetters::open(&config.kafka, topic, replica.to_owned(), Arc::clone(&counters)));
+    let dead_letters = dead_letters.transpose()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let read_to = Arc::new(Mutex::new(BTreeMap::new()));
+    let (answers, answered) = bounded(4096);
+    let (lost, losses) = bounded(4096);
+    let asker = Asker {
+        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
+        topics: topics.clone(),
+        clock,
+        read_to: Arc::clone(&read_to),
+        answers,
+        counters: Arc::clone(&counters),
+        stop: Arc::clone(&stop),
+    };
+    let reader = Reader {
+        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
+        settings,
+        topics,
+        observer,
+        read_to,
+        answered,
+        lost,
+        losses,
+        assigned: BTreeSet::new(),
+        dead_letters,
+        counters: Arc::clone(&counters),
+        stop: Arc::clone(&stop),
+    };
+    let spawn = std::thread::Builder::new;
+    let mut threads = vec![spawn().name("bus-ends".into()).spawn(move || asker.run())?];
+    match spawn().name("bus".into()).spawn(move || reader.run()) {
+        Ok(thread) => threads.push(thread),
+        Err(error) => {
+            stop.store(true, Ordering::Relaxed);
+            return Err(error.into());
+        }
+    }
+    Ok(BusReader { stop, counters, threads })
+}
+
+type Positions = Arc<Mutex<BTreeMap<Partition, u64>>>;
+
+struct Asker {
+    consumer: BaseConsumer<Quiet>,
+    topics: Vec<(u8, String)>,
+    clock: Clock,
+    read_to: Positions,
+    answers: Sender<(Partition, Extent)>,
+    counters: Arc<BusCounters>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Asker {
+    fn run(self) {
+        let mut partitions = BTreeSet::new();
+        let mut round = 0_u32;
+        while !self.stop.load(Ordering::Relaxed) {
+            if partitions.is_empty() || round.is_multiple_of(ROUNDS) {
+                self.look_for(&mut partitions);
+            }
+            round = round.wrapping_add(1);
+            for partition in &partitions {
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                self.ask(*partition);
+            }
+            std::thread::park_timeout(ASK_EVERY);
+        }
+    }
+
+    fn look_for(&self, partitions: &mut BTreeSet<Partition>) {
+        for (number, topic) in &self.topics {
+            match self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN) {
+                Ok(metadata) => {
+                    let found =
+                        metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
+                    partitions.extend(found.map(|one| Partition { topic: *number, number: one.id() }));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, topic, "brokers do not tell what partitions there are");
+                    self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn ask(&self, partition: Partition) {
+        let Some((_, topic)) = self.topics.iter().find(|(number, _)| *number == partition.topic) else {
+            return;
+        };
+        let held = self.read_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let read_to = held.get(&partition).copied().unwrap_or(0);
+        drop(held);
+        let asked_at = self.clock.now();
+        match self.consumer.fetch_watermarks(topic, partition.number, ANSWER_WITHIN) {
+            Ok((first, end)) => {
+                let offset = |number: i64| u64::try_from(number).unwrap_or(0);
+                let extent = Extent { asked_at, read_to, first: offset(first), end: offset(end) };
+                // If the reader has more to do than the queue holds, it hears of a later answer.
+                let _ = self.answers.try_send((partition, extent));
+            }
+            Err(error) => {
+                tracing::debug!(%error, topic, partition = partition.number, "no broker tells where it ends");
+                self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+struct Reader {
+    settings: ClientConfig,
+    consumer: BaseConsumer<Quiet>,
+    topics: Vec<(u8, String)>,
+    observer: Instructor,
+    read_to: Positions,
+    answered: Receiver<(Partition, Extent)>,
+    lost: Sender<Partition>,
+    losses: Receiver<Partition>,
+    assigned: BTreeSet<Partition>,
+    dead_letters: Option<DeadLetters>,
+    counters: Arc<BusCounters>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Reader {
+    fn run(mut self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut told = Vec::new();
+            let losses: BTreeSet<Partition> = self.losses.try_iter().collect();
+            if !losses.is_disjoint(&self.assigned) {
+                self.begin_anew();
+            }
+            for (partition, extent) in self.answered.try_iter().collect::<Vec<_>>() {
+                if self.assigned.contains(&partition) {
+                    told.push(Told::Holds { partition, extent });
+                } else if self.begin(partition, &extent) {
+                    let Extent { asked_at, end, .. } = extent;
+                    told.push(Told::Begins { partition, asked_at, end });
+                }
+            }
+            self.read(&mut told);
+            if !told.is_empty() {
+                let lost = self.lost.clone();
+                self.observer.tell(Instruction::Bus(Batch { told, lost }));
+            }
+        }
+    }
+
+    fn list(&self, partition: Partition, offset: Offset) -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        if let Some((_, topic)) = self.topics.iter().find(|(number, _)| *number == partition.topic) {
+            list.add_partition_offset(topic, partition.number, offset)?;
+        }
+        Ok(list)
+    }
+
+    /// What was to be read next is gone. The whole client is thrown away: one that knew a topic before it was made anew
+    /// fetches nothing of the new one (seen with librdkafka 2.12 and Kafka 4.1).
+    fn begin_anew(&mut self) {
+        match BaseConsumer::from_config_and_context(&self.settings, Quiet) {
+            Ok(consumer) => {
+                tracing::warn!("records of the bus were taken away unread; reading begins at the end");
+                self.counters.lost.fetch_add(1, Ordering::Relaxed);
+                self.consumer = consumer;
+                self.assigned.clear();
+            }
+            // It is said again.
+            Err(error) => tracing::error!(%error, "no client for Kafka"),
+        }
+    }
+
+    fn begin(&mut self, partition: Partition, extent: &Extent) -> bool {
+        let offset = Offset::Offset(i64::try_from(extent.end).unwrap_or(i64::MAX));
+        let list = self.list(partition, offset);
+        match list.and_then(|list| self.consumer.incremental_assign(&list)) {
+            Ok(()) => {
+                self.assigned.insert(partition);
+                self.positions().insert(partition, extent.end);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, ?partition, "a partition can't be read");
+                false
+            }
+        }
+    }
+
+    fn positions(&self) -> std::sync::MutexGuard<'_, BTreeMap<Partition, u64>> {
+        self.read_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, told: &mut Vec<Told>) {
+        let mut newest = BTreeMap::new();
+        let mut patience = PATIENCE;
+        while told.len() < BATCH {
+            match self.consumer.poll(patience) {
+                None => break,
+                Some(Ok(record)) => {
+                    let Some(place) = self.place(&record) else { continue };
+                    newest.insert(place.partition, place.offset.saturating_add(1));
+                    told.push(self.translate(place, &record));
+                }
+                // What becomes of the partition is seen by its extent.
+                Some(Err(error)) => tracing::debug!(%error, "the bus"),
+            }
+            patience = Duration::ZERO;
+        }
+        if !newest.is_empty() {
+            self.positions().extend(newest);
+        }
+    }
+
+    fn place(&self, record: &BorrowedMessage<'_>) -> Option<Place> {
+        let (topic, _) = self.topics.iter().find(|(_, name)| name == record.topic())?;
+        let partition = Partition { topic: *topic, number: record.partition() };
+        Some(Place { partition, offset: u64::try_from(record.offset()).ok()? })
+    }
+
+    fn translate(&self, place: Place, record: &BorrowedMessage<'_>) -> Told {
+        let payload = record.payload().unwrap_or_default();
+        let read = if place.partition.topic == HEARTBEATS {
+            Heartbeat::read(payload).map(|Heartbeat { host, boot, sequence }| {
+                let beat = BusBeat { boot, sequence };
+                Told::Beat { host, place, beat }
+            })
+        } else {
+            BmcEvent::read(record.key(), payload).map(|event| match event {
+                BmcEvent { host, power_lost: true } => Told::PowerGoes { host, place },
+                BmcEvent { power_lost: false, .. } => Told::Passed(place),
+            })
+        };
+        read.unwrap_or_else(|error| {
+            match &self.dead_letters {
+                Some(letters) => letters.write(record, &error.to_string()),
+                None => drop(self.counters.dead_letters_lost.fetch_add(1, Ordering::Relaxed)),
+            }
+            Told::Poison(place)
+        })
+    }
+}
