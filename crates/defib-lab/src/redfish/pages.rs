@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::control::{Core, System};
+use super::control::{Core, System, lock};
 use super::events;
 use super::faults::{Faults, SessionFault};
 
@@ -102,7 +102,29 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "ServiceEnabled": true,
             "Sessions": link(SESSIONS),
         }),
+        SESSIONS if faults.session != Some(SessionFault::Absent) => {
+            let members: Vec<_> = lock(&core.sessions).keys().map(|path| link(path)).collect();
+            json!({
+                "@odata.id": path,
+                "@odata.type": "#SessionCollection.SessionCollection",
+                "Name": "Sessions",
+                "Members@odata.count": members.len(),
+                "Members": members,
+            })
+        }
+        _ if lock(&core.sessions).contains_key(path) => session(core, path),
         _ => return events::page(path, faults).or_else(|| system_page(core, faults, path)),
+    })
+}
+
+/// An open session, without what it is used by.
+pub(crate) fn session(core: &Core, path: &str) -> Value {
+    json!({
+        "@odata.id": path,
+        "@odata.type": "#Session.v1_3_0.Session",
+        "Id": path.rsplit('/').next(),
+        "Name": "User Session",
+        "UserName": core.user,
     })
 }
 

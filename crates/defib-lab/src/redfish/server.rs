@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, LOCATION};
+use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LOCATION};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -109,6 +109,7 @@ fn reply(status: StatusCode, body: Option<&Value>) -> Reply {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert("OData-Version", http::HeaderValue::from_static("4.0"));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
     if body.is_some() {
         headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     }
@@ -182,14 +183,14 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
                 None => get(&core, &faults, path),
             }
         }
-        (&Method::DELETE, _) => log_out(&core, path),
+        (&Method::DELETE, _) => log_out(&core, &faults, path),
         (&Method::POST, _) => match target {
             Some(Target::System { number, system, action }) => {
                 let order = Order { number, system, action, kind: &kind };
                 act(&core, order, &faults, &open).await?
             }
             Some(Target::Manager(action)) => restart(&core, action, &kind),
-            None => refusal(StatusCode::NOT_FOUND, "no such action"),
+            None => not_offered(&core, &faults, path),
         },
         _ => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
     };
@@ -234,6 +235,8 @@ fn get(core: &Core, faults: &Faults, path: &str) -> Reply {
         return refusal(StatusCode::NOT_FOUND, &format!("the resource {path} does not exist"));
     };
     let mut response = reply(StatusCode::OK, Some(&page));
+    let allowed = if path == core.layout.sessions { "GET, POST" } else { "GET" };
+    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allowed));
     let text = page.to_string();
     let body = match faults.body {
         None => return response,
@@ -281,8 +284,7 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     }
     let path = format!("{}/{id}", core.layout.sessions);
     sessions.insert(path.clone(), token.to_owned());
-    let page = json!({ "@odata.id": path, "@odata.type": "#Session.v1_3_0.Session", "Id": id, "UserName": core.user });
-    let mut response = reply(StatusCode::CREATED, Some(&page));
+    let mut response = reply(StatusCode::CREATED, Some(&pages::session(core, &path)));
     for (name, value) in [("X-Auth-Token", token), (LOCATION.as_str(), &path)] {
         if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::from_str(value))
         {
@@ -292,10 +294,19 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     response
 }
 
-fn log_out(core: &Core, path: &str) -> Reply {
-    match lock(&core.sessions).remove(path) {
+fn log_out(core: &Core, faults: &Faults, path: &str) -> Reply {
+    let known = lock(&core.sessions).remove(path);
+    match known {
         Some(_) => reply(StatusCode::NO_CONTENT, None),
-        None => refusal(StatusCode::NOT_FOUND, "no such session"),
+        None => not_offered(core, faults, path),
+    }
+}
+
+/// There is nothing here, or nothing that could be done with it so.
+fn not_offered(core: &Core, faults: &Faults, path: &str) -> Reply {
+    match pages::page(core, faults, path) {
+        Some(_) => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
+        None => refusal(StatusCode::NOT_FOUND, "there is no such resource"),
     }
 }
 
