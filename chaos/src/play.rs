@@ -75,11 +75,13 @@ async fn judge(stage: &mut Stage, scenario: &Scenario, run: &mut Run) -> anyhow:
     run.problems.extend(broken(&verdicts, &scenario.must.find_broken));
     if let Some(recovery) = stage.recovery().filter(|_| !stage.struck().is_empty()) {
         let steps = recovery.steps(&lives);
+        let first_made = recovery.restarted(&lives).map(|life| life.made_ns).min();
         run.figures = Figures {
             suspicion: steps.suspicion,
             verdict: steps.verdict,
             proof: steps.proof,
-            process: steps.last_made,
+            first_process: first_made.map(|made_ns| millis_between(fault_at_ns, made_ns)),
+            last_process: steps.last_made,
             first_guest: steps.first_running,
             last_guest: steps.last_running,
         };
@@ -171,7 +173,7 @@ async fn demanded(
     for (what, took, limit) in [
         ("the verdict", figures.verdict, limits.verdict),
         ("the proof", figures.proof, limits.proof),
-        ("the last start", figures.process, limits.process),
+        ("the last start", figures.last_process, limits.process),
         ("the last guest", figures.last_guest, limits.guest),
     ] {
         problems.extend(late(what, took, limit).err().map(|error| error.to_string()));

@@ -1,9 +1,38 @@
-//! What all tests of BMC drivers order, and who forbids it.
+//! What all tests of BMC drivers order, and who forbids it; and the BMC that those of Redfish speak to.
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use defib_bmc::{BmcFuture, PowerOff, WriteGate};
+use anyhow::Result;
+use defib_bmc::{BmcFuture, CredentialRef, Identity, PowerOff, RedfishEndpoint, Trust, WriteGate};
+use defib_lab::redfish::{EmulatorConfig, RedfishEmulator, Running};
+use tempfile::NamedTempFile;
 use tokio::time::Instant;
+
+/// Starts an emulated BMC. With the entry by which it is reached as that of `h1`, with short pauses, and the file with
+/// its credentials, which must outlive the entry.
+///
+/// # Errors
+/// If it can't be started.
+pub async fn emulated(
+    config: EmulatorConfig,
+    identity: Identity,
+    resend_after: Duration,
+) -> Result<(Running, RedfishEndpoint, NamedTempFile)> {
+    let mut credentials = NamedTempFile::new()?;
+    write!(credentials, "{}\n{}\n", config.user, config.password)?;
+    let bmc = RedfishEmulator::start(config).await?;
+    let reference = CredentialRef::File(credentials.path().to_owned());
+    let trust = Trust::Pin(bmc.pin()?.parse()?);
+    let mut endpoint = RedfishEndpoint::new("h1", bmc.base_url(), identity, trust, reference);
+    endpoint.limits.backoff_min = Duration::from_millis(10);
+    endpoint.limits.backoff_max = Duration::from_millis(50);
+    endpoint.limits.resend_after = resend_after;
+    Ok((bmc, endpoint, credentials))
+}
 
 /// An order to switch off that is confirmed by two readings in quick succession.
 #[must_use]
@@ -18,6 +47,33 @@ pub struct Closed;
 impl WriteGate for Closed {
     fn may_write(&self) -> BmcFuture<'_, bool> {
         Box::pin(std::future::ready(false))
+    }
+}
+
+/// The gate of a replica that stood still for so long while its leave was on its way, and does not lead any more.
+#[derive(Debug)]
+pub struct LateThenClosed {
+    late: Duration,
+    asked: AtomicBool,
+}
+
+impl LateThenClosed {
+    /// Late by this.
+    #[must_use]
+    pub const fn by(late: Duration) -> Self {
+        Self { late, asked: AtomicBool::new(false) }
+    }
+}
+
+impl WriteGate for LateThenClosed {
+    fn may_write(&self) -> BmcFuture<'_, bool> {
+        Box::pin(async {
+            let is_first = !self.asked.swap(true, Ordering::Relaxed);
+            if is_first {
+                tokio::time::sleep(self.late).await;
+            }
+            is_first
+        })
     }
 }
 

@@ -21,8 +21,10 @@ pub(crate) struct Figures {
     pub(crate) verdict: Option<f64>,
     /// Its death was proven.
     pub(crate) proof: Option<f64>,
-    /// QEMU of the last lost VM ran elsewhere: when its process was made, in ticks of 10 ms.
-    pub(crate) process: Option<f64>,
+    /// QEMU of the first lost VM ran elsewhere: when its process was made, in ticks of 10 ms.
+    pub(crate) first_process: Option<f64>,
+    /// QEMU of the last one did; tiers start one after the other.
+    pub(crate) last_process: Option<f64>,
     /// The first guest beat elsewhere.
     pub(crate) first_guest: Option<f64>,
     /// The last one did.
@@ -31,13 +33,14 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// With their names, in the order in which they come.
-    pub(crate) const fn named(&self) -> [(&'static str, Option<f64>); 6] {
+    pub(crate) const fn named(&self) -> [(&'static str, Option<f64>); 7] {
         [
             ("suspicion", self.suspicion),
             ("verdict", self.verdict),
             ("proof", self.proof),
-            ("QEMU runs", self.process),
+            ("first QEMU runs", self.first_process),
             ("first guest up", self.first_guest),
+            ("last QEMU runs", self.last_process),
             ("last guest up", self.last_guest),
         ]
     }
@@ -122,10 +125,11 @@ impl Run {
     /// One line.
     pub(crate) fn line(&self, number: usize) -> String {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
-        let [_, verdict, proof, process, _, guest] = self.figures.named().map(|(_, value)| ms(value));
+        let (verdict, proof) = (ms(self.figures.verdict), ms(self.figures.proof));
+        let (qemu, guest) = (ms(self.figures.first_process), ms(self.figures.last_guest));
         let word = if self.passed { "ok    " } else { "FAILED" };
         format!(
-            "{number:>4} {word} {:<44} lab {:>4.1} s  verdict {verdict:>5}  proof {proof:>5}  QEMU {process:>5}  guest {guest:>5} ms  ({:.1} s, seed {})",
+            "{number:>4} {word} {:<44} lab {:>4.1} s  verdict {verdict:>5}  proof {proof:>5}  first QEMU {qemu:>5}  last guest {guest:>5} ms  ({:.1} s, seed {})",
             self.scenario,
             self.up_ms / 1000.0,
             self.took_ms / 1000.0,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::child::{Ended, NotEnded, Program, run};
 use crate::off::{Steps, may_write, power_off};
@@ -60,7 +60,7 @@ async fn switch_on<T: ByProgram>(driver: &T, gate: &dyn WriteGate, deadline: Ins
     if let Err(error) = driver.read(deadline).await {
         return ResetOutcome::NotSent(error);
     }
-    match may_write(gate, deadline).await {
+    match timeout_at(deadline, may_write(gate)).await {
         Ok(true) => driver.control("on", deadline).await,
         Ok(false) | Err(_) => ResetOutcome::NotSent(driver.error(ErrorKind::Revoked)),
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::Address;
 use crate::events::{Following, News, follow};
-use crate::off::{Steps, power_off};
+use crate::off::{Steps, may_write, power_off};
 use crate::refusals::{Fingerprint, Refusals};
 use crate::resources::{
     Collection, Reset, ServiceRoot, System, allowed_by_action_info, error_message, manager_reset, managers,
@@ -449,10 +449,8 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        let wait = deadline.saturating_duration_since(Instant::now());
-        match within(&self.endpoint.host, Phase::Operation, wait, deadline, gate.may_write()).await {
-            Ok(true) => self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await,
-            Ok(false) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
+        match self.may_write(gate, deadline).await {
+            Ok(()) => self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await,
             Err(error) => ResetOutcome::NotSent(error),
         }
     }
@@ -478,11 +476,17 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        let wait = deadline.saturating_duration_since(Instant::now());
-        match within(&self.endpoint.host, Phase::Operation, wait, deadline, gate.may_write()).await {
-            Ok(true) => self.send_reset(&manager, Some(reset), RESTART, deadline).await,
-            Ok(false) => ResetOutcome::NotSent(self.error(ErrorKind::Revoked)),
+        match self.may_write(gate, deadline).await {
+            Ok(()) => self.send_reset(&manager, Some(reset), RESTART, deadline).await,
             Err(error) => ResetOutcome::NotSent(error),
+        }
+    }
+
+    async fn may_write(&self, gate: &dyn WriteGate, deadline: Instant) -> Result<(), BmcError> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match within(&self.endpoint.host, Phase::Operation, wait, deadline, may_write(gate)).await? {
+            true => Ok(()),
+            false => Err(self.error(ErrorKind::Revoked)),
         }
     }
 

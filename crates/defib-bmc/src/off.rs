@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::{
@@ -28,17 +27,14 @@ const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
 const PERMITTED_FOR: Duration = Duration::from_secs(1);
 
 /// Asks whether a write may be sent now. An answer that was too long on its way is asked for again.
-///
-/// # Errors
-/// When time is up.
-pub(crate) async fn may_write(gate: &dyn WriteGate, deadline: Instant) -> Result<bool, Elapsed> {
+pub(crate) async fn may_write(gate: &dyn WriteGate) -> bool {
     loop {
         let asked = Instant::now();
-        let may = timeout_at(deadline, gate.may_write()).await?;
+        let may = gate.may_write().await;
         if !may || asked.elapsed() < PERMITTED_FOR {
-            return Ok(may);
+            return may;
         }
-        tracing::warn!(after = ?asked.elapsed(), "a permission to switch a host off came late, asking again");
+        tracing::warn!(after = ?asked.elapsed(), "a permission to write to a BMC came late, asking again");
     }
 }
 
@@ -99,7 +95,7 @@ pub(crate) async fn power_off<S: Steps>(
                     return FenceOutcome::Refused { cause, requests: progress.requests };
                 }
                 if unanswered.is_none() && progress.is_due(limits) {
-                    match may_write(order.gate, order.deadline).await {
+                    match timeout_at(order.deadline, may_write(order.gate)).await {
                         Ok(true) => {}
                         Ok(false) => return FenceOutcome::Revoked { requests: progress.requests },
                         Err(_) => break,
@@ -329,11 +325,15 @@ mod tests {
     }
 
     async fn run(script: &Script, reads: u32) -> FenceOutcome {
+        run_by(script, reads, &AlwaysAllowed).await
+    }
+
+    async fn run_by(script: &Script, reads: u32, gate: &dyn WriteGate) -> FenceOutcome {
         let order = PowerOff {
             confirm_reads: reads,
             spacing: Duration::from_millis(50),
             deadline: Instant::now() + Duration::from_secs(30),
-            gate: &AlwaysAllowed,
+            gate,
         };
         power_off(script, "h1", &Limits::default(), order).await
     }
@@ -448,14 +448,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_closed_gate_stops_before_the_next_request() {
         let script = Script::new(&[Ok("On")], &[204]);
-        let gate = ClosesAfter(AtomicU32::new(1));
-        let order = PowerOff {
-            confirm_reads: 1,
-            spacing: Duration::from_millis(50),
-            deadline: Instant::now() + Duration::from_secs(30),
-            gate: &gate,
-        };
-        let outcome = power_off(&script, "h1", &Limits::default(), order).await;
+        let outcome = run_by(&script, 1, &ClosesAfter(AtomicU32::new(1))).await;
         assert!(matches!(outcome, FenceOutcome::Revoked { requests: 1 }), "{outcome}");
         assert_eq!(script.asked.load(Ordering::Relaxed), 1);
     }
@@ -481,14 +474,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_permission_that_was_long_on_its_way_is_asked_for_again() {
         let script = Script::new(&[Ok("On")], &[204]);
-        let gate = LateOnce::default();
-        let order = PowerOff {
-            confirm_reads: 1,
-            spacing: Duration::from_millis(50),
-            deadline: Instant::now() + Duration::from_secs(30),
-            gate: &gate,
-        };
-        let outcome = power_off(&script, "h1", &Limits::default(), order).await;
+        let outcome = run_by(&script, 1, &LateOnce::default()).await;
         assert!(matches!(outcome, FenceOutcome::Revoked { requests: 0 }), "{outcome}");
         assert_eq!(script.asked.load(Ordering::Relaxed), 0, "nothing was switched");
     }

@@ -1,7 +1,9 @@
 //! Calls of cargo.
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -17,6 +19,19 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(arguments);
     command
+}
+
+/// Builds what a program of ours needs and becomes it, so that Ctrl-C and every other signal reach it and its exit code
+/// is ours. Returns only if that fails.
+pub(crate) fn become_program(name: &str, build: &[&str], arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    let built = cargo(build).status().context("cargo can't be started")?;
+    ensure!(
+        built.success(),
+        "what {name} needs can't be built ({built}); `cargo xtask test` says what this machine lacks"
+    );
+    let program = target_directory()?.join("release").join(name);
+    let error = Command::new(&program).args(arguments).exec();
+    Err(error).with_context(|| format!("{} can't be started", program.display()))
 }
 
 /// What cargo says of our own packages; knows `CARGO_TARGET_DIR` and every configuration file.

@@ -1,12 +1,11 @@
 //! `cargo xtask chaos`.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use crate::cargo::{cargo, target_directory};
+use crate::cargo::become_program;
 use crate::packages;
 
 /// All that a lab starts, built as it is deployed, with the driver for real guests.
@@ -34,13 +33,7 @@ pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
             "libvirt's headers are not here: the agent's driver for real guests can't be built (apt-get install libvirt-dev)"
         );
     }
-    let built = cargo(&BUILD).status().context("cargo can't be started")?;
-    if !built.success() {
-        bail!("the lab's programs can't be built ({built}); `cargo xtask test` says what this machine lacks");
-    }
-    let program = target_directory()?.join("release/defib-chaos");
-    let arguments = if arguments.is_empty() { vec!["run".into(), "--ci".into()] } else { arguments.to_vec() };
-    // In our place, so that Ctrl-C and every other signal reach it and its exit code is ours.
-    let error = Command::new(&program).args(arguments).exec();
-    Err(error).with_context(|| format!("{} can't be started", program.display()))
+    let selection = ["run".into(), "--ci".into()];
+    let arguments = if arguments.is_empty() { &selection[..] } else { arguments };
+    become_program("defib-chaos", &BUILD, arguments)
 }

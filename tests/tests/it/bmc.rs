@@ -12,9 +12,9 @@ use defib_bmc::{
     RedfishClient, RedfishEndpoint, ResetOutcome, Trust, fetch_pin, survey,
 };
 use defib_lab::redfish::{
-    Answer, Body, EmulatorConfig, Faults, Hang, Plug, RedfishEmulator, Running, SessionFault, SystemConfig,
+    Answer, Body, EmulatorConfig, Faults, Hang, Plug, Running, SessionFault, SystemConfig,
 };
-use defib_tests::bmc::{Closed, order};
+use defib_tests::bmc::{Closed, LateThenClosed, emulated, order};
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -36,19 +36,9 @@ fn config() -> EmulatorConfig {
 }
 
 async fn rig(config: EmulatorConfig) -> Rig {
-    let mut credentials = NamedTempFile::new().unwrap();
-    write!(credentials, "{}\n{}\n", config.user, config.password).unwrap();
-    let bmc = RedfishEmulator::start(config).await.unwrap();
-    let mut endpoint = RedfishEndpoint::new(
-        "h1",
-        bmc.base_url(),
-        Identity { uuid: Some(UUID.into()), serial: Some(SERIAL.into()) },
-        Trust::Pin(bmc.pin().unwrap().parse().unwrap()),
-        CredentialRef::File(credentials.path().to_owned()),
-    );
-    endpoint.limits.backoff_min = Duration::from_millis(10);
-    endpoint.limits.backoff_max = Duration::from_millis(50);
-    endpoint.limits.resend_after = Duration::from_millis(200);
+    let identity = Identity { uuid: Some(UUID.into()), serial: Some(SERIAL.into()) };
+    let pause = Duration::from_millis(200);
+    let (bmc, endpoint, credentials) = emulated(config, identity, pause).await.unwrap();
     let client = RedfishClient::new(endpoint.clone()).unwrap();
     Rig { bmc, endpoint, client, _credentials: credentials }
 }
@@ -499,6 +489,23 @@ async fn without_the_right_to_write_nothing_is_written() {
     let on = rig.client.power_on(&Closed, Instant::now() + AMPLE).await;
     assert!(matches!(on, ResetOutcome::NotSent(_)));
     assert_eq!(rig.resets().len(), 0);
+}
+
+#[tokio::test]
+async fn a_leave_to_switch_on_or_to_restart_that_was_long_on_its_way_is_asked_for_again() {
+    let rig = rig(config()).await;
+    rig.bmc.power(false).await.unwrap();
+    let deadline = Instant::now() + AMPLE;
+    for restart in [false, true] {
+        let gate = LateThenClosed::by(Duration::from_millis(1200));
+        let outcome = match restart {
+            false => rig.client.power_on(&gate, deadline).await,
+            true => rig.client.restart_bmc(&gate, deadline).await,
+        };
+        let ResetOutcome::NotSent(error) = &outcome else { panic!("{outcome:?}") };
+        assert!(matches!(&*error.kind, ErrorKind::Revoked), "{error}");
+    }
+    assert_eq!(rig.resets(), [""; 0]);
 }
 
 #[tokio::test]

@@ -404,8 +404,8 @@ async fn wrong_arguments_are_named_before_anything_is_started() {
     let place = Place::new().await;
     let told = ended(place.demo(&["--scenario", "meteor"])).await.failed(2);
     assert!(told.contains("meteor") && told.contains("power-cut") && told.contains("switch-cut"), "{told}");
-    let told = run("defib-demo", ["--hosts", "4"]).await.failed(2);
-    assert!(told.contains("give 5 to 64"), "{told}");
+    let told = run("defib-demo", ["--hosts", "3"]).await.failed(2);
+    assert!(told.contains("give 4 to 64"), "{told}");
     fs::create_dir(&place.path).unwrap();
     let told = ended(place.demo(&[])).await.failed(1);
     assert!(told.contains("exists; give a directory that does not"), "{told}");

@@ -2,16 +2,15 @@
 //! standard allows: served over HTTPS by the emulator, with power that can be switched by their own actions and types.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use defib_bmc::{
-    AlwaysAllowed, Bmc, CredentialRef, FenceOutcome, Identity, PowerState, RedfishClient, RedfishEndpoint,
-    ResetOutcome, Trust, survey,
+    AlwaysAllowed, Bmc, FenceOutcome, Identity, PowerState, RedfishClient, RedfishEndpoint, ResetOutcome,
+    survey,
 };
-use defib_lab::redfish::{EmulatorConfig, Faults, RedfishEmulator, Running, SessionFault};
-use defib_tests::bmc::{Closed, order};
+use defib_lab::redfish::{EmulatorConfig, Faults, Running, SessionFault};
+use defib_tests::bmc::{Closed, emulated, order};
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::time::Instant;
@@ -40,19 +39,9 @@ struct Rig {
 
 async fn rig(tree: &Path, uuid: &str, serial: &str, faults: Faults) -> Rig {
     let config = EmulatorConfig { faults, ..EmulatorConfig::captured(tree).unwrap() };
-    let mut credentials = NamedTempFile::new().unwrap();
-    write!(credentials, "{}\n{}\n", config.user, config.password).unwrap();
-    let bmc = RedfishEmulator::start(config).await.unwrap();
-    let mut endpoint = RedfishEndpoint::new(
-        "h1",
-        bmc.base_url(),
-        Identity { uuid: Some(uuid.into()), serial: Some(serial.into()) },
-        Trust::Pin(bmc.pin().unwrap().parse().unwrap()),
-        CredentialRef::File(credentials.path().to_owned()),
-    );
-    endpoint.limits.backoff_min = Duration::from_millis(10);
-    endpoint.limits.backoff_max = Duration::from_millis(50);
-    endpoint.limits.resend_after = Duration::from_millis(100);
+    let identity = Identity { uuid: Some(uuid.into()), serial: Some(serial.into()) };
+    let pause = Duration::from_millis(100);
+    let (bmc, endpoint, credentials) = emulated(config, identity, pause).await.unwrap();
     let client = RedfishClient::new(endpoint.clone()).unwrap();
     Rig { bmc, endpoint, client, _credentials: credentials }
 }
