@@ -37,7 +37,7 @@ pub use client::{RedfishClient, SystemSeen, survey};
 pub use credentials::{CredentialError, CredentialRef, CredentialRefError, Credentials};
 pub use endpoint::{Address, AddressError, EndpointError, Limits, RedfishEndpoint};
 pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
-pub use events::{BmcEvent, EventClass, Following, News, SseMessage, SseParser};
+pub use events::{BmcEvent, EventClass, Following, News, SseMessage, SseParser, power_goes};
 pub use fence_agent::{FenceAgentClient, FenceAgentEndpoint};
 pub use identity::{Identity, ReportedIdentity};
 pub use ipmi::{IpmiClient, IpmiEndpoint, LogEntry, SensorReading};

@@ -27,6 +27,8 @@ const EVENTS_MAX: usize = 256;
 pub enum EventClass {
     /// The system lost its power, or was switched off.
     PowerOff,
+    /// The input of a power supply was lost: the system may be next.
+    PowerInput,
     /// The system got power.
     PowerOn,
     /// The system was reset or starts anew.
@@ -57,8 +59,9 @@ pub enum EventClass {
 
 impl EventClass {
     /// Every class.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PowerOff,
+        Self::PowerInput,
         Self::PowerOn,
         Self::Reset,
         Self::PowerSupply,
@@ -79,6 +82,7 @@ impl EventClass {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PowerOff => "power-off",
+            Self::PowerInput => "power-input",
             Self::PowerOn => "power-on",
             Self::Reset => "reset",
             Self::PowerSupply => "power-supply",
@@ -99,7 +103,13 @@ impl EventClass {
     /// that, too.
     #[must_use]
     pub const fn may_mean_power(self) -> bool {
-        matches!(self, Self::PowerOff | Self::PowerOn | Self::Reset | Self::PowerSupply | Self::Unknown)
+        matches!(self, Self::PowerOn | Self::Reset | Self::PowerSupply | Self::Unknown) || self.power_goes()
+    }
+
+    /// Whether the system has no power, or is about to have none. A question too many harms nobody.
+    #[must_use]
+    pub const fn power_goes(self) -> bool {
+        matches!(self, Self::PowerOff | Self::PowerInput)
     }
 }
 
@@ -154,6 +164,12 @@ impl Rule {
         };
         self.keys.iter().any(key_fits) || self.texts.iter().any(|words| text.contains(words.as_str()))
     }
+}
+
+/// Whether one of these events says that the system has no power, or is about to have none.
+#[must_use]
+pub fn power_goes(events: &[Value]) -> bool {
+    events.iter().take(EVENTS_MAX).any(|event| BmcEvent::parse(event).class.power_goes())
 }
 
 /// The name of a message within its registry: what follows `Registry.Major.Minor.`, or all of it.
@@ -230,7 +246,7 @@ mod tests {
             ("ResourceEvent.1.3.0.ResourcePoweredOff", "", EventClass::PowerOff),
             ("ResourceEvent.1.0.ResourcePoweredOn", "", EventClass::PowerOn),
             ("IDRAC.2.7.SYS1001", "System is turning off.", EventClass::PowerOff),
-            ("IDRAC.2.8.PSU0003", "The power input for power supply 1 is lost.", EventClass::PowerSupply),
+            ("IDRAC.2.8.PSU0003", "The power input for power supply 1 is lost.", EventClass::PowerInput),
             ("IDRAC.2.7.USR0030", "Successfully logged in using root, from 192.0.2.1", EventClass::Access),
             ("IDRAC.2.7.LOG007", "The previous log entry was repeated 5 times.", EventClass::Log),
             ("iLOEvents.3.7.ServerPoweredOff", "", EventClass::PowerOff),
@@ -241,7 +257,7 @@ mod tests {
             (
                 "",
                 "System Power Supply: Input Power Loss or Unplugged Power Cord, Verify Power Supply Input",
-                EventClass::PowerSupply,
+                EventClass::PowerInput,
             ),
             ("", "Host power has been turned off.", EventClass::PowerOff),
             ("", "DIMM(SN: 802C0F2323410FE42B) in slot 1 is added.", EventClass::Memory),
@@ -251,6 +267,29 @@ mod tests {
         ] {
             assert_eq!(class(message_id, message), wanted, "{message_id} {message}");
         }
+    }
+
+    /// As Kafka and streams hear of them alike.
+    #[test]
+    fn what_takes_a_host_its_power_is_told_from_the_rest() {
+        for (message_id, goes) in [
+            ("ResourceEvent.1.3.ResourcePoweredOff", true),
+            ("ResourceEvent.1.3.ResourcePoweringOff", true),
+            ("iLOEvents.3.2.ServerPoweredOff", true),
+            ("IDRAC.2.8.SYS1001", true),
+            ("Platform.1.0.PowerSupplyInputLost", true),
+            ("Environmental.1.0.ACLost", true),
+            ("OpenBMC.0.1.DCPowerOff", true),
+            ("Vendor.1.0.TotalLossOfPower", true),
+            ("vendor.1.0.power_lost", false),
+            ("ResourceEvent.1.3.ResourcePoweredOn", false),
+            ("TaskEvent.1.0.TaskStarted", false),
+            ("", false),
+        ] {
+            let events = [json!(null), json!({ "MessageId": message_id })];
+            assert_eq!(power_goes(&events), goes, "{message_id}");
+        }
+        assert!(EventClass::ALL.iter().all(|class| class.may_mean_power() || !class.power_goes()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod class;
 mod follow;
 mod sse;
 
-pub use class::{BmcEvent, EventClass};
+pub use class::{BmcEvent, EventClass, power_goes};
 pub(crate) use follow::follow;
 pub use follow::{Following, News};
 pub use sse::{SseMessage, SseParser};
