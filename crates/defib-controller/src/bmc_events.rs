@@ -17,7 +17,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::core::{Core, Message, Pulse};
+use crate::{
+    core::{Core, Message, Pulse},
+    peers::Peers,
+};
 
 /// Events that wait for the loop below; a stream waits meanwhile.
 const WAITING_MAX: usize = 256;
@@ -25,8 +28,8 @@ const WAITING_MAX: usize = 256;
 const HINTS_APART: Duration = Duration::from_millis(20);
 
 /// Starts to listen whenever this replica leads.
-pub(crate) fn start(power: &Arc<Power>, core: &Core, pulse: &watch::Receiver<Pulse>) {
-    tokio::spawn(run(Arc::clone(power), core.clone(), pulse.clone()));
+pub(crate) fn start(power: &Arc<Power>, peers: Peers, core: &Core, pulse: &watch::Receiver<Pulse>) {
+    tokio::spawn(run(Arc::clone(power), peers, core.clone(), pulse.clone()));
 }
 
 /// Names and explains the metrics, and begins them at nothing.
@@ -35,20 +38,30 @@ pub(crate) fn describe() {
     for class in EventClass::ALL {
         let _ = counter!("defib_bmc_events_total", "class" => class.as_str());
     }
+    describe_counter!(
+        "defib_bmc_hints_total",
+        "Events of BMCs, heard here or by the leader, by which this replica's observer asks sooner about a silent host"
+    );
+    let _ = counter!("defib_bmc_hints_total");
     describe_gauge!("defib_bmc_event_streams", "Hosts whose BMC's events this replica hears now");
     gauge!("defib_bmc_event_streams").set(0.0);
 }
 
-async fn run(power: Arc<Power>, core: Core, mut pulse: watch::Receiver<Pulse>) {
+async fn run(power: Arc<Power>, peers: Peers, core: Core, mut pulse: watch::Receiver<Pulse>) {
     loop {
         if pulse.wait_for(|pulse| pulse.leads).await.is_err() {
             return;
         }
-        let (sender, mut heard) = mpsc::channel(WAITING_MAX);
+        let (sender, mut heard) = mpsc::channel::<Heard>(WAITING_MAX);
         let mut ear = Ear::default();
         let listen = async {
             while let Some(heard) = heard.recv().await {
-                if let Some(host) = ear.hear(heard, Instant::now()) {
+                let host = heard.host.clone();
+                let hint = ear.hear(heard, Instant::now());
+                if hint == Some(Hint::PowerGoes) {
+                    peers.power_goes(&host);
+                }
+                if hint.is_some() {
                     // What an overloaded loop does not take is asked a moment later anyway.
                     let _ = core.tell(Message::Input(Input::Hinted(host)));
                 }
@@ -63,22 +76,31 @@ async fn run(power: Arc<Power>, core: Core, mut pulse: watch::Receiver<Pulse>) {
     }
 }
 
+/// What an event is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hint {
+    /// The power of the host may be other than it was: a question that is open anyway is asked now.
+    Look,
+    /// It is going: whoever observes the host asks as soon as it is silent, too.
+    PowerGoes,
+}
+
 /// What is known of the streams.
 #[derive(Default)]
 struct Ear {
     open: BTreeSet<HostId>,
-    hinted: BTreeMap<HostId, Instant>,
+    hinted: BTreeMap<(HostId, Hint), Instant>,
 }
 
 impl Ear {
-    /// Counts and logs; the host that is to be looked at, if any.
-    fn hear(&mut self, heard: Heard, now: Instant) -> Option<HostId> {
+    /// Counts and logs; what it is good for, if anything.
+    fn hear(&mut self, heard: Heard, now: Instant) -> Option<Hint> {
         let Heard { host, told } = heard;
-        let look = match told {
+        let hint = match told {
             Told::Opened => {
                 tracing::info!(%host, "the events of its BMC are heard");
                 self.open.insert(host.clone());
-                true
+                Some(Hint::Look)
             }
             Told::Event(event) => {
                 counter!("defib_bmc_events_total", "class" => event.class.as_str()).increment(1);
@@ -86,7 +108,11 @@ impl Ear {
                     %host, class = %event.class, id = event.message_id, severity = event.severity, at = event.at,
                     origin = event.origin, "its BMC tells: {}", event.message
                 );
-                event.class.may_mean_power()
+                if event.class.power_goes() {
+                    Some(Hint::PowerGoes)
+                } else {
+                    event.class.may_mean_power().then_some(Hint::Look)
+                }
             }
             Told::Ended(why) => {
                 let why = why.map(|error| error.chain());
@@ -95,16 +121,18 @@ impl Ear {
                 } else {
                     tracing::debug!(%host, why, "the events of its BMC can't be heard");
                 }
-                false
+                None
             }
         };
         gauge!("defib_bmc_event_streams").set(self.open.len() as f64);
-        let is_soon = self.hinted.get(&host).is_some_and(|last| now < *last + HINTS_APART);
-        if !look || is_soon {
+        // A hint that says less must not be in the way of one that says more.
+        let key = (host, hint?);
+        self.hinted.retain(|_, last| now < *last + HINTS_APART);
+        if self.hinted.contains_key(&key) {
             return None;
         }
-        self.hinted.insert(host.clone(), now);
-        Some(host)
+        self.hinted.insert(key, now);
+        hint
     }
 }
 
@@ -121,12 +149,14 @@ mod tests {
         let mut ear = Ear::default();
         let now = Instant::now();
         let event = |id: &str| Told::Event(BmcEvent::parse(&json!({ "MessageId": id })));
-        let mut hear = |told, at| ear.hear(Heard { host: host.clone(), told }, at).is_some();
-        assert!(hear(Told::Opened, now), "something may have been missed");
-        assert!(!hear(event("ResourceEvent.1.3.ResourcePoweredOff"), now + HINTS_APART / 2));
-        assert!(hear(event("ResourceEvent.1.3.ResourcePoweredOff"), now + HINTS_APART));
-        assert!(hear(event("Nobody.1.0.KnowsThis"), now + HINTS_APART * 2));
-        assert!(!hear(event("IDRAC.2.7.USR0030"), now + HINTS_APART * 4), "our own login");
-        assert!(!hear(Told::Ended(None), now + HINTS_APART * 8));
+        let mut hear = |told, at| ear.hear(Heard { host: host.clone(), told }, at);
+        let off = || event("ResourceEvent.1.3.ResourcePoweredOff");
+        assert_eq!(hear(Told::Opened, now), Some(Hint::Look), "something may have been missed");
+        assert_eq!(hear(off(), now), Some(Hint::PowerGoes), "though another hint was just given");
+        assert_eq!(hear(off(), now + HINTS_APART / 2), None);
+        assert_eq!(hear(off(), now + HINTS_APART), Some(Hint::PowerGoes));
+        assert_eq!(hear(event("Nobody.1.0.KnowsThis"), now + HINTS_APART * 2), Some(Hint::Look));
+        assert_eq!(hear(event("IDRAC.2.7.USR0030"), now + HINTS_APART * 4), None, "our own login");
+        assert_eq!(hear(Told::Ended(None), now + HINTS_APART * 8), None);
     }
 }

@@ -19,6 +19,7 @@ pub mod join;
 pub mod members;
 pub mod metrics;
 pub mod operator;
+mod peers;
 pub mod proposals;
 pub mod run;
 pub mod sessions;

@@ -136,6 +136,7 @@ impl Meter {
         crate::bus::gather(&counters.bus, now);
         counter!("defib_heartbeats_accepted_total").absolute(counters.accepted.load(Ordering::Relaxed));
         counter!("defib_leases_granted_total").absolute(counters.granted.load(Ordering::Relaxed));
+        counter!("defib_bmc_hints_total").absolute(counters.hints.load(Ordering::Relaxed));
         counter!("defib_heartbeats_overflowed_total").absolute(counters.overflowed.load(Ordering::Relaxed));
         counter!("defib_observer_stalls_total").absolute(counters.stalls.load(Ordering::Relaxed));
         gauge!("defib_observer_stall_max_seconds")

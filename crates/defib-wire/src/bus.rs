@@ -109,9 +109,7 @@ impl BmcEvent {
             let event = v1::BusBmcEvent::decode(record).map_err(|error| unreadable(&error))?;
             return match event.power() {
                 v1::BusPower::Unspecified => Err(WireError::missing("power")),
-                v1::BusPower::Lost => {
-                    Ok(Self { host: host_named(&event.host)?, said: BmcSaid::PowerLost })
-                }
+                v1::BusPower::Lost => Ok(Self { host: host_named(&event.host)?, said: BmcSaid::PowerLost }),
                 v1::BusPower::Other => Ok(Self { host: host_named(&event.host)?, said: BmcSaid::Other }),
             };
         }

@@ -11,6 +11,7 @@ mod demo;
 mod events;
 mod export;
 mod full_disk;
+mod hints;
 mod kills;
 mod membership;
 mod operator;

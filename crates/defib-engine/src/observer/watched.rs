@@ -2,7 +2,12 @@
 
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy};
 
-use super::{Beat, HostView, PATHS_MAX, arrivals::Arrivals, bus::{Hint, Witness}, expiry::Claim};
+use super::{
+    Beat, HostView, PATHS_MAX,
+    arrivals::Arrivals,
+    bus::{Hint, Witness},
+    expiry::Claim,
+};
 
 /// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
 const FORMER_BOOTS: usize = 4;
