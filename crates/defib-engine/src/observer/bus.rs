@@ -259,9 +259,9 @@ impl Observer {
         self.power_goes(now, slot, now)
     }
 
-    /// Whoever beats is not asked about for it; whoever is silent is asked about sooner, once: a hint that brought its
-    /// question is used up, and while one is in force others are nothing new. So whoever forges events gets one question
-    /// in [`HINTED_FOR`], and only about a host that misses a beat.
+    /// Whoever beats is not asked about for it; whoever is silent is asked about sooner, once: a hint that brought
+    /// its question is used up, and while one is in force others are nothing new. So whoever forges events gets one
+    /// question in [`HINTED_FOR`], and only about a host that misses a beat.
     fn power_goes(&mut self, now: Instant, slot: Slot, taken: Instant) -> Heed {
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return Heed::Undated;
