@@ -324,6 +324,11 @@ impl RedfishClient {
         self.find_system(deadline).await
     }
 
+    /// Where the system is that is the host.
+    pub(crate) async fn system_path(&self, deadline: Instant) -> Result<String, BmcError> {
+        Ok(self.read_system(deadline).await?.0.system)
+    }
+
     async fn read_one(
         &self,
         path: &str,

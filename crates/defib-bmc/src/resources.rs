@@ -17,7 +17,7 @@ pub fn local_path(raw: &str) -> Option<String> {
     path.starts_with('/').then(|| path.to_owned())
 }
 
-fn link(value: &Value) -> Option<String> {
+pub(crate) fn link(value: &Value) -> Option<String> {
     value.get("@odata.id").or_else(|| value.get("href")).and_then(Value::as_str).and_then(local_path)
 }
 

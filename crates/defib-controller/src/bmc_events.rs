@@ -43,7 +43,10 @@ pub(crate) fn describe() {
         "Events of BMCs, heard here or by the leader, by which this replica's observer asks sooner about a silent host"
     );
     let _ = counter!("defib_bmc_hints_total");
-    describe_gauge!("defib_bmc_event_streams", "Hosts whose BMC's events this replica hears now");
+    describe_gauge!(
+        "defib_bmc_event_streams",
+        "Hosts whose BMC's events this replica hears now, by a stream or from its logs"
+    );
     gauge!("defib_bmc_event_streams").set(0.0);
 }
 

@@ -144,6 +144,29 @@ async fn events_that_are_doubled_or_lost_change_nothing_of_what_is_read() {
     assert_eq!(rig.client.read_power(Instant::now() + AMPLE).await.unwrap().state, PowerState::Off);
 }
 
+#[tokio::test]
+async fn the_logs_of_a_bmc_without_a_stream_are_read_and_nothing_new_is_missed_or_told_twice() {
+    for fault in [EventFault::Absent, EventFault::Bare] {
+        let rig = flag(Faults { events: Some(fault), ..Faults::default() }).await;
+        // More than one look reads from the begin of the log.
+        for number in 0..200 {
+            rig.tell(&format!("A.1.0.History{number}"), "");
+        }
+        let following = Following::reading_logs_every(Duration::from_millis(5));
+        let (mut incoming, _task) = rig.follow(following);
+        assert_eq!(next(&mut incoming).await, News::Opened);
+        for number in 0..3 {
+            rig.bmc.power(number % 2 == 1).await.unwrap();
+            let wanted = if number % 2 == 1 { EventClass::PowerOn } else { EventClass::PowerOff };
+            assert_eq!(event(&mut incoming).await.class, wanted);
+            let message_id = format!("Vendor.7.1.NeverSeen{number}");
+            rig.tell(&message_id, "The flux is low.");
+            let unknown = event(&mut incoming).await;
+            assert_eq!((unknown.class, unknown.message_id), (EventClass::Unknown, message_id));
+        }
+    }
+}
+
 /// At the places where real services have their streams, or say that they have none.
 #[tokio::test]
 async fn real_services_are_followed_where_they_have_a_stream() {

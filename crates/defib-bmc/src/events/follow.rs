@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, timeout};
 
+use super::logs;
 use super::{BmcEvent, SseParser};
 use crate::client::RedfishClient;
 use crate::resources::{ServiceRoot, error_message, local_path};
@@ -25,19 +26,38 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 const FILTERS: [&str; 3] =
     ["?$filter=EventFormatType%20eq%20Event", "?$filter=EventFormatType%20eq%20%27Event%27", ""];
 
+/// How often logs are read: they are for those who want to know later, power is asked for by questions.
+const READ_LOGS_EVERY: Duration = Duration::from_secs(30);
+
 /// What comes of following a BMC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// A stream is open. What happened until now may have been missed: look.
+    /// A stream is open, or logs are read. What happened until now may have been missed: look.
     Opened,
     /// It told this.
     Event(BmcEvent),
 }
 
 /// Where a stream ended, so that the next one can go on there.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Following {
     last_id: Option<String>,
+    /// How often the logs of a BMC without a stream are read.
+    pub(super) read_logs_every: Duration,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        Self::reading_logs_every(READ_LOGS_EVERY)
+    }
+}
+
+impl Following {
+    /// Nothing was followed yet; the logs of a BMC without a stream are to be read so often.
+    #[must_use]
+    pub const fn reading_logs_every(read_logs_every: Duration) -> Self {
+        Self { last_id: None, read_logs_every }
+    }
 }
 
 /// What a service says of its events.
@@ -58,19 +78,28 @@ impl EventService {
     }
 }
 
-/// Opens the stream and passes on what it brings until it ends: `Ok` when it did, to be opened again soon.
+/// Where the stream is, if there is one that is switched on, and whether it takes filters.
+pub(super) async fn stream_of(
+    client: &RedfishClient,
+    deadline: Instant,
+) -> Result<Option<(String, bool)>, BmcError> {
+    let root = client.get(crate::client::SERVICE_ROOT, deadline).await?;
+    let Some(path) = ServiceRoot::parse(&root).events else { return Ok(None) };
+    let service = EventService::parse(&client.get(&path, deadline).await?);
+    Ok(service.stream.map(|path| (path, service.filters)))
+}
+
+/// Opens the stream, or reads the logs where there is none, and passes on what it brings until it ends: `Ok` when it did, to be opened again soon.
 pub(crate) async fn follow(
     client: &RedfishClient,
     following: &mut Following,
     news: &Sender<News>,
 ) -> Result<(), BmcError> {
     let deadline = Instant::now() + OPEN_WITHIN;
-    let none = || client.unsupported("EventService", "event stream that is switched on".to_owned());
-    let root: Value = client.get(crate::client::SERVICE_ROOT, deadline).await?;
-    let path = ServiceRoot::parse(&root).events.ok_or_else(none)?;
-    let service = EventService::parse(&client.get(&path, deadline).await?);
-    let path = service.stream.clone().ok_or_else(none)?;
-    let filters = if service.filters { &FILTERS[..] } else { &FILTERS[2..] };
+    let Some((path, filters)) = stream_of(client, deadline).await? else {
+        return logs::watch(client, following, news).await;
+    };
+    let filters = if filters { &FILTERS[..] } else { &FILTERS[2..] };
     let session = client.session(deadline).await?;
     let mut stream = open(client, &path, filters, following, deadline).await?;
     if news.send(News::Opened).await.is_err() {

@@ -5,6 +5,7 @@
 
 mod class;
 mod follow;
+mod logs;
 mod sse;
 
 pub use class::{BmcEvent, EventClass, power_goes};

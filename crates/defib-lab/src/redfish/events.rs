@@ -57,6 +57,8 @@ pub(crate) struct Events {
 struct Kept {
     last: u64,
     entries: VecDeque<(u64, Bytes)>,
+    /// The same as the log has them.
+    log: VecDeque<Value>,
 }
 
 impl Default for Events {
@@ -91,7 +93,19 @@ impl Events {
         let bytes = Bytes::from(format!("id: {number}\ndata: {event}\n\n"));
         if kept.entries.len() == KEPT_MAX {
             kept.entries.pop_front();
+            kept.log.pop_front();
         }
+        kept.log.push_back(json!({
+            "@odata.id": format!("{ENTRIES}/{number}"),
+            "@odata.type": "#LogEntry.v1_6_0.LogEntry",
+            "Id": number.to_string(),
+            "Name": "Log Entry",
+            "EntryType": "Event",
+            "Created": at.to_string(),
+            "MessageId": happening.message_id,
+            "Message": happening.message,
+            "Severity": happening.severity,
+        }));
         kept.entries.push_back((number, bytes.clone()));
         let times = match *lock(&self.fault) {
             Some(EventFault::Lost) => 0,
@@ -102,6 +116,33 @@ impl Events {
             // That nobody listens is no error.
             let _ = self.news.send(bytes.clone());
         }
+    }
+
+    /// A page of the log, the oldest entries first.
+    pub(crate) fn entries(&self, query: Option<&str>, is_bare: bool) -> Value {
+        let skipped = query.and_then(|query| query.strip_prefix("$skip=")).and_then(|n| n.parse().ok());
+        let skipped: usize = skipped.unwrap_or(0);
+        let kept = lock(&self.kept);
+        let shown = kept.log.iter().skip(skipped).take(PAGE);
+        let bare = |entry: &Value| json!({ "@odata.id": entry["@odata.id"] });
+        let members: Vec<Value> =
+            shown.map(|entry| if is_bare { bare(entry) } else { entry.clone() }).collect();
+        let mut page = json!({
+            "@odata.id": ENTRIES,
+            "@odata.type": "#LogEntryCollection.LogEntryCollection",
+            "Name": "Log Entries",
+            "Members@odata.count": kept.log.len(),
+            "Members": members,
+        });
+        if skipped + PAGE < kept.log.len() {
+            page["Members@odata.nextLink"] = format!("{ENTRIES}?$skip={}", skipped + PAGE).into();
+        }
+        page
+    }
+
+    /// One entry of the log.
+    pub(crate) fn entry(&self, path: &str) -> Option<Value> {
+        lock(&self.kept).log.iter().find(|entry| entry["@odata.id"] == path).cloned()
     }
 
     pub(crate) fn set_fault(&self, fault: Option<EventFault>) {
@@ -170,7 +211,7 @@ pub(crate) fn page(path: &str, faults: &Faults) -> Option<Value> {
                 },
                 "Subscriptions": { "@odata.id": SUBSCRIPTIONS },
             });
-            if faults.events != Some(EventFault::Absent) {
+            if !matches!(faults.events, Some(EventFault::Absent | EventFault::Bare)) {
                 page["ServerSentEventUri"] = STREAM.into();
             }
             Some(page)
@@ -182,10 +223,33 @@ pub(crate) fn page(path: &str, faults: &Faults) -> Option<Value> {
             "Members@odata.count": 0,
             "Members": [],
         })),
+        LOGS => Some(json!({
+            "@odata.id": LOGS,
+            "@odata.type": "#LogServiceCollection.LogServiceCollection",
+            "Name": "Log Services",
+            "Members@odata.count": 1,
+            "Members": [{ "@odata.id": LOG }],
+        })),
+        LOG => Some(json!({
+            "@odata.id": LOG,
+            "@odata.type": "#LogService.v1_1_3.LogService",
+            "Id": "Log",
+            "Name": "Log",
+            "ServiceEnabled": true,
+            "MaxNumberOfRecords": KEPT_MAX,
+            "OverWritePolicy": "WrapsWhenFull",
+            "Status": { "State": "Enabled", "Health": "OK" },
+            "Entries": { "@odata.id": ENTRIES },
+        })),
         _ => None,
     }
 }
 
+/// So many entries are on a page of the log.
+const PAGE: usize = 8;
+pub(crate) const LOGS: &str = "/redfish/v1/Managers/1/LogServices";
+const LOG: &str = "/redfish/v1/Managers/1/LogServices/Log";
+pub(crate) const ENTRIES: &str = "/redfish/v1/Managers/1/LogServices/Log/Entries";
 pub(crate) const SERVICE: &str = "/redfish/v1/EventService";
 pub(crate) const STREAM: &str = "/redfish/v1/EventService/SSE";
 const SUBSCRIPTIONS: &str = "/redfish/v1/EventService/Subscriptions";

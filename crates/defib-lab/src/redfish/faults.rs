@@ -102,6 +102,8 @@ pub enum SessionFault {
 pub enum EventFault {
     /// There is no stream (on the emulator's own pages).
     Absent,
+    /// Nor do logs say more of their entries than where they are.
+    Bare,
     /// None of them arrives on an open stream.
     Lost,
     /// Each of them arrives twice.

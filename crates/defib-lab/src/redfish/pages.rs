@@ -86,6 +86,7 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "ManagerType": "BMC",
             "FirmwareVersion": env!("CARGO_PKG_VERSION"),
             "Status": { "State": "Enabled", "Health": "OK" },
+            "LogServices": link(events::LOGS),
             "Links": {
                 "ManagerForServers": core.layout.places.iter().map(|place| link(&place.path)).collect::<Vec<_>>(),
             },
@@ -113,7 +114,10 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             })
         }
         _ if lock(&core.sessions).contains_key(path) => session(core, path),
-        _ => return events::page(path, faults).or_else(|| system_page(core, faults, path)),
+        _ => {
+            let own = events::page(path, faults).or_else(|| core.events.entry(path));
+            return own.or_else(|| system_page(core, faults, path));
+        }
     })
 }
 

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{Core, System, lock};
-use super::events::is_known_filter;
+use super::events::{self, is_known_filter};
 use super::faults::{Body, EventFault, Faults, Hang, SessionFault, take};
 use super::layout::Action;
 use super::pages::{self, ROOT};
@@ -131,7 +131,7 @@ async fn answer(
 ) -> Result<Response<Either<Full<Bytes>, Streamed>>, BrokenOnPurpose> {
     let is_for_stream = request.method() == Method::GET
         && core.layout.events.as_deref() == Some(request.uri().path())
-        && lock(&core.faults).events != Some(EventFault::Absent);
+        && !matches!(lock(&core.faults).events, Some(EventFault::Absent | EventFault::Bare));
     if is_for_stream && is_authorized(&core, request.headers()) {
         let open = core.record.arrived("GET", request.uri().path(), None);
         if !is_known_filter(request.uri().query()) {
@@ -180,6 +180,10 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
             let forced = take(&mut lock(&core.faults).get);
             match forced.and_then(|status| StatusCode::from_u16(status).ok()) {
                 Some(status) => refusal(status, "injected fault"),
+                None if path == events::ENTRIES && !core.layout.is_captured() => {
+                    let is_bare = faults.events == Some(EventFault::Bare);
+                    reply(StatusCode::OK, Some(&core.events.entries(head.uri.query(), is_bare)))
+                }
                 None => get(&core, &faults, path),
             }
         }
