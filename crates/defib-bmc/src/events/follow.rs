@@ -89,7 +89,8 @@ pub(super) async fn stream_of(
     Ok(service.stream.map(|path| (path, service.filters)))
 }
 
-/// Opens the stream, or reads the logs where there is none, and passes on what it brings until it ends: `Ok` when it did, to be opened again soon.
+/// Opens the stream, or reads the logs where there is none, and passes on what it brings until it ends: `Ok` when it
+/// did, to be opened again soon.
 pub(crate) async fn follow(
     client: &RedfishClient,
     following: &mut Following,

@@ -7,6 +7,8 @@ use super::events;
 use super::faults::{Faults, SessionFault};
 
 pub(crate) const ROOT: &str = "/redfish/v1";
+pub(crate) const ODATA: &str = "/redfish/v1/odata";
+pub(crate) const METADATA: &str = "/redfish/v1/$metadata";
 pub(crate) const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
 pub(crate) const SYSTEMS: &str = "/redfish/v1/Systems";
 pub(crate) const MANAGER: &str = "/redfish/v1/Managers/1";
@@ -61,6 +63,19 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
     Some(match path {
         "/redfish" => json!({ "v1": "/redfish/v1/" }),
         ROOT => root(),
+        ODATA => {
+            let entry = |name: &str, url: &str| json!({ "name": name, "kind": "Singleton", "url": url });
+            json!({
+                "@odata.context": METADATA,
+                "value": [
+                    entry("Service", "/redfish/v1/"),
+                    entry("Systems", SYSTEMS),
+                    entry("Managers", "/redfish/v1/Managers"),
+                    entry("SessionService", "/redfish/v1/SessionService"),
+                    entry("EventService", events::SERVICE),
+                ],
+            })
+        }
         SYSTEMS => {
             let members: Vec<_> = core.layout.places.iter().map(|place| link(&place.path)).collect();
             json!({

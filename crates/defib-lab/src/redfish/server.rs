@@ -10,7 +10,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LOCATION};
+use http::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LINK, LOCATION, WWW_AUTHENTICATE,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -29,7 +31,7 @@ use super::control::{Core, System, lock};
 use super::events::{self, is_known_filter};
 use super::faults::{Body, EventFault, Faults, Hang, SessionFault, take};
 use super::layout::Action;
-use super::pages::{self, ROOT};
+use super::pages::{self, METADATA, ROOT};
 use super::record::Open;
 
 /// A real BMC takes a handful; this is enough for a whole lab to ask at once.
@@ -117,7 +119,12 @@ fn reply(status: StatusCode, body: Option<&Value>) -> Reply {
 }
 
 fn refusal(status: StatusCode, message: &str) -> Reply {
-    reply(status, Some(&pages::error(message)))
+    let mut response = reply(status, Some(&pages::error(message)));
+    if status == StatusCode::UNAUTHORIZED {
+        let how = http::HeaderValue::from_static("Basic realm=\"emulated BMC\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, how);
+    }
+    response
 }
 
 async fn never() -> Infallible {
@@ -168,9 +175,21 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
     if faults.hang == Hang::All {
         never().await;
     }
-    let response = match (&head.method, path) {
-        (&Method::GET, "/redfish" | ROOT) => get(&core, &Faults { body: None, ..faults }, path),
-        (&Method::POST, path) if path == core.layout.sessions => log_in(&core, &faults, &body),
+    let is_odd = head.headers.get("odata-version").is_some_and(|version| version != "4.0");
+    // What a HEAD is answered goes without its body.
+    let method = if head.method == Method::HEAD { Method::GET } else { head.method.clone() };
+    let response = match (&method, path) {
+        (&Method::GET, _) if is_odd => {
+            refusal(StatusCode::PRECONDITION_FAILED, "this version of OData is not supported")
+        }
+        (&Method::GET, METADATA) if !core.layout.is_captured() => metadata(),
+        (&Method::GET, "/redfish" | ROOT | pages::ODATA) => {
+            get(&core, &Faults { body: None, ..faults }, path)
+        }
+        // To the collection, or to its property of that name.
+        (&Method::POST, path) if path.strip_suffix("/Members").unwrap_or(path) == core.layout.sessions => {
+            log_in(&core, &faults, &body)
+        }
         _ if !is_authorized(&core, &head.headers) => refusal(
             StatusCode::UNAUTHORIZED,
             "While accessing the resource, the service received an authorization error",
@@ -196,7 +215,7 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
             Some(Target::Manager(action)) => restart(&core, action, &kind),
             None => not_offered(&core, &faults, path),
         },
-        _ => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
+        _ => not_offered(&core, &faults, path),
     };
     open.answered(response.status().as_u16());
     Ok(response)
@@ -234,13 +253,46 @@ fn restart(core: &Arc<Core>, action: &Action, kind: &str) -> Reply {
     reply(StatusCode::NO_CONTENT, None)
 }
 
+fn allowed_at(core: &Core, path: &str) -> http::HeaderValue {
+    let allowed = if path == core.layout.sessions { "GET, HEAD, POST" } else { "GET, HEAD" };
+    http::HeaderValue::from_static(allowed)
+}
+
+/// Where the schema of a resource is, by its type.
+fn described_by(page: &Value) -> Option<http::HeaderValue> {
+    let (file, _) = page["@odata.type"].as_str()?.strip_prefix('#')?.rsplit_once('.')?;
+    let link = format!("<http://redfish.dmtf.org/schemas/v1/{file}.json>; rel=describedby");
+    http::HeaderValue::from_str(&link).ok()
+}
+
+/// The metadata document: where types are described, and no more.
+fn metadata() -> Reply {
+    const TEXT: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<edmx:Edmx xmlns:edmx="http://docs.oasis-open.org/odata/ns/edmx" Version="4.0">
+<edmx:Reference Uri="http://redfish.dmtf.org/schemas/v1/ServiceRoot_v1.xml">
+<edmx:Include Namespace="ServiceRoot"/><edmx:Include Namespace="ServiceRoot.v1_11_0"/>
+</edmx:Reference>
+<edmx:DataServices><Schema xmlns="http://docs.oasis-open.org/odata/ns/edm" Namespace="Service">
+<EntityContainer Name="Service" Extends="ServiceRoot.v1_11_0.ServiceContainer"/>
+</Schema></edmx:DataServices></edmx:Edmx>"#;
+    let mut response = Response::new(Full::new(Bytes::from_static(TEXT.as_bytes())));
+    let headers = response.headers_mut();
+    headers.insert("OData-Version", http::HeaderValue::from_static("4.0"));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
+    headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/xml"));
+    headers.insert(ALLOW, http::HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
 fn get(core: &Core, faults: &Faults, path: &str) -> Reply {
     let Some(page) = pages::page(core, faults, path) else {
         return refusal(StatusCode::NOT_FOUND, &format!("the resource {path} does not exist"));
     };
     let mut response = reply(StatusCode::OK, Some(&page));
-    let allowed = if path == core.layout.sessions { "GET, POST" } else { "GET" };
-    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allowed));
+    response.headers_mut().insert(ALLOW, allowed_at(core, path));
+    if let Some(link) = described_by(&page) {
+        response.headers_mut().insert(LINK, link);
+    }
     let text = page.to_string();
     let body = match faults.body {
         None => return response,
@@ -309,7 +361,11 @@ fn log_out(core: &Core, faults: &Faults, path: &str) -> Reply {
 /// There is nothing here, or nothing that could be done with it so.
 fn not_offered(core: &Core, faults: &Faults, path: &str) -> Reply {
     match pages::page(core, faults, path) {
-        Some(_) => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
+        Some(_) => {
+            let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here");
+            response.headers_mut().insert(ALLOW, allowed_at(core, path));
+            response
+        }
         None => refusal(StatusCode::NOT_FOUND, "there is no such resource"),
     }
 }
