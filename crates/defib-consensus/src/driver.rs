@@ -31,7 +31,7 @@ const MAX_COMMANDS: usize = 8192;
 /// How one replica runs.
 #[derive(Debug)]
 pub struct DriverConfig {
-    /// The replica. Its `incarnation` is replaced by a random number.
+    /// The replica. Its `incarnation` and `directory` are replaced by random numbers.
     pub replica: ReplicaConfig,
     /// Where the log and the snapshots live; created if missing. One directory for one replica only.
     pub data_dir: PathBuf,
@@ -114,6 +114,8 @@ impl Driver {
             return Err(ConsensusError::Configuration("tick must be at least 1 ms".to_owned()));
         }
         config.replica.incarnation = random_number()?;
+        // One of 2^64, and never 0.
+        config.replica.directory = u128::from(random_number()?) << 64 | u128::from(random_number()? | 1);
         let address = config.listener.local_addr().map_err(system("address"))?;
         config.listener.set_nonblocking(true).map_err(system("set non-blocking"))?;
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)

@@ -88,6 +88,17 @@ pub enum ConsensusError {
         /// The last index that it has.
         last: u64,
     },
+    /// A peer knows this replica by another data directory than the one that it has: this one was emptied, or set up
+    /// anew, and what the other one had promised is not known to it.
+    #[error(
+        "replica {peer} knows replica {replica} by another data directory than this one, so this one was emptied or set up anew and has forgotten what it promised: put the old directory back, or {REBUILD}"
+    )]
+    ForgottenDirectory {
+        /// This replica.
+        replica: u64,
+        /// Who told so.
+        peer: u64,
+    },
     /// The configuration can't work.
     #[error("consensus configuration: {0}")]
     Configuration(String),
@@ -103,6 +114,14 @@ pub enum ConsensusError {
     /// Raft itself refused an operation that should always work.
     #[error("raft refused: {0}")]
     Raft(String),
+}
+
+impl ConsensusError {
+    /// Whether the directory lacks what had been safe in it, so that the replica can't come back under its number.
+    #[must_use]
+    pub fn forgot(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::LostEntries { .. } | Self::ForgottenDirectory { .. })
+    }
 }
 
 impl From<crate::disk::DiskError> for ConsensusError {

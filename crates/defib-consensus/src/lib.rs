@@ -36,8 +36,9 @@
 //!
 //! An error of the disk ends it: a sync is never tried again, since the kernel may have dropped what it could
 //! not write. So does damage to what had been synced ([`ConsensusError::Corrupt`]), and the news from the
-//! leader that the directory is an old copy ([`ConsensusError::LostEntries`]): a replica that forgot what it
-//! promised must not vote. It is rebuilt as a new replica: an empty directory, **a new id**, `join = true`,
+//! leader that the directory is an old copy ([`ConsensusError::LostEntries`]), or from any peer that it was emptied
+//! ([`ConsensusError::ForgottenDirectory`]): a replica that forgot what it promised must not vote. It is
+//! rebuilt as a new replica: an empty directory, **a new id**, `join = true`,
 //! and [`replica::MembershipChange::replace`]. An id is never used again. A panic in raft-rs aborts the process.
 //!
 //! A torn write at the end of the log, a full disk while a segment is prepared ahead, an unreachable or
@@ -59,6 +60,7 @@ pub mod disk;
 pub mod driver;
 mod error;
 mod identity;
+mod known_peers;
 mod log;
 mod logger;
 pub mod replica;

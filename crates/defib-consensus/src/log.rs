@@ -10,6 +10,9 @@
 //! Since the frame that was synced last has nothing after it to prove so, a small *mark* follows it as soon
 //! as the replica has time ([`Log::mark`]). A mark isn't synced itself, and the next frame overwrites it.
 //!
+//! Nor does a file that is gone leave a gap if it was the last one. So the first segment is there before the directory
+//! counts as set up, and each one says at its end, once there is a next one, that it isn't the last.
+//!
 //! All entries since the last snapshot are also kept in memory: that is where Raft reads them. The log on
 //! disk is read on start only.
 
@@ -26,12 +29,12 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, HardState};
 
-pub(crate) use segment::SEGMENT_HEADER;
+pub(crate) use segment::{SEGMENT_HEADER, is_segment, is_unwritten};
 
 use crate::ConsensusError;
 use crate::disk::Disk;
-use frame::FrameKind;
-use segment::{SPARE, SegmentHeader, SegmentInfo, segment_name};
+use frame::{EMPTY_FRAME, FrameKind};
+use segment::{SPARE, SegmentEnd, SegmentHeader, SegmentInfo, segment_name};
 
 /// What must be durable together.
 #[derive(Debug, Default)]
@@ -117,6 +120,31 @@ impl<D: Disk> Log<D> {
         Ok(log)
     }
 
+    /// Makes the first segment of a new directory.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub(crate) fn begin(&mut self) -> Result<(), ConsensusError> {
+        self.write(|log| log.roll(0))
+    }
+
+    /// There is a segment, as in every directory that was set up.
+    ///
+    /// # Errors
+    /// If there is none: whatever it held, votes included, is lost.
+    pub(crate) fn check_begun(&self) -> Result<(), ConsensusError> {
+        if !self.segments.is_empty() {
+            return Ok(());
+        }
+        Err(ConsensusError::Corrupt {
+            file: segment_name(1),
+            offset: 0,
+            index: 1,
+            what: "the directory was set up, but it holds no segment of the log: all of them are missing"
+                .to_owned(),
+        })
+    }
+
     pub(crate) fn disk(&self) -> &D {
         &self.disk
     }
@@ -170,7 +198,7 @@ impl<D: Disk> Log<D> {
             let mut buffer = std::mem::take(&mut log.buffer);
             frame::encode_body(&mut buffer, batch);
             let length = buffer.len() as u64;
-            if log.segments.is_empty() || log.tail + length > log.last_segment().length {
+            if log.segments.is_empty() || log.tail + length + EMPTY_FRAME > log.last_segment().length {
                 log.roll(length)?;
             }
             let last = log.segments.back().expect("a segment with room was made if there was none");
@@ -273,7 +301,7 @@ impl<D: Disk> Log<D> {
 
     /// Starts the next segment, large enough for a frame of `frame_bytes`.
     fn roll(&mut self, frame_bytes: u64) -> Result<(), ConsensusError> {
-        let length = self.segment_bytes.max(SEGMENT_HEADER + frame_bytes);
+        let length = self.segment_bytes.max(SEGMENT_HEADER + frame_bytes + EMPTY_FRAME);
         let done = self.spare.take();
         let mut fill = || -> Result<(), ConsensusError> {
             if done.is_none() {
@@ -303,9 +331,30 @@ impl<D: Disk> Log<D> {
         let name = segment_name(number);
         self.disk.rename(SPARE, &name)?;
         self.disk.sync_directory()?;
+        if let Some(end) = self.end_of_last_segment() {
+            self.close(&end)?;
+        }
         self.segments.push_back(SegmentInfo { number, name, length, newest_index: 0, frames: 0 });
         self.tail = SEGMENT_HEADER;
         Ok(())
+    }
+
+    /// Leaves word at the end of a segment that another one follows, which is durably there. No sync: if the power goes
+    /// before it is safe, the next start writes it again.
+    fn close(&mut self, end: &SegmentEnd) -> Result<(), ConsensusError> {
+        if end.tail + EMPTY_FRAME > end.length {
+            return Ok(());
+        }
+        let mut buffer = Vec::new();
+        frame::encode_body(&mut buffer, &Batch::default());
+        frame::seal(&mut buffer, FrameKind::Close, end.sequence + 1, end.number, end.tail);
+        self.disk.write_at(&end.name, end.tail, &buffer)?;
+        Ok(())
+    }
+
+    fn end_of_last_segment(&self) -> Option<SegmentEnd> {
+        let SegmentInfo { number, name, length, .. } = self.segments.back()?.clone();
+        Some(SegmentEnd { number, name, length, tail: self.tail, sequence: self.sequence })
     }
 
     fn last_segment(&self) -> &SegmentInfo {

@@ -5,6 +5,7 @@
 //! it answers `None`, calls [`Replica::ready`], does what the [`Output`] says, calls [`Replica::persist`],
 //! and does what that says. Between `ready` and `persist` no input may be given.
 
+mod directories;
 mod elections;
 mod inbound;
 pub(crate) mod membership;
@@ -13,6 +14,8 @@ mod reads;
 
 #[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod directory_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
@@ -27,7 +30,9 @@ use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::ConsensusError;
-use crate::disk::Disk;
+use crate::disk::{Disk, remove_if_there};
+use crate::identity::DirectoryId;
+use crate::known_peers::KnownPeers;
 use crate::log::{Batch, Owner, Recovery};
 use crate::snapshot::{self, SnapshotMeta};
 use crate::store::{Begin, FOUNDING, Store};
@@ -51,6 +56,9 @@ pub struct ReplicaConfig {
     /// A number that is different in every run of the process; tells this run's proposals and reads from an
     /// earlier run's.
     pub incarnation: u64,
+    /// A random number, never 0, that becomes the directory's own when it is set up: peers tell by it a directory that
+    /// was emptied and set up anew.
+    pub directory: u128,
     /// Seed of the election timeouts' jitter.
     pub seed: u64,
     /// The first voters. Only used on an empty directory, and then the same on all of them.
@@ -85,6 +93,7 @@ impl ReplicaConfig {
             cluster,
             replica,
             incarnation: 1,
+            directory: u128::from(replica),
             seed: replica,
             initial_voters,
             join: false,
@@ -126,6 +135,8 @@ pub struct Replica<D: Disk> {
     bytes_since_snapshot: u64,
     snapshot_wanted: bool,
     rejected_messages: u64,
+    /// Which directory each peer has.
+    peers: KnownPeers,
     /// The commit index that the last append told the followers.
     announced: u64,
     /// Messages of each member since it is one.
@@ -167,7 +178,12 @@ impl<D: Disk> Replica<D> {
                 config.replica, config.initial_voters
             )));
         }
-        let (store, data) = Store::open(disk, owner, config.segment_bytes, &begin)?;
+        if config.directory == 0 {
+            return Err(ConsensusError::Configuration("directory 0 is reserved".to_owned()));
+        }
+        let directory = DirectoryId(config.directory);
+        let (mut store, data) = Store::open(disk, owner, directory, config.segment_bytes, &begin)?;
+        let peers = KnownPeers::open(store.log_mut().disk_mut())?;
         let snapshot = (store.snapshot_index() > FOUNDING.0).then(|| {
             let index = store.snapshot_index();
             SnapshotBytes { index, term: store.log().term(index).unwrap_or_default(), data }
@@ -208,6 +224,7 @@ impl<D: Disk> Replica<D> {
             bytes_since_snapshot: 0,
             snapshot_wanted: false,
             rejected_messages: 0,
+            peers,
             announced: 0,
             heard: BTreeMap::new(),
             config,
@@ -454,7 +471,7 @@ impl<D: Disk> Replica<D> {
     pub(crate) fn publish_snapshot(&mut self, meta: SnapshotMeta) -> Result<(), ConsensusError> {
         self.assert_idle();
         if meta.index <= self.raw.store().snapshot_index() {
-            return snapshot::discard(self.raw.mut_store().log_mut().disk_mut(), snapshot::SAVING);
+            return remove_if_there(self.raw.mut_store().log_mut().disk_mut(), snapshot::SAVING);
         }
         let keep = self.config.keep_entries;
         self.bytes_since_snapshot = 0;

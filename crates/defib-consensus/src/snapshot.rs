@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Snapshot};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, remove_if_there};
 use crate::log::Owner;
 use crate::replica::membership::is_consistent;
 use crate::{ConsensusError, NUMBERS_END};
@@ -64,7 +64,7 @@ pub(crate) fn write_temporary<D: Disk>(
 ) -> Result<(), ConsensusError> {
     let head = encode_head(owner, meta, data)?;
     let write = |disk: &mut D| -> Result<(), ConsensusError> {
-        discard(disk, temporary)?;
+        remove_if_there(disk, temporary)?;
         disk.create(temporary)?;
         disk.write_at(temporary, 0, &head)?;
         let mut offset = head.len() as u64;
@@ -77,17 +77,9 @@ pub(crate) fn write_temporary<D: Disk>(
     };
     let result = write(disk);
     if matches!(result, Err(ConsensusError::DiskFull { .. })) {
-        discard(disk, temporary)?;
+        remove_if_there(disk, temporary)?;
     }
     result
-}
-
-/// Removes a temporary file that is of no use any more, if it is there.
-pub(crate) fn discard<D: Disk>(disk: &mut D, temporary: &str) -> Result<(), ConsensusError> {
-    if disk.list()?.iter().any(|file| file.name == temporary) {
-        disk.remove(temporary)?;
-    }
-    Ok(())
 }
 
 /// Makes the temporary file the snapshot, durably, and drops all older ones.

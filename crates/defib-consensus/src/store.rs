@@ -8,8 +8,8 @@ use raft::eraftpb::{ConfState, Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::ConsensusError;
-use crate::disk::Disk;
-use crate::identity;
+use crate::disk::{Disk, remove_if_there};
+use crate::identity::{self, DirectoryId};
 use crate::log::{Batch, Log, Owner, Recovery, entry_size};
 use crate::snapshot::{self, SnapshotMeta};
 
@@ -18,6 +18,7 @@ use crate::snapshot::{self, SnapshotMeta};
 pub(crate) struct Store<D> {
     log: Log<D>,
     owner: Owner,
+    directory: DirectoryId,
     snapshot: SnapshotMeta,
     /// Who the replicas were from which applied index on, since the newest snapshot; never empty.
     conf_states: VecDeque<(u64, ConfState)>,
@@ -41,14 +42,17 @@ pub(crate) enum Begin<'a> {
 pub(crate) const FOUNDING: (u64, u64) = (1, 1);
 
 impl<D: Disk> Store<D> {
+    /// Opens the directory, or sets it up as `new` if it is empty.
     pub(crate) fn open(
         mut disk: D,
         owner: Owner,
+        new: DirectoryId,
         segment_bytes: u64,
         begin: &Begin<'_>,
     ) -> Result<(Self, Bytes), ConsensusError> {
-        if !identity::check(&disk, owner)? {
-            identity::clear_unfinished(&mut disk)?;
+        let set_up = identity::read(&disk, owner)?;
+        if set_up.is_none() {
+            identity::clear_unfinished(&mut disk, owner)?;
             if let Begin::Founder(voters) = begin {
                 let mut conf_state = ConfState::default();
                 let mut voters = voters.to_vec();
@@ -58,13 +62,24 @@ impl<D: Disk> Store<D> {
                 snapshot::write_temporary(&mut disk, snapshot::INSTALLING, owner, &meta, &[])?;
                 snapshot::publish(&mut disk, snapshot::INSTALLING, &meta)?;
             }
-            identity::write(&mut disk, owner)?;
         }
         for temporary in [snapshot::INSTALLING, snapshot::SAVING] {
-            snapshot::discard(&mut disk, temporary)?;
+            remove_if_there(&mut disk, temporary)?;
         }
         let found = snapshot::read_newest(&disk, owner)?;
         let mut log = Log::open(disk, owner, segment_bytes)?;
+        // The log has a segment before the directory counts as set up, and never again none: so one without was lost.
+        let directory = match set_up {
+            Some(directory) => {
+                log.check_begun()?;
+                directory
+            }
+            None => {
+                log.begin()?;
+                identity::write(log.disk_mut(), owner, new)?;
+                new
+            }
+        };
         let (meta, data) = found.unwrap_or_default();
         log.adopt_snapshot(meta.index, meta.term)?;
         log.check_commit()?;
@@ -72,6 +87,7 @@ impl<D: Disk> Store<D> {
         let store = Self {
             log,
             owner,
+            directory,
             snapshot: meta,
             conf_states,
             read_error: RefCell::new(None),
@@ -86,6 +102,10 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn owner(&self) -> Owner {
         self.owner
+    }
+
+    pub(crate) fn directory(&self) -> DirectoryId {
+        self.directory
     }
 
     pub(crate) fn snapshot_index(&self) -> u64 {

@@ -354,12 +354,24 @@ impl Loop {
             return Ok(());
         }
         // What a majority has committed and we can't read must stop us: guessing would fork the state.
-        let entry = decode_entry(&committed.data).map_err(|error| {
+        let (entry, end) = decode_entry(&committed.data).map_err(|error| {
             anyhow::anyhow!(
                 "log entry {} can't be read ({error}); is a newer release running on another replica? Upgrade this one",
                 committed.index
             )
         })?;
+        if !self.controller.ledger().events().continues(&end) {
+            anyhow::bail!(
+                "the event stream of this replica is not the one that {} had when it proposed log entry {}: there event {} \
+                 has the hash {:?}. One of the two decided something else than the others, and this one stops. Compare what \
+                 each replica's `defib events` says of event {}, and replace the one that differs",
+                entry.proposer,
+                committed.index,
+                end.seq.0,
+                end.hash,
+                end.seq.0
+            );
+        }
         let before = self.controller.ledger().events().head();
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
         self.check_session()?;
@@ -505,7 +517,7 @@ impl Loop {
 
     fn propose(&mut self, entry: &Entry, waiter: Option<oneshot::Sender<Fate>>) {
         let id = self.proposals.begin(self.clock.now(), waiter);
-        let sent = encode_entry(entry)
+        let sent = encode_entry(entry, self.controller.ledger().events().end())
             .map_err(|error| error.to_string())
             .and_then(|bytes| self.driver.propose(id, bytes).map_err(|error| error.to_string()));
         if let Err(error) = sent {

@@ -75,6 +75,12 @@ impl Members {
         (self.handle.status(), self.handle.matched())
     }
 
+    /// First replicas of a new cluster that were never heard: until they are, nobody can lead.
+    #[must_use]
+    pub fn unknown_founders(&self) -> Vec<u64> {
+        self.handle.unknown_founders()
+    }
+
     /// On the leader: itself, and who has sent enough since these were counted. Whoever is not among them is counted
     /// from now.
     fn heard_since(&self, counted: &mut BTreeMap<u64, u64>) -> BTreeSet<u64> {

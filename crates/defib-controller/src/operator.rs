@@ -278,6 +278,9 @@ impl Operator for OperatorService {
             self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
+        status.attention.extend(self.members.unknown_founders().iter().map(|founder| {
+            format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
+        }));
         for replica in &mut status.replicas {
             replica.commit = if replica.id == self.me { log.commit } else { 0 };
             replica.matched = matched.get(&replica.id).copied().unwrap_or(0);

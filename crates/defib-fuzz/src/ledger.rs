@@ -61,7 +61,9 @@ pub(crate) fn ledger(data: &[u8]) {
     let mut restored = restored.unwrap_or_else(|| through_snapshot(&live));
     for (index, entry) in log {
         if index > restored.applied() {
-            let entry = decode_entry(&encode_entry(&entry).expect("a form")).expect("what was written");
+            let written = encode_entry(&entry, restored.events().end()).expect("a form");
+            let (entry, end) = decode_entry(&written).expect("what was written");
+            assert!(restored.events().continues(&end));
             apply_checked(&mut restored, index, &entry);
         }
     }

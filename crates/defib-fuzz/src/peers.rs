@@ -184,7 +184,9 @@ fn story(u: &mut Unstructured<'_>) -> Result<()> {
             }
             _ => {
                 let from = u.int_in_range(2..=3)?;
-                let bytes = message(u, &replica, from, &mut term)?.encode_to_vec().into();
+                let mut bytes = envelope(u, from)?;
+                bytes.extend(message(u, &replica, from, &mut term)?.encode_to_vec());
+                let bytes = bytes.into();
                 // The news that this replica's directory is an old copy ends it, as it should.
                 if replica.receive(from, &bytes).is_err() {
                     return Ok(());
@@ -200,6 +202,21 @@ fn story(u: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whose message it is, and how the sender knows others; mostly what is right.
+fn envelope(u: &mut Unstructured<'_>, from: u64) -> Result<Vec<u8>> {
+    let odd = |u: &mut Unstructured<'_>, right: u64| -> Result<u128> {
+        if u.int_in_range(0..=63_u8)? == 0 { u.arbitrary() } else { Ok(right.into()) }
+    };
+    let mut bytes = odd(u, from)?.to_le_bytes().to_vec();
+    let count = u.int_in_range(0..=3_u8)?;
+    bytes.push(if u.int_in_range(0..=63_u8)? == 0 { u.arbitrary()? } else { count });
+    for replica in 1..=u64::from(count) {
+        bytes.extend(replica.to_le_bytes());
+        bytes.extend(odd(u, replica)?.to_le_bytes());
+    }
+    Ok(bytes)
 }
 
 /// Mostly what could come now.

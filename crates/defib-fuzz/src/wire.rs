@@ -120,25 +120,28 @@ pub(crate) fn datagram_seeds() -> Vec<Vec<u8>> {
 
 /// An entry that decodes reads back as it was, and any ledger takes it.
 pub(crate) fn log_entry(data: &[u8]) {
-    let entry = match decode_entry(data) {
-        Ok(entry) => entry,
+    let (entry, end) = match decode_entry(data) {
+        Ok(decoded) => decoded,
         Err(error) => {
             assert!(!error.to_string().is_empty());
             // The envelope is the easy part: what is in it must get its turn too.
             match serde_json::from_slice::<Command>(data) {
-                Ok(command) => entry_of(command),
+                Ok(command) => (entry_of(command), fresh().events().end()),
                 Err(_) => return,
             }
         }
     };
-    let again =
-        decode_entry(&encode_entry(&entry).expect("every entry has a form")).expect("what was written");
-    assert_eq!(again, entry);
-    let mut fresh = Ledger::new(BTreeSet::from([ReplicaId(1), ReplicaId(2), ReplicaId(3)]));
-    apply_checked(&mut fresh, LogIndex(1), &entry);
+    let written = encode_entry(&entry, end.clone()).expect("every entry has a form");
+    let _whatever_end_is_told = seen_hosts().events().continues(&end);
+    assert_eq!(decode_entry(&written).expect("what was written"), (entry.clone(), end));
+    apply_checked(&mut fresh(), LogIndex(1), &entry);
     let mut lived_in = seen_hosts();
     let next = lived_in.applied().next();
     apply_checked(&mut lived_in, next, &entry);
+}
+
+fn fresh() -> Ledger {
+    Ledger::new(BTreeSet::from([ReplicaId(1), ReplicaId(2), ReplicaId(3)]))
 }
 
 fn entry_of(command: Command) -> Entry {
@@ -149,7 +152,7 @@ pub(crate) fn log_entry_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for command in draw::one_of_each() {
         seeds.push(serde_json::to_vec(&command).expect("JSON"));
-        seeds.push(encode_entry(&entry_of(command)).expect("a form").to_vec());
+        seeds.push(encode_entry(&entry_of(command), fresh().events().end()).expect("a form").to_vec());
     }
     seeds
 }

@@ -17,6 +17,15 @@ use crate::{Event, EventSeq};
 /// What the first event follows.
 pub const GENESIS: &str = "genesis";
 
+/// Where a stream ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The newest event; 0 before the first.
+    pub seq: EventSeq,
+    /// Its hash, [`GENESIS`] before the first.
+    pub hash: String,
+}
+
 /// The hash of `event`, whose own `hash` is not looked at, after an event with the hash `previous`.
 #[must_use]
 pub fn event_hash(previous: &str, event: &Event) -> String {

@@ -1,7 +1,7 @@
 //! What stands in the replicated log: a protobuf envelope around canonical JSON.
 
 use bytes::Bytes;
-use defib_model::{ClusterTime, Entry, ReplicaId, UnixMillis};
+use defib_model::{ClusterTime, Entry, EventSeq, ReplicaId, UnixMillis, chain::Head};
 use prost::Message as _;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -28,34 +28,37 @@ fn check_version(version: u32) -> Result<(), WireError> {
     Err(WireError::new("version", format!("layout {version} is not {VERSION}, which this release reads")))
 }
 
-/// Writes an entry.
+/// Writes an entry, and where the proposer's event stream ends.
 ///
 /// # Errors
 /// When a part of the command has no JSON form, which no command of ours has.
-pub fn encode_entry(entry: &Entry) -> Result<Bytes, WireError> {
+pub fn encode_entry(entry: &Entry, end: Head) -> Result<Bytes, WireError> {
     let message = LogEntry {
         version: VERSION,
         at_ms: entry.at.0,
         wall_ms: entry.wall.0,
         proposer: entry.proposer.0,
         command_json: json("command_json", &entry.command)?,
+        head_seq: end.seq.0,
+        head_hash: end.hash,
     };
     Ok(message.encode_to_vec().into())
 }
 
-/// Reads an entry.
+/// Reads an entry, and where the event stream ended that its proposer had.
 ///
 /// # Errors
 /// When it is of another layout, garbled, or holds a command that this release does not know.
-pub fn decode_entry(bytes: &[u8]) -> Result<Entry, WireError> {
+pub fn decode_entry(bytes: &[u8]) -> Result<(Entry, Head), WireError> {
     let message = LogEntry::decode(bytes).map_err(|error| WireError::new("entry", error.to_string()))?;
     check_version(message.version)?;
-    Ok(Entry {
+    let entry = Entry {
         at: ClusterTime(message.at_ms),
         wall: UnixMillis(message.wall_ms),
         proposer: ReplicaId(message.proposer),
         command: from_json("command_json", &message.command_json)?,
-    })
+    };
+    Ok((entry, Head { seq: EventSeq(message.head_seq), hash: message.head_hash }))
 }
 
 fn digest(bytes: &[u8]) -> Vec<u8> {
@@ -102,12 +105,13 @@ mod tests {
 
     #[test]
     fn an_entry_reads_back_as_it_was_written() {
-        assert_eq!(decode_entry(&encode_entry(&entry()).unwrap()).unwrap(), entry());
+        let end = Head { seq: EventSeq(3), hash: "abc".into() };
+        assert_eq!(decode_entry(&encode_entry(&entry(), end.clone()).unwrap()).unwrap(), (entry(), end));
     }
 
     #[test]
     fn a_damaged_entry_or_snapshot_is_refused_and_never_panics() {
-        let good = encode_entry(&entry()).unwrap();
+        let good = encode_entry(&entry(), Head { seq: EventSeq(3), hash: "abc".into() }).unwrap();
         for cut in 0..good.len() {
             let _ = decode_entry(&good[..cut]);
         }

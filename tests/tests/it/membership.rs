@@ -244,9 +244,46 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     let config = rig.path("replica-2/replica.yaml").display().to_string();
     let told = run("defibd", ["--config", &config]).await.failed(1);
     assert!(
-        told.contains("replica 2 had acknowledged index") && told.contains("rebuilt from its peers"),
+        told.contains("knows replica 2 by another data directory") && told.contains("rebuilt from its peers"),
         "{told}"
     );
+    // Nor when no leader is left that could remember how far it had been.
+    rig.cluster.kill_replica(1);
+    rig.cluster.restart_replica(3).unwrap();
+    let told = run("defibd", ["--config", &config]).await.failed(1);
+    assert!(told.contains("replica 3 knows replica 2 by another data directory"), "{told}");
+    // Two that were emptied are a majority, but found no cluster of their own without the third one's word.
+    rig.cluster.kill_replica(3);
+    fs::rename(rig.path("replica-1/data"), rig.path("aside-1")).unwrap();
+    fs::remove_dir_all(&data).unwrap();
+    for id in [1, 2] {
+        rig.cluster.restart_replica(id).unwrap();
+    }
+    wait_until("both say what they wait for", AMPLE, || async {
+        for id in [1, 2] {
+            let status = rig.cluster.operator().status_of(id).await?;
+            let waits = status.attention.iter().any(|line| line.contains("replica 3 was never heard"));
+            ensure!(waits && status.leader == 0, "{:?}", status.attention);
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    rig.cluster.restart_replica(3).unwrap();
+    wait_until("both end", AMPLE, || {
+        let fallen = rig.cluster.fallen_replicas();
+        async move {
+            ensure!(fallen.len() == 2, "ended are {fallen:?}");
+            Ok(())
+        }
+    })
+    .await
+    .unwrap();
+    rig.cluster.kill_replica(2);
+    fs::remove_dir_all(rig.path("replica-1/data")).unwrap();
+    fs::rename(rig.path("aside-1"), rig.path("replica-1/data")).unwrap();
+    rig.cluster.restart_replica(1).unwrap();
+    settle(&rig).await;
     // With another's directory neither.
     fs::remove_dir_all(&data).unwrap();
     fs::create_dir(&data).unwrap();

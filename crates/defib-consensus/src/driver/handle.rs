@@ -62,6 +62,7 @@ pub(super) struct Shared {
     pub(super) dropped_messages: AtomicU64,
     pub(super) rejected_messages: AtomicU64,
     pub(super) skipped_ticks: AtomicU64,
+    unknown_founders: Mutex<Vec<u64>>,
     matched: Mutex<BTreeMap<u64, u64>>,
     heard: Mutex<BTreeMap<u64, u64>>,
     pub(super) stopped: AtomicBool,
@@ -74,6 +75,10 @@ impl Shared {
     pub(super) fn set_members(&self, matched: BTreeMap<u64, u64>, heard: BTreeMap<u64, u64>) {
         *self.matched.lock().unwrap_or_else(PoisonError::into_inner) = matched;
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+    }
+
+    pub(super) fn set_unknown_founders(&self, founders: Vec<u64>) {
+        *self.unknown_founders.lock().unwrap_or_else(PoisonError::into_inner) = founders;
     }
 
     pub(super) fn set_role(&self, role: RoleChange) {
@@ -197,6 +202,12 @@ impl Handle {
     #[must_use]
     pub fn heard(&self) -> BTreeMap<u64, u64> {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// See [`Replica::unknown_founders`](crate::replica::Replica::unknown_founders).
+    #[must_use]
+    pub fn unknown_founders(&self) -> Vec<u64> {
+        self.shared.unknown_founders.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the replica is doing.

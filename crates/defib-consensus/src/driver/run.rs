@@ -27,6 +27,8 @@ const ANNOUNCE_AFTER: Duration = Duration::from_micros(300);
 /// How long a replica with an entry that isn't committed yet looks for messages again and again before it
 /// sleeps. Others may use the core.
 const SPIN: Duration = Duration::from_micros(200);
+/// While a new cluster waits for a first replica.
+const TELL_FOUNDERS_EVERY_MS: u64 = 5_000;
 /// Transport events that may wait.
 const MAX_EVENTS: usize = 1024;
 
@@ -65,6 +67,8 @@ pub(super) struct Run {
     started: Instant,
     next_tick: Instant,
     skipped: u64,
+    /// In milliseconds of the driver's clock.
+    tell_founders_at: u64,
 }
 
 /// A panic in Raft means that an invariant is broken: this process must not go on, whatever its other threads do.
@@ -116,6 +120,7 @@ impl Run {
             written: crossbeam_channel::bounded(1),
             started,
             skipped: 0,
+            tell_founders_at: TELL_FOUNDERS_EVERY_MS,
         }
     }
 
@@ -180,6 +185,7 @@ impl Run {
             self.peers.dial_due(now_ms);
             self.replica.maintain()?;
             self.handle.shared.set_members(self.replica.matched(), self.replica.heard());
+            self.tell_unknown_founders(now_ms);
         }
         self.publish_status();
         Ok(())
@@ -392,6 +398,19 @@ impl Run {
 
     fn deliver(&mut self, output: DriverOutput) -> Result<(), End> {
         if (self.sink)(output) { Ok(()) } else { Err(End::Stopped) }
+    }
+
+    /// A new cluster that waits for one of its first replicas must not seem to hang.
+    fn tell_unknown_founders(&mut self, now_ms: u64) {
+        let founders = self.replica.unknown_founders();
+        if !founders.is_empty() && now_ms >= self.tell_founders_at {
+            self.tell_founders_at = now_ms + TELL_FOUNDERS_EVERY_MS;
+            tracing::warn!(
+                ?founders,
+                "the first election waits until every first replica was heard once; these were not: start them"
+            );
+        }
+        self.handle.shared.set_unknown_founders(founders);
     }
 
     fn publish_status(&self) {

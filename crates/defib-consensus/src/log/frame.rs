@@ -15,6 +15,8 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 use super::Batch;
 
 pub(super) const FRAME_HEADER: usize = 32;
+/// Bytes of a frame without entries: a mark's, or that of what closes a segment.
+pub(super) const EMPTY_FRAME: u64 = 64;
 const MAGIC: u32 = 0x4d52_4644;
 const FLAG_RESET: u32 = 1;
 
@@ -22,6 +24,8 @@ const FLAG_RESET: u32 = 1;
 pub(super) enum FrameKind {
     Batch = 1,
     Mark = 2,
+    /// Another segment follows this one.
+    Close = 3,
 }
 
 #[derive(Debug)]
@@ -99,6 +103,7 @@ pub(super) fn decode(segment_bytes: &[u8], offset: usize, segment: u64) -> Optio
     let kind = match header.u32()? {
         1 => FrameKind::Batch,
         2 => FrameKind::Mark,
+        3 => FrameKind::Close,
         _ => return None,
     };
     let crc = header.u32()?;

@@ -42,8 +42,18 @@ impl<D: Disk> Log<D> {
         }
         segments.sort();
         let count = segments.len();
+        let mut unclosed = None;
         for (position, (number, name)) in segments.into_iter().enumerate() {
-            self.recover_segment(number, name, position + 1 == count)?;
+            let last = position + 1 == count;
+            let closed = self.recover_segment(number, name, last)?;
+            if !last {
+                unclosed = (!closed).then(|| self.end_of_last_segment());
+            }
+        }
+        // The process ended between making the last segment and closing the one before. That all of it was read is
+        // known by now.
+        if let Some(end) = unclosed.flatten() {
+            self.close(&end)?;
         }
         self.make_safe()
     }
@@ -58,7 +68,8 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    fn recover_segment(&mut self, number: u64, name: String, last: bool) -> Result<(), ConsensusError> {
+    /// True if the segment says that another one follows it.
+    fn recover_segment(&mut self, number: u64, name: String, last: bool) -> Result<bool, ConsensusError> {
         let bytes = self.disk.read(&name)?;
         let damaged = |log: &Self, offset: usize, what: String| ConsensusError::Corrupt {
             file: name.clone(),
@@ -103,13 +114,15 @@ impl<D: Disk> Log<D> {
             frames: 0,
         });
 
+        let mut closed = false;
         let mut offset = usize::try_from(SEGMENT_HEADER).unwrap_or(64);
         while let Some(frame) = decode(&bytes, offset, number) {
             if self.sequence.checked_add(1) != Some(frame.sequence) {
                 let what = format!("record {} follows record {}", frame.sequence, self.sequence);
                 return Err(damaged(self, offset, what));
             }
-            if frame.kind == FrameKind::Mark {
+            if frame.kind != FrameKind::Batch {
+                closed = frame.kind == FrameKind::Close;
                 break;
             }
             if let Some(what) = contradiction(&frame) {
@@ -141,9 +154,14 @@ impl<D: Disk> Log<D> {
         }
         self.tail = offset as u64;
         if !last {
-            return Ok(());
+            return Ok(closed);
         }
-        self.cut_torn_tail(&name, number, &bytes, offset)
+        if closed {
+            let what = "another segment followed this one, and is missing".to_owned();
+            return Err(damaged(self, offset, what));
+        }
+        self.cut_torn_tail(&name, number, &bytes, offset)?;
+        Ok(false)
     }
 
     /// Nothing valid follows at `offset`. Either this is the end, or a torn write, or damage.

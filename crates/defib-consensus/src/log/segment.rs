@@ -1,6 +1,8 @@
 //! Segment files: their names and headers.
 
 use super::Owner;
+use crate::ConsensusError;
+use crate::disk::Disk;
 
 /// Bytes before the first frame.
 pub(crate) const SEGMENT_HEADER: u64 = 64;
@@ -24,6 +26,19 @@ pub(super) struct SegmentInfo {
     pub(super) frames: u64,
 }
 
+/// Where the frames of a segment end.
+#[derive(Clone, Debug)]
+pub(super) struct SegmentEnd {
+    pub(super) number: u64,
+    pub(super) name: String,
+    /// Bytes of the file.
+    pub(super) length: u64,
+    /// Offset behind the last frame.
+    pub(super) tail: u64,
+    /// Sequence number of the last frame.
+    pub(super) sequence: u64,
+}
+
 pub(super) fn segment_name(number: u64) -> String {
     format!("{PREFIX}{number:016x}{SUFFIX}")
 }
@@ -34,6 +49,19 @@ pub(super) fn segment_number(name: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(digits, 16).ok()
+}
+
+/// Whether a file is a segment of the log, by its name.
+pub(crate) fn is_segment(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// Whether a segment is one that a set-up made and that nothing was ever written to.
+pub(crate) fn is_unwritten<D: Disk>(disk: &D, owner: Owner, name: &str) -> Result<bool, ConsensusError> {
+    let bytes = disk.read(name)?;
+    let first = SegmentHeader { owner, number: 1, first_sequence: 1, length: bytes.len() as u64 };
+    let frames = bytes.get(first.encode().len()..).unwrap_or_default();
+    Ok(SegmentHeader::decode(&bytes) == Ok(first) && frames.iter().all(|byte| *byte == 0))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

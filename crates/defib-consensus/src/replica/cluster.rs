@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::directories::Envelope;
 use super::*;
 use crate::disk::{Crash, MemoryDisk};
 
@@ -129,6 +130,7 @@ impl Cluster {
         self.incarnation += 1;
         let member = self.members.get_mut(&id).unwrap();
         member.config.incarnation = self.incarnation;
+        member.config.directory = u128::from(self.incarnation);
         member.failure = None;
         let (replica, snapshot) = Replica::open(member.config.clone(), member.disk.clone(), &quiet())?;
         member.applied.clear();
@@ -338,6 +340,30 @@ impl Cluster {
         self.replica(on).change_membership(id, change);
         self.work(on);
         id
+    }
+
+    fn directory(&self, id: u64) -> Option<DirectoryId> {
+        let replica = self.members.get(&id)?.replica.as_ref()?;
+        Some(replica.raw.store().directory())
+    }
+
+    /// As its sender would send it.
+    pub(super) fn envelop(&self, from: u64, message: &Message) -> Bytes {
+        let from = self.directory(from).expect("it runs");
+        let known = self.directory(message.to).map(|directory| (message.to, directory));
+        let envelope = Envelope { from, known: known.into_iter().collect() };
+        [envelope.encode(), message.write_to_bytes().unwrap()].concat().into()
+    }
+
+    /// Every one knows every other one, as if they had heard each other.
+    pub(super) fn introduce(&mut self) {
+        let ids: Vec<u64> = self.members.keys().copied().collect();
+        for (id, peer) in ids.iter().flat_map(|id| ids.iter().map(move |peer| (*id, *peer))) {
+            if id != peer {
+                let from = self.directory(peer).expect("it runs");
+                self.replica(id).remember_directories(peer, Envelope { from, known: Vec::new() }).unwrap();
+            }
+        }
     }
 
     pub(super) fn other_than(&self, ids: &[u64]) -> u64 {

@@ -6,6 +6,7 @@ use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType, SnapshotMetadata};
 
 use super::Replica;
+use super::directories::Envelope;
 use super::membership::is_consistent;
 use crate::disk::Disk;
 use crate::{ConsensusError, NUMBERS_END};
@@ -15,10 +16,23 @@ impl<D: Disk> Replica<D> {
     /// is counted and ignored.
     ///
     /// # Errors
-    /// If the message proves that this replica's directory lost entries that it had acknowledged. Final.
+    /// If the message proves that this replica's directory lost entries that it had acknowledged, or that it was
+    /// emptied. Final, as is an error of the disk.
     pub fn receive(&mut self, from: u64, bytes: &Bytes) -> Result<(), ConsensusError> {
         self.assert_idle();
-        let message = match Message::parse_from_carllerche_bytes(bytes) {
+        let Some((envelope, bytes)) = Envelope::decode(bytes.clone()) else {
+            self.reject(from, "it does not say from which directory it comes");
+            return Ok(());
+        };
+        if !self.check_directories(from, &envelope)? {
+            self.reject(
+                from,
+                "its data directory was emptied or exchanged, so it has forgotten what it promised: \
+                 replace that replica by one with a new id",
+            );
+            return Ok(());
+        }
+        let message = match Message::parse_from_carllerche_bytes(&bytes) {
             Ok(message) => message,
             Err(error) => {
                 self.reject(from, &error.to_string());
@@ -30,6 +44,10 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         }
         self.check_not_rolled_back(&message)?;
+        self.remember_directories(from, envelope)?;
+        if is_vote(&message) && !self.unknown_founders().is_empty() {
+            return Ok(());
+        }
         if self.raw.raft.prs().get(from).is_some() {
             let heard = self.heard.entry(from).or_default();
             *heard = heard.saturating_add(1);
@@ -130,6 +148,10 @@ impl<D: Disk> Replica<D> {
         }
         Ok(())
     }
+}
+
+fn is_vote(message: &Message) -> bool {
+    matches!(message.get_msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote)
 }
 
 fn check_proposal(entries: &[Entry]) -> Result<(), &'static str> {

@@ -124,7 +124,13 @@ impl<D: Disk> Replica<D> {
         let told = messages.iter().filter(|message| message.get_msg_type() == MessageType::MsgAppend);
         self.announced = self.announced.max(told.map(|message| message.commit).max().unwrap_or(0));
         let encode = |message: Message| {
-            let bytes = message.write_to_bytes().expect("a message in memory always encodes").into();
+            use MessageType::{MsgAppend, MsgAppendResponse};
+            // The many messages of a busy log needn't repeat what each heartbeat says.
+            let all = !matches!(message.get_msg_type(), MsgAppend | MsgAppendResponse);
+            let mut bytes = self.envelope(message.to, all).encode();
+            bytes.reserve(usize::try_from(message.compute_size()).unwrap_or(0));
+            message.write_to_vec(&mut bytes).expect("a message in memory always encodes");
+            let bytes = bytes.into();
             PeerMessage {
                 to: message.to,
                 snapshot: message.get_msg_type() == MessageType::MsgSnapshot,

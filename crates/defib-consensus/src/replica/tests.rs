@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
-use super::cluster::{Cluster, config, quiet};
+use super::cluster::{Cluster, config};
+use super::directories::Envelope;
 use super::*;
 use crate::disk::{Crash, MemoryDisk};
 
@@ -313,6 +314,7 @@ fn a_read_without_a_majority_fails_in_the_end() {
 #[test]
 fn nobody_votes_twice_in_a_term() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.introduce();
     // 1 stands; 2 and 3 say that it may; it asks for real votes.
     cluster.replica(1).campaign();
     cluster.work(1);
@@ -332,84 +334,13 @@ fn nobody_votes_twice_in_a_term() {
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgRequestVote);
     (message.from, message.to, message.term, message.log_term, message.index) = (3, 2, term, 1, 1);
-    cluster.replica(2).receive(3, &message.write_to_bytes().unwrap().into()).unwrap();
+    let message = cluster.envelop(3, &message);
+    cluster.replica(2).receive(3, &message).unwrap();
     cluster.work(2);
     let (_, answer) = cluster.network.pop_front().expect("it answers");
-    let answer = Message::parse_from_carllerche_bytes(&answer.bytes).unwrap();
+    let (_, answer) = Envelope::decode(answer.bytes).unwrap();
+    let answer = Message::parse_from_carllerche_bytes(&answer).unwrap();
     assert!(answer.reject && answer.to == 3);
-}
-
-#[test]
-fn an_old_copy_of_a_directory_is_noticed() {
-    let mut cluster = Cluster::new(&[1, 2, 3]);
-    let leader = cluster.leader();
-    cluster.commit(leader, "one");
-    cluster.tick(2);
-    let follower = cluster.other_than(&[leader]);
-    let backup = cluster.members[&follower].disk.durable_copy();
-    cluster.commit(leader, "two");
-    cluster.tick(2);
-    cluster.crash(follower, Crash::KeepAll);
-    cluster.members.get_mut(&follower).unwrap().disk = backup;
-    cluster.start(follower).unwrap();
-    cluster.tick(3);
-    let failure = cluster.members[&follower].failure.as_ref().expect("it stops");
-    assert!(matches!(failure, ConsensusError::LostEntries { .. }), "{failure}");
-    assert!(failure.to_string().contains("replace the old id"), "{failure}");
-}
-
-#[test]
-fn a_damaged_replica_refuses_to_start_and_is_rebuilt_from_its_peers() {
-    let mut cluster = Cluster::new(&[1, 2, 3]);
-    let leader = cluster.leader();
-    for number in 0..10 {
-        cluster.commit(leader, &format!("entry {number}"));
-    }
-    cluster.tick(2);
-    let damaged = cluster.other_than(&[leader]);
-    cluster.crash(damaged, Crash::KeepAll);
-    let disk = cluster.members[&damaged].disk.clone();
-    assert!(disk.flip_bit("log-0000000000000001.segment", 400, 5));
-    let error = cluster.start(damaged).unwrap_err();
-    let message = error.to_string();
-    assert!(matches!(error, ConsensusError::Corrupt { .. }), "{message}");
-    for part in ["log-0000000000000001.segment", "byte", "index", "rebuilt from its peers"] {
-        assert!(message.contains(part), "{message}");
-    }
-    // As the message says: a new id, empty, in its place.
-    cluster.add(config(4), MemoryDisk::new());
-    cluster.change(leader, &MembershipChange::replace(damaged, 4));
-    cluster.tick(40);
-    cluster.commit(4, "whole again");
-    assert!(cluster.members[&4].has("entry 0"));
-}
-
-#[test]
-fn directories_of_others_and_wrong_configurations_are_refused() {
-    let disk = MemoryDisk::new();
-    Replica::open(config(1), disk.clone(), &quiet()).unwrap();
-    let open = |config: ReplicaConfig| Replica::open(config, disk.clone(), &quiet()).map(drop).unwrap_err();
-    assert!(matches!(open(config(2)), ConsensusError::WrongIdentity { found_replica: 1, .. }));
-    let mut other = config(1);
-    other.cluster = 77;
-    assert!(matches!(open(other), ConsensusError::WrongIdentity { found_cluster: 9, .. }));
-    let mut stranger = config(4);
-    stranger.join = false;
-    assert!(matches!(open(stranger), ConsensusError::Configuration(_)));
-    let mut hasty = config(1);
-    hasty.heartbeat_ticks = 10;
-    assert!(matches!(open(hasty), ConsensusError::Configuration(_)));
-}
-
-#[test]
-fn a_lost_identity_file_is_noticed() {
-    let mut cluster = Cluster::new(&[1, 2, 3]);
-    let leader = cluster.leader();
-    cluster.commit(leader, "something");
-    cluster.crash(leader, Crash::KeepAll);
-    Disk::remove(&mut cluster.members[&leader].disk.clone(), "identity").unwrap();
-    let error = cluster.start(leader).unwrap_err();
-    assert!(matches!(error, ConsensusError::Corrupt { .. }), "{error}");
 }
 
 /// No message of a peer, however odd, brings a replica down.
@@ -420,14 +351,17 @@ fn messages_that_make_no_sense_are_counted_and_ignored() {
     cluster.commit(leader, "something");
     let follower = cluster.other_than(&[leader]);
     let term = cluster.members[&leader].role().term;
+    let envelope = cluster.replica(leader).envelope(follower, true).encode();
     let build = |change: &dyn Fn(&mut Message)| {
         let mut message = Message::default();
         (message.from, message.to, message.term) = (leader, follower, 50);
         change(&mut message);
-        Bytes::from(message.write_to_bytes().unwrap())
+        cluster.envelop(leader, &message)
     };
     let odd = [
         Bytes::from_static(b"\xff\xff\xff\xff garbage"),
+        Bytes::from_static(&[0; 40]),
+        [&envelope[..], b"\xff\xff\xff\xff garbage"].concat().into(),
         build(&|message| message.set_msg_type(MessageType::MsgHup)),
         build(&|message| message.from = 99),
         build(&|message| message.to = leader),

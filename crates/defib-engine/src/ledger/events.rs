@@ -53,6 +53,28 @@ impl EventLog {
         &self.head_hash
     }
 
+    /// Where the stream ends.
+    #[must_use]
+    pub fn end(&self) -> chain::Head {
+        chain::Head { seq: self.head, hash: self.head_hash.clone() }
+    }
+
+    /// Whether the stream that once ended there was this one. One that ended before the oldest event at hand can't be
+    /// told from it any more.
+    #[must_use]
+    pub fn continues(&self, end: &chain::Head) -> bool {
+        let next = end.seq.next();
+        if next > self.head.next() {
+            return false;
+        }
+        match self.chained_since(next).next() {
+            Some((before, event)) if event.seq == next => before == end.hash,
+            // Nothing follows: it ends where this one does.
+            None => self.head_hash == end.hash,
+            Some(_) => true,
+        }
+    }
+
     /// The retained events from number `from` on, oldest first.
     pub fn since(&self, from: EventSeq) -> impl Iterator<Item = &Event> {
         let first = self.retained.front().map_or(0, |event| event.seq.0);
@@ -101,5 +123,44 @@ impl EventLog {
                 self.before = event.hash;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use defib_model::ReplicaId;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_continues_each_of_its_own_ends_and_no_other() {
+        let (mut log, mut other) = (EventLog::default(), EventLog::default());
+        let mut ends = alloc::vec![log.end()];
+        for number in 1..=20_u64 {
+            let birth = Birth {
+                index: LogIndex(number),
+                ordinal: 0,
+                at: ClusterTime(number),
+                wall: UnixMillis(number),
+            };
+            let kind = EventKind::ObserverStarted { observer: ReplicaId(number) };
+            log.push(birth, None, None, kind.clone());
+            // The other one parted from it at the tenth.
+            let wall = UnixMillis(number + number / 10);
+            other.push(Birth { wall, ..birth }, None, None, kind);
+            ends.push(log.end());
+        }
+        for (number, end) in ends.iter().enumerate() {
+            assert!(log.continues(end), "{number}");
+            assert_eq!(other.continues(end), number < 10, "{number}");
+        }
+        let beyond = chain::Head { seq: EventSeq(21), hash: log.head_hash.clone() };
+        assert!(!log.continues(&beyond));
+        // What is not at hand any more can't be told.
+        while log.retained.len() > 5 {
+            log.before = log.retained.pop_front().unwrap().hash;
+        }
+        assert!(ends.iter().all(|end| log.continues(end)));
+        assert!(!log.continues(&chain::Head { seq: EventSeq(15), hash: String::new() }));
     }
 }

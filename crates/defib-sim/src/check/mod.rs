@@ -170,6 +170,14 @@ impl Checks {
         );
     }
 
+    /// A replica is about to apply an entry, and finds its own stream in what the proposer's ended with, or does not.
+    pub(crate) fn continues(&mut self, now: u64, replica: u64, index: u64, continues: bool) {
+        if !continues {
+            let text = format!("r{replica}'s stream is not the one of whom proposed entry {index}");
+            self.common.violated("I8", now, text);
+        }
+    }
+
     /// A replica has applied an entry. From which event on the stream is news to everybody.
     pub(crate) fn applied(&mut self, now: u64, replica: u64, ledger: &Ledger) -> Option<EventSeq> {
         let sampled = ledger.applied().0.is_multiple_of(self.every);

@@ -131,10 +131,12 @@ impl World {
         if entry.data.is_empty() {
             return;
         }
-        let decoded = match decode_entry(&entry.data) {
+        let (decoded, end) = match decode_entry(&entry.data) {
             Ok(decoded) => decoded,
             Err(error) => return self.checks.unreadable(self.now, id, entry.index, &error.to_string()),
         };
+        let continues = run.controller.ledger().events().continues(&end);
+        self.checks.continues(self.now, id, entry.index, continues);
         self.step(number, Input::Committed(Committed { index: LogIndex(entry.index), entry: decoded }));
         self.applied(number);
         self.check_session(number);
@@ -385,7 +387,7 @@ impl World {
         if let Some(episode) = episode {
             run.waiting.insert(id, episode);
         }
-        if let Ok(bytes) = encode_entry(entry) {
+        if let Ok(bytes) = encode_entry(entry, run.controller.ledger().events().end()) {
             self.counts.proposals += 1;
             self.hand_to_log(number, id, bytes);
         }

@@ -348,24 +348,47 @@ impl World {
             && membership.voters.iter().all(well)
     }
 
-    /// What was safe on a stopped replica's disk is altered.
+    /// What was safe on a stopped replica's disk is altered, or files of it are lost.
     fn corrupt(&mut self, replica: usize) -> bool {
         if !self.one_may_be_lost() || self.leader() == Some(replica) || !self.replicas[replica].is_up() {
             return false;
         }
         self.kill_replica(replica, false);
         let files = defib_consensus::disk::Disk::list(&self.replicas[replica].disk).unwrap_or_default();
+        let mut emptied = false;
         if let Some(file) = self.chance.disk.pick(&files).cloned() {
             // Most of a segment is zeros behind its records; its beginning is what was synced long ago.
             let offset = self.chance.disk.below(file.length.clamp(1, 1024));
             let bit = self.chance.disk.below(8) as u8;
-            self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
             self.checks.disk_altered(self.replicas[replica].id);
+            let names = files.iter().map(|file| file.name.as_str());
+            let segments: Vec<&str> = names.clone().filter(|name| name.ends_with(".segment")).collect();
+            let lost = match offset % 8 {
+                0 => names.collect(),
+                1 => segments,
+                2 => segments.last().copied().into_iter().collect(),
+                _ => Vec::new(),
+            };
+            emptied = !lost.is_empty() && lost.len() == files.len();
+            if lost.is_empty() {
+                self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
+            }
+            for name in &lost {
+                let removed = defib_consensus::disk::Disk::remove(&mut self.replicas[replica].disk, name);
+                removed.expect("a disk that just was listed");
+            }
+            if !lost.is_empty() {
+                self.say(|| format!("files are lost: {lost:?}"));
+            }
         }
-        // Its process is started again at once, and refuses its copy, or does not notice. Either way an operator does
-        // not trust that copy any more, and has it made anew from its peers.
         let life = self.replicas[replica].life;
         self.start_replica(replica, life);
+        if emptied && self.replicas[replica].is_up() {
+            // It can't know that it has forgotten something. Its peers do, and tell it; see `replica_fails`.
+            return true;
+        }
+        // Its process was started again at once, and refused its copy, or did not notice. Either way an operator does
+        // not trust that copy any more, and has it made anew from its peers.
         if !self.replicas[replica].is_up() {
             self.replicas[replica].fate = Fate::Gone;
             self.counts.copies_refused += 1;
@@ -374,7 +397,7 @@ impl World {
     }
 
     /// An operator gives the place of a replica to a new one.
-    fn replace(&mut self, replica: usize) -> bool {
+    pub(crate) fn replace(&mut self, replica: usize) -> bool {
         let count = self.replicas.len();
         if !self.one_may_be_lost() && self.replicas[replica].fate != Fate::Gone
             || count >= self.plan.replica_ppm.len()

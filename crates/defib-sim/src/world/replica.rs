@@ -161,6 +161,7 @@ impl World {
         let mut config = ReplicaConfig::new(self.cluster, replica.id, ids);
         config.join = replica.join;
         config.incarnation = u64::from(replica.life) + 1;
+        config.directory = u128::from(replica.id) << 64 | u128::from(config.incarnation);
         config.seed = self.plan.seed ^ replica.id;
         config.election_ticks = self.plan.log.election_ticks;
         config.segment_bytes = self.plan.log.segment_bytes;
@@ -281,9 +282,13 @@ impl World {
         });
         let power = planned && self.replicas[number].power_fails;
         self.kill_replica(number, power);
-        if matches!(error, ConsensusError::Corrupt { .. } | ConsensusError::LostEntries { .. }) {
+        if error.forgot() {
             self.checks.copy_refused(self.now, id, error);
             self.replicas[number].fate = Fate::Gone;
+            if let ConsensusError::ForgottenDirectory { .. } = error {
+                self.counts.copies_refused += 1;
+                self.replace(number);
+            }
         }
     }
 
