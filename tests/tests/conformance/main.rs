@@ -1,8 +1,6 @@
 //! The emulated BMC as DMTF's protocol validator judges it (PyPI, by checksums): what our client is tested against must
 //! speak as the standard says. Run by `cargo xtask redfish`; half a minute, most of which the validator waits.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
-
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use defib_lab::redfish::{EmulatorConfig, RedfishEmulator};
