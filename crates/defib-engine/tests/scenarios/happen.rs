@@ -108,11 +108,21 @@ impl Scenario {
         Ok(())
     }
 
-    /// `hint h1`: its BMC told the leader that something happened.
+    /// `hint h1`: its BMC told the leader that something happened. `hint h1 for 1000`: it does so each millisecond.
     pub(crate) fn hint(&mut self, rest: &[&str]) -> Answer {
         let host = self.host_id(rest.first())?;
         let leader = self.world.leader.ok_or("nobody leads")?;
-        self.world.step(leader, Input::Hinted(host));
+        let ["for", span] = rest.get(1..).unwrap_or_default() else {
+            self.world.step(leader, Input::Hinted(host));
+            return Ok(());
+        };
+        let before = self.world.questions;
+        for _ in 0..number(span)? {
+            self.world.step(leader, Input::Hinted(host.clone()));
+            self.run(&["1"])?;
+        }
+        let asked = self.world.questions - before;
+        self.world.lines.push(format!("{asked} questions"));
         Ok(())
     }
 
