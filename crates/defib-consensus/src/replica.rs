@@ -120,6 +120,10 @@ struct Pending {
     ticks_left: usize,
 }
 
+/// Ticks after which a snapshot that was asked for and did not come is asked for again: a request may get lost, with a
+/// caller who is busy, or while the last snapshot is still being written.
+const SNAPSHOT_AGAIN: u32 = 100;
+
 /// One member of the replica set.
 pub struct Replica<D: Disk> {
     raw: RawNode<Store<D>>,
@@ -133,7 +137,8 @@ pub struct Replica<D: Disk> {
     /// The last index that was handed out as committed or within a snapshot.
     delivered: u64,
     bytes_since_snapshot: u64,
-    snapshot_wanted: bool,
+    /// Ticks until a snapshot that was asked for may be asked for again.
+    snapshot_asked: u32,
     rejected_messages: u64,
     /// Which directory each peer has.
     peers: KnownPeers,
@@ -222,7 +227,7 @@ impl<D: Disk> Replica<D> {
             role: RoleChange::default(),
             delivered,
             bytes_since_snapshot: 0,
-            snapshot_wanted: false,
+            snapshot_asked: 0,
             rejected_messages: 0,
             peers,
             announced: 0,
@@ -236,6 +241,7 @@ impl<D: Disk> Replica<D> {
     /// One tick passed.
     pub fn tick(&mut self) {
         self.raw.tick();
+        self.snapshot_asked = self.snapshot_asked.saturating_sub(1);
         let members = self.raw.raft.prs();
         self.heard.retain(|id, _| members.get(*id).is_some());
         if self.reads.tick() {
@@ -418,7 +424,7 @@ impl<D: Disk> Replica<D> {
             let meta = SnapshotMeta::of(snapshot);
             self.delivered = meta.index;
             self.bytes_since_snapshot = 0;
-            self.snapshot_wanted = false;
+            self.snapshot_asked = 0;
             output.membership = Some(Membership::from_raft(&meta.conf_state));
             if meta.index > FOUNDING.0 {
                 let data = snapshot.data.clone();
@@ -460,7 +466,7 @@ impl<D: Disk> Replica<D> {
     /// The first half of [`Self::save_snapshot`] for a caller that writes the file elsewhere, with
     /// `snapshot::write_temporary`.
     pub(crate) fn snapshot_meta(&mut self, index: u64) -> Option<SnapshotMeta> {
-        self.snapshot_wanted = false;
+        self.snapshot_asked = 0;
         if index > self.delivered {
             return None;
         }

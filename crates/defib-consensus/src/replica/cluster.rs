@@ -20,6 +20,8 @@ pub(super) struct Member {
     pub(super) restores: usize,
     pub(super) memberships: Vec<Membership>,
     snapshot_wanted: bool,
+    /// That a snapshot is wanted gets lost: whoever is asked is too busy.
+    pub(super) ignores_snapshots: bool,
     pub(super) failure: Option<ConsensusError>,
 }
 
@@ -119,6 +121,7 @@ impl Cluster {
             restores: 0,
             memberships: Vec::new(),
             snapshot_wanted: false,
+            ignores_snapshots: false,
             failure: None,
         };
         self.members.insert(id, member);
@@ -172,6 +175,7 @@ impl Cluster {
             }
             let member = self.members.get_mut(&id).unwrap();
             if std::mem::take(&mut member.snapshot_wanted)
+                && !member.ignores_snapshots
                 && let Some(index) = member.applied.keys().next_back().copied()
             {
                 let data = member.encode();

@@ -7,7 +7,7 @@ use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 
-use super::{Membership, ProposalId, Replica};
+use super::{Membership, ProposalId, Replica, SNAPSHOT_AGAIN};
 use crate::disk::Disk;
 use crate::log::entry_size;
 
@@ -35,7 +35,7 @@ pub struct Output {
     /// The role, the leader or the term changed.
     pub role: Option<RoleChange>,
     /// The log has grown enough: hand a snapshot of the state as of this index or a later applied one to
-    /// [`Replica::save_snapshot`].
+    /// [`Replica::save_snapshot`]. Whoever can't may let it be: it is asked for again.
     pub snapshot_wanted: Option<u64>,
 }
 
@@ -219,8 +219,8 @@ impl<D: Disk> Replica<D> {
         let enough = self.raw.store().take_newer_wanted()
             || behind >= self.config.snapshot_every_entries
             || self.bytes_since_snapshot >= self.config.snapshot_every_bytes;
-        if enough && behind > 0 && !self.snapshot_wanted {
-            self.snapshot_wanted = true;
+        if enough && behind > 0 && self.snapshot_asked == 0 {
+            self.snapshot_asked = SNAPSHOT_AGAIN;
             output.snapshot_wanted = Some(self.delivered);
         }
         if self.in_flight.is_none() && self.reads.start_waiting() {

@@ -143,6 +143,20 @@ fn snapshots_keep_the_log_short() {
 }
 
 #[test]
+fn a_snapshot_that_was_wanted_and_not_given_is_asked_for_again() {
+    let mut cluster = Cluster::with(&[1, 2, 3], |config| config.snapshot_every_entries = 20);
+    let leader = cluster.leader();
+    cluster.members.get_mut(&leader).unwrap().ignores_snapshots = true;
+    for number in 0..50 {
+        cluster.commit(leader, &format!("entry {number}"));
+    }
+    let before = cluster.replica(leader).first_index();
+    cluster.members.get_mut(&leader).unwrap().ignores_snapshots = false;
+    cluster.tick(SNAPSHOT_AGAIN as usize + 5);
+    assert!(cluster.replica(leader).first_index() > before, "the log was cut in the end");
+}
+
+#[test]
 fn the_whole_set_changes_at_once_by_joint_consensus() {
     let mut cluster = Cluster::new(&[1, 2, 3, 4, 5, 6]);
     let leader = cluster.leader();

@@ -14,6 +14,9 @@ mod bus;
 mod bus_tests;
 mod expiry;
 mod gathering;
+mod hearing;
+#[cfg(test)]
+mod hearing_tests;
 #[cfg(test)]
 mod tests;
 mod watched;
@@ -31,6 +34,7 @@ use defib_model::{
     command::{ExpiryVote, OpinionChange},
 };
 use gathering::Gathering;
+use hearing::Hearing;
 use watched::{Counts, Standing, Watched};
 
 /// Paths that one host may use.
@@ -224,6 +228,7 @@ impl Observer {
             watched.voted = None;
             if view.watched && !view.condemned {
                 watched.admitted = Some(now);
+                watched.hearing = Hearing::default();
                 watched.opinion = Opinion::Alive;
                 watched.trust = 0;
             }
@@ -287,14 +292,15 @@ impl Observer {
         watched.sequences[path] = beat.sequence;
         watched.arrivals[path].heard(now, interval, limit);
         let before = watched.standing();
-        let first = watched.last_heard.replace(now).is_none();
-        (watched.quiet, watched.excused, watched.withheld_for_bus) = (false, false, false);
+        let first = watched.last_heard.is_none();
+        let mut changed = watched.heard(now, beat, &self.policy);
+        let deaf = watched.hearing.deaf_since().is_some();
+        (watched.quiet, watched.excused, watched.withheld_for_bus) = (watched.quiet && deaf, false, false);
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
         watched.watchdog = beat.watchdog;
         watched.answer_freshness = beat.answer_freshness;
-        let mut changed = false;
-        if watched.opinion != Opinion::Alive {
+        if watched.opinion != Opinion::Alive && !deaf {
             watched.trust = watched.trust.saturating_add(1);
             if watched.trust >= BEATS_TO_TRUST {
                 watched.opinion = Opinion::Alive;
@@ -315,6 +321,9 @@ impl Observer {
         let lease = self.policy.lease.lease;
         if granted && !mutated!(PromiseNotKept) {
             watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.promise()));
+        }
+        if granted {
+            watched.hearing.granted(now);
         }
         let ack = Ack {
             sequence: beat.sequence,
@@ -427,7 +436,7 @@ impl Observer {
         }
         // Where silence counts from: never from before what is forgiven, announced, or granted at our start.
         let from = watched
-            .last_heard
+            .silent_since()
             .map_or_else(|| started.max(forgiven).max(came).plus(grace), |heard| heard.max(forgiven))
             .max(watched.muted_until.unwrap_or_default())
             .max(watched.admitted.unwrap_or_default());
@@ -482,7 +491,7 @@ impl Observer {
                 Some(_) | None => now,
             };
             if due <= now {
-                let silent_ms = now.since(watched.last_heard.unwrap_or(started)).0;
+                let silent_ms = now.since(watched.silent_since().unwrap_or(started)).0;
                 watched.proposed = Some((said, now));
                 let (host, epoch) = (watched.host.clone(), watched.view.epoch);
                 changes.push(OpinionChange { host, epoch, opinion: said, silent_ms });

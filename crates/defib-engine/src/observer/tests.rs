@@ -54,20 +54,24 @@ impl World {
         Self { observer, hosts, now: 0, sequence: 0, stamps, held_from: 0, watchdog, said: Vec::new() }
     }
 
-    fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
-        let held = self.now.saturating_sub(self.held_from);
-        let beat = Beat {
+    /// What a host would say now.
+    pub(super) fn beat_of(&self, at: usize) -> Beat {
+        Beat {
             boot: BootId(1),
             sequence: self.sequence,
-            epoch: Epoch(epoch),
+            epoch: Epoch(1),
             path: 0,
-            lease_held_ms: held,
+            lease_held_ms: self.now.saturating_sub(self.held_from),
             vm_digest: 0,
             echo: self.stamps[at],
             electorate: 1,
             watchdog: self.watchdog,
             answer_freshness: Millis::ZERO,
-        };
+        }
+    }
+
+    fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
+        let beat = Beat { epoch: Epoch(epoch), ..self.beat_of(at) };
         let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat);
         if let Some(ack) = ack {
             self.stamps[at] = Some(ack.stamp);

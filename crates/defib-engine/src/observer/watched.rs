@@ -7,6 +7,7 @@ use super::{
     arrivals::Arrivals,
     bus::{Hint, Witness},
     expiry::Claim,
+    hearing::Hearing,
 };
 
 /// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
@@ -80,6 +81,8 @@ pub(super) struct Watched {
     /// Until when, by any clock within the drift, the host may count on what this replica promised.
     pub(super) promised_until: Instant,
     pub(super) claim: Claim,
+    /// Whether it hears this observer.
+    pub(super) hearing: Hearing,
     /// What the host said it goes by.
     pub(super) electorate: u64,
     pub(super) watchdog: Millis,
@@ -114,6 +117,7 @@ impl Watched {
             proposed: None,
             promised_until,
             claim: Claim::default(),
+            hearing: Hearing::default(),
             electorate: 0,
             watchdog: Millis::ZERO,
             answer_freshness: Millis::ZERO,
@@ -137,9 +141,24 @@ impl Watched {
         Standing { watched, alive, awaited }
     }
 
+    /// Notes that it was heard, and what that tells of whether it hears anybody; true if that changed. Beats that another
+    /// path overtook tell of the past.
+    pub(super) fn heard(&mut self, now: Instant, beat: &Beat, policy: &Policy) -> bool {
+        let before = self.last_heard.replace(now);
+        let anew = before.is_none_or(|before| before.plus(policy.detection.act_after) <= now);
+        let newest = self.sequences.iter().all(|sequence| *sequence <= beat.sequence);
+        newest && self.hearing.hear(now, beat, policy.lease.lease, anew)
+    }
+
+    /// Since when nothing speaks for it: it was heard last then, or began to be deaf. `None`: it was never heard.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let heard = self.last_heard?;
+        Some(self.hearing.deaf_since().map_or(heard, |deaf| deaf.min(heard)))
+    }
+
     /// Notes whether it is quiet; answers when to look again.
     pub(super) fn listen(&mut self, now: Instant, ask_after: Millis) -> Option<Instant> {
-        let quiet_at = self.last_heard?.plus(ask_after);
+        let quiet_at = self.silent_since()?.plus(ask_after);
         self.quiet = now >= quiet_at;
         let muted = self.muted_until.filter(|until| *until > now);
         self.excused = self.quiet && muted.is_some();
@@ -158,6 +177,7 @@ impl Watched {
                 self.former_boots[0] = Some(boot);
                 self.boot = Some(beat.boot);
                 self.sequences = [0; PATHS_MAX];
+                self.hearing = Hearing::default();
             }
             None => self.boot = Some(beat.boot),
         }

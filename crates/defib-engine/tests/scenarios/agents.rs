@@ -65,7 +65,7 @@ impl World {
             Act::Ack { host, boots, from, path, sent, ack } => {
                 let (now, voters) = (self.now, self.voters());
                 let Some(machine) = self.machines.get_mut(&host) else { return };
-                if machine.boots != boots || !machine.reaches_on(path, from) {
+                if machine.boots != boots || !machine.hears_on(path, from) {
                     return;
                 }
                 machine.epoch = machine.epoch.max(ack.epoch);

@@ -80,11 +80,25 @@ impl Scenario {
                     }
                     self.world.lose_session(&host);
                 }
+                ("network", "deaf") => {
+                    if let Some(to) = rest.get(2) {
+                        machine.deaf_to.insert(replicas[Self::replica(Some(to))?]);
+                    } else {
+                        machine.deaf_to.extend(replicas.iter().copied());
+                        machine.cut_from_neighbours = true;
+                    }
+                    self.world.lose_session(&host);
+                }
                 ("network", "heal") => {
                     machine.cut_from.clear();
+                    machine.deaf_to.clear();
                     machine.cut_paths.clear();
                     machine.cut_from_neighbours = false;
                     machine.reported.clear();
+                }
+                ("switch", _) if rest.first() == Some(&"deaf") => {
+                    machine.deaf_to.extend(replicas.iter().copied());
+                    self.world.lose_session(&host);
                 }
                 ("switch", _) if rest.first() == Some(&"cut") => {
                     machine.cut_from.extend(replicas.iter().copied());
@@ -92,6 +106,7 @@ impl Scenario {
                 }
                 ("switch", _) => {
                     machine.cut_from.clear();
+                    machine.deaf_to.clear();
                     machine.reported.clear();
                 }
                 ("bmc", _) => Self::bmc(machine, &rest[1..])?,

@@ -64,6 +64,8 @@ pub(crate) struct Machine {
     pub(crate) frozen: bool,
     pub(crate) agent_up: bool,
     pub(crate) cut_from: BTreeSet<ReplicaId>,
+    /// Replicas that hear it and that it does not hear.
+    pub(crate) deaf_to: BTreeSet<ReplicaId>,
     /// On how many paths it sends heartbeats; its sessions with the replicas and its neighbours take the first.
     pub(crate) paths: u8,
     /// Paths that are cut, from everybody.
@@ -106,6 +108,7 @@ impl Machine {
             frozen: false,
             agent_up: true,
             cut_from: BTreeSet::new(),
+            deaf_to: BTreeSet::new(),
             paths: 1,
             cut_paths: BTreeSet::new(),
             cut_from_neighbours: false,
@@ -141,10 +144,15 @@ impl Machine {
 
     /// Whether its session with a replica works.
     pub(crate) fn reaches(&self, replica: ReplicaId) -> bool {
-        self.reaches_on(0, replica)
+        self.reaches_on(0, replica) && !self.deaf_to.contains(&replica)
     }
 
-    /// Whether its heartbeats of one path, and their acknowledgements, pass.
+    /// Whether acknowledgements of its heartbeats of one path pass.
+    pub(crate) fn hears_on(&self, path: u8, replica: ReplicaId) -> bool {
+        self.reaches_on(path, replica) && !self.deaf_to.contains(&replica)
+    }
+
+    /// Whether its heartbeats of one path pass.
     pub(crate) fn reaches_on(&self, path: u8, replica: ReplicaId) -> bool {
         self.agent_runs() && !self.cut_from.contains(&replica) && !self.cut_paths.contains(&path)
     }

@@ -45,16 +45,37 @@ impl World {
         let (now, life) = (self.now, self.replicas[number].life);
         let span = if lag > 0 { self.chance.threads.below(lag * MS) } else { 0 };
         let Some(run) = self.replicas[number].run() else { return };
-        if span == 0 && run.last_to_core <= now {
+        if span == 0 && run.last_to_core <= now && run.to_core == 0 && !run.core_busy {
             return self.core(number, message);
         }
         let at = (now + span).max(run.last_to_core);
         run.last_to_core = at;
+        run.to_core += 1;
         self.queue.push(at, Act::ToCore { replica: number, life, message: Box::new(message) });
     }
 
-    /// The loop takes one message.
-    pub(crate) fn core(&mut self, number: usize, message: Message) {
+    /// The loop takes a message that waited for it.
+    pub(crate) fn core_takes(&mut self, number: usize, message: Message) {
+        if let Some(run) = self.replicas[number].run() {
+            run.to_core -= 1;
+        }
+        self.core(number, message);
+    }
+
+    /// The loop takes one message. What other threads tell it meanwhile waits, or it would overtake what it does now.
+    fn core(&mut self, number: usize, message: Message) {
+        self.core_is_busy(number, true);
+        self.core_does(number, message);
+        self.core_is_busy(number, false);
+    }
+
+    fn core_is_busy(&mut self, number: usize, busy: bool) {
+        if let Some(run) = self.replicas[number].run() {
+            run.core_busy = busy;
+        }
+    }
+
+    fn core_does(&mut self, number: usize, message: Message) {
         match message {
             Message::Committed(entries) => {
                 for entry in entries {
@@ -97,7 +118,7 @@ impl World {
         run.core_armed = u64::MAX;
         let local = clock.local(now);
         if run.controller.next_deadline(local).is_some_and(|due| due <= local.plus(defib_model::Millis(1))) {
-            self.step(number, Input::Woke);
+            self.core(number, Message::Woke);
         } else {
             self.arm_core(number);
         }
@@ -354,6 +375,8 @@ impl World {
         let now = self.now;
         let Some(run) = self.replicas[number].run() else { return };
         let at = run.last_to_core.max(now);
+        run.last_to_core = at;
+        run.to_core += 1;
         self.queue.push(at, Act::ToCore { replica: number, life, message: Box::new(message) });
     }
 

@@ -191,7 +191,7 @@ impl World {
             Fault::WallJump { replica, ms } if on => self.replicas[replica].wall_error_ms += ms,
             Fault::LeaderMove { replica } if on => {
                 let id = self.replicas[replica].id;
-                let Some(leader) = self.leader() else { return false };
+                let Some(leader) = self.awake_leader() else { return false };
                 self.raft_input(leader, RaftInput::Transfer(id));
             }
             Fault::AgentCrash { host } => {
@@ -413,9 +413,9 @@ impl World {
         true
     }
 
-    /// An operator repeats a change that came to nothing: it may have been told to one that leads no more.
+    /// An operator repeats a change that came to nothing: it may have been told to one that leads no more, or to nobody.
     pub(crate) fn replace_until_done(&mut self, old: u64, new: u64) {
-        if let Some(leader) = self.leader()
+        if let Some(leader) = self.awake_leader()
             && let Some(run) = &self.replicas[leader].run
         {
             let members = &run.membership;

@@ -251,6 +251,11 @@ impl World {
     }
 
     fn send_raft(&mut self, from: usize, message: PeerMessage) {
+        if self.replicas[from].paused_until > self.now {
+            let text =
+                format!("r{} stands still, and sends r{} a message", self.replicas[from].id, message.to);
+            self.checks.object("run", self.now, text);
+        }
         let Some(to) = self.replica_number(message.to) else { return };
         let reachable =
             self.network.both_ways(End::Replica(from), End::Replica(to)) && self.replicas[to].is_up();

@@ -175,7 +175,7 @@ impl World {
             Act::ObserverDue { replica, life } => self.observer_due(replica, life),
             Act::ToCore { replica, life, message } => {
                 if self.lives(replica, life) {
-                    self.core(replica, *message);
+                    self.core_takes(replica, *message);
                 }
             }
             Act::ToObserver { replica, life, instruction } => {

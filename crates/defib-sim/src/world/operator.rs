@@ -24,12 +24,9 @@ impl World {
         if number < SET_POLICY && (tries >= TRIES || self.healing) {
             return;
         }
-        let Some(leader) = self.leader() else {
+        let Some(leader) = self.awake_leader() else {
             return self.later(AGAIN, Act::Operator { number, tries: tries + 1 });
         };
-        if self.replicas[leader].paused_until > self.now {
-            return self.later(AGAIN, Act::Operator { number, tries: tries + 1 });
-        }
         let Some(command) = self.operator_command(leader, number) else { return };
         self.tell_core(leader, Message::Propose(command, number));
     }

@@ -86,6 +86,10 @@ pub(crate) struct Run {
     pub(crate) leads: bool,
     pub(crate) leads_term: u64,
     pub(crate) last_to_core: u64,
+    /// The loop is at work on a message.
+    pub(crate) core_busy: bool,
+    /// Messages that wait for it.
+    pub(crate) to_core: u32,
     pub(crate) last_to_observer: u64,
 }
 
@@ -213,6 +217,8 @@ impl World {
             leads: false,
             leads_term: 0,
             last_to_core: 0,
+            core_busy: false,
+            to_core: 0,
             last_to_observer: 0,
         }));
         let id = self.replicas[number].id;
@@ -309,6 +315,11 @@ impl World {
         leading
             .max_by_key(|(_, replica)| replica.run.as_ref().map_or(0, |run| run.role.term))
             .map(|(number, _)| number)
+    }
+
+    /// The same, if it does not stand still: who does takes nobody's wishes.
+    pub(crate) fn awake_leader(&self) -> Option<usize> {
+        self.leader().filter(|leader| self.replicas[*leader].paused_until <= self.now)
     }
 
     /// Bytes of a random secret.
