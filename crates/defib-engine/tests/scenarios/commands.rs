@@ -77,7 +77,9 @@ impl Scenario {
             "quiet" => self.quiet(rest),
             "kill" | "pause" | "restart" | "deaf" => self.on_replica(command, rest),
             "operator" => self.operator(rest),
-            "status" | "vms" | "explain" | "plan" | "invariants" | "count" => self.show(command, rest),
+            "status" | "vms" | "explain" | "why" | "plan" | "invariants" | "count" => {
+                self.show(command, rest)
+            }
             _ => Err("no such command".into()),
         }
     }
