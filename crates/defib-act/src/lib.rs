@@ -3,6 +3,7 @@
 //! This crate decides nothing. It turns a [`PowerQuestion`] or a [`FenceOrder`] into calls of a host's
 //! BMCs and their answers into a three-valued [`FenceResult`]; what that proves, the ledger decides.
 
+mod follow;
 mod level;
 mod methods;
 mod warm;
@@ -24,6 +25,7 @@ use defib_model::{
     command::FenceResult,
     inventory::{FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget},
 };
+pub use follow::{Heard, Told};
 use tokio::{sync::watch, time::Instant};
 pub use warm::{BmcHealth, Kind, changed};
 use warm::{Busy, Key, Testing};

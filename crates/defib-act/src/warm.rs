@@ -130,7 +130,7 @@ impl BmcHealth {
 }
 
 /// Spreads the tests of many methods over their interval, each round anew: between three and five quarters of it.
-fn jittered(interval: Duration, key: &Key, round: u32) -> Duration {
+pub(crate) fn jittered(interval: Duration, key: &Key, round: u32) -> Duration {
     let mut hasher = DefaultHasher::new();
     (key, round).hash(&mut hasher);
     let thousandths = u32::try_from(hasher.finish() % 500).unwrap_or(0);

@@ -193,6 +193,7 @@ impl Config {
     }
 
     fn validate(&self) -> Result<(), WrongField> {
+        self.log.check()?;
         HostId::new(&self.host).map_err(|error| ("host", error.to_string()))?;
         ClusterName::new(&self.cluster).map_err(|error| ("cluster", error.to_string()))?;
         if self.libvirt.is_some() && cfg!(not(feature = "libvirt")) {

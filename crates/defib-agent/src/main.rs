@@ -13,7 +13,11 @@ use defib_process::{exit_code, install_cryptography, say, stop_signal};
 
 /// Defib's agent on a host.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "Exit codes: 0 stopped on request, 1 failed, 2 wrong usage.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 done, or stopped on request, 1 failed, 2 wrong usage, 7 done, but standard output could not be written"
+)]
 struct Arguments {
     /// The agent's configuration.
     #[arg(long, global = true, env = "DEFIB_AGENT_CONFIG", default_value = "/etc/defib/agent.yaml")]

@@ -126,7 +126,10 @@ struct DryRun;
 
 impl Watchdog for DryRun {
     fn arm(&mut self, seconds: u32) -> io::Result<u32> {
-        tracing::info!(seconds, "dry run: the watchdog would be armed");
+        tracing::info!(
+            seconds,
+            "dry run: the watchdog would be armed; nothing is, and nothing resets this host"
+        );
         Ok(seconds)
     }
 
@@ -221,7 +224,9 @@ fn arm(watchdog: &mut dyn Watchdog, bound_ms: u64) -> io::Result<()> {
             "the watchdog counts {counts} s at least, but the policy's lease.watchdog is {bound_ms} ms; raise the policy, or choose mode: off"
         )));
     }
-    tracing::info!(seconds = counts, real = watchdog.is_real(), "watchdog armed");
+    if watchdog.is_real() {
+        tracing::info!(seconds = counts, "watchdog armed");
+    }
     Ok(())
 }
 

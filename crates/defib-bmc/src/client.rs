@@ -7,9 +7,11 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde_json::Value;
+use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::Address;
+use crate::events::{Following, News, follow};
 use crate::off::{Steps, may_write, power_off};
 use crate::refusals::{Fingerprint, Refusals};
 use crate::resources::{
@@ -25,7 +27,7 @@ use crate::{
 
 /// More systems than any chassis has behind one BMC.
 const SYSTEMS_MAX: usize = 64;
-const SERVICE_ROOT: &str = "/redfish/v1/";
+pub(crate) const SERVICE_ROOT: &str = "/redfish/v1/";
 /// What cuts the power, whatever the host does. A button that is pressed, or a shutdown that is asked for, is none.
 const SWITCH_OFF: &[&str] = &["ForceOff"];
 /// What switches on; the best first.
@@ -120,11 +122,24 @@ impl RedfishClient {
         &self.endpoint
     }
 
-    fn unsupported(&self, system: &str, what: String) -> BmcError {
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(crate) fn tls(&self) -> &Arc<ClientConfig> {
+        &self.tls
+    }
+
+    /// Whether this is how the BMC knows us now.
+    pub(crate) fn has_session(&self, session: &Session) -> bool {
+        lock(&self.session).as_ref().is_some_and(|current| current.is_same_as(session))
+    }
+
+    pub(crate) fn unsupported(&self, system: &str, what: String) -> BmcError {
         self.error(ErrorKind::Unsupported { system: system.to_owned(), what })
     }
 
-    fn error(&self, kind: ErrorKind) -> BmcError {
+    pub(crate) fn error(&self, kind: ErrorKind) -> BmcError {
         BmcError::new(&self.endpoint.host, kind)
     }
 
@@ -193,7 +208,7 @@ impl RedfishClient {
         }
     }
 
-    async fn session(&self, deadline: Instant) -> Result<Session, BmcError> {
+    pub(crate) async fn session(&self, deadline: Instant) -> Result<Session, BmcError> {
         if let Some(session) = lock(&self.session).clone() {
             return Ok(session);
         }
@@ -272,7 +287,7 @@ impl RedfishClient {
         Ok(ServiceRoot::parse(&self.json(SERVICE_ROOT, &answer)?))
     }
 
-    async fn get(&self, path: &str, deadline: Instant) -> Result<Value, BmcError> {
+    pub(crate) async fn get(&self, path: &str, deadline: Instant) -> Result<Value, BmcError> {
         let answer = self.authorized(Method::GET, path, Bytes::new(), deadline).await?;
         self.json(path, &answer)
     }
@@ -307,6 +322,11 @@ impl RedfishClient {
             }
         }
         self.find_system(deadline).await
+    }
+
+    /// Where the system is that is the host.
+    pub(crate) async fn system_path(&self, deadline: Instant) -> Result<String, BmcError> {
+        Ok(self.read_system(deadline).await?.0.system)
     }
 
     async fn read_one(
@@ -557,6 +577,14 @@ impl Bmc for RedfishClient {
 
     fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome> {
         Box::pin(self.switch_on(gate, deadline))
+    }
+
+    fn follow<'a>(
+        &'a self,
+        following: &'a mut Following,
+        news: &'a Sender<News>,
+    ) -> BmcFuture<'a, Result<(), BmcError>> {
+        Box::pin(follow(self, following, news))
     }
 
     fn logins_refused(&self) -> u64 {

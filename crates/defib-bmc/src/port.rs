@@ -1,13 +1,15 @@
 //! The surface of every driver that controls power out of band.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::time::Duration;
 
+use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::{BmcError, FenceOutcome, PowerReading, ReportedIdentity, ResetOutcome};
+use crate::events::{Following, News};
+use crate::{BmcError, ErrorKind, FenceOutcome, PowerReading, ReportedIdentity, ResetOutcome};
 
 /// A boxed future, so that drivers can be held side by side.
 pub type BmcFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -25,7 +27,7 @@ pub struct AlwaysAllowed;
 
 impl WriteGate for AlwaysAllowed {
     fn may_write(&self) -> BmcFuture<'_, bool> {
-        Box::pin(std::future::ready(true))
+        Box::pin(ready(true))
     }
 }
 
@@ -63,6 +65,18 @@ pub trait Bmc: Send + Sync + fmt::Debug {
 
     /// Asks once to switch the host on, after the identity was read and matched. What came of it must be read.
     fn power_on<'a>(&'a self, gate: &'a dyn WriteGate, deadline: Instant) -> BmcFuture<'a, ResetOutcome>;
+
+    /// Follows what it tells by itself, from where `following` says, until its stream ends (`Ok`: open it again soon)
+    /// or can't be had. What it tells is a hint to look, never proof of anything.
+    fn follow<'a>(
+        &'a self,
+        following: &'a mut Following,
+        news: &'a Sender<News>,
+    ) -> BmcFuture<'a, Result<(), BmcError>> {
+        let _ = (following, news);
+        let (system, what) = (String::new(), "events".to_owned());
+        Box::pin(ready(Err(BmcError::new(self.host(), ErrorKind::Unsupported { system, what }))))
+    }
 
     /// How many logins it refused since this client was made, where that is known.
     fn logins_refused(&self) -> u64 {

@@ -17,11 +17,11 @@ pub fn local_path(raw: &str) -> Option<String> {
     path.starts_with('/').then(|| path.to_owned())
 }
 
-fn link(value: &Value) -> Option<String> {
+pub(crate) fn link(value: &Value) -> Option<String> {
     value.get("@odata.id").or_else(|| value.get("href")).and_then(Value::as_str).and_then(local_path)
 }
 
-fn text(value: &Value, field: &str) -> Option<String> {
+pub(crate) fn text(value: &Value, field: &str) -> Option<String> {
     match value.get(field)? {
         Value::String(text) if !text.trim().is_empty() => Some(text.trim().to_owned()),
         Value::Number(number) => Some(number.to_string()),
@@ -42,6 +42,8 @@ pub struct ServiceRoot {
     pub systems: String,
     /// Where sessions are made; `None` when the service has none.
     pub sessions: Option<String>,
+    /// The event service; `None` when there is none.
+    pub events: Option<String>,
 }
 
 impl ServiceRoot {
@@ -55,7 +57,7 @@ impl ServiceRoot {
                     .map(|s| format!("{}/Sessions", s.trim_end_matches('/')))
             });
         let systems = root.get("Systems").and_then(link).unwrap_or_else(|| "/redfish/v1/Systems".to_owned());
-        Self { systems, sessions }
+        Self { systems, sessions, events: root.get("EventService").and_then(link) }
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -159,7 +160,87 @@ fn broken(method: &Method, path: &str, error: &dyn std::error::Error) -> ErrorKi
     ErrorKind::Broken { method: method.clone(), path: path.to_owned(), why }
 }
 
+/// A body that is read as it comes. Dropping it closes the connection.
+pub(crate) struct ByteStream {
+    body: Incoming,
+    _connection: Connection,
+}
+
+impl ByteStream {
+    /// The next bytes; `None` at the end; what broke it.
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, String>> {
+        loop {
+            match self.body.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(bytes) => return Some(Ok(bytes)),
+                    // Trailers say nothing to us.
+                    Err(_) => continue,
+                },
+                Err(error) => return Some(Err(error.to_string())),
+            }
+        }
+    }
+}
+
+/// What came of asking for a stream.
+pub(crate) enum Opened {
+    Stream(ByteStream),
+    /// Another answer, whole.
+    Refused(Answer),
+}
+
+async fn whole(body: Incoming, limits: &Limits, call: &Call<'_>) -> Result<Bytes, ErrorKind> {
+    let body = Limited::new(body, limits.body_bytes_max).collect().await.map_err(|e| {
+        let too_large = e.downcast_ref::<http_body_util::LengthLimitError>().is_some();
+        if too_large {
+            let why = format!("it is larger than {} bytes", limits.body_bytes_max);
+            ErrorKind::Body { path: call.path.to_owned(), why }
+        } else {
+            broken(&call.method, call.path, &*e)
+        }
+    })?;
+    Ok(body.to_bytes())
+}
+
 impl Connection {
+    /// Asks for a stream of events, from after `last_id` on where that is known.
+    pub(crate) async fn stream(
+        mut self,
+        host: &str,
+        address: &Address,
+        call: &Call<'_>,
+        last_id: Option<&str>,
+        limits: &Limits,
+        deadline: Instant,
+    ) -> Result<Opened, BmcError> {
+        let error = |kind| BmcError::new(host, kind);
+        let mut request = build(address, call).map_err(|why| error(no_path(call, &why)))?;
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(id) = last_id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            request.headers_mut().insert("Last-Event-ID", id);
+        }
+        let exchange = async {
+            let response = self.sender.send_request(request).await;
+            let response = response.map_err(|e| error(broken(&call.method, call.path, &e)))?;
+            let (head, body) = response.into_parts();
+            let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+            if head.status.is_success() && kind.starts_with("text/event-stream") {
+                return Ok(Err(body));
+            }
+            let body = if head.status.is_success() {
+                // It may never end.
+                Bytes::new()
+            } else {
+                whole(body, limits, call).await.map_err(error)?
+            };
+            Ok(Ok(Answer { status: head.status, headers: head.headers, body }))
+        };
+        Ok(match within(host, Phase::Request, limits.request, deadline, exchange).await?? {
+            Err(body) => Opened::Stream(ByteStream { body, _connection: self }),
+            Ok(answer) => Opened::Refused(answer),
+        })
+    }
+
     /// False once the BMC closed it.
     pub(crate) fn is_open(&self) -> bool {
         !self.sender.is_closed()
@@ -175,12 +256,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Answer, BmcError> {
         let error = |kind| BmcError::new(host, kind);
-        let request = build(address, call).map_err(|why| {
-            error(ErrorKind::Body {
-                path: call.path.to_owned(),
-                why: format!("it leads to a path that is none: {why}"),
-            })
-        })?;
+        let request = build(address, call).map_err(|why| error(no_path(call, &why)))?;
         let exchange = async {
             self.sender.ready().await.map_err(|e| error(broken(&call.method, call.path, &e)))?;
             let response = self
@@ -189,21 +265,18 @@ impl Connection {
                 .await
                 .map_err(|e| error(broken(&call.method, call.path, &e)))?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, limits.body_bytes_max).collect().await.map_err(|e| {
-                let too_large = e.downcast_ref::<http_body_util::LengthLimitError>().is_some();
-                error(if too_large {
-                    let why = format!("it is larger than {} bytes", limits.body_bytes_max);
-                    ErrorKind::Body { path: call.path.to_owned(), why }
-                } else {
-                    broken(&call.method, call.path, &*e)
-                })
-            })?;
-            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+            let body = whole(body, limits, call).await.map_err(error)?;
+            Ok(Answer { status: head.status, headers: head.headers, body })
         };
         let answer = within(host, Phase::Request, limits.request, deadline, exchange).await??;
         self.used = true;
         Ok(answer)
     }
+}
+
+fn no_path(call: &Call<'_>, why: &http::Error) -> ErrorKind {
+    let why = format!("it leads to a path that is none: {why}");
+    ErrorKind::Body { path: call.path.to_owned(), why }
 }
 
 fn build(address: &Address, call: &Call<'_>) -> Result<Request<Full<Bytes>>, http::Error> {

@@ -7,7 +7,7 @@ mod files;
 mod output;
 mod pki;
 
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -15,7 +15,8 @@ use crate::{cluster::Failure, output::Output};
 
 const EXIT_CODES: &str =
     "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers or none leads,
-4 not found, 5 the event stream is not whole, 6 a change was sent and what became of it is unknown";
+4 not found, 5 the event stream is not whole, 6 a change was sent and what became of it is unknown,
+7 done, but standard output could not be written";
 
 /// Operates a cluster of Defib.
 #[derive(Debug, Parser)]
@@ -84,7 +85,8 @@ fn main() -> std::process::ExitCode {
     match run(cli) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("defib: {failure}");
+            // Whoever closed standard error wants to know the code only.
+            let _ = writeln!(std::io::stderr(), "defib: {failure}");
             std::process::ExitCode::from(failure.code())
         }
     }

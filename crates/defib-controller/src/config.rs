@@ -180,6 +180,7 @@ impl Config {
     }
 
     fn validate(&self) -> Result<(), WrongField> {
+        self.log.check()?;
         if let Err(error) = ClusterName::new(&self.cluster) {
             return Err(("cluster", error.to_string()));
         }

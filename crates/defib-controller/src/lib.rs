@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod agents;
+mod bmc_events;
 mod bus;
 pub mod config;
 pub mod core;
@@ -18,6 +19,7 @@ pub mod join;
 pub mod members;
 pub mod metrics;
 pub mod operator;
+mod peers;
 pub mod proposals;
 pub mod run;
 pub mod sessions;

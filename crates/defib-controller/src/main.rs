@@ -8,7 +8,11 @@ use defib_process::{exit_code, install_cryptography, say, stop_signal};
 
 /// One replica of the Defib controller.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "Exit codes: 0 stopped on request, 1 failed, 2 wrong usage.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 done, or stopped on request, 1 failed, 2 wrong usage, 7 done, but standard output could not be written"
+)]
 struct Arguments {
     /// The replica's configuration.
     #[arg(long, global = true, env = "DEFIBD_CONFIG", default_value = "/etc/defib/replica.yaml")]

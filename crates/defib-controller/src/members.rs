@@ -62,6 +62,13 @@ impl Members {
         self.control.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
+    /// Where the other replicas answer.
+    pub(crate) fn others(&self) -> Vec<(u64, String)> {
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = control.iter().filter(|(id, _)| **id != self.own.0);
+        others.map(|(id, address)| (*id, address.clone())).collect()
+    }
+
     /// What the log of this replica is doing, and, if it leads, how far each replica's is.
     #[must_use]
     pub fn log(&self) -> (LogStatus, BTreeMap<u64, u64>) {

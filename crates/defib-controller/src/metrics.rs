@@ -136,6 +136,7 @@ impl Meter {
         crate::bus::gather(&counters.bus, now);
         counter!("defib_heartbeats_accepted_total").absolute(counters.accepted.load(Ordering::Relaxed));
         counter!("defib_leases_granted_total").absolute(counters.granted.load(Ordering::Relaxed));
+        counter!("defib_bmc_hints_total").absolute(counters.hints.load(Ordering::Relaxed));
         counter!("defib_heartbeats_overflowed_total").absolute(counters.overflowed.load(Ordering::Relaxed));
         counter!("defib_observer_stalls_total").absolute(counters.stalls.load(Ordering::Relaxed));
         gauge!("defib_observer_stall_max_seconds")
@@ -171,6 +172,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 fn describe() {
     crate::bus::describe();
     crate::export::describe();
+    crate::bmc_events::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),

@@ -26,13 +26,16 @@ use defib_pki::{
     peer_identity_from_der,
 };
 use defib_rpc::{Incoming, bind, keep_renewed};
-use defib_wire::v1::{self, agent_control_server::AgentControlServer, operator_server::OperatorServer};
+use defib_wire::v1::{
+    self, agent_control_server::AgentControlServer, operator_server::OperatorServer, peer_server::PeerServer,
+};
 use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::{
     admission,
     agents::{AgentService, Agents},
+    bmc_events,
     config::Config,
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
@@ -42,6 +45,7 @@ use crate::{
     members::{Members, peer_addresses},
     metrics::{self, Meter},
     operator::OperatorService,
+    peers::{PeerService, Peers},
     sessions::Session,
 };
 
@@ -172,6 +176,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
     let (answer, admission) = watch::channel(None);
     tokio::spawn(admission::keep(core.clone(), pulse_seen.clone(), answer));
+    let peers = Peers::new(Arc::clone(&members), Arc::clone(&client_tls), heartbeats.instructor());
     let board = Arc::new(Board::default());
     let export = Export::new(core.clone(), me, &config.cluster, signing_key, Arc::clone(&board));
     tokio::spawn(export.run(pulse_seen.clone()));
@@ -194,6 +199,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
             .http2_keepalive_timeout(Some(Duration::from_secs(2)))
             .tcp_nodelay(true)
             .add_service(AgentControlServer::new(agent_service))
+            .add_service(PeerServer::new(PeerService::new(heartbeats.instructor())))
             .add_service(OperatorServer::new(operator).max_decoding_message_size(64 << 20)),
         Incoming::accept(control, tls, cluster.clone()),
     ));
@@ -233,6 +239,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         }));
     }
     fencing_tests::start(&power, &core, &pulse_seen);
+    bmc_events::start(&power, peers, &core, &pulse_seen);
     forgeries::start(me, heartbeats.counters(), core.clone());
     tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
 

@@ -252,17 +252,26 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
             why_not.push("automatic action is stopped".into());
         }
         Place::Intended { .. } => {
-            if let Some(recovery) = record.recovery {
-                let prefix = format!("vm {id}");
-                why_not.extend(
-                    view.controller
-                        .explain(view.now, recovery)
-                        .into_iter()
-                        .filter(|line| line.starts_with(&prefix)),
-                );
+            let recovery = record.recovery.map(|recovery| view.controller.explain(view.now, recovery));
+            let own = [format!("vm {id}:"), format!("vm {id} (")];
+            why_not.extend(
+                recovery
+                    .into_iter()
+                    .flatten()
+                    .filter(|line| own.iter().any(|start| line.starts_with(start.as_str()))),
+            );
+            // Outside of a recovery, or of one that is over, nothing else tells.
+            for line in view.controller.explain_vm(view.now, id) {
+                if !why_not.contains(&line) {
+                    why_not.push(line);
+                }
+            }
+            if !ledger.may_act() {
+                why_not.push("automatic action is stopped".into());
             }
         }
-        Place::Never | Place::Lost { .. } | Place::Down { .. } | Place::Running { .. } => {}
+        Place::Running { .. } => why_not.extend(view.controller.explain_vm(view.now, id)),
+        Place::Never | Place::Lost { .. } | Place::Down { .. } => {}
     }
     let (mut would_go_to, mut would_not_go_because) = (String::new(), Vec::new());
     if let Some(host) = record.occupied_host() {

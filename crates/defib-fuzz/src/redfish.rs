@@ -1,23 +1,24 @@
 //! What a BMC answers, and how one is addressed.
 
 use defib_bmc::{
-    CredentialRef, Identity, Pin, PowerState, RedfishEndpoint, Trust,
+    BmcEvent, CredentialRef, Identity, Pin, PowerState, RedfishEndpoint, SseParser, Trust,
     resources::{Collection, ServiceRoot, System, allowed_by_action_info, error_message, local_path},
 };
 use serde_json::Value;
 
 use crate::seeds::tagged;
 
-/// First byte 0: a body; 1: a path; 2: an address and a pin; 3: an authority's PEM.
+/// First byte 0: a body; 1: a path; 2: an address and a pin; 3: an authority's PEM; 4: a stream of events.
 pub(crate) fn redfish(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
-    match (mode % 4, std::str::from_utf8(bytes)) {
+    match (mode % 5, std::str::from_utf8(bytes)) {
         (0, _) => body(bytes),
         (1, Ok(text)) => path(local_path(text).as_deref()),
         (2, Ok(text)) => address(text),
         (3, _) => {
             let _ = Trust::ca_from_pem(bytes);
         }
+        (4, _) => stream(bytes),
         _ => {}
     }
 }
@@ -27,6 +28,23 @@ fn path(path: Option<&str>) {
     let Some(path) = path else { return };
     assert!(path.starts_with('/'), "{path:?} leads elsewhere");
     assert!(path.bytes().all(|byte| byte > b' ' && byte != 0x7f), "{path:?} could end the request line");
+}
+
+/// The same messages come out wherever the stream was cut, and every one is read.
+fn stream(bytes: &[u8]) {
+    let whole = SseParser::default().push(bytes);
+    let mut cut = SseParser::default();
+    let parts: Vec<_> = bytes.chunks(7).flat_map(|part| cut.push(part)).collect();
+    assert_eq!(whole, parts, "a cut changed the messages");
+    for message in whole {
+        let id = message.id.as_deref().unwrap_or_default();
+        assert!(id.bytes().all(|byte| (b' '..0x7f).contains(&byte)), "{id:?} could end a header");
+        let Ok(value) = serde_json::from_str::<Value>(&message.data) else { continue };
+        for event in BmcEvent::parse_all(&value) {
+            assert!(event.message.chars().count() <= 300 && !event.message.chars().any(char::is_control));
+            path(event.origin.as_deref());
+        }
+    }
 }
 
 fn body(bytes: &[u8]) {
@@ -83,6 +101,8 @@ pub(crate) fn redfish_seeds() -> Vec<Vec<u8>> {
         seeds.push(tagged(2, format!("{url}\nsha256:{digits}")));
         seeds.push(tagged(2, format!("{url}\n{digits}")));
     }
+    let event = r#"{"Events":[{"MessageId":"ResourceEvent.1.3.ResourcePoweredOff","Message":"off","OriginOfCondition":{"@odata.id":"/redfish/v1/Systems/1"}}]}"#;
+    seeds.push(tagged(4, format!(": alive\r\n\r\nid: 7\ndata: {event}\n\n")));
     seeds.push(tagged(3, include_str!("../seeds/authority.pem")));
     seeds
 }

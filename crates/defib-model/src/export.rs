@@ -397,11 +397,16 @@ impl SinkPolicy {
         let (rest, is_plain) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(rest), _) => (rest, false),
             (None, Some(rest)) => (rest, true),
-            (None, None) => return Err(format!("url: {url:?} begins with neither https:// nor http://")),
+            (None, None) => {
+                return Err(format!(
+                    "url: {:?} begins with neither https:// nor http://",
+                    without_secret(url)
+                ));
+            }
         };
         let authority = rest.split('/').next().unwrap_or_default();
         if authority.is_empty() || authority.contains('@') || url.contains(char::is_whitespace) {
-            return Err(format!("url: {url:?} is no address; secrets belong into token"));
+            return Err(format!("url: {:?} is no address; secrets belong into token", without_secret(url)));
         }
         if is_plain == has_tls {
             return Err("tls: goes with https, and https needs its authority".into());
@@ -431,6 +436,14 @@ pub fn check_host_and_port(text: &str) -> Result<(), String> {
         Some(port) if port > 0 => Ok(()),
         _ => Err(format!("{text:?} is not host:port")),
     }
+}
+
+/// An address to be shown, without what may be secret in it: a password before the host, a token after a `?`.
+fn without_secret(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let rest = rest.rsplit_once('@').map_or_else(|| rest.into(), |(_, place)| format!("…@{place}"));
+    if scheme.is_empty() { rest } else { format!("{scheme}://{rest}") }
 }
 
 /// Whether what is said to an address stays on this machine.
@@ -532,6 +545,16 @@ mod tests {
         assert!(refused(serde_json::json!({"syslog": {"address": "siem"}})).contains("host:port"));
         assert!(refused(serde_json::json!({"webhook": {"url": "https://x"}})).contains("authority"));
         assert!(refused(serde_json::json!({"webhook": {"url": "ftp://x"}})).contains("neither"));
+        for url in [
+            "http://u:geheim@x",
+            "https://u:geheim@x/p?q=1",
+            "ftp://u:geheim@x",
+            "u:geheim@x",
+            "https://x/a b?token=geheim",
+        ] {
+            let told = refused(serde_json::json!({"webhook": {"url": url}}));
+            assert!(told.starts_with("url: ") && !told.contains("geheim"), "{told}");
+        }
         assert!(refused(serde_json::json!({"webhook": {"url": "http://u:p@x"}})).contains("secrets"));
         let leak = serde_json::json!({"webhook": {"url": "http://far/x", "token": {"env": "T"}}});
         assert!(refused(leak).contains("no secret"));

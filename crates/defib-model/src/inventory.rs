@@ -11,6 +11,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 mod fencing;
+mod sense;
 
 pub use fencing::{
     CipherSuite, FenceAgentTarget, FenceMethod, FencingLevel, IpmiTarget, RedfishTarget, SelfFence,

@@ -4,6 +4,8 @@ use alloc::{format, string::String};
 
 use serde::{Deserialize, Serialize};
 
+mod sense;
+
 use crate::{Millis, export::EventsPolicy};
 
 /// When silence means something.

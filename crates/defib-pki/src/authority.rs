@@ -95,6 +95,21 @@ impl Issued {
         Ok(paths)
     }
 
+    /// Makes the directory for [`Self::write_new`], and makes sure that it would find neither certificate nor key and
+    /// could write: to be asked before anything is used up for them.
+    ///
+    /// # Errors
+    /// When one of them exists, or none could be written.
+    pub fn prepare_new(directory: &Path) -> Result<(), PkiError> {
+        Self::check_new(directory)?;
+        files::create_private_directory(directory)
+            .map_err(|source| PkiError::Write { path: directory.to_path_buf(), source })?;
+        let trial = directory.join(".trial");
+        // As long as the files together: a full disk takes an empty one.
+        files::write(&trial, &[b'\n'; 16 * 1024], SECRET, Existing::Replace)?;
+        fs::remove_file(&trial).map_err(|source| PkiError::Write { path: trial, source })
+    }
+
     /// The same, replacing what is there: a renewal. Each file is replaced whole, the key first.
     ///
     /// # Errors

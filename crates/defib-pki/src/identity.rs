@@ -58,7 +58,7 @@ checked_name!(
 pub enum Role {
     /// Reads everything, changes nothing.
     Viewer,
-    /// Runs the day: maintenance, pause, confirm.
+    /// Runs the day: fences and confirms hosts, pauses, resumes.
     Operator,
     /// Changes policy and membership too.
     Admin,

@@ -7,6 +7,7 @@ mod log;
 use std::{
     fmt::Display,
     io::{self, Write},
+    path::Path,
     process::{ExitCode, Termination},
 };
 
@@ -32,11 +33,24 @@ pub fn exit_code<T: Termination, E: Display>(program: &str, result: Result<T, E>
     }
 }
 
-/// Prints a line on standard output. A reader that went away wants no more: then the process ends, well.
+/// The exit code where standard output could not be written: what was asked is done, and who asked was not told.
+pub const UNTOLD: u8 = 7;
+
+/// Prints a line on standard output. A reader that went away wants no more: then the process ends, well. Where the
+/// line can't be written otherwise (a full disk), it ends with [`UNTOLD`] and says so on standard error.
 pub fn say(text: &str) {
-    if writeln!(io::stdout(), "{text}").is_err() {
+    let Err(error) = writeln!(io::stdout(), "{text}") else { return };
+    if error.kind() == io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
+    let program = std::env::args_os().next().unwrap_or_default();
+    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+    let _ = writeln!(
+        io::stderr(),
+        "{program}: standard output can't be written: {error}; what was to be told is lost, and what was asked for is done: \
+         don't ask for a change again before you have looked"
+    );
+    std::process::exit(UNTOLD.into());
 }
 
 /// Listens for SIGTERM and SIGINT from now on; what it returns resolves with the first of them.

@@ -6,6 +6,7 @@
 use defib_model::{BootId, HostId};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{WireError, v1};
 
@@ -13,11 +14,6 @@ use crate::{WireError, v1};
 pub const RECORD_MAX: usize = 64 << 10;
 /// A group with number 15, which no message of ours has.
 const JSON_BEGINS: u8 = b'{';
-/// What the last word of a Redfish message's id contains when a machine has, or soon has, no power. A question too many
-/// harms nobody, so this is generous; `SYS1001` is Dell's "System is turning off".
-const POWER_GOES: [&str; 8] =
-    ["poweredoff", "poweringoff", "poweroff", "powerlost", "inputlost", "aclost", "lossofpower", "sys1001"];
-
 /// A beat of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
@@ -76,8 +72,19 @@ impl Heartbeat {
 pub struct BmcEvent {
     /// Of which host.
     pub host: HostId,
-    /// The host has no power, or is about to have none. Other events are nothing to an observer.
-    pub power_lost: bool,
+    /// What it said.
+    pub said: BmcSaid,
+}
+
+/// What a record makes a BMC say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BmcSaid {
+    /// The host has no power, or is about to have none.
+    PowerLost,
+    /// Something that is nothing to an observer.
+    Other,
+    /// Events of Redfish as they came: what they mean, whoever knows BMCs must say.
+    Redfish(Vec<Value>),
 }
 
 #[derive(Deserialize)]
@@ -88,13 +95,7 @@ struct BmcEventText {
     #[serde(rename = "Context")]
     context: Option<String>,
     #[serde(rename = "Events")]
-    events: Option<Vec<RedfishEvent>>,
-}
-
-#[derive(Deserialize)]
-struct RedfishEvent {
-    #[serde(rename = "MessageId", default)]
-    message_id: String,
+    events: Option<Vec<Value>>,
 }
 
 impl BmcEvent {
@@ -108,36 +109,27 @@ impl BmcEvent {
             let event = v1::BusBmcEvent::decode(record).map_err(|error| unreadable(&error))?;
             return match event.power() {
                 v1::BusPower::Unspecified => Err(WireError::missing("power")),
-                power => {
-                    let power_lost = power == v1::BusPower::Lost;
-                    Ok(Self { host: host_named(&event.host)?, power_lost })
-                }
+                v1::BusPower::Lost => Ok(Self { host: host_named(&event.host)?, said: BmcSaid::PowerLost }),
+                v1::BusPower::Other => Ok(Self { host: host_named(&event.host)?, said: BmcSaid::Other }),
             };
         }
         let text: BmcEventText = json(record)?;
-        if let Some(events) = &text.events {
+        if let Some(events) = text.events {
             let key = key.and_then(|key| std::str::from_utf8(key).ok()).filter(|key| !key.is_empty());
             let host = key.or(text.context.as_deref()).ok_or_else(|| {
                 WireError::new("host", "is in neither the record's key nor the event's Context")
             })?;
-            let power_lost = events.iter().any(|event| power_goes(&event.message_id));
-            return Ok(Self { host: host_named(host)?, power_lost });
+            return Ok(Self { host: host_named(host)?, said: BmcSaid::Redfish(events) });
         }
-        let power_lost = match text.power.as_deref() {
-            Some("lost") => true,
-            Some("other") => false,
+        let said = match text.power.as_deref() {
+            Some("lost") => BmcSaid::PowerLost,
+            Some("other") => BmcSaid::Other,
             Some(_) => return Err(WireError::new("power", "is neither lost nor other")),
             None => return Err(WireError::new("power", "is missing, and there are no Events of Redfish")),
         };
         let host = text.host.ok_or_else(|| WireError::missing("host"))?;
-        Ok(Self { host: host_named(&host)?, power_lost })
+        Ok(Self { host: host_named(&host)?, said })
     }
-}
-
-/// By the last part of an id such as `ResourceEvent.1.3.ResourcePoweredOff`: registries differ in all before it.
-fn power_goes(message_id: &str) -> bool {
-    let last = message_id.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-    POWER_GOES.iter().any(|word| last.contains(word))
 }
 
 const fn halves(boot: BootId) -> [u64; 2] {
@@ -213,21 +205,17 @@ mod tests {
                 "OriginOfCondition":{{"@odata.id":"/redfish/v1/Systems/1"}}}}]}}"##
             )
         };
-        let read = |key: Option<&[u8]>, text: &str| {
-            BmcEvent::read(key, text.as_bytes()).map(|event| (event.host.to_string(), event.power_lost))
-        };
+        let read = |key: Option<&[u8]>, text: &str| BmcEvent::read(key, text.as_bytes());
         let off = event("h2", "ResourceEvent.1.3.ResourcePoweredOff");
-        assert_eq!(read(None, &off), Ok(("h2".into(), true)));
-        assert_eq!(read(Some(b"h1"), &off), Ok(("h1".into(), true)), "the key goes first");
-        for (id, lost) in [
-            ("iLOEvents.3.2.ServerPoweredOff", true),
-            ("IDRAC.2.8.SYS1001", true),
-            ("ResourceEvent.1.3.ResourcePoweredOn", false),
-            ("TaskEvent.1.0.TaskStarted", false),
-            ("", false),
-        ] {
-            assert_eq!(read(None, &event("h2", id)), Ok(("h2".into(), lost)), "{id}");
-        }
+        let of = |host: &str, read: Result<BmcEvent, WireError>| {
+            let BmcEvent { host: told, said } = read.expect("it can be read");
+            assert_eq!(told.to_string(), host);
+            let BmcSaid::Redfish(events) = said else { panic!("{said:?}") };
+            assert_eq!(events.len(), 1);
+            assert_eq!(events[0]["MessageId"], "ResourceEvent.1.3.ResourcePoweredOff");
+        };
+        of("h2", read(None, &off));
+        of("h1", read(Some(b"h1"), &off));
         assert!(why(read(None, r#"{"Events":[{"MessageId":"x"}]}"#)).contains("Context"));
         assert!(why(read(None, "{}")).contains("no Events"));
     }
@@ -235,7 +223,7 @@ mod tests {
     #[test]
     fn events_of_our_own_are_taken() {
         let lost = v1::BusBmcEvent { host: "h1".into(), power: v1::BusPower::Lost.into() };
-        let wanted = BmcEvent { host: HostId::new("h1").expect("a name"), power_lost: true };
+        let wanted = BmcEvent { host: HostId::new("h1").expect("a name"), said: BmcSaid::PowerLost };
         assert_eq!(BmcEvent::read(None, &lost.encode_to_vec()), Ok(wanted.clone()));
         assert_eq!(BmcEvent::read(None, br#"{"host":"h1","power":"lost"}"#), Ok(wanted));
         assert!(why(BmcEvent::read(None, br#"{"host":"h1","power":"gone"}"#)).starts_with("power: "));

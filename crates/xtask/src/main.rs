@@ -1,5 +1,5 @@
 //! What a developer types: `cargo xtask test`, `demo`, `chaos`, `bench`, `fuzz`, `simulate`, `kafka`,
-//! `tidy`, `ci`. CI types the same.
+//! `redfish`, `tidy`, `ci`. CI types the same.
 
 mod bench;
 mod cargo;
@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod kafka;
 mod packages;
+mod redfish;
 mod simulate;
 mod steps;
 mod target;
@@ -76,6 +77,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Let DMTF's protocol validator judge the emulated BMC.
+    Redfish,
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
     /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Simulate { seeds, from } => simulate::run(seeds, from),
         Command::Kafka { seconds } => kafka::run(seconds),
+        Command::Redfish => redfish::run(),
         Command::Tidy => ci::tidy(),
         Command::Ci => ci::run(),
     };

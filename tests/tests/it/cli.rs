@@ -70,7 +70,7 @@ const LOOKS: &[(&[&str], &str)] = &[
 /// Commands that change something. Each has `--dry-run`, and each is done in some test of this file or its
 /// neighbours.
 const CHANGES: &[&[&str]] = &[
-    &["host", "fence", "h2"],
+    &["host", "fence", "h2", "--yes"],
     &["policy", "apply", "POLICY"],
     &["inventory", "apply", "INVENTORY"],
     &["pause"],
@@ -144,7 +144,7 @@ fn every_command_of_the_page_is_tested_and_every_exit_code_is_named() {
         let tested = all.iter().any(|words| command.iter().all(|word| words.contains(&word.as_str())));
         assert!(tested, "the page names {command:?}, and no test runs it");
     }
-    for code in 0..=6 {
+    for code in 0..=7 {
         assert!(page().contains(&format!("\n| {code} | ")), "exit code {code} is not on the page");
     }
 }
@@ -348,7 +348,12 @@ async fn exit_codes_are_those_of_the_page() {
     assert!(told.contains("r9 is no replica"), "{told}");
     let told = rig.defib(["replica", "transfer", "9"]).await.failed(1);
     assert!(told.contains("r9 does not vote"), "{told}");
-    // 2: wrong usage. The safeguard of confirm-dead says what is at stake.
+    // The order is for the host as the operator saw it.
+    let told = rig.defib(["host", "fence", "h2", "--yes", "--epoch", "99"]).await.failed(1);
+    assert!(told.contains("now, not 99; look again"), "{told}");
+    // 2: wrong usage. The safeguards of fence and confirm-dead say what is at stake.
+    let told = rig.defib(["host", "fence", "h2"]).await.failed(2);
+    assert!(told.contains("cuts the power of h2") && told.contains("--yes"), "{told}");
     let told = rig.defib(["host", "confirm-dead", "h2"]).await.failed(2);
     assert!(told.contains("two copies") && told.contains("--yes"), "{told}");
     let told = rig.defib(["plan", "fail-host"]).await.failed(2);
@@ -368,7 +373,7 @@ async fn exit_codes_are_those_of_the_page() {
     // 4: not there.
     for arguments in [
         &["host", "show", "h99"][..],
-        &["host", "fence", "h99"],
+        &["host", "fence", "h99", "--yes"],
         &["host", "confirm-dead", "h99", "--yes"],
         &["host", "lift-quarantine", "h99"],
         &["vm", "show", "no-such-vm"],
@@ -435,6 +440,17 @@ async fn read_by_nobody(name: &str, arguments: &[&str]) {
     assert!(output.status.success() && told.is_empty(), "{name}: {:?} {told}", output.status);
 }
 
+/// What can't be printed is no success; `/dev/full` takes nothing, as a full disk.
+async fn written_on_a_full_disk(name: &str, arguments: &[&str]) {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(program(name));
+    command.args(arguments).stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).kill_on_drop(true);
+    let output = timeout(AMPLE, command.spawn().unwrap().wait_with_output()).await.unwrap().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(7), "{name}: {told}");
+    assert!(told.starts_with(&format!("{name}: standard output can't be written: No space left")), "{told}");
+}
+
 const AGENT: &str = "cluster: x\nhost: h1\ntls: { certificate: a, key: b, authority: c }\nstate-dir: STATE\n\
                      replicas:\n  - { id: 1, address: \"127.0.0.1:1\" }\nneighbour: { listen: \"127.0.0.1:2\" }\n";
 
@@ -451,6 +467,8 @@ async fn completions_name_the_commands_and_keys_are_private() {
     fs::write(&config, AGENT.replace("STATE", &work.path().join("state").display().to_string())).unwrap();
     let config = config.display().to_string();
     read_by_nobody("defib", &["completions", "zsh"]).await;
+    written_on_a_full_disk("defib", &["completions", "zsh"]).await;
+    written_on_a_full_disk("defib-agent", &["--config", &config, "print-config"]).await;
     read_by_nobody("defib-agent", &["--config", &config, "print-config"]).await;
     if Path::new("/bin/bash").exists() {
         let script = run("defib", ["completions", "bash"]).await.done();

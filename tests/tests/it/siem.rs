@@ -127,7 +127,7 @@ async fn incidents(rig: &Rig) {
     // A fourth is one too many.
     rig.cluster.freeze("h7").await.unwrap();
     rig.wait_for(&["recovery", "explain", "h7"], "waits for: brake: ").await;
-    rig.defib(["host", "fence", "h7", "--reason", "I looked at it"]).await.done();
+    rig.defib(["host", "fence", "h7", "--yes", "--reason", "I looked at it"]).await.done();
     rig.wait_for(&["recovery", "explain", "h7"], "recovered").await;
     rig.defib(["pause", "--reason", "that is enough"]).await.done();
 }

@@ -35,7 +35,7 @@ async fn a_pause_and_a_rule_that_leaves_no_place_are_named_and_what_ends_them_he
     assert!(told.contains("defib resume"), "{told}");
     rig.wait_for(&["host", "show", "h2"], "an operator paused automatic action").await;
     assert!(rig.defib(["status"]).await.done().contains("PAUSED"));
-    let told = rig.defib(["host", "fence", "h2"]).await.failed(1);
+    let told = rig.defib(["host", "fence", "h2", "--yes"]).await.failed(1);
     assert!(told.contains("automatic action is stopped"), "{told}");
     rig.defib(["resume"]).await.done();
     rig.wait_for(&["recovery", "list", "--all"], "recovered").await;
@@ -59,7 +59,7 @@ async fn an_engaged_brake_is_named_and_an_operator_may_fence_in_spite_of_it() {
         asked.into_iter().filter(|request| request.reset.is_some()).count()
     };
     assert_eq!(resets().await, 0, "a brake holds before the BMC is told anything");
-    rig.defib(["host", "fence", "h4", "--reason", "I looked at it"]).await.done();
+    rig.defib(["host", "fence", "h4", "--yes", "--reason", "I looked at it"]).await.done();
     let told = rig.wait_for(&["recovery", "explain", "h4"], "recovered").await;
     assert!(told.contains("fences host h4"), "{told}");
     for host in ["h2", "h4"] {

@@ -35,6 +35,12 @@ pub(crate) enum HostCommand {
     Fence {
         /// Which.
         host: String,
+        /// It is meant, though it is heard.
+        #[arg(long)]
+        yes: bool,
+        /// Refuse if the host is in another epoch than this; without it, than the one that it is in now.
+        #[arg(long)]
+        epoch: Option<u64>,
         #[command(flatten)]
         change: Change,
     },
@@ -46,7 +52,7 @@ pub(crate) enum HostCommand {
         /// Somebody stood before it, or has cut it off its storage.
         #[arg(long)]
         yes: bool,
-        /// Refuse if the host is in another epoch than this.
+        /// Refuse if the host is in another epoch than this; without it, than the one that it is in now.
         #[arg(long)]
         epoch: Option<u64>,
         #[command(flatten)]
@@ -140,6 +146,14 @@ fn host_table(hosts: &[v1::HostDetail]) {
     table(&["host", "domain", "state", "epoch", "VMs", "opinions"], rows.collect());
 }
 
+/// The epoch that an order is meant for: one that comes late must not hit the host's next life.
+async fn seen_epoch(cluster: &Cluster, host: &str, named: Option<u64>) -> Result<u64, Failure> {
+    match named {
+        Some(epoch) => Ok(epoch),
+        None => Ok(ask!(cluster, get_host, v1::GetHostRequest { host: host.to_owned() })?.epoch),
+    }
+}
+
 /// `defib host`.
 pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output) -> Result<(), Failure> {
     match command {
@@ -170,9 +184,16 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
             vm_table(&answer.vms);
             Ok(())
         }
-        HostCommand::Fence { host, change } => {
+        HostCommand::Fence { host, yes, epoch, change } => {
             let Change { dry_run, reason } = change;
-            let request = v1::FenceHostRequest { host, reason, dry_run, epoch: None };
+            if !yes && !dry_run {
+                return Err(Failure::Usage(format!(
+                    "this cuts the power of {host} and restarts its VMs elsewhere, however well they run; see what would \
+                     happen with --dry-run, then add --yes"
+                )));
+            }
+            let epoch = seen_epoch(cluster, &host, epoch).await?;
+            let request = v1::FenceHostRequest { host, reason, dry_run, epoch: Some(epoch) };
             done(change!(cluster, fence_host, request)?, output)
         }
         HostCommand::ConfirmDead { host, yes, epoch, change } => {
@@ -183,7 +204,8 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
                      destroy its data. Make sure that it has no power, then add --yes"
                 )));
             }
-            let request = v1::ConfirmDeadRequest { host, epoch, reason, dry_run };
+            let epoch = seen_epoch(cluster, &host, epoch).await?;
+            let request = v1::ConfirmDeadRequest { host, epoch: Some(epoch), reason, dry_run };
             done(change!(cluster, confirm_dead, request)?, output)
         }
         HostCommand::LiftQuarantine { host, change } => {

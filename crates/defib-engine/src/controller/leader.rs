@@ -34,6 +34,12 @@ pub(super) struct Ask {
     news: bool,
     /// A reading of off that is not in the log yet.
     found: Option<FenceResult>,
+    /// A hint came while a question was under way, which may have been answered before.
+    hinted: bool,
+    /// So many hints may still bring a question forward.
+    hints_left: u8,
+    /// A question from this moment on gives hints back.
+    hints_back_at: Instant,
 }
 
 impl Ask {
@@ -46,6 +52,9 @@ impl Ask {
             kinds: BTreeMap::new(),
             news: false,
             found: None,
+            hinted: false,
+            hints_left: HINTS_MAX,
+            hints_back_at: now,
         }
     }
 }
@@ -68,6 +77,8 @@ impl FenceInFlight {
 const ASK_AGAIN_SUSPECTED: Millis = Millis(250);
 /// The same while nothing proves a death.
 const ASK_AGAIN_UNCONFIRMED: Millis = Millis(1000);
+/// So many questions hints bring about in the time of one: whoever forges events can't make a BMC busy.
+const HINTS_MAX: u8 = 3;
 
 impl Controller {
     fn question(&self, id: RecoveryId, recovery: &Recovery, level: usize) -> Option<PowerQuestion> {
@@ -120,12 +131,31 @@ impl Controller {
             let level = ask.count % levels;
             ask.level = level;
             ask.in_flight = true;
+            if ask.hints_back_at <= now {
+                ask.hints_left = HINTS_MAX;
+                ask.hints_back_at = now.plus(ASK_AGAIN_SUSPECTED);
+            }
             ask.count = ask.count.saturating_add(1);
             if let Some(question) =
                 self.ledger.recoveries().get(&id).and_then(|recovery| self.question(id, recovery, level))
             {
                 effects.push(Effect::Ask(question));
             }
+        }
+    }
+
+    /// A hint is as good as the time for the next question, and no better; and few of them are.
+    pub(super) fn hinted(&mut self, now: Instant, host: &HostId) {
+        let ledger = &self.ledger;
+        let of_host = |id: &RecoveryId| ledger.recoveries().get(id).is_some_and(|one| one.host == *host);
+        for (_, ask) in self.asks.iter_mut().filter(|(id, _)| of_host(id)) {
+            // A second one during one question says nothing that the first did not.
+            if ask.hints_left == 0 || ask.hinted {
+                continue;
+            }
+            ask.hints_left -= 1;
+            ask.next_at = ask.next_at.min(now);
+            ask.hinted = ask.in_flight;
         }
     }
 
@@ -141,6 +171,9 @@ impl Controller {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         ask.in_flight = false;
         ask.next_at = now.plus(if suspected { ASK_AGAIN_SUSPECTED } else { ASK_AGAIN_UNCONFIRMED });
+        if core::mem::take(&mut ask.hinted) {
+            ask.next_at = now;
+        }
         let held = ask.kinds.insert(ask.level, core::mem::discriminant(&result));
         let other = held.is_some_and(|held| held != core::mem::discriminant(&result));
         ask.news |= other && !matches!(result, FenceResult::Unknown { .. });

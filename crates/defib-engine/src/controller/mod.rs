@@ -64,6 +64,8 @@ pub enum Input {
         /// Why.
         goodbye: Goodbye,
     },
+    /// Something outside says that the power of a host may have changed. It proves nothing; it makes the leader look.
+    Hinted(HostId),
     /// A power question was answered.
     Asked {
         /// The recovery that it belonged to.
@@ -250,6 +252,7 @@ impl Controller {
             Input::Goodbye { host, boot, epoch, goodbye } => {
                 self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
             }
+            Input::Hinted(host) => self.hinted(now, &host),
             Input::Asked { recovery, result } => self.asked(now, recovery, result, &mut effects),
             Input::Fenced { recovery, attempt, result } => self.fenced(recovery, attempt, result),
             Input::Ordered { effect, vm, incarnation, host, outcome } => {

@@ -4,12 +4,15 @@
 //! what it depends on; starts are throttled per host, per datastore and in all. Time here is the leader's
 //! own: a new leader begins to wait anew, which delays and never hurries.
 
-use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+mod explain;
+
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
 
 use defib_model::{
-    Command, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, RecoveryId, Subject, VmId,
+    Command, EffectId, Epoch, HostId, Incarnation, Instant, LogIndex, Millis, Subject, VmId,
     command::{AgentReport, StartResult},
     inventory::{Priority, Readiness, Vm},
+    policy::RestartPolicy,
 };
 
 use super::{BurnOrder, Controller, Effect, OrderOutcome, Proposed, REDELIVER_AFTER, Role, StartOrder};
@@ -132,6 +135,47 @@ impl Starts {
     }
 }
 
+/// Starts under way, as the throttles count them.
+#[derive(Debug, Default)]
+struct Load {
+    per_host: BTreeMap<HostId, u32>,
+    per_datastore: BTreeMap<String, u32>,
+    total: u32,
+}
+
+/// Which throttle holds a start.
+#[derive(Debug, Clone, Copy)]
+enum Throttle {
+    Total,
+    Host,
+    Datastore,
+}
+
+impl Load {
+    fn add(&mut self, host: HostId, datastore: Option<String>) {
+        let add = |count: &mut u32| *count = count.saturating_add(1);
+        add(self.per_host.entry(host).or_default());
+        if let Some(datastore) = datastore {
+            add(self.per_datastore.entry(datastore).or_default());
+        }
+        add(&mut self.total);
+    }
+
+    /// What keeps one more start from this host and this datastore.
+    fn full(&self, policy: &RestartPolicy, host: &HostId, datastore: Option<&str>) -> Option<Throttle> {
+        let on_datastore = datastore.and_then(|name| self.per_datastore.get(name)).copied().unwrap_or(0);
+        if self.total >= policy.starts_total {
+            Some(Throttle::Total)
+        } else if self.per_host.get(host).copied().unwrap_or(0) >= policy.starts_per_host {
+            Some(Throttle::Host)
+        } else if datastore.is_some() && on_datastore >= policy.starts_per_datastore {
+            Some(Throttle::Datastore)
+        } else {
+            None
+        }
+    }
+}
+
 fn is_ready(declared: &Vm, record: &VmRecord) -> bool {
     match record.place {
         Place::Intended { .. } => declared.readiness == Readiness::Placed,
@@ -162,23 +206,7 @@ impl Controller {
             return;
         }
         let gate = self.gate(now);
-        let mut per_host: BTreeMap<HostId, u32> = BTreeMap::new();
-        let mut per_datastore: BTreeMap<String, u32> = BTreeMap::new();
-        let mut total = 0_u32;
-        for (vm, start) in &self.starts.running {
-            // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
-            // until its end is proven, which may take an operator. The same of a start that gave no answer in its
-            // time: its host may be as dead, and a brake may keep that from being said.
-            if matches!(start.state, State::Cancelling { .. }) {
-                continue;
-            }
-            let host = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host);
-            let in_use = host.and_then(|host| self.ledger.hosts().get(host));
-            if in_use.is_none_or(|host| host.standing != Standing::Active) {
-                continue;
-            }
-            self.count(vm, &mut per_host, &mut per_datastore, &mut total);
-        }
+        let mut load = self.load();
         // Of one tier the earlier placed goes first: the planner's order is the order of start.
         let mut candidates: Vec<(Priority, LogIndex, VmId)> = Vec::new();
         for vm in &self.ledger.index().pending {
@@ -207,12 +235,7 @@ impl Controller {
             let Some(restart) = self.ledger.restart(&vm) else { continue };
             let host = restart.to().clone();
             let datastore = self.ledger.inventory().vms.get(&vm).and_then(|vm| vm.datastore.clone());
-            let full = total >= policy.starts_total
-                || per_host.get(&host).copied().unwrap_or(0) >= policy.starts_per_host
-                || datastore.as_ref().is_some_and(|name| {
-                    per_datastore.get(name).copied().unwrap_or(0) >= policy.starts_per_datastore
-                });
-            if full {
+            if load.full(&policy, &host, datastore.as_deref()).is_some() {
                 continue;
             }
             let start = Start {
@@ -225,26 +248,30 @@ impl Controller {
                 doubtful: false,
             };
             self.starts.running.insert(vm.clone(), start);
-            self.count(&vm, &mut per_host, &mut per_datastore, &mut total);
+            load.add(host, datastore);
             let effect = EffectId { cause: index, subject: Subject::Vm(vm), attempt: 1 };
             effects.push(Effect::Start(StartOrder { effect, restart, term }));
         }
     }
 
-    fn count(
-        &self,
-        vm: &VmId,
-        per_host: &mut BTreeMap<HostId, u32>,
-        per_datastore: &mut BTreeMap<String, u32>,
-        total: &mut u32,
-    ) {
-        let Some(host) = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) else { return };
-        let add = |count: &mut u32| *count = count.saturating_add(1);
-        add(per_host.entry(host.clone()).or_default());
-        if let Some(datastore) = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.datastore.clone()) {
-            add(per_datastore.entry(datastore).or_default());
+    /// The starts that are under way.
+    fn load(&self) -> Load {
+        let mut load = Load::default();
+        for (vm, start) in &self.starts.running {
+            // Nothing starts on a host that was taken out of use: what was ordered there must not hold up the rest
+            // until its end is proven, which may take an operator. The same of a start that gave no answer in its
+            // time: its host may be as dead, and a brake may keep that from being said.
+            if matches!(start.state, State::Cancelling { .. }) {
+                continue;
+            }
+            let Some(host) = self.ledger.vms().get(vm).and_then(VmRecord::occupied_host) else { continue };
+            if self.ledger.hosts().get(host).is_none_or(|host| host.standing != Standing::Active) {
+                continue;
+            }
+            let datastore = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.datastore.clone());
+            load.add(host.clone(), datastore);
         }
-        add(total);
+        load
     }
 
     /// The lowest tier that may start now.
@@ -482,68 +509,5 @@ impl Controller {
             }
             start.doubtful = false;
         }
-    }
-
-    /// What the VMs of a recovery wait for that only the leader knows.
-    pub(super) fn explain_starts(&self, now: Instant, recovery: RecoveryId) -> Vec<String> {
-        let mut lines = Vec::new();
-        let Some(recovery) = self.ledger.recoveries().get(&recovery) else { return lines };
-        let blockers: Vec<(&VmId, &Vm)> = self
-            .ledger
-            .index()
-            .pending
-            .iter()
-            .filter_map(|vm| {
-                let declared = self.ledger.inventory().vms.get(vm)?;
-                (!is_ready(declared, self.ledger.vms().get(vm)?)).then_some((vm, declared))
-            })
-            .collect();
-        for vm in &recovery.vms {
-            let (Some(declared), Some(record)) =
-                (self.ledger.inventory().vms.get(vm), self.ledger.vms().get(vm))
-            else {
-                continue;
-            };
-            let Place::Intended { host, .. } = &record.place else { continue };
-            if let Some(start) = self.starts.running.get(vm) {
-                let age = now.since(start.first_ordered);
-                lines.push(match &start.state {
-                    State::Sent => format!("vm {vm}: host {host} to answer the order of {age} ago"),
-                    State::Again { at, why } => {
-                        format!(
-                            "vm {vm}: host {host} to take the order, tried again in {} ({why})",
-                            at.since(now)
-                        )
-                    }
-                    State::Cancelling { .. } => {
-                        format!(
-                            "vm {vm}: host {host} gave no answer for {age}; to be cancelled and placed anew"
-                        )
-                    }
-                    State::Ended(_) => format!("vm {vm}: its start to be committed"),
-                });
-                continue;
-            }
-            for other in &declared.depends_on {
-                if let (Some(dependency), Some(record)) =
-                    (self.ledger.inventory().vms.get(other), self.ledger.vms().get(other))
-                    && !is_ready(dependency, record)
-                {
-                    lines.push(format!(
-                        "vm {vm}: vm {other}, on which it depends, to be {}",
-                        dependency.readiness
-                    ));
-                }
-            }
-            if let Some((other, blocker)) =
-                blockers.iter().find(|(_, blocker)| blocker.priority < declared.priority)
-            {
-                lines.push(format!(
-                    "vm {vm} ({}): vm {other} ({}) to be {}",
-                    declared.priority, blocker.priority, blocker.readiness
-                ));
-            }
-        }
-        lines
     }
 }

@@ -22,7 +22,7 @@ use super::{Observer, Slot, watched::Watched};
 
 /// Marks of one partition that are remembered; with more, what was read is known less finely.
 const MARKS_MAX: usize = 256;
-/// For how long an event of a BMC makes an observer ask sooner.
+/// For how long an event of a BMC makes an observer ask sooner, and how far apart those are that do.
 const HINTED_FOR: Millis = Millis(10_000);
 
 /// A partition of a topic, by whatever numbers the shell gives them.
@@ -79,6 +79,15 @@ impl Heed {
             Self::OtherBoot => 3,
         }
     }
+}
+
+/// An event of a BMC said that its host's power goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hint {
+    /// How long it counts.
+    pub(super) until: Instant,
+    /// It brought its question.
+    pub(super) used: bool,
 }
 
 /// The newest that the bus told of a host.
@@ -237,20 +246,31 @@ impl Observer {
         Heed::Counted
     }
 
-    /// An event of a host's BMC was read that says that the host has, or soon has, no power. Whoever beats is not asked
-    /// about for it; whoever is silent is asked about sooner.
+    /// An event of a host's BMC was read from the bus that says that the host has, or soon has, no power.
     pub fn bmc_event(&mut self, now: Instant, slot: Slot, place: Place) -> Heed {
-        let taken = match self.bus_reads(place) {
-            Ok(taken) => taken,
-            Err(heed) => return heed,
-        };
+        match self.bus_reads(place) {
+            Ok(taken) => self.power_goes(now, slot, taken),
+            Err(heed) => heed,
+        }
+    }
+
+    /// The BMC itself told the same, to this replica and just now.
+    pub fn bmc_told(&mut self, now: Instant, slot: Slot) -> Heed {
+        self.power_goes(now, slot, now)
+    }
+
+    /// Whoever beats is not asked about for it; whoever is silent is asked about sooner, once: a hint that brought
+    /// its question is used up, and while one is in force others are nothing new. So whoever forges events gets one
+    /// question in [`HINTED_FOR`], and only about a host that misses a beat.
+    fn power_goes(&mut self, now: Instant, slot: Slot, taken: Instant) -> Heed {
         let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return Heed::Undated;
         };
-        if taken.plus(HINTED_FOR) <= now {
+        let in_force = watched.hint.is_some_and(|hint| now < hint.until);
+        if in_force || taken.plus(HINTED_FOR) <= now {
             return Heed::Known;
         }
-        watched.hinted_until = Some(taken.plus(HINTED_FOR));
+        watched.hint = Some(Hint { until: taken.plus(HINTED_FOR), used: false });
         if watched.opinion == Opinion::Alive {
             self.queue(slot, now);
         }

@@ -263,6 +263,54 @@ fn an_event_of_a_bmc_brings_the_question_forward_for_the_silent_only() {
 }
 
 #[test]
+fn a_flood_of_forged_events_asks_about_nobody_who_beats_and_once_about_one_who_misses_a_beat() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(1000, 100);
+    let flood = |world: &mut World, millis: u64| {
+        for _ in 0..millis / 10 {
+            for at in 0..3 {
+                let _ = world.observer.bmc_told(MS(world.now), world.hosts[at].1);
+            }
+            world.run(10, 100);
+        }
+    };
+    flood(&mut world, 3000);
+    assert_eq!(world.said, [], "they beat");
+    // It misses a beat each second, for six seconds.
+    for _ in 0..6 {
+        world.hosts[0].2 = false;
+        flood(&mut world, 200);
+        world.hosts[0].2 = true;
+        flood(&mut world, 800);
+    }
+    let asked = world.opinions_of(0).iter().filter(|(_, opinion)| *opinion == Opinion::Asks).count();
+    assert_eq!((asked, world.opinions_of(1).len()), (1, 0));
+    let promised = |world: &World| world.observer.hosts[0].as_ref().unwrap().promised_until;
+    let before = promised(&world);
+    world.hosts[0].2 = false;
+    let dead_from = world.now;
+    let _ = world.observer.bmc_told(MS(world.now), world.hosts[0].1);
+    assert_eq!(promised(&world), before, "an event grants nothing");
+    flood(&mut world, 1500);
+    let (at, opinion) = *world.opinions_of(0).last().unwrap();
+    assert_eq!(opinion, Opinion::Dead);
+    let act_after = Policy::default().detection.act_after.0;
+    assert!(at + 100 >= dead_from + act_after, "{at}: events prove no death");
+}
+
+#[test]
+fn what_a_bmc_tells_itself_counts_as_what_the_bus_tells_of_it() {
+    let mut world = World::new(3, &Policy::default());
+    world.run(1000, 100);
+    let now = MS(world.now);
+    assert_eq!(world.observer.bmc_told(now, world.hosts[0].1), Heed::Counted);
+    assert_eq!(world.observer.bmc_told(now, world.hosts[0].1), Heed::Known, "again");
+    world.hosts[0].2 = false;
+    world.run(500, 100);
+    assert_eq!(world.opinions_of(0), [(1150, Opinion::Asks)], "one beat that is late is enough");
+}
+
+#[test]
 fn marks_are_bounded_and_a_long_lag_is_only_known_less_finely() {
     let (mut world, mut bus) = cut(3);
     for _ in 0..2000 {

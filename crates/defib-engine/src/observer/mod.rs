@@ -464,6 +464,9 @@ impl Observer {
         if worse > watched.opinion {
             watched.opinion = worse;
             watched.trust = 0;
+            if let Some(hint) = &mut watched.hint {
+                hint.used = true;
+            }
         }
         self.counts.follow(before, watched.standing());
         self.lost |= (watched.quiet || worse != Opinion::Alive) && self.counts.most_are_silent();

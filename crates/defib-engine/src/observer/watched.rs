@@ -2,7 +2,13 @@
 
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy};
 
-use super::{Beat, HostView, PATHS_MAX, arrivals::Arrivals, bus::Witness, expiry::Claim, hearing::Hearing};
+use super::{
+    Beat, HostView, PATHS_MAX,
+    arrivals::Arrivals,
+    bus::{Hint, Witness},
+    expiry::Claim,
+    hearing::Hearing,
+};
 
 /// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
 const FORMER_BOOTS: usize = 4;
@@ -86,8 +92,8 @@ pub(super) struct Watched {
     pub(super) witness: Option<Witness>,
     /// A vote is withheld for the bus's sake.
     pub(super) withheld_for_bus: bool,
-    /// Until when its BMC's word makes silence worth a question sooner.
-    pub(super) hinted_until: Option<Instant>,
+    /// What its BMC said last that makes silence worth a question sooner.
+    pub(super) hint: Option<Hint>,
     /// When its entry in the queue is due; an entry with another time is void.
     pub(super) due: Option<Instant>,
 }
@@ -118,7 +124,7 @@ impl Watched {
             voted: None,
             witness: None,
             withheld_for_bus: false,
-            hinted_until: None,
+            hint: None,
             due: None,
         }
     }
@@ -191,7 +197,8 @@ impl Watched {
 
     /// After which silence to ask, where its BMC may have said that the power goes: one beat that is late is enough.
     pub(super) fn hinted(&self, now: Instant, ask_after: Millis, policy: &Policy) -> Millis {
-        if self.hinted_until.is_none_or(|until| until <= now) {
+        let used = |hint: &Hint| hint.used && self.opinion == Opinion::Alive;
+        if self.hint.is_none_or(|hint| hint.until <= now || used(&hint)) {
             return ask_after;
         }
         let (interval, beats) = (policy.detection.heartbeat_interval, policy.detection.ask_after_beats);

@@ -70,13 +70,16 @@ impl Scenario {
             "power" | "mains" | "freeze" | "thaw" | "network" | "bmc" | "agent" | "switch" | "crash" => {
                 self.on_world(command, rest)
             }
+            "hint" => self.hint(rest),
             "bus" => self.bus(rest),
             "guest" => self.guest(rest),
             "test-fencing" => self.test_fencing(rest),
             "quiet" => self.quiet(rest),
             "kill" | "pause" | "restart" | "deaf" => self.on_replica(command, rest),
             "operator" => self.operator(rest),
-            "status" | "vms" | "explain" | "plan" | "invariants" | "count" => self.show(command, rest),
+            "status" | "vms" | "explain" | "why" | "plan" | "invariants" | "count" => {
+                self.show(command, rest)
+            }
             _ => Err("no such command".into()),
         }
     }

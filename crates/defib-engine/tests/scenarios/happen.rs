@@ -1,5 +1,6 @@
 //! Words for what happens: power, network, BMCs, agents, guests, replicas; and for time.
 
+use defib_engine::controller::Input;
 use defib_model::{
     Command, HostId, ReplicaId, VmId,
     command::{FencingTest, Goodbye},
@@ -119,6 +120,24 @@ impl Scenario {
                 _ => return Err("no such word".into()),
             }
         }
+        Ok(())
+    }
+
+    /// `hint h1`: its BMC told the leader that something happened. `hint h1 for 1000`: it does so each millisecond.
+    pub(crate) fn hint(&mut self, rest: &[&str]) -> Answer {
+        let host = self.host_id(rest.first())?;
+        let leader = self.world.leader.ok_or("nobody leads")?;
+        let ["for", span] = rest.get(1..).unwrap_or_default() else {
+            self.world.step(leader, Input::Hinted(host));
+            return Ok(());
+        };
+        let before = self.world.questions;
+        for _ in 0..number(span)? {
+            self.world.step(leader, Input::Hinted(host.clone()));
+            self.run(&["1"])?;
+        }
+        let asked = self.world.questions - before;
+        self.world.lines.push(format!("{asked} questions"));
         Ok(())
     }
 

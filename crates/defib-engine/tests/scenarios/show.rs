@@ -1,6 +1,7 @@
 //! Words for what is seen: status, VMs, what is waited for, plans.
 
 use defib_engine::ledger::Standing;
+use defib_model::VmId;
 
 use super::commands::{Answer, Scenario};
 
@@ -58,6 +59,17 @@ impl Scenario {
                     controller.controller.ledger().hosts().get(&host).and_then(|record| record.recovery);
                 let Some(recovery) = recovery else { return Err("it has no recovery".into()) };
                 let waits = controller.controller.explain(controller.clock(now), recovery);
+                if waits.is_empty() {
+                    lines.push("waits for nothing".into());
+                }
+                lines.extend(waits.into_iter().map(|line| format!("waits for {line}")));
+            }
+            "why" => {
+                let vm =
+                    VmId::new(rest.first().ok_or("name a VM")?).map_err(|error| error.reason.to_string())?;
+                let leader = self.world.leader.ok_or("there is no leader")?;
+                let leader = &self.world.replicas[leader];
+                let waits = leader.controller.explain_vm(leader.clock(self.world.now), &vm);
                 if waits.is_empty() {
                     lines.push("waits for nothing".into());
                 }

@@ -173,6 +173,8 @@ pub(crate) struct World {
     printed: EventSeq,
     /// Opinions and votes are not printed.
     pub(crate) quiet: bool,
+    /// So many questions were asked.
+    pub(crate) questions: u64,
     /// What is to be printed: the operator's log, and the world's own doings in brackets.
     pub(crate) lines: Vec<String>,
     /// How long each VM's guest needs to become ready; `None`: for ever.
@@ -205,6 +207,7 @@ impl World {
             checks: Checks::default(),
             printed: EventSeq(0),
             quiet: false,
+            questions: 0,
             lines: Vec::new(),
             guest_boot: BTreeMap::new(),
             start_takes: 200,
@@ -319,6 +322,7 @@ impl World {
         match effect {
             Effect::Propose(entry) => self.later(1, Act::Commit { from: number, entry }),
             Effect::Ask(question) => {
+                self.questions += 1;
                 let takes = self.machines.get(&question.host).map_or(1, |machine| {
                     machine.bmc_takes(question.level, &self.policy_now(), question.timeout.0)
                 });

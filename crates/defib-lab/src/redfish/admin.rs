@@ -9,6 +9,8 @@
 //! | `POST /lab/freeze`, `POST /lab/thaw` | – | `{"processes": n}` |
 //! | `POST /lab/certificate` | – | `{"spki_sha256": "…"}` |
 //! | `POST /lab/sessions/expire` | – | [`Truth`] |
+//! | `POST /lab/event` | [`Happening`] | [`Truth`] |
+//! | `POST /lab/restart` | – | [`Truth`], when the BMC is back |
 //! | `GET /lab/truth` | – | [`Truth`] |
 //! | `GET /lab/pids` | – | array of process ids |
 //! | `GET /lab/requests` | – | array of [`RequestRecord`] |
@@ -33,6 +35,7 @@ use tokio::time::timeout;
 
 use super::config::{Plug, Truth};
 use super::control::{Core, lock};
+use super::events::Happening;
 use super::faults::Faults;
 use super::record::RequestRecord;
 
@@ -66,6 +69,8 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
         .route("/lab/thaw", post(thaw))
         .route("/lab/certificate", post(certificate))
         .route("/lab/sessions/expire", post(expire))
+        .route("/lab/event", post(event))
+        .route("/lab/restart", post(restart))
         .route("/lab/truth", get(truth))
         .route("/lab/pids", get(pids))
         .route("/lab/requests", get(requests))
@@ -112,6 +117,16 @@ async fn certificate(State(core): Shared) -> Result<Json<Value>, Failure> {
 
 async fn expire(State(core): Shared) -> Json<Truth> {
     core.expire_sessions();
+    Json(core.truth().await)
+}
+
+async fn event(State(core): Shared, Json(happening): Json<Happening>) -> Json<Truth> {
+    core.events.tell(&happening);
+    Json(core.truth().await)
+}
+
+async fn restart(State(core): Shared) -> Json<Truth> {
+    core.restart().await;
     Json(core.truth().await)
 }
 
@@ -180,6 +195,16 @@ impl AdminClient {
     /// Makes the BMC forget its sessions.
     pub async fn expire_sessions(&self) -> anyhow::Result<Truth> {
         self.post("/lab/sessions/expire", &Value::Null).await
+    }
+
+    /// Lets the BMC tell something to whoever listens to its events.
+    pub async fn tell(&self, happening: &Happening) -> anyhow::Result<Truth> {
+        self.post("/lab/event", happening).await
+    }
+
+    /// Restarts the BMC; returns when it is back.
+    pub async fn restart_bmc(&self) -> anyhow::Result<Truth> {
+        self.post("/lab/restart", &Value::Null).await
     }
 
     /// What is really the case, whatever the BMC says.

@@ -137,6 +137,9 @@ pub struct Truth {
     pub dark: bool,
     /// Open sessions.
     pub sessions: usize,
+    /// Open streams of events.
+    #[serde(default)]
+    pub listeners: usize,
     /// Its systems.
     pub systems: Vec<SystemTruth>,
 }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+use super::events::{Events, Happening};
 use super::faults::Faults;
 use super::layout::Layout;
 use super::record::{Record, RequestRecord, monotonic_ms};
@@ -30,6 +31,8 @@ const RESTART_TAKES: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(crate) struct System {
     pub(crate) config: SystemConfig,
+    path: String,
+    events: Arc<Events>,
     /// Held while the power changes.
     tree: tokio::sync::Mutex<Option<Tree>>,
     /// What can be read at any time.
@@ -51,6 +54,7 @@ struct View {
 pub(crate) struct Core {
     pub(crate) systems: Vec<System>,
     pub(crate) layout: Layout,
+    pub(crate) events: Arc<Events>,
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) faults: Mutex<Faults>,
@@ -106,7 +110,12 @@ impl System {
             view.cut_at = Some(cut_at);
             view.gone_at = Some(monotonic_ms());
         }
+        let was_on = view.on;
         (view.on, view.frozen) = (false, false);
+        drop(view);
+        if was_on {
+            self.events.tell(&Happening::power(&self.path, false));
+        }
         Ok(())
     }
 
@@ -120,6 +129,7 @@ impl System {
             tree.power_on()?;
         }
         lock(&self.view).on = true;
+        self.events.tell(&Happening::power(&self.path, true));
         Ok(())
     }
 
@@ -201,6 +211,7 @@ impl Core {
         let was_dark = self.dark.send_replace(dark);
         if was_dark && !dark {
             self.expire_sessions();
+            self.events.forget();
         }
     }
 
@@ -219,6 +230,7 @@ impl Core {
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
+        self.events.set_fault(faults.events);
         *lock(&self.faults) = faults;
     }
 
@@ -242,7 +254,12 @@ impl Core {
         for system in &self.systems {
             systems.push(system.truth().await);
         }
-        Truth { dark: *self.dark.borrow(), sessions: lock(&self.sessions).len(), systems }
+        Truth {
+            dark: *self.dark.borrow(),
+            sessions: lock(&self.sessions).len(),
+            listeners: self.events.listeners(),
+            systems,
+        }
     }
 
     pub(crate) fn change_certificate(&self) -> anyhow::Result<String> {
@@ -282,8 +299,10 @@ impl RedfishEmulator {
                 config.systems.len()
             );
         }
+        let events = Arc::new(Events::default());
+        events.set_fault(config.faults.events);
         let mut systems = Vec::with_capacity(config.systems.len());
-        for system in config.systems {
+        for (system, place) in config.systems.into_iter().zip(&layout.places) {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
             let start = |host: &HostCommand| {
                 let start = Start {
@@ -305,6 +324,8 @@ impl RedfishEmulator {
             };
             systems.push(System {
                 config: system,
+                path: place.path.clone(),
+                events: events.clone(),
                 tree: tokio::sync::Mutex::new(tree),
                 view: Mutex::new(view),
             });
@@ -312,6 +333,7 @@ impl RedfishEmulator {
         let core = Arc::new(Core {
             systems,
             layout,
+            events,
             user: config.user,
             password: config.password,
             faults: Mutex::new(config.faults),
@@ -434,6 +456,16 @@ impl Running {
     /// Every request so far, oldest first.
     pub fn requests(&self) -> Vec<RequestRecord> {
         self.core.record.all()
+    }
+
+    /// Tells something to whoever listens to its events.
+    pub fn tell(&self, happening: &Happening) {
+        self.core.events.tell(happening);
+    }
+
+    /// Restarts the BMC: it answers nobody for a moment, and has forgotten sessions, streams and what it told.
+    pub async fn restart_bmc(&self) {
+        self.core.restart().await;
     }
 
     /// Forgets all sessions, as a BMC does that restarts.

@@ -38,6 +38,8 @@ pub struct Faults {
     pub body: Option<Body>,
     /// Name reset types in an ActionInfo resource instead of with the action (on the emulator's own pages).
     pub action_info: bool,
+    /// What is wrong with its events.
+    pub events: Option<EventFault>,
     /// Offer no `ForceOff` (on the emulator's own pages).
     pub no_force_off: bool,
 }
@@ -92,6 +94,20 @@ pub enum SessionFault {
     Absent,
     /// 401: whatever the password.
     Refused,
+}
+
+/// What is wrong with the events of a BMC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventFault {
+    /// There is no stream (on the emulator's own pages).
+    Absent,
+    /// Nor do logs say more of their entries than where they are.
+    Bare,
+    /// None of them arrives on an open stream.
+    Lost,
+    /// Each of them arrives twice.
+    Doubled,
 }
 
 /// What is wrong with the body of an answer.

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::config::SystemConfig;
+use super::events;
 use super::pages;
 
 /// An action of a resource, and what its `ResetType` may be.
@@ -38,6 +39,8 @@ pub(crate) struct Layout {
     /// As many as there are systems, in the same order.
     pub(crate) places: Vec<Place>,
     pub(crate) managers: Vec<Action>,
+    /// The stream of events.
+    pub(crate) events: Option<String>,
 }
 
 impl Layout {
@@ -56,6 +59,7 @@ impl Layout {
             sessions: pages::SESSIONS.to_owned(),
             places: systems.iter().map(place).collect(),
             managers: vec![action(pages::MANAGER, "Manager.Reset", &["GracefulRestart", "ForceRestart"])],
+            events: Some(events::STREAM.to_owned()),
         }
     }
 
@@ -66,6 +70,7 @@ impl Layout {
             sessions: String::new(),
             places: Vec::new(),
             managers: Vec::new(),
+            events: None,
         };
         let root = layout.must(pages::ROOT)?;
         layout.sessions = linked(&root["Links"]["Sessions"]).context("its service root names no sessions")?;
@@ -86,6 +91,10 @@ impl Layout {
         for path in layout.members(&root["Managers"])? {
             let page = layout.must(&path)?;
             layout.managers.extend(layout.action(&page["Actions"]["#Manager.Reset"]));
+        }
+        let service = linked(&root["EventService"]).and_then(|path| layout.page(&path)).unwrap_or_default();
+        if service["ServiceEnabled"] == true {
+            layout.events = service["ServerSentEventUri"].as_str().map(str::to_owned);
         }
         if systems.is_empty() {
             bail!("there is no system in {}", folder.display());

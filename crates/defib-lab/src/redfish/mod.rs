@@ -11,6 +11,7 @@
 pub mod admin;
 mod config;
 mod control;
+mod events;
 mod faults;
 mod layout;
 mod pages;
@@ -21,7 +22,8 @@ mod tree;
 
 pub use config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
 pub use control::{RedfishEmulator, Running};
-pub use faults::{Answer, Body, Faults, Hang, SessionFault};
+pub use events::Happening;
+pub use faults::{Answer, Body, EventFault, Faults, Hang, SessionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;
 pub use tree::{MARKER, become_reaper, sweep};

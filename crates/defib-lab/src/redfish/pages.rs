@@ -2,10 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::control::{Core, System};
+use super::control::{Core, System, lock};
+use super::events;
 use super::faults::{Faults, SessionFault};
 
 pub(crate) const ROOT: &str = "/redfish/v1";
+pub(crate) const ODATA: &str = "/redfish/v1/odata";
+pub(crate) const METADATA: &str = "/redfish/v1/$metadata";
 pub(crate) const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
 pub(crate) const SYSTEMS: &str = "/redfish/v1/Systems";
 pub(crate) const MANAGER: &str = "/redfish/v1/Managers/1";
@@ -60,6 +63,19 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
     Some(match path {
         "/redfish" => json!({ "v1": "/redfish/v1/" }),
         ROOT => root(),
+        ODATA => {
+            let entry = |name: &str, url: &str| json!({ "name": name, "kind": "Singleton", "url": url });
+            json!({
+                "@odata.context": METADATA,
+                "value": [
+                    entry("Service", "/redfish/v1/"),
+                    entry("Systems", SYSTEMS),
+                    entry("Managers", "/redfish/v1/Managers"),
+                    entry("SessionService", "/redfish/v1/SessionService"),
+                    entry("EventService", events::SERVICE),
+                ],
+            })
+        }
         SYSTEMS => {
             let members: Vec<_> = core.layout.places.iter().map(|place| link(&place.path)).collect();
             json!({
@@ -85,6 +101,7 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "ManagerType": "BMC",
             "FirmwareVersion": env!("CARGO_PKG_VERSION"),
             "Status": { "State": "Enabled", "Health": "OK" },
+            "LogServices": link(events::LOGS),
             "Links": {
                 "ManagerForServers": core.layout.places.iter().map(|place| link(&place.path)).collect::<Vec<_>>(),
             },
@@ -101,7 +118,32 @@ fn own_page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
             "ServiceEnabled": true,
             "Sessions": link(SESSIONS),
         }),
-        _ => return system_page(core, faults, path),
+        SESSIONS if faults.session != Some(SessionFault::Absent) => {
+            let members: Vec<_> = lock(&core.sessions).keys().map(|path| link(path)).collect();
+            json!({
+                "@odata.id": path,
+                "@odata.type": "#SessionCollection.SessionCollection",
+                "Name": "Sessions",
+                "Members@odata.count": members.len(),
+                "Members": members,
+            })
+        }
+        _ if lock(&core.sessions).contains_key(path) => session(core, path),
+        _ => {
+            let own = events::page(path, faults).or_else(|| core.events.entry(path));
+            return own.or_else(|| system_page(core, faults, path));
+        }
+    })
+}
+
+/// An open session, without what it is used by.
+pub(crate) fn session(core: &Core, path: &str) -> Value {
+    json!({
+        "@odata.id": path,
+        "@odata.type": "#Session.v1_3_0.Session",
+        "Id": path.rsplit('/').next(),
+        "Name": "User Session",
+        "UserName": core.user,
     })
 }
 
@@ -117,6 +159,7 @@ fn root() -> Value {
         "Systems": link(SYSTEMS),
         "Managers": link("/redfish/v1/Managers"),
         "SessionService": link("/redfish/v1/SessionService"),
+        "EventService": link(events::SERVICE),
         "Links": { "Sessions": link(SESSIONS) },
     })
 }

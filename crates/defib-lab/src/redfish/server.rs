@@ -8,10 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, LOCATION};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use http::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, LINK, LOCATION, WWW_AUTHENTICATE,
+};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,9 +28,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{Core, System, lock};
-use super::faults::{Body, Faults, Hang, SessionFault, take};
+use super::events::{self, is_known_filter};
+use super::faults::{Body, EventFault, Faults, Hang, SessionFault, take};
 use super::layout::Action;
-use super::pages::{self, ROOT};
+use super::pages::{self, METADATA, ROOT};
 use super::record::Open;
 
 /// A real BMC takes a handful; this is enough for a whole lab to ask at once.
@@ -36,6 +41,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const HUGE_BYTES: usize = 2 << 20;
 
 type Reply = Response<Full<Bytes>>;
+type Streamed = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 /// Why a connection ends without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +111,7 @@ fn reply(status: StatusCode, body: Option<&Value>) -> Reply {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert("OData-Version", http::HeaderValue::from_static("4.0"));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
     if body.is_some() {
         headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     }
@@ -112,14 +119,45 @@ fn reply(status: StatusCode, body: Option<&Value>) -> Reply {
 }
 
 fn refusal(status: StatusCode, message: &str) -> Reply {
-    reply(status, Some(&pages::error(message)))
+    let mut response = reply(status, Some(&pages::error(message)));
+    if status == StatusCode::UNAUTHORIZED {
+        let how = http::HeaderValue::from_static("Basic realm=\"emulated BMC\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, how);
+    }
+    response
 }
 
 async fn never() -> Infallible {
     std::future::pending().await
 }
 
-async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, BrokenOnPurpose> {
+/// An answer, whole or as a stream.
+async fn answer(
+    core: Arc<Core>,
+    request: Request<Incoming>,
+) -> Result<Response<Either<Full<Bytes>, Streamed>>, BrokenOnPurpose> {
+    let is_for_stream = request.method() == Method::GET
+        && core.layout.events.as_deref() == Some(request.uri().path())
+        && !matches!(lock(&core.faults).events, Some(EventFault::Absent | EventFault::Bare));
+    if is_for_stream && is_authorized(&core, request.headers()) {
+        let open = core.record.arrived("GET", request.uri().path(), None);
+        if !is_known_filter(request.uri().query()) {
+            open.answered(StatusCode::BAD_REQUEST.as_u16());
+            return Ok(refusal(StatusCode::BAD_REQUEST, "no such filter").map(Either::Left));
+        }
+        open.answered(StatusCode::OK.as_u16());
+        let after = request.headers().get("Last-Event-ID");
+        let after = after.and_then(|id| id.to_str().ok()?.parse().ok());
+        let body = StreamBody::new(core.events.stream(after).boxed());
+        let mut response = Response::new(Either::Right(body));
+        let kind = http::HeaderValue::from_static("text/event-stream");
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        return Ok(response);
+    }
+    whole_answer(core, request).await.map(|reply| reply.map(Either::Left))
+}
+
+async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, BrokenOnPurpose> {
     let (head, body) = request.into_parts();
     let path = match head.uri.path().trim_end_matches('/') {
         "" => "/",
@@ -137,9 +175,21 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, Br
     if faults.hang == Hang::All {
         never().await;
     }
-    let response = match (&head.method, path) {
-        (&Method::GET, "/redfish" | ROOT) => get(&core, &Faults { body: None, ..faults }, path),
-        (&Method::POST, path) if path == core.layout.sessions => log_in(&core, &faults, &body),
+    let is_odd = head.headers.get("odata-version").is_some_and(|version| version != "4.0");
+    // What a HEAD is answered goes without its body.
+    let method = if head.method == Method::HEAD { Method::GET } else { head.method.clone() };
+    let response = match (&method, path) {
+        (&Method::GET, _) if is_odd => {
+            refusal(StatusCode::PRECONDITION_FAILED, "this version of OData is not supported")
+        }
+        (&Method::GET, METADATA) if !core.layout.is_captured() => metadata(),
+        (&Method::GET, "/redfish" | ROOT | pages::ODATA) => {
+            get(&core, &Faults { body: None, ..faults }, path)
+        }
+        // To the collection, or to its property of that name.
+        (&Method::POST, path) if path.strip_suffix("/Members").unwrap_or(path) == core.layout.sessions => {
+            log_in(&core, &faults, &body)
+        }
         _ if !is_authorized(&core, &head.headers) => refusal(
             StatusCode::UNAUTHORIZED,
             "While accessing the resource, the service received an authorization error",
@@ -149,19 +199,23 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Reply, Br
             let forced = take(&mut lock(&core.faults).get);
             match forced.and_then(|status| StatusCode::from_u16(status).ok()) {
                 Some(status) => refusal(status, "injected fault"),
+                None if path == events::ENTRIES && !core.layout.is_captured() => {
+                    let is_bare = faults.events == Some(EventFault::Bare);
+                    reply(StatusCode::OK, Some(&core.events.entries(head.uri.query(), is_bare)))
+                }
                 None => get(&core, &faults, path),
             }
         }
-        (&Method::DELETE, _) => log_out(&core, path),
+        (&Method::DELETE, _) => log_out(&core, &faults, path),
         (&Method::POST, _) => match target {
             Some(Target::System { number, system, action }) => {
                 let order = Order { number, system, action, kind: &kind };
                 act(&core, order, &faults, &open).await?
             }
             Some(Target::Manager(action)) => restart(&core, action, &kind),
-            None => refusal(StatusCode::NOT_FOUND, "no such action"),
+            None => not_offered(&core, &faults, path),
         },
-        _ => refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here"),
+        _ => not_offered(&core, &faults, path),
     };
     open.answered(response.status().as_u16());
     Ok(response)
@@ -199,11 +253,46 @@ fn restart(core: &Arc<Core>, action: &Action, kind: &str) -> Reply {
     reply(StatusCode::NO_CONTENT, None)
 }
 
+fn allowed_at(core: &Core, path: &str) -> http::HeaderValue {
+    let allowed = if path == core.layout.sessions { "GET, HEAD, POST" } else { "GET, HEAD" };
+    http::HeaderValue::from_static(allowed)
+}
+
+/// Where the schema of a resource is, by its type.
+fn described_by(page: &Value) -> Option<http::HeaderValue> {
+    let (file, _) = page["@odata.type"].as_str()?.strip_prefix('#')?.rsplit_once('.')?;
+    let link = format!("<http://redfish.dmtf.org/schemas/v1/{file}.json>; rel=describedby");
+    http::HeaderValue::from_str(&link).ok()
+}
+
+/// The metadata document: where types are described, and no more.
+fn metadata() -> Reply {
+    const TEXT: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<edmx:Edmx xmlns:edmx="http://docs.oasis-open.org/odata/ns/edmx" Version="4.0">
+<edmx:Reference Uri="http://redfish.dmtf.org/schemas/v1/ServiceRoot_v1.xml">
+<edmx:Include Namespace="ServiceRoot"/><edmx:Include Namespace="ServiceRoot.v1_11_0"/>
+</edmx:Reference>
+<edmx:DataServices><Schema xmlns="http://docs.oasis-open.org/odata/ns/edm" Namespace="Service">
+<EntityContainer Name="Service" Extends="ServiceRoot.v1_11_0.ServiceContainer"/>
+</Schema></edmx:DataServices></edmx:Edmx>"#;
+    let mut response = Response::new(Full::new(Bytes::from_static(TEXT.as_bytes())));
+    let headers = response.headers_mut();
+    headers.insert("OData-Version", http::HeaderValue::from_static("4.0"));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
+    headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/xml"));
+    headers.insert(ALLOW, http::HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
 fn get(core: &Core, faults: &Faults, path: &str) -> Reply {
     let Some(page) = pages::page(core, faults, path) else {
         return refusal(StatusCode::NOT_FOUND, &format!("the resource {path} does not exist"));
     };
     let mut response = reply(StatusCode::OK, Some(&page));
+    response.headers_mut().insert(ALLOW, allowed_at(core, path));
+    if let Some(link) = described_by(&page) {
+        response.headers_mut().insert(LINK, link);
+    }
     let text = page.to_string();
     let body = match faults.body {
         None => return response,
@@ -251,8 +340,7 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     }
     let path = format!("{}/{id}", core.layout.sessions);
     sessions.insert(path.clone(), token.to_owned());
-    let page = json!({ "@odata.id": path, "@odata.type": "#Session.v1_3_0.Session", "Id": id, "UserName": core.user });
-    let mut response = reply(StatusCode::CREATED, Some(&page));
+    let mut response = reply(StatusCode::CREATED, Some(&pages::session(core, &path)));
     for (name, value) in [("X-Auth-Token", token), (LOCATION.as_str(), &path)] {
         if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::from_str(value))
         {
@@ -262,10 +350,23 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     response
 }
 
-fn log_out(core: &Core, path: &str) -> Reply {
-    match lock(&core.sessions).remove(path) {
+fn log_out(core: &Core, faults: &Faults, path: &str) -> Reply {
+    let known = lock(&core.sessions).remove(path);
+    match known {
         Some(_) => reply(StatusCode::NO_CONTENT, None),
-        None => refusal(StatusCode::NOT_FOUND, "no such session"),
+        None => not_offered(core, faults, path),
+    }
+}
+
+/// There is nothing here, or nothing that could be done with it so.
+fn not_offered(core: &Core, faults: &Faults, path: &str) -> Reply {
+    match pages::page(core, faults, path) {
+        Some(_) => {
+            let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "the method is not allowed here");
+            response.headers_mut().insert(ALLOW, allowed_at(core, path));
+            response
+        }
+        None => refusal(StatusCode::NOT_FOUND, "there is no such resource"),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::observer::{BusBeat, Extent, Partition, Place};
 use defib_kafka::Quiet;
-use defib_wire::bus::{BmcEvent, Heartbeat};
+use defib_wire::bus::{BmcEvent, BmcSaid, Heartbeat};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     config::FromClientConfigAndContext as _,
@@ -340,9 +340,13 @@ impl Reader {
                 Told::Beat { host, place, beat }
             })
         } else {
-            BmcEvent::read(record.key(), payload).map(|event| match event {
-                BmcEvent { host, power_lost: true } => Told::PowerGoes { host, place },
-                BmcEvent { power_lost: false, .. } => Told::Passed(place),
+            BmcEvent::read(record.key(), payload).map(|BmcEvent { host, said }| {
+                let power_goes = match said {
+                    BmcSaid::PowerLost => true,
+                    BmcSaid::Other => false,
+                    BmcSaid::Redfish(events) => defib_bmc::power_goes(&events),
+                };
+                if power_goes { Told::PowerGoes { host, place } } else { Told::Passed(place) }
             })
         };
         read.unwrap_or_else(|error| {

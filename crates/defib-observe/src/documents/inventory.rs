@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 use super::{
     DocumentError,
     fencing::MethodEntry,
-    from_yaml,
+    from_yaml, place_of,
     scalar::{Cores, HostPort, Memory, Span, Written},
 };
 
@@ -124,8 +124,11 @@ type Places = BTreeMap<String, (u64, u64)>;
 pub fn inventory_from_yaml(file: &str, text: &str) -> Result<Inventory, DocumentError> {
     let document: Read = from_yaml(file, text)?;
     let mut places = Places::new();
-    let inventory =
-        convert(document, &mut places).and_then(|inventory| inventory.validate().map(|()| inventory));
+    let inventory = convert(document, &mut places).and_then(|inventory| {
+        inventory.validate()?;
+        inventory.vet()?;
+        Ok(inventory)
+    });
     inventory.map_err(|error| {
         let at = places
             .iter()
@@ -136,7 +139,8 @@ pub fn inventory_from_yaml(file: &str, text: &str) -> Result<Inventory, Document
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
             })
             .max_by_key(|(path, _)| path.len())
-            .map(|(_, at)| *at);
+            .map(|(_, at)| *at)
+            .or_else(|| place_of(&error.field, text));
         DocumentError { file: file.into(), at, message: error.to_string() }
     })
 }
@@ -415,6 +419,71 @@ groups:
         assert!(message(&cyclic).contains("cyclic dependency: cp-1 -> w-1 -> cp-1"));
         let hopeless = GOOD.replace("domain: r2", "domain: r1");
         assert!(message(&hopeless).contains("can never be satisfied"), "{}", message(&hopeless));
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_refused_with_line_and_field() {
+        for (from, to, told) in [
+            (
+                "driver: process\n    arguments",
+                "driver: proces\n    arguments",
+                "27:9: vms.cp-1.driver: there is no driver \"proces\"; give one of: process, libvirt",
+            ),
+            (
+                "readiness: guest-agent",
+                "readiness: node-ready",
+                "27:9: vms.cp-1.readiness: no driver can tell that a VM is node-ready",
+            ),
+            (
+                "readiness-timeout: 30s",
+                "readiness-timeout: 0s",
+                "27:9: vms.cp-1.readiness-timeout: 0ms is not between",
+            ),
+            (
+                "first-host: h1",
+                "first-host: h2",
+                "27:9: vms.cp-1.first-host: host h2 lacks the labels that it requires (avx512)",
+            ),
+            (
+                "priority: critical",
+                "priority: disabled",
+                "36:9: vms.w-1.depends-on: VM cp-1 has the priority disabled",
+            ),
+            ("levels: [rack]", "levels: ['']", "2:1: fault-domain-levels: a level has no name"),
+            ("levels: [rack]", "levels: [host]", "2:1: fault-domain-levels: host is the level below"),
+            (
+                "resources: { cpu: 1, memory: 256MiB }\n",
+                "resources: { cpu: 1, memory: 256MiB }\n    first-host: h1\n",
+                "41:9: groups.all.members: cp-1, w-1 have their first-host in one rack, which may hold at most 1",
+            ),
+            (
+                "resources: { cpu: 1, memory: 256MiB }\n",
+                "resources: { cpu: 1, memory: 256MiB }\n    requires: [avx512]\n",
+                "41:9: groups.all.rules: can never be satisfied: its hard rules leave no places for all of cp-1, w-1 on the hosts that have what they ask for (h1)",
+            ),
+            (
+                "    capacity: { cpu: 1.5,",
+                "    neighbour: '127.0.0.1:7001'\n    capacity: { cpu: 1.5,",
+                "23:9: hosts.h2.neighbour: 127.0.0.1:7001 is the address of host h1 too",
+            ),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            let text = GOOD.replace(from, to);
+            let text = if to.contains("[host]") || to.contains("['']") {
+                text.replace("level: rack", "level: host")
+            } else {
+                text
+            };
+            let told_now = message(&text);
+            assert!(told_now.starts_with(&format!("inventory.yaml:{told}")), "{told_now}\n{told}");
+        }
+        let twice =
+            GOOD.replace("levels: [rack]", "levels: [rack, rack]").replace("domain: r", "domain: z/r");
+        assert!(
+            message(&twice).contains(":2:1: fault-domain-levels: rack is there twice"),
+            "{}",
+            message(&twice)
+        );
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub fn policy_from_yaml(file: &str, text: &str) -> Result<Policy, DocumentError>
     document.restart.apply(&mut policy.restart);
     document.brakes.apply(&mut policy.brakes);
     document.events.apply(&mut policy.events);
-    policy.validate().map_err(|(field, message)| DocumentError {
+    policy.validate().and_then(|()| policy.vet()).map_err(|(field, message)| DocumentError {
         file: file.into(),
         at: line_of_field(text, field),
         message: format!("{field}: {message}"),
@@ -275,6 +275,14 @@ events:
         assert_eq!(
             message("fencing:\n  retry-pause: 5s\n  retry-pause-max: 4s\n"),
             "policy.yaml:3:3: fencing.retry-pause-max: 4s is less than retry-pause (5s)"
+        );
+        assert!(
+            message("fencing:\n  confirm-spacing: 365days\n")
+                .starts_with("policy.yaml:2:3: fencing.confirm-spacing: 2 readings ")
+        );
+        assert_eq!(
+            message("brakes: { window: 0s }\n"),
+            "policy.yaml:1:11: brakes.window: 0ms is too short: the brake would forget a fence before the next one; give at least 1s"
         );
         assert!(message("detection:\n  act-after: [").starts_with("policy.yaml:2:"));
     }

@@ -98,6 +98,8 @@ pub enum Instruction {
     Repeat,
     /// What a message bus told.
     Bus(crate::bus::Batch),
+    /// A BMC told a replica that its host has, or soon has, no power.
+    PowerGoes(HostId),
     /// End the thread.
     Stop,
 }
@@ -119,6 +121,8 @@ pub struct Counters {
     pub stall_nanos_max: AtomicU64,
     /// In whose names datagrams were forged, and how many, until somebody takes note: see [`Counters::take_forged`].
     forged: Mutex<BTreeMap<HostId, u64>>,
+    /// Events of BMCs by which the observer asks sooner about a silent host.
+    pub hints: AtomicU64,
     /// What came of a message bus.
     pub bus: Arc<BusCounters>,
 }
@@ -192,6 +196,13 @@ impl Instructor {
     /// Tells the thread something; waits if it has more to do than its queue holds.
     pub fn tell(&self, instruction: Instruction) {
         if self.instructions.send(instruction).is_ok() {
+            let _ = self.waker.write(1);
+        }
+    }
+
+    /// Tells the thread what is worth nothing later; it is left out if the thread has more to do than its queue holds.
+    pub fn offer(&self, instruction: Instruction) {
+        if self.instructions.try_send(instruction).is_ok() {
             let _ = self.waker.write(1);
         }
     }

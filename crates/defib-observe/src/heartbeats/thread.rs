@@ -166,6 +166,14 @@ impl Thread {
                 Instruction::Policy(policy) => self.observer.configure(now, &policy),
                 Instruction::Repeat => self.observer.repropose(now),
                 Instruction::Bus(batch) => self.hear_bus(now, batch),
+                Instruction::PowerGoes(host) => {
+                    let slot = self.observer.slot(&host);
+                    let heed = slot.map(|slot| self.observer.bmc_told(now, slot));
+                    if heed == Some(Heed::Counted) {
+                        self.counters.hints.fetch_add(1, Ordering::Relaxed);
+                        tracing::info!(%host, "its BMC told that its power goes: it is asked about as soon as it is silent");
+                    }
+                }
                 Instruction::Stop => return false,
             }
         }

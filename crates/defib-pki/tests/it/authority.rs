@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, error::Error as _, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use defib_pki::{
-    ClusterAuthority, ClusterName, Credentials, JoinRequest, PeerIdentity, PkiError, TlsFiles,
+    ClusterAuthority, ClusterName, Credentials, Issued, JoinRequest, PeerIdentity, PkiError, TlsFiles,
     check_certificate, default_validity, init, inspect_certificate, peer_identity_from_der,
 };
 use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData as _, SanType};
@@ -40,7 +40,10 @@ fn keys_are_for_their_owner_only_and_nothing_else_is_left() {
 
     let out = directory.path().join("out/replica-1");
     let issued = authority.issue(&replica(1), &[], HOUR, now()).unwrap();
+    Issued::prepare_new(&out).unwrap();
+    assert_eq!(modes(&out), table(&[]), "a trial leaves nothing");
     issued.write_new(&out).unwrap();
+    assert!(matches!(Issued::prepare_new(&out), Err(PkiError::FileExists { .. })));
     assert_eq!(modes(&out), table(&[("ca.crt", 0o644), ("tls.crt", 0o644), ("tls.key", 0o600)]));
     assert_eq!(modes(&directory.path().join("out")), table(&[("replica-1", 0o700)]));
 
@@ -326,7 +329,7 @@ fn a_joining_peer_takes_only_what_it_asked_for() {
     assert_eq!((loaded.identity(), loaded.cluster()), (&host("h1"), &cluster()));
     assert_eq!(TlsFiles::in_directory(&out).certificate, out.join("tls.crt"));
 
-    let refused = |result: Result<defib_pki::Issued, PkiError>| result.unwrap_err().to_string();
+    let refused = |result: Result<Issued, PkiError>| result.unwrap_err().to_string();
     assert!(
         refused(join(&stranger, &host("h1"), stranger.certificate_pem()))
             .contains("authority is not the one")
