@@ -178,7 +178,7 @@ impl Run {
                 self.replica.receive(peer, &message)?;
             }
         }
-        self.take_commands();
+        self.take_commands()?;
         let ticked = self.tick();
         self.work()?;
         if ticked {
@@ -282,7 +282,7 @@ impl Run {
         Ok(())
     }
 
-    fn take_commands(&mut self) {
+    fn take_commands(&mut self) -> Result<(), End> {
         let mut proposals = Vec::new();
         let waiting = self.commands.len();
         for command in self.commands.try_iter().take(waiting) {
@@ -309,9 +309,13 @@ impl Run {
                         let _driver_is_gone = sender.send(Written { disk, meta, result });
                         let _driver_is_awake = wake.write(1);
                     };
-                    if let Err(error) = std::thread::Builder::new().name("snapshot".to_owned()).spawn(write) {
-                        tracing::error!(%error, "no thread to write a snapshot");
-                    }
+                    // The disk's second handle went with it: there would be no snapshot any more.
+                    std::thread::Builder::new().name("snapshot".to_owned()).spawn(write).map_err(
+                        |source| {
+                            let file = "snapshot".to_owned();
+                            ConsensusError::Disk { operation: "start thread", file, source }
+                        },
+                    )?;
                 }
                 Command::Peers(peers) => self.peers.set_addresses(peers),
             }
@@ -319,6 +323,7 @@ impl Run {
         if !proposals.is_empty() {
             self.replica.propose(proposals);
         }
+        Ok(())
     }
 
     /// Makes the ticks that are due, within reason. True if there was one.
