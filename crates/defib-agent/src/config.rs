@@ -57,6 +57,10 @@ pub struct Config {
     /// VMs that libvirt runs; without it this host runs processes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub libvirt: Option<LibvirtConfig>,
+    /// Variables of the agent's own environment that VMs which are processes get, besides `PATH`, `HOME`, `LANG` and
+    /// `TZ`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vm_environment: Vec<String>,
     /// A message bus that takes beats, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<BusConfig>,

@@ -30,6 +30,8 @@ use nix::{
 const RUN_DIR: &str = "DEFIB_RUN_DIR";
 const VM: &str = "DEFIB_VM";
 const INCARNATION: &str = "DEFIB_INCARNATION";
+/// What a VM gets of the agent's own environment.
+const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 /// A VM that runs.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ impl Running {
 pub struct ProcessDriver {
     host: HostId,
     run_dir: PathBuf,
+    /// Variables of our own environment that VMs get.
+    inherited: Vec<String>,
     vms: BTreeMap<VmId, Running>,
 }
 
@@ -116,14 +120,16 @@ fn session_members(session: Pid) -> Vec<Pid> {
 }
 
 impl ProcessDriver {
-    /// Finds what runs already.
+    /// Finds what runs already. VMs will get the variables of `environment` of our own environment, besides what every
+    /// program needs.
     ///
     /// # Errors
     /// When the run directory can't be made.
-    pub fn open(host: HostId, run_dir: &Path) -> io::Result<Self> {
+    pub fn open(host: HostId, run_dir: &Path, environment: &[String]) -> io::Result<Self> {
         fs::create_dir_all(run_dir.join("vms"))?;
         let run_dir = fs::canonicalize(run_dir)?;
-        let mut driver = Self { host, run_dir, vms: BTreeMap::new() };
+        let inherited = INHERITED.iter().map(|name| (*name).to_owned()).chain(environment.iter().cloned());
+        let mut driver = Self { host, run_dir, inherited: inherited.collect(), vms: BTreeMap::new() };
         driver.adopt();
         // A predecessor that was killed between fork and exec leaves a child that shows its marks a moment later.
         let _ = nix::poll::poll(&mut [], 100_u8);
@@ -193,8 +199,11 @@ impl ProcessDriver {
                 .open(self.run_dir.join("vms").join(format!("{vm}.{kind}")))
         };
         let mut command = Command::new(program);
+        // What the agent's environment holds (credentials of BMCs, perhaps) is none of a VM's business.
         command
             .args(arguments)
+            .env_clear()
+            .envs(self.inherited.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .env(RUN_DIR, &self.run_dir)
             .env(VM, vm.as_str())
             .env(INCARNATION, incarnation.to_string())
@@ -318,7 +327,7 @@ pub(crate) mod tests {
     }
 
     fn driver(dir: &Path) -> ProcessDriver {
-        ProcessDriver::open(HostId::new("h1").unwrap(), dir).unwrap()
+        ProcessDriver::open(HostId::new("h1").unwrap(), dir, &[]).unwrap()
     }
 
     fn vm(name: &str) -> VmId {
@@ -351,6 +360,24 @@ pub(crate) mod tests {
         assert_eq!((second.vms()[&vm("a")].pid, second.vms()[&vm("a")].incarnation), (pid, Incarnation(3)));
         assert!(second.stop(&vm("a"), Incarnation(3)));
         assert!(session_members(pid).is_empty());
+    }
+
+    #[test]
+    fn a_vm_does_not_get_the_environment_of_its_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut driver = driver(dir.path());
+        driver.inherited.push("CARGO_PKG_NAME".into());
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something not to get");
+        let seen = dir.path().join("seen");
+        let script = format!("/usr/bin/env > {0}.new && mv {0}.new {0}; sleep 600", seen.display());
+        driver.start(&vm("a"), Incarnation(1), &definition(&script)).unwrap();
+        wait_until("its environment", || seen.exists());
+        let seen = fs::read_to_string(seen).unwrap();
+        for wanted in ["DEFIB_VM=a", "PATH=", "CARGO_PKG_NAME=defib-agent"] {
+            assert!(seen.contains(wanted), "{wanted}: {seen}");
+        }
+        assert!(!seen.contains("CARGO_MANIFEST_DIR"), "{seen}");
+        assert!(driver.stop(&vm("a"), Incarnation(1)));
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .map(|nanos| ResumeHint { covered_until: Instant(nanos) });
-    let driver = ProcessDriver::open(host.clone(), &config.run_dir)
+    let driver = ProcessDriver::open(host.clone(), &config.run_dir, &config.vm_environment)
         .with_context(|| format!("run-dir: {}", config.run_dir.display()))?;
 
     let timing = Timing::from(&Policy::default().lease);

@@ -79,9 +79,15 @@ impl Walk {
         for command in background {
             let words: Vec<&str> = command.split_whitespace().collect();
             let output = self.work.path().join(format!("{}.log", self.running.len()));
-            // By the mark everything is found again that an agent of this walk started.
+            // By the mark everything is found again that an agent of this walk started, its VMs too.
+            let passed_on = match words.iter().position(|word| *word == "--config") {
+                Some(at) if words[0] == "defib-agent" => {
+                    format!("printf 'vm-environment: [{MARKER}]\\n' >> {}\n", words[at + 1])
+                }
+                _ => String::new(),
+            };
             let script = format!(
-                "set -eu\nunset DEFIB DEFIB_CONFIG\ncd {}\n{}{MARKER}={} {} exec {command}",
+                "set -eu\nunset DEFIB DEFIB_CONFIG\ncd {}\n{}{passed_on}{MARKER}={} {} exec {command}",
                 self.work.path().display(),
                 self.exports,
                 self.marker,

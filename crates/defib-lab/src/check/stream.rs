@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_model::inventory::Readiness;
-use defib_model::{ClusterTime, EventKind, HostId, Incarnation, RecoveryId, VmId};
+use defib_model::{ClusterTime, EventKind, EventSeq, HostId, Incarnation, RecoveryId, Vm, VmId};
 
 use super::Evidence;
 
@@ -41,9 +41,9 @@ struct Waiting {
 }
 
 /// I5: within a recovery no VM ran before all placed VMs of higher tiers, and all that it depends on, were
-/// ready, or had used up their time.
+/// ready, or had used up their time; nor before one of a higher tier that got its first place only afterwards.
 pub(super) fn priority(evidence: &Evidence) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut problems = inverted(evidence);
     let mut waiting: BTreeMap<&VmId, Waiting> = BTreeMap::new();
     let declared = &evidence.inventory.vms;
     for event in evidence.events() {
@@ -98,6 +98,61 @@ pub(super) fn priority(evidence: &Evidence) -> Vec<String> {
         }
     }
     problems
+}
+
+/// VMs that ran before one of a higher tier, which was lost with the same host, had any place. One that has no place
+/// for a while holds nobody up, and one that waits for a lower one by its own wish comes after it.
+fn inverted(evidence: &Evidence) -> Vec<String> {
+    let declared = &evidence.inventory.vms;
+    let mut problems = Vec::new();
+    let mut proven: BTreeMap<RecoveryId, ClusterTime> = BTreeMap::new();
+    // Who was placed, ran, or was said to have no place or not to start, in each recovery so far.
+    let mut settled: BTreeSet<(RecoveryId, &VmId)> = BTreeSet::new();
+    let mut ran: BTreeMap<RecoveryId, Vec<(&VmId, EventSeq, ClusterTime)>> = BTreeMap::new();
+    for event in evidence.events() {
+        let Some(recovery) = event.recovery else { continue };
+        match &event.kind {
+            EventKind::DeathProven { .. } => {
+                proven.insert(recovery, event.at);
+            }
+            EventKind::VmPlaced { vm, .. } => {
+                let patience = |vm: &Vm| vm.readiness_timeout.unwrap_or(evidence.policy.restart.tier_timeout);
+                let first = settled.insert((recovery, vm));
+                let (Some(own), Some(proven), true) = (declared.get(vm), proven.get(&recovery), first) else {
+                    continue;
+                };
+                for (lower, seq, at) in ran.get(&recovery).into_iter().flatten() {
+                    let Some(lower) = declared.get(*lower) else { continue };
+                    let in_time = at.since(*proven) < patience(own);
+                    if own.priority < lower.priority && in_time && !needs(evidence, own, &lower.id) {
+                        problems.push(format!(
+                            "event {seq}: vm {} ({}) ran before vm {vm} ({}) was even placed, by event {}",
+                            lower.id, lower.priority, own.priority, event.seq
+                        ));
+                    }
+                }
+            }
+            EventKind::VmUnplaced { vm, .. } | EventKind::VmGivenUp { vm, .. } => {
+                settled.insert((recovery, vm));
+            }
+            EventKind::VmRunning { vm, .. } => {
+                ran.entry(recovery).or_default().push((vm, event.seq, event.at));
+            }
+            _ => {}
+        }
+    }
+    problems
+}
+
+/// Whether a VM depends on another one, if only by others.
+fn needs(evidence: &Evidence, vm: &Vm, other: &VmId) -> bool {
+    let mut reached: BTreeSet<&VmId> = vm.depends_on.iter().collect();
+    let mut open: Vec<&VmId> = reached.iter().copied().collect();
+    while let Some(next) = open.pop() {
+        let further = evidence.inventory.vms.get(next).into_iter().flat_map(|vm| &vm.depends_on);
+        open.extend(further.filter(|vm| reached.insert(vm)));
+    }
+    reached.contains(other)
 }
 
 fn is_placed_elsewhere(evidence: &Evidence, vm: &VmId, death: &defib_model::Event) -> bool {

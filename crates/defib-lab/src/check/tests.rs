@@ -227,6 +227,32 @@ fn i5_a_lower_tier_that_does_not_wait_is_found() {
 }
 
 #[test]
+fn i5_a_lower_tier_that_was_placed_and_ran_before_a_higher_one_is_found() {
+    let mut script = script();
+    let lower = [
+        (405, Some(1), placed("db-1", "h3", 2, Some("h1"))),
+        (408, Some(1), running("db-1", "h3", 2)),
+        (409, Some(1), ready("db-1")),
+    ];
+    script.retain(|(_, recovery, kind)| recovery.is_none() || !format!("{kind:?}").contains("db-1"));
+    script.splice(6..6, lower);
+    let found = |script: &[(u64, Option<u64>, EventKind)]| {
+        broken(&Evidence { streams: good_streams(script), ..good() })
+    };
+    assert_eq!(found(&script), ["I5"]);
+    // It was said to have no place at first.
+    let mut without_place = script.clone();
+    let unplaced = EventKind::VmUnplaced { vm: VmId::new("cp-1").unwrap(), reasons: Vec::new() };
+    without_place.insert(6, (401, Some(1), unplaced));
+    assert!(found(&without_place).is_empty());
+    // It waits for the lower one by its own wish.
+    let mut evidence = Evidence { streams: good_streams(&script), ..good() };
+    let own = evidence.inventory.vms.get_mut(&VmId::new("cp-1").unwrap()).unwrap();
+    own.depends_on.insert(VmId::new("db-1").unwrap());
+    assert_eq!(broken(&evidence), [""; 0]);
+}
+
+#[test]
 fn i6_a_broken_rule_and_an_overfull_host_are_found() {
     let mut script = script();
     script.insert(4, (20, None, placed("cp-2", "h8", 1, None)));

@@ -134,6 +134,8 @@ pub fn agent(
         let _ = writeln!(text, "  - {{ id: {}, address: \"{}\" }}", one.id, one.control_for_agents);
     }
     let _ = writeln!(text, "neighbour: {{ listen: \"{neighbour}\" }}");
+    // By these the lab finds a host's VMs when it takes their power, and they know in which host they run.
+    let _ = writeln!(text, "vm-environment: [{}, DEFIB_LAB_NAME]", crate::redfish::MARKER);
     if let Some(broker) = bus {
         let _ = writeln!(
             text,
