@@ -114,7 +114,7 @@ mod tests {
     fn a_level_that_would_log_nothing_is_refused() {
         let refused = |level: &str| LogConfig { level: level.into(), ..LogConfig::default() }.check().err();
         for good in
-            ["info", "WARN", "off", "info,defib_engine=debug", "info, raft=off", "defib_agent::bus=trace"]
+            ["info", "WARN", "off", "info,defib_engine=debug", "info,raft=off", "defib_agent::bus=trace"]
         {
             assert_eq!(refused(good), None);
         }

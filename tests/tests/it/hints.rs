@@ -81,10 +81,11 @@ async fn a_bmc_that_tells_of_a_lost_power_is_heard_and_heard_again_after_its_res
     let events = dead(&rig, "h1").await;
     let mut sooner: BTreeSet<ReplicaId> = BTreeSet::new();
     for event in &events {
-        if let EventKind::OpinionChanged { observer, host, to: Opinion::Asks, silent_ms, .. } = &event.kind {
-            if host.as_str() == "h1" && *silent_ms < ASK_AFTER.0 {
-                sooner.insert(*observer);
-            }
+        if let EventKind::OpinionChanged { observer, host, to: Opinion::Asks, silent_ms, .. } = &event.kind
+            && host.as_str() == "h1"
+            && *silent_ms < ASK_AFTER.0
+        {
+            sooner.insert(*observer);
         }
     }
     assert!(sooner.len() >= 2, "a quorum asks sooner than silence alone makes it: {sooner:?} of {events:#?}");

@@ -53,6 +53,7 @@ fn policy() -> Policy {
     let mut policy = failover::policy(Profile::Fast);
     policy.detection.start_grace = Millis(500);
     policy.detection.act_after = Millis(2000);
+    policy.brakes.window = policy.detection.act_after;
     policy.lease.lease = Millis(6000);
     policy.lease.watchdog = Millis(2000);
     policy.lease.answer_freshness = Millis(1000);

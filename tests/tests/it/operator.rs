@@ -209,10 +209,10 @@ async fn what_happens_to_hosts_is_in_the_metrics() {
         assert_eq!(series["defib_hosts{standing=\"dead\"}"], 1.0);
         assert_eq!(series["defib_recoveries_open"], 0.0);
     }
-    // Silence of at least three beats, seen by a quorum each for itself.
+    // Silence that a quorum saw, each for itself: of three beats, or of half of that where the BMC told of its power.
     let asked: f64 = after_cut.iter().map(|one| one["defib_detection_seconds_count{opinion=\"asks\"}"]).sum();
     let silent: f64 = after_cut.iter().map(|one| one["defib_detection_seconds_sum{opinion=\"asks\"}"]).sum();
-    assert!(asked >= 2.0 && silent / asked >= 0.3 && silent / asked < 60.0, "{asked} in {silent} s");
+    assert!(asked >= 2.0 && silent / asked >= 0.15 && silent / asked < 60.0, "{asked} in {silent} s");
 
     cluster.freeze("h4").await.unwrap();
     recovered(2).await.unwrap();

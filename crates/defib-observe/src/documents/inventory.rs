@@ -454,12 +454,12 @@ groups:
             (
                 "resources: { cpu: 1, memory: 256MiB }\n",
                 "resources: { cpu: 1, memory: 256MiB }\n    first-host: h1\n",
-                "41:9: groups.all.members: cp-1, w-1 have their first-host in one rack, which may hold at most 1",
+                "42:9: groups.all.members: cp-1, w-1 have their first-host in one rack, which may hold at most 1",
             ),
             (
                 "resources: { cpu: 1, memory: 256MiB }\n",
                 "resources: { cpu: 1, memory: 256MiB }\n    requires: [avx512]\n",
-                "41:9: groups.all.rules: can never be satisfied: its hard rules leave no places for all of cp-1, w-1 on the hosts that have what they ask for (h1)",
+                "42:9: groups.all.rules: can never be satisfied: its hard rules leave no places for all of cp-1, w-1 on the hosts that have what they ask for (h1)",
             ),
             (
                 "    capacity: { cpu: 1.5,",
@@ -477,8 +477,8 @@ groups:
             let told_now = message(&text);
             assert!(told_now.starts_with(&format!("inventory.yaml:{told}")), "{told_now}\n{told}");
         }
-        let twice =
-            GOOD.replace("levels: [rack]", "levels: [rack, rack]").replace("domain: r", "domain: z/r");
+        let twice = GOOD.replace("levels: [rack]", "levels: [rack, rack]");
+        let twice = twice.replace("domain: r1", "domain: a/r1").replace("domain: r2", "domain: b/r2");
         assert!(
             message(&twice).contains(":2:1: fault-domain-levels: rack is there twice"),
             "{}",
