@@ -26,17 +26,22 @@ async fn wait_for_voters(rig: &Rig, wanted: &[u64]) {
     .unwrap();
 }
 
+/// Starts a replica, and waits until it takes part.
+async fn restart(rig: &mut Rig, id: u64) {
+    rig.cluster.restart_replica(id).unwrap();
+    wait_until("it answers", AMPLE, || async {
+        let status = rig.cluster.operator().status_of(id).await?;
+        ensure!(status.leader != 0, "it knows of no leader");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
 /// Restarts every replica and agent, one after the other, so that each reads its file again.
 async fn restart_all(rig: &mut Rig, replicas: &[u64]) {
     for id in replicas {
-        rig.cluster.restart_replica(*id).unwrap();
-        wait_until("it answers", AMPLE, || async {
-            let status = rig.cluster.operator().status_of(*id).await?;
-            ensure!(status.leader != 0, "it knows of no leader");
-            Ok(())
-        })
-        .await
-        .unwrap();
+        restart(rig, *id).await;
     }
     for host in rig.cluster.host_names() {
         rig.cluster.signal_agent(&host, Signal::SIGTERM).await.unwrap();
@@ -282,7 +287,7 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     rig.cluster.kill_replica(2);
     fs::remove_dir_all(rig.path("replica-1/data")).unwrap();
     fs::rename(rig.path("aside-1"), rig.path("replica-1/data")).unwrap();
-    rig.cluster.restart_replica(1).unwrap();
+    restart(&mut rig, 1).await;
     settle(&rig).await;
     // With another's directory neither.
     fs::remove_dir_all(&data).unwrap();
@@ -294,7 +299,7 @@ async fn a_replica_that_lost_its_directory_does_not_pretend_and_one_that_was_kil
     assert!(told.contains("belongs to replica 1"), "{told}");
     fs::remove_dir_all(&data).unwrap();
     fs::rename(rig.path("aside"), &data).unwrap();
-    rig.cluster.restart_replica(2).unwrap();
+    restart(&mut rig, 2).await;
     settle(&rig).await;
     // Twice with one directory: the second is refused, and the first does not mind.
     let second = fs::read_to_string(&config).unwrap();
