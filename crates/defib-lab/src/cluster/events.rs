@@ -9,7 +9,7 @@ use defib_model::chain::ChainVerifier;
 use defib_model::{Event, EventSeq};
 use defib_wire::v1;
 use defib_wire::v1::operator_client::OperatorClient;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
@@ -137,20 +137,21 @@ async fn follow(
             let mut records = response.into_inner();
             while let Ok(Some(record)) = records.message().await {
                 let at_ns = monotonic_ns();
-                let fresh = {
-                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                    let taken = kept.streams.entry(id).or_default().take(&record);
-                    let due = kept.merged.last().map_or(1, |seen| seen.event.seq.0 + 1);
-                    taken.filter(|event| event.seq.0 >= due || kept.merged.is_empty()).map(|event| {
-                        let seen = Seen { at_ns, event };
-                        kept.merged.push(seen.clone());
-                        seen
-                    })
-                };
-                if let Some(seen) = fresh
-                    && to.send(seen).await.is_err()
-                {
-                    return;
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let taken = kept.streams.entry(id).or_default().take(&record);
+                let due = kept.merged.last().map_or(1, |seen| seen.event.seq.0 + 1);
+                let fresh = taken.filter(|event| event.seq.0 >= due || kept.merged.is_empty());
+                let Some(event) = fresh else { continue };
+                let seen = Seen { at_ns, event };
+                kept.merged.push(seen.clone());
+                // Still under the lock: else the next event, from another replica, could overtake this one.
+                match to.try_send(seen) {
+                    Ok(()) => {}
+                    Err(TrySendError::Closed(_)) => return,
+                    Err(TrySendError::Full(seen)) => {
+                        let lost = format!("event {} was told to nobody: too many wait", seen.event.seq);
+                        kept.streams.entry(id).or_default().problems.push(lost);
+                    }
                 }
             }
         }
