@@ -8,6 +8,7 @@ pub mod admission;
 pub mod agents;
 mod bmc_events;
 mod bus;
+mod channels;
 pub mod config;
 pub mod core;
 pub mod effects;

@@ -1,11 +1,6 @@
 //! The operator API. Any replica takes any call; what only the leader can answer is forwarded to it.
 
-use std::{
-    collections::BTreeMap,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use defib_model::{
     Command, Epoch, HostId, RecoveryId, ReplicaId, VmId,
@@ -14,17 +9,17 @@ use defib_model::{
 use defib_observe::documents::{
     diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
 };
-use defib_pki::{PeerIdentity, Role, server_name};
-use defib_rpc::{Connecting, caller, channel, may_be_done};
+use defib_pki::{PeerIdentity, Role};
+use defib_rpc::{caller, may_be_done};
 use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Operator};
 use futures_util::Stream;
-use rustls::ClientConfig;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     admission,
     agents::Agents,
+    channels::Channels,
     core::{Core, Pulse, View},
     events,
     export::{self, Board},
@@ -50,9 +45,8 @@ pub struct OperatorService {
     core: Core,
     pulse: watch::Receiver<Pulse>,
     members: Arc<Members>,
-    tls: Arc<ClientConfig>,
+    channels: Arc<Channels>,
     board: Arc<Board>,
-    leaders: Arc<Mutex<BTreeMap<u64, Channel>>>,
     admission: admission::Answer,
     agents: Arc<Agents>,
 }
@@ -111,19 +105,18 @@ impl OperatorService {
     /// A service of replica `me`.
     #[expect(clippy::too_many_arguments, reason = "everything that operators ask about")]
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         me: u64,
         cluster: String,
         core: Core,
         pulse: watch::Receiver<Pulse>,
         members: Arc<Members>,
-        tls: Arc<ClientConfig>,
+        channels: Arc<Channels>,
         admission: admission::Answer,
         agents: Arc<Agents>,
         board: Arc<Board>,
     ) -> Self {
-        let leaders = Arc::default();
-        Self { me, cluster, core, pulse, members, tls, board, leaders, admission, agents }
+        Self { me, cluster, core, pulse, members, channels, board, admission, agents }
     }
 
     /// What the ledger does not know: the release of a host's agent.
@@ -154,12 +147,7 @@ impl OperatorService {
         let address = self.members.control_of(leader).ok_or_else(|| {
             Status::unavailable(format!("replica r{leader} leads, but its address is unknown here"))
         })?;
-        let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = leaders.entry(leader).or_insert_with(|| {
-            let name = server_name(&PeerIdentity::Replica(ReplicaId(leader)));
-            channel(Connecting::to(address, name), Arc::clone(&self.tls))
-        });
-        Ok(Some(OperatorClient::new(channel.clone())))
+        Ok(Some(OperatorClient::new(self.channels.to(leader, address))))
     }
 
     /// The same call for the leader, on the operator's behalf.

@@ -3,22 +3,17 @@
 //! A BMC has few streams and few places for subscriptions, so one replica hears it, and a host is only suspected when a
 //! quorum of observers asks: so what was heard goes to the observers of all.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use defib_model::{HostId, ReplicaId};
+use defib_model::HostId;
 use defib_observe::heartbeats::{Instruction, Instructor};
-use defib_pki::{PeerIdentity, server_name};
-use defib_rpc::{Connecting, caller, channel};
+use defib_pki::PeerIdentity;
+use defib_rpc::caller;
 use defib_wire::v1::{self, peer_client::PeerClient, peer_server::Peer};
-use rustls::ClientConfig;
 use tokio::sync::Semaphore;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
-use crate::{members::Members, operator::host_id};
+use crate::{channels::Channels, members::Members, operator::host_id};
 
 /// A hint that takes longer is worth nothing.
 const WAIT: Duration = Duration::from_secs(1);
@@ -56,16 +51,15 @@ impl Peer for PeerService {
 #[derive(Debug)]
 pub(crate) struct Peers {
     members: Arc<Members>,
-    tls: Arc<ClientConfig>,
+    channels: Arc<Channels>,
     observer: Instructor,
-    channels: Mutex<BTreeMap<u64, Channel>>,
     under_way: Arc<Semaphore>,
 }
 
 impl Peers {
-    pub(crate) fn new(members: Arc<Members>, tls: Arc<ClientConfig>, observer: Instructor) -> Self {
+    pub(crate) fn new(members: Arc<Members>, channels: Arc<Channels>, observer: Instructor) -> Self {
         let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX));
-        Self { members, tls, observer, channels: Mutex::default(), under_way }
+        Self { members, channels, observer, under_way }
     }
 
     /// Tells every observer that the power of a host may be going. Waits for nobody.
@@ -73,7 +67,7 @@ impl Peers {
         self.observer.offer(Instruction::PowerGoes(host.clone()));
         for (id, address) in self.members.others() {
             let Ok(place) = Arc::clone(&self.under_way).try_acquire_owned() else { return };
-            let mut peer = PeerClient::new(self.channel(id, address));
+            let mut peer = PeerClient::new(self.channels.to(id, address));
             let mut request = Request::new(v1::PowerGoesRequest { host: host.to_string() });
             request.set_timeout(WAIT);
             tokio::spawn(async move {
@@ -86,14 +80,5 @@ impl Peers {
                 drop(place);
             });
         }
-    }
-
-    fn channel(&self, id: u64, address: String) -> Channel {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = || {
-            let name = server_name(&PeerIdentity::Replica(ReplicaId(id)));
-            channel(Connecting::to(address, name), Arc::clone(&self.tls))
-        };
-        channels.entry(id).or_insert_with(open).clone()
     }
 }

@@ -36,6 +36,7 @@ use crate::{
     admission,
     agents::{AgentService, Agents},
     bmc_events,
+    channels::Channels,
     config::Config,
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
@@ -173,10 +174,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     })?;
 
     let members = Arc::new(Members::new(&config, handle.clone()));
-    let client_tls = ClientTls::build(&credentials, &[b"h2"])?;
+    let channels = Arc::new(Channels::new(ClientTls::build(&credentials, &[b"h2"])?));
     let (answer, admission) = watch::channel(None);
     tokio::spawn(admission::keep(core.clone(), pulse_seen.clone(), answer));
-    let peers = Peers::new(Arc::clone(&members), Arc::clone(&client_tls), heartbeats.instructor());
+    let peers = Peers::new(Arc::clone(&members), Arc::clone(&channels), heartbeats.instructor());
     let board = Arc::new(Board::default());
     let export = Export::new(core.clone(), me, &config.cluster, signing_key, Arc::clone(&board));
     tokio::spawn(export.run(pulse_seen.clone()));
@@ -186,7 +187,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         core.clone(),
         pulse_seen.clone(),
         members,
-        Arc::clone(&client_tls),
+        channels,
         admission.clone(),
         Arc::clone(&agents),
         Arc::clone(&board),
