@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_model::inventory::Readiness;
-use defib_model::{ClusterTime, EventKind, EventSeq, HostId, Incarnation, RecoveryId, Vm, VmId};
+use defib_model::{ClusterTime, EventKind, EventSeq, HostId, Incarnation, Millis, RecoveryId, Vm, VmId};
 
 use super::Evidence;
 
@@ -67,8 +67,7 @@ pub(super) fn priority(evidence: &Evidence) -> Vec<String> {
                         && entry.recovery.is_some()
                         && blocker.recovery == entry.recovery;
                     let needed = own.depends_on.contains(&other.id) && earlier;
-                    let patience = other.readiness_timeout.unwrap_or(evidence.policy.restart.tier_timeout);
-                    let patient = event.at.since(blocker.placed_at) < patience;
+                    let patient = event.at.since(blocker.placed_at) < patience(evidence, other);
                     if (higher || needed) && other.id != own.id && patient {
                         problems.push(format!(
                             "event {}: vm {vm} ({}) ran before vm {} ({}) was {}",
@@ -100,6 +99,11 @@ pub(super) fn priority(evidence: &Evidence) -> Vec<String> {
     problems
 }
 
+/// How long others wait for a VM.
+fn patience(evidence: &Evidence, vm: &Vm) -> Millis {
+    vm.readiness_timeout.unwrap_or(evidence.policy.restart.tier_timeout)
+}
+
 /// VMs that ran before one of a higher tier, which was lost with the same host, had any place. One that has no place
 /// for a while holds nobody up, and one that waits for a lower one by its own wish comes after it.
 fn inverted(evidence: &Evidence) -> Vec<String> {
@@ -116,14 +120,13 @@ fn inverted(evidence: &Evidence) -> Vec<String> {
                 proven.insert(recovery, event.at);
             }
             EventKind::VmPlaced { vm, .. } => {
-                let patience = |vm: &Vm| vm.readiness_timeout.unwrap_or(evidence.policy.restart.tier_timeout);
                 let first = settled.insert((recovery, vm));
                 let (Some(own), Some(proven), true) = (declared.get(vm), proven.get(&recovery), first) else {
                     continue;
                 };
                 for (lower, seq, at) in ran.get(&recovery).into_iter().flatten() {
                     let Some(lower) = declared.get(*lower) else { continue };
-                    let in_time = at.since(*proven) < patience(own);
+                    let in_time = at.since(*proven) < patience(evidence, own);
                     if own.priority < lower.priority && in_time && !needs(evidence, own, &lower.id) {
                         problems.push(format!(
                             "event {seq}: vm {} ({}) ran before vm {vm} ({}) was even placed, by event {}",
