@@ -102,23 +102,6 @@ pub trait Disk: Send + 'static {
     fn truncate(&mut self, name: &str, length: u64) -> Result<(), DiskError>;
 }
 
-/// Writes a small file beside, syncs it and renames it into place: after a crash either the old one or the new one
-/// is there.
-pub(crate) fn replace_file<D: Disk>(
-    disk: &mut D,
-    temporary: &str,
-    name: &str,
-    bytes: &[u8],
-) -> Result<(), crate::ConsensusError> {
-    remove_if_there(disk, temporary)?;
-    disk.create(temporary)?;
-    disk.write_at(temporary, 0, bytes)?;
-    disk.sync(temporary)?;
-    disk.rename(temporary, name)?;
-    disk.sync_directory()?;
-    Ok(())
-}
-
 /// Removes a temporary file that is of no use any more.
 pub(crate) fn remove_if_there<D: Disk>(disk: &mut D, name: &str) -> Result<(), crate::ConsensusError> {
     if disk.list()?.iter().any(|file| file.name == name) {

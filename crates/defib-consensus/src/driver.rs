@@ -114,7 +114,7 @@ impl Driver {
             return Err(ConsensusError::Configuration("tick must be at least 1 ms".to_owned()));
         }
         config.replica.incarnation = random_number()?;
-        // One of 2^64, and never 0.
+        // Never 0, which stands for none.
         config.replica.directory = u128::from(random_number()?) << 64 | u128::from(random_number()? | 1);
         let address = config.listener.local_addr().map_err(system("address"))?;
         config.listener.set_nonblocking(true).map_err(system("set non-blocking"))?;

@@ -2,25 +2,27 @@
 //! replica. The file is written last when a directory is set up, so it also says that the set-up was finished.
 
 use crate::ConsensusError;
-use crate::disk::{Disk, replace_file};
+use crate::disk::Disk;
 use crate::log::{Owner, is_segment, is_unwritten};
+use crate::sealed::Sealed;
 
-const FILE: &str = "identity";
-const TEMPORARY: &str = "identity.tmp";
-const MAGIC: &[u8; 8] = b"defibid2";
+const FILE: Sealed = Sealed {
+    name: "identity",
+    temporary: "identity.tmp",
+    magic: *b"defibid2",
+    damaged: "the identity of this directory can't be read",
+};
 
 /// Which directory: drawn once, when it is set up, and never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DirectoryId(pub(crate) u128);
 
-fn encode(owner: Owner, directory: DirectoryId) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&owner.cluster.to_le_bytes());
-    bytes.extend_from_slice(&owner.replica.to_le_bytes());
-    bytes.extend_from_slice(&directory.0.to_le_bytes());
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes
+/// Owner and directory: `cluster u128 | replica u64 | directory u128`, little endian.
+fn decode(said: &[u8]) -> Option<(Owner, DirectoryId)> {
+    let (cluster, said) = said.split_first_chunk()?;
+    let (replica, said) = said.split_first_chunk()?;
+    let owner = Owner { cluster: u128::from_le_bytes(*cluster), replica: u64::from_le_bytes(*replica) };
+    Some((owner, DirectoryId(u128::from_le_bytes(said.try_into().ok()?))))
 }
 
 /// Which directory it is, if it was set up, for this owner.
@@ -28,26 +30,7 @@ fn encode(owner: Owner, directory: DirectoryId) -> Vec<u8> {
 /// # Errors
 /// If it was set up for another one, or the file is damaged.
 pub(crate) fn read<D: Disk>(disk: &D, owner: Owner) -> Result<Option<DirectoryId>, ConsensusError> {
-    if !disk.list()?.iter().any(|file| file.name == FILE) {
-        return Ok(None);
-    }
-    let bytes = disk.read(FILE)?;
-    let damaged = bytes.len() != 52
-        || !bytes.starts_with(MAGIC)
-        || crc32c::crc32c(&bytes[..48]).to_le_bytes() != bytes[48..52];
-    if damaged {
-        return Err(ConsensusError::Corrupt {
-            file: FILE.to_owned(),
-            offset: 0,
-            index: 0,
-            what: "the identity of this directory can't be read".to_owned(),
-        });
-    }
-    let (mut cluster, mut replica, mut directory) = ([0; 16], [0; 8], [0; 16]);
-    cluster.copy_from_slice(&bytes[8..24]);
-    replica.copy_from_slice(&bytes[24..32]);
-    directory.copy_from_slice(&bytes[32..48]);
-    let found = Owner { cluster: u128::from_le_bytes(cluster), replica: u64::from_le_bytes(replica) };
+    let Some((found, directory)) = FILE.read(disk, decode)? else { return Ok(None) };
     if found != owner {
         return Err(ConsensusError::WrongIdentity {
             cluster: owner.cluster,
@@ -56,7 +39,7 @@ pub(crate) fn read<D: Disk>(disk: &D, owner: Owner) -> Result<Option<DirectoryId
             found_replica: found.replica,
         });
     }
-    Ok(Some(DirectoryId(u128::from_le_bytes(directory))))
+    Ok(Some(directory))
 }
 
 /// Marks the directory as set up.
@@ -65,7 +48,9 @@ pub(crate) fn write<D: Disk>(
     owner: Owner,
     directory: DirectoryId,
 ) -> Result<(), ConsensusError> {
-    replace_file(disk, TEMPORARY, FILE, &encode(owner, directory))
+    let Owner { cluster, replica } = owner;
+    let said = [&cluster.to_le_bytes()[..], &replica.to_le_bytes(), &directory.0.to_le_bytes()];
+    FILE.replace(disk, &said.concat())
 }
 
 /// Removes what an interrupted set-up left behind. Refuses if a log was written: then the identity is what got lost.

@@ -7,12 +7,16 @@
 use std::collections::BTreeMap;
 
 use crate::ConsensusError;
-use crate::disk::{Disk, replace_file};
+use crate::disk::Disk;
 use crate::identity::DirectoryId;
+use crate::sealed::Sealed;
 
-const FILE: &str = "peers";
-const TEMPORARY: &str = "peers.tmp";
-const MAGIC: &[u8; 8] = b"defibpe1";
+const FILE: Sealed = Sealed {
+    name: "peers",
+    temporary: "peers.tmp",
+    magic: *b"defibpe1",
+    damaged: "which directory each peer has can't be read",
+};
 /// Replica and directory.
 const RECORD: usize = 24;
 
@@ -25,15 +29,7 @@ impl KnownPeers {
     /// # Errors
     /// If the disk fails or the file is damaged.
     pub(crate) fn open<D: Disk>(disk: &D) -> Result<Self, ConsensusError> {
-        if !disk.list()?.iter().any(|file| file.name == FILE) {
-            return Ok(Self::default());
-        }
-        decode(&disk.read(FILE)?).map(Self).ok_or_else(|| ConsensusError::Corrupt {
-            file: FILE.to_owned(),
-            offset: 0,
-            index: 0,
-            what: "which directory each peer has can't be read".to_owned(),
-        })
+        Ok(Self(FILE.read(disk, decode)?.unwrap_or_default()))
     }
 
     pub(crate) fn get(&self, peer: u64) -> Option<DirectoryId> {
@@ -54,33 +50,21 @@ impl KnownPeers {
         peers: Vec<(u64, DirectoryId)>,
     ) -> Result<(), ConsensusError> {
         self.0.extend(peers);
-        replace_file(disk, TEMPORARY, FILE, &encode(&self.0))
+        let said = self
+            .0
+            .iter()
+            .flat_map(|(peer, directory)| peer.to_le_bytes().into_iter().chain(directory.0.to_le_bytes()));
+        FILE.replace(disk, &said.collect::<Vec<_>>())
     }
 }
 
-fn encode(peers: &BTreeMap<u64, DirectoryId>) -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    for (peer, directory) in peers {
-        bytes.extend_from_slice(&peer.to_le_bytes());
-        bytes.extend_from_slice(&directory.0.to_le_bytes());
-    }
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<BTreeMap<u64, DirectoryId>> {
-    let (said, crc) = bytes.split_last_chunk::<4>()?;
-    if crc32c::crc32c(said).to_le_bytes() != *crc {
-        return None;
-    }
-    let records = said.strip_prefix(MAGIC)?.chunks(RECORD);
+fn decode(said: &[u8]) -> Option<BTreeMap<u64, DirectoryId>> {
     let record = |record: &[u8]| {
         let (peer, directory) = record.split_first_chunk::<8>()?;
         let directory = <[u8; 16]>::try_from(directory).ok()?;
         Some((u64::from_le_bytes(*peer), DirectoryId(u128::from_le_bytes(directory))))
     };
-    records.map(record).collect()
+    said.chunks(RECORD).map(record).collect()
 }
 
 #[cfg(test)]
@@ -98,12 +82,12 @@ mod tests {
         disk.crash(Crash::LoseAll);
         let peers = KnownPeers::open(&disk).unwrap();
         assert_eq!((peers.get(2), peers.get(3)), (Some(DirectoryId(22)), Some(DirectoryId(u128::MAX))));
-        let length = disk.read(FILE).unwrap().len() as u64;
+        let length = disk.read(FILE.name).unwrap().len() as u64;
         for offset in 0..length {
-            assert!(disk.flip_bit(FILE, offset, 1));
+            assert!(disk.flip_bit(FILE.name, offset, 1));
             let error = KnownPeers::open(&disk).unwrap_err();
             assert!(matches!(error, ConsensusError::Corrupt { .. }), "{error}");
-            assert!(disk.flip_bit(FILE, offset, 1));
+            assert!(disk.flip_bit(FILE.name, offset, 1));
         }
     }
 }

@@ -64,6 +64,7 @@ mod known_peers;
 mod log;
 mod logger;
 pub mod replica;
+mod sealed;
 mod snapshot;
 mod store;
 #[cfg(test)]

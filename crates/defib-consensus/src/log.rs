@@ -342,19 +342,20 @@ impl<D: Disk> Log<D> {
     /// Leaves word at the end of a segment that another one follows, which is durably there. No sync: if the power goes
     /// before it is safe, the next start writes it again.
     fn close(&mut self, end: &SegmentEnd) -> Result<(), ConsensusError> {
-        if end.tail + EMPTY_FRAME > end.length {
+        let SegmentEnd { segment, tail, sequence } = end;
+        if tail + EMPTY_FRAME > segment.length {
             return Ok(());
         }
         let mut buffer = Vec::new();
         frame::encode_body(&mut buffer, &Batch::default());
-        frame::seal(&mut buffer, FrameKind::Close, end.sequence + 1, end.number, end.tail);
-        self.disk.write_at(&end.name, end.tail, &buffer)?;
+        frame::seal(&mut buffer, FrameKind::Close, sequence + 1, segment.number, *tail);
+        self.disk.write_at(&segment.name, *tail, &buffer)?;
         Ok(())
     }
 
     fn end_of_last_segment(&self) -> Option<SegmentEnd> {
-        let SegmentInfo { number, name, length, .. } = self.segments.back()?.clone();
-        Some(SegmentEnd { number, name, length, tail: self.tail, sequence: self.sequence })
+        let segment = self.segments.back()?.clone();
+        Some(SegmentEnd { segment, tail: self.tail, sequence: self.sequence })
     }
 
     fn last_segment(&self) -> &SegmentInfo {

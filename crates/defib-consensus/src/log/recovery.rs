@@ -47,12 +47,12 @@ impl<D: Disk> Log<D> {
             let last = position + 1 == count;
             let closed = self.recover_segment(number, name, last)?;
             if !last {
-                unclosed = (!closed).then(|| self.end_of_last_segment());
+                unclosed = self.end_of_last_segment().filter(|_| !closed);
             }
         }
         // The process ended between making the last segment and closing the one before. That all of it was read is
         // known by now.
-        if let Some(end) = unclosed.flatten() {
+        if let Some(end) = unclosed {
             self.close(&end)?;
         }
         self.make_safe()

@@ -29,10 +29,7 @@ pub(super) struct SegmentInfo {
 /// Where the frames of a segment end.
 #[derive(Clone, Debug)]
 pub(super) struct SegmentEnd {
-    pub(super) number: u64,
-    pub(super) name: String,
-    /// Bytes of the file.
-    pub(super) length: u64,
+    pub(super) segment: SegmentInfo,
     /// Offset behind the last frame.
     pub(super) tail: u64,
     /// Sequence number of the last frame.
