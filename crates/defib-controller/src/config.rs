@@ -232,6 +232,10 @@ impl Config {
         if tick < Duration::from_millis(1) || election < tick * 5 || election > tick * 1000 {
             return Err(("raft.election", "must be 5 to 1000 ticks, and a tick at least 1ms".into()));
         }
+        if election > Duration::from_secs(1) {
+            let why = "must be 1s at most: a removed replica may grant leases for two of them";
+            return Err(("raft.election", why.into()));
+        }
         Ok(())
     }
 

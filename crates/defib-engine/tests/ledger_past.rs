@@ -396,6 +396,28 @@ fn a_shorter_lease_counts_only_when_the_longer_ones_have_run_out() {
 }
 
 #[test]
+fn after_a_change_of_replicas_leases_count_when_promises_of_the_removed_one_have_run_out() {
+    let mut log = Log::new();
+    let mut policy = Policy::default();
+    policy.lease.lease = Millis(1000);
+    policy.lease.watchdog = Millis(2000);
+    policy.lease.answer_freshness = Millis(500);
+    let wait = policy.lease.expiry_wait().0;
+    log.apply(Command::SetPolicy { policy, replaces: 0, operator: operator() });
+    log.at += 60_000;
+    log.apply(Command::Tick);
+    assert_eq!(log.ledger.expiry_may_prove(&host("h1")), Ok(()));
+    log.apply(Command::ReplicasChanged { voters: [4, 2, 3].map(ReplicaId).into() });
+    // The removed one was led for 5 s more, by what it knew.
+    log.at += 5_000 + wait - 100;
+    log.apply(Command::Tick);
+    assert!(log.ledger.expiry_may_prove(&host("h1")).is_err_and(|why| why.contains("replicas")));
+    log.at += 100;
+    log.apply(Command::Tick);
+    assert_eq!(log.ledger.expiry_may_prove(&host("h1")), Ok(()));
+}
+
+#[test]
 fn a_change_of_replicas_makes_a_new_electorate_that_agents_take() {
     let mut log = Log::new();
     let before = log.ledger.electorates().last().unwrap().clone();

@@ -96,6 +96,11 @@ struct Birth0 {
 /// by its lease.
 const ELECTORATES_RETAINED: usize = 8;
 
+/// For how long a replica that was removed, or did not hear of a change yet, may go on granting leases: a word of
+/// its old leader is under way for 3 s at most (`DEAD_AFTER_MS` of the transport), and it thinks that it is led for
+/// two election timeouts after that, of 1 s at most each (the controller's configuration).
+const GRANTS_GO_ON: Millis = Millis(5000);
+
 /// Closed recoveries that are remembered for `recovery explain`.
 const RECOVERIES_RETAINED: usize = 256;
 
@@ -506,9 +511,11 @@ impl Ledger {
         self.event(None, EventKind::ReplicasChanged { voters: voters.clone() });
     }
 
-    /// A change of what leases rest on waits out two of them: promises that were given before are still valid.
+    /// A change of what leases rest on waits out two of them, or [`GRANTS_GO_ON`] and one, whichever is longer:
+    /// promises that were given before are still valid, and whoever did not hear of it yet gives new ones.
     fn settle_leases(&mut self, expiry_wait: Millis) {
-        self.leases_settle_at = self.leases_settle_at.max(self.at.plus(expiry_wait.times(2)));
+        let wait = expiry_wait.times(2).max(expiry_wait.plus(GRANTS_GO_ON));
+        self.leases_settle_at = self.leases_settle_at.max(self.at.plus(wait));
     }
 
     /// From now on agents are told who counts in the double quorum anew.
