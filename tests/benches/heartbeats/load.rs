@@ -1,56 +1,55 @@
 //! What 5,000 hosts at ten beats a second cost the thread that hears them: processor, memory, allocations.
 
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use defib_model::Policy;
+use defib_observe::heartbeats::{BATCH, Batch, Instruction, listen};
 
 use crate::MANY;
 use crate::allocator::{count_this_thread, counted};
-use crate::common::{Figure, size};
-use crate::fleet::{Beating, Emulated, Replica, Turn, name};
+use crate::common::{Figure, quantile, size};
+use crate::fleet::{Beating, Emulated, Replica, Turn, enlarge, name};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const PARTS: u32 = 5;
+/// As in `defib_observe::heartbeats`.
+const GATHER: Duration = Duration::from_millis(2);
 
 pub(crate) fn measure() -> Result<()> {
     let seconds = size("DEFIB_BENCH_LOAD_SECONDS", 15).max(1) as u64;
-    let emulated: Vec<_> =
-        (0..MANY).map(|number| Emulated::new(&name(number), number as u64 + 1)).collect::<Result<_>>()?;
+    let emulated = emulated()?;
     let before = resident_bytes()?;
     let replica = Replica::start(&Policy::default(), |_| count_this_thread())?;
     let mut hosts = Vec::new();
     for (host, instruction) in emulated {
         replica.instructor.tell(instruction);
         let view = crate::fleet::in_use(defib_model::Opinion::Alive);
-        let watch = defib_observe::heartbeats::Instruction::Watch { host: host.host.clone(), view };
+        let watch = Instruction::Watch { host: host.host.clone(), view };
         replica.instructor.tell(watch);
         hosts.push(host);
     }
     // An opinion to propose lets the thread make itself counted.
     let view = crate::fleet::in_use(defib_model::Opinion::Asks);
     let odd = defib_model::HostId::new("counted")?;
-    replica.instructor.tell(defib_observe::heartbeats::Instruction::Watch { host: odd.clone(), view });
-    let beating = Beating::start(hosts, replica.address, INTERVAL, |_| Turn::Beat, |_, _| {})?;
+    replica.instructor.tell(Instruction::Watch { host: odd.clone(), view });
+    let beating = beat(hosts, replica.address)?;
     std::thread::sleep(Duration::from_secs(1));
-    replica.instructor.tell(defib_observe::heartbeats::Instruction::Forget(odd));
+    replica.instructor.tell(Instruction::Forget(odd));
     std::thread::sleep(Duration::from_secs(1));
 
     let (accepted, allocated) = (replica.accepted(), counted());
-    let (mut cores, mut elapsed) = (Vec::new(), 0.0);
-    // In several parts, because such machines change their speed.
-    for _ in 0..PARTS {
-        let (cpu, start) = (thread_cpu("heartbeats")?, Instant::now());
-        std::thread::sleep(Duration::from_secs(seconds) / PARTS);
-        let span = start.elapsed().as_secs_f64();
-        cores.push((thread_cpu("heartbeats")? - cpu).as_secs_f64() / span);
-        elapsed += span;
-    }
+    let (cores, elapsed) = cores("heartbeats", seconds)?;
     let heard = replica.accepted() - accepted;
     let allocations = counted() - allocated;
     let grown = resident_bytes()?.saturating_sub(before) as f64 / f64::from(1 << 20);
     beating.end()?;
     replica.lost_nothing()?;
+    let bare = bare(seconds)?;
     let expected = MANY as f64 * 10.0 * elapsed;
     ensure!(
         heard as f64 > expected * 0.95,
@@ -58,6 +57,7 @@ pub(crate) fn measure() -> Result<()> {
     );
     Figure::new("heartbeat_thread_5000_hosts_at_10_hz_processor", "cores", "p50 <= 0.2")
         .samples(&cores)
+        .peer("a loop that only receives and answers", quantile(&bare, 0.5))
         .with("beats_per_second", heard as f64 / elapsed)
         .print();
     Figure::new("heartbeat_thread_5000_hosts_at_10_hz_memory", "MiB", "p50 <= 64").with("p50", grown).print();
@@ -66,6 +66,61 @@ pub(crate) fn measure() -> Result<()> {
         .with("beats", heard as f64)
         .print();
     Ok(())
+}
+
+fn emulated() -> Result<Vec<(Emulated, Instruction)>> {
+    (0..MANY).map(|number| Emulated::new(&name(number), number as u64 + 1)).collect()
+}
+
+fn beat(hosts: Vec<Emulated>, to: SocketAddr) -> Result<Beating> {
+    Beating::start(hosts, to, INTERVAL, |_| Turn::Beat, |_, _| {})
+}
+
+/// The processors that a thread of ours uses, in several parts, because such machines change their speed; and the
+/// seconds that were looked at.
+fn cores(thread: &str, seconds: u64) -> Result<(Vec<f64>, f64)> {
+    let (mut cores, mut elapsed) = (Vec::new(), 0.0);
+    for _ in 0..PARTS {
+        let (cpu, start) = (thread_cpu(thread)?, Instant::now());
+        std::thread::sleep(Duration::from_secs(seconds) / PARTS);
+        let span = start.elapsed().as_secs_f64();
+        cores.push((thread_cpu(thread)? - cpu).as_secs_f64() / span);
+        elapsed += span;
+    }
+    Ok((cores, elapsed))
+}
+
+/// The limit: processors of a loop that takes the same beats at the same rate, at most once in [`GATHER`] as the
+/// real one does, and answers each with as many bytes, neither of which it looks at.
+fn bare(seconds: u64) -> Result<Vec<f64>> {
+    let socket = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    enlarge(&socket);
+    let address = socket.local_addr()?.as_socket().context("no address of the internet")?;
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&over);
+    let work = move || -> Result<()> {
+        let (mut received, mut answers) = (Batch::new(), Batch::new());
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(GATHER);
+            loop {
+                let count = received.receive(socket.as_fd())?;
+                (0..count).for_each(|at| answers.answer(&received, at, |_| true));
+                answers.send(socket.as_fd());
+                if count < BATCH {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    let thread = std::thread::Builder::new().name("bare".to_owned()).spawn(work)?;
+    let beating = beat(emulated()?.into_iter().map(|(host, _)| host).collect(), address)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let measured = cores("bare", seconds);
+    beating.end()?;
+    over.store(true, Ordering::Relaxed);
+    thread.join().map_err(|_| anyhow::anyhow!("the bare loop panicked"))??;
+    Ok(measured?.0)
 }
 
 /// What a thread of ours has used so far.

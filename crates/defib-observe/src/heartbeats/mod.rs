@@ -5,6 +5,7 @@
 //! time counts as in time, however late this thread was.
 
 mod batch;
+mod sessions;
 mod thread;
 
 use std::{

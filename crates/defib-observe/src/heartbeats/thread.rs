@@ -1,24 +1,24 @@
 //! The loop: drain, answer, then look at deadlines.
 
 use std::{
-    collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
 };
 
 use crossbeam_channel::Receiver;
-use defib_engine::observer::{Beat, Heed, Observer, Place, Proposal, Slot};
-use defib_model::{BootId, Epoch, HostId, Instant, Millis};
-use defib_wire::{
-    datagram::{DatagramError, Direction, OpeningSession, SealingSession, peek_session},
-    v1::HeartbeatAck,
-};
+use defib_engine::observer::{Beat, Heed, Observer, Place, Proposal};
+use defib_model::{BootId, Epoch, Instant, Millis};
+use defib_wire::{datagram::DatagramError, v1::HeartbeatAck};
 use nix::{
     poll::{PollFd, PollFlags},
     sys::{eventfd::EventFd, time::TimeSpec},
 };
 
-use super::{Counters, Instruction, batch::Batch as Datagrams, batch::kernel_drops};
+use super::{
+    BATCH, Counters, Instruction,
+    batch::{Batch as Datagrams, kernel_drops},
+    sessions::Sessions,
+};
 use crate::{
     bus::{Batch, BusCounters, Told},
     clock::Clock,
@@ -36,13 +36,6 @@ const MANY: usize = 8;
 /// How often the kernel's drop counters are read.
 const DROPS_EVERY: Millis = Millis(100);
 
-struct Session {
-    host: HostId,
-    slot: Option<Slot>,
-    opening: OpeningSession,
-    sealing: SealingSession,
-}
-
 pub(super) struct Thread {
     replica: u64,
     observer: Observer,
@@ -51,7 +44,7 @@ pub(super) struct Thread {
     instructions: Receiver<Instruction>,
     waker: Arc<EventFd>,
     counters: Arc<Counters>,
-    sessions: HashMap<u64, Session>,
+    sessions: Sessions,
     received: Datagrams,
     answers: Datagrams,
     drops: Vec<u64>,
@@ -76,7 +69,7 @@ impl Thread {
             instructions,
             waker,
             counters,
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             received: Datagrams::new(),
             answers: Datagrams::new(),
             drops,
@@ -140,25 +133,19 @@ impl Thread {
             let now = self.clock.now();
             match instruction {
                 Instruction::Session { session, host, secret } => {
-                    let opening = OpeningSession::new(&secret, session, Direction::ToReplica);
-                    let sealing = SealingSession::new(&secret, session, Direction::ToAgent);
                     let slot = self.observer.slot(&host);
-                    self.sessions.insert(session, Session { host, slot, opening, sealing });
+                    self.sessions.open(session, host, slot, &secret);
                 }
                 Instruction::EndSession(session) => {
-                    self.sessions.remove(&session);
+                    self.sessions.close(session);
                 }
                 Instruction::Watch { host, view } => {
                     let slot = self.observer.watch(now, &host, view);
-                    for session in self.sessions.values_mut().filter(|session| session.host == host) {
-                        session.slot = Some(slot);
-                    }
+                    self.sessions.of(&host).for_each(|session| session.slot = Some(slot));
                 }
                 Instruction::Forget(host) => {
                     self.observer.forget(&host);
-                    for session in self.sessions.values_mut().filter(|session| session.host == host) {
-                        session.slot = None;
-                    }
+                    self.sessions.of(&host).for_each(|session| session.slot = None);
                 }
                 Instruction::Electorates(electorates) => self.observer.electorates(now, electorates),
                 Instruction::InTouch(in_touch) => self.observer.in_touch(in_touch),
@@ -196,26 +183,28 @@ impl Thread {
             }
             taken += count;
             let now = self.clock.now();
-            for number in 0..count {
-                self.take(now, number);
+            let mut places = [Err(DatagramError::BadMagic); BATCH];
+            for (number, place) in places.iter_mut().enumerate().take(count) {
+                *place = self.sessions.find(self.received.datagram(number));
+            }
+            self.sessions.fetch(places.iter().take(count).flatten().copied());
+            for (number, place) in places.into_iter().enumerate().take(count) {
+                match place {
+                    Ok(place) => self.take(now, number, place),
+                    Err(error) => self.counters.drop_one(error.index()),
+                }
             }
             self.answers.send(self.sockets[at].as_fd());
-            if count < super::BATCH {
+            if count < BATCH {
                 break;
             }
         }
         taken
     }
 
-    fn take(&mut self, now: Instant, number: usize) {
+    fn take(&mut self, now: Instant, number: usize, place: usize) {
         let datagram = self.received.datagram(number);
-        let session = match peek_session(datagram) {
-            Ok(session) => session,
-            Err(error) => return self.counters.drop_one(error.index()),
-        };
-        let Some(session) = self.sessions.get_mut(&session) else {
-            return self.counters.drop_one(DatagramError::UnknownSession(session).index());
-        };
+        let Some(session) = self.sessions.at(place) else { return };
         let beat = match session.opening.open(datagram).and_then(|opened| opened.heartbeat()) {
             Ok(beat) => beat,
             Err(error) => {
