@@ -115,7 +115,7 @@ fn status_dir() -> PathBuf {
 }
 
 /// How libvirt is reached.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LibvirtConfig {
     /// Its connection; on this host, never another one.

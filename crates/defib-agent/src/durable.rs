@@ -1,4 +1,5 @@
-//! What the guard must never forget, in one small file that a crash leaves either old or new, never between.
+//! What the agent must never forget, in small files that a crash leaves either old or new, never between: what the guard
+//! has seen, and where the VMs of this boot live.
 
 use std::{
     fs::{self, File},
@@ -7,9 +8,12 @@ use std::{
 };
 
 use defib_engine::guard::Durable;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-const FILE: &str = "guard.json";
+use crate::places::Places;
+
+const GUARD: &str = "guard.json";
+const PLACES: &str = "places.json";
 const VERSION: u32 = 1;
 
 /// A state that can't be trusted or kept.
@@ -54,8 +58,8 @@ fn digest(text: &str) -> String {
 ///
 /// # Errors
 /// When a part of it has no JSON form.
-pub fn encode(durable: &Durable) -> Result<String, serde_json::Error> {
-    let state = serde_json::to_string(durable)?;
+pub fn encode(state: &impl Serialize) -> Result<String, serde_json::Error> {
+    let state = serde_json::to_string(state)?;
     serde_json::to_string(&Envelope { version: VERSION, sha256: digest(&state), state })
 }
 
@@ -63,7 +67,7 @@ pub fn encode(durable: &Durable) -> Result<String, serde_json::Error> {
 ///
 /// # Errors
 /// How it shows that the file is damaged.
-pub fn decode(text: &str) -> Result<Durable, String> {
+pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let envelope: Envelope = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if envelope.version != VERSION {
         return Err(format!("it has layout {}, this release reads {VERSION}", envelope.version));
@@ -74,7 +78,7 @@ pub fn decode(text: &str) -> Result<Durable, String> {
     serde_json::from_str(&envelope.state).map_err(|error| error.to_string())
 }
 
-/// The file, by its folder.
+/// The files, by their folder.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
@@ -97,16 +101,40 @@ impl Store {
         Self { directory: directory.to_owned() }
     }
 
-    fn path(&self) -> PathBuf {
-        self.directory.join(FILE)
-    }
-
-    /// What was written last; `None` if nothing ever was.
+    /// What the guard wrote last; `None` if nothing ever was.
     ///
     /// # Errors
     /// When it can't be read, or is damaged.
     pub fn read(&self) -> Result<Option<Durable>, DurableError> {
-        let path = self.path();
+        self.read_file(GUARD)
+    }
+
+    /// Writes what the guard must never forget. When this returns it is on the disk.
+    ///
+    /// # Errors
+    /// When the disk does not take it; what was there before is still there.
+    pub fn write(&self, durable: &Durable) -> Result<(), DurableError> {
+        self.write_file(GUARD, durable)
+    }
+
+    /// Where the VMs of the last boot live that an agent began in; `None` if none ever did.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_places(&self) -> Result<Option<Places>, DurableError> {
+        self.read_file(PLACES)
+    }
+
+    /// Writes where the VMs of this boot live.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_places(&self, places: &Places) -> Result<(), DurableError> {
+        self.write_file(PLACES, places)
+    }
+
+    fn read_file<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, DurableError> {
+        let path = self.directory.join(name);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -118,16 +146,13 @@ impl Store {
         decode(&text).map(Some).map_err(|why| DurableError::Damaged { path, why })
     }
 
-    /// Writes: temporary file, fsync, rename, fsync of the folder. When this returns it is on the disk.
-    ///
-    /// # Errors
-    /// When the disk does not take it; what was there before is still there.
-    pub fn write(&self, durable: &Durable) -> Result<(), DurableError> {
-        let path = self.path();
-        let temporary = self.directory.join(format!("{FILE}.new"));
+    /// Temporary file, fsync, rename, fsync of the folder.
+    fn write_file(&self, name: &str, state: &impl Serialize) -> Result<(), DurableError> {
+        let path = self.directory.join(name);
+        let temporary = self.directory.join(format!("{name}.new"));
         let write = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
-            file.write_all(encode(durable)?.as_bytes())?;
+            file.write_all(encode(state)?.as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.directory)?.sync_all()

@@ -354,7 +354,7 @@ impl GuardThread {
         self.next_beat = self.next_beat.plus(self.interval).max(now.plus(Millis(1)));
         self.sequence += 1;
         let sequence = self.sequence;
-        if let Some(bus) = &mut self.bus {
+        if let Some(bus) = self.bus.as_mut().filter(|_| !self.guard.shut_down()) {
             bus.beat(now, self.guard.boot(), sequence);
         }
         if self.sessions.is_empty() {
@@ -368,7 +368,7 @@ impl GuardThread {
         let mut buffer = [0; DATAGRAM_LEN];
         for (replica, session) in &mut self.sessions {
             for path in &session.paths {
-                let beat = self.guard.beat(sent_at, *replica, sequence, path.number);
+                let Some(beat) = self.guard.beat(sent_at, *replica, sequence, path.number) else { return };
                 let message = Heartbeat {
                     boot_hi: u64::try_from(beat.boot.0 >> 64).unwrap_or(0),
                     boot_lo: u64::try_from(beat.boot.0 & u128::from(u64::MAX)).unwrap_or(0),

@@ -216,8 +216,8 @@ impl ProcessThread {
     /// Tells the guard what runs, then serves until nobody can ask any more.
     pub fn run(mut self, tell: &Tell, listing: &Listing) {
         for (vm, running) in self.driver.vms() {
-            tracing::info!(%vm, incarnation = %running.incarnation, "found running");
-            tell(observed(vm, running.incarnation, Some(Readiness::PoweredOn)));
+            tracing::info!(%vm, incarnation = %running.incarnation(), "found running");
+            tell(observed(vm, running.incarnation(), Some(Readiness::PoweredOn)));
         }
         listing.done(tell);
         loop {

@@ -7,7 +7,7 @@ use defib_agent::{
     config::Config,
     join,
     local::{self, Wish},
-    run,
+    run::{self, Ended},
 };
 use defib_process::{exit_code, install_cryptography, say, stop_signal};
 
@@ -16,7 +16,8 @@ use defib_process::{exit_code, install_cryptography, say, stop_signal};
 #[command(
     version,
     about,
-    after_help = "Exit codes: 0 done, or stopped on request, 1 failed, 2 wrong usage, 7 done, but standard output could not be written"
+    after_help = "Exit codes: 0 done, or stopped on request, 1 failed, 2 wrong usage, 7 done, but standard output could not be written, \
+                  8 ended by goodbye --shutdown: not to be started again before the host boots"
 )]
 struct Arguments {
     /// The agent's configuration.
@@ -65,7 +66,11 @@ fn main() -> ExitCode {
     exit_code("defib-agent", execute(&arguments))
 }
 
-fn execute(arguments: &Arguments) -> anyhow::Result<()> {
+/// The exit code of an agent that has said that its host shuts down. Who starts it again in this boot lets the host in
+/// again, so the unit does not.
+const HOST_SHUTS_DOWN: u8 = 8;
+
+fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     install_cryptography();
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match &arguments.command {
@@ -75,18 +80,19 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
             let runtime = runtime()?;
             let result = runtime.block_on(async { run::run(config, stop_signal()?).await });
             runtime.shutdown_background();
-            result
+            return Ok(match result? {
+                Ended::Stopped => ExitCode::SUCCESS,
+                Ended::HostShutsDown => HOST_SHUTS_DOWN.into(),
+            });
         }
         Some(What::CheckConfig) => {
             for note in run::check(&Config::read(&arguments.config)?)? {
                 say(&note);
             }
             say(&format!("{}: good", arguments.config.display()));
-            Ok(())
         }
         Some(What::PrintConfig) => {
             say(&serde_saphyr::to_string(&Config::read(&arguments.config)?)?);
-            Ok(())
         }
         Some(What::Join { token_file, out, dry_run }) => {
             say(&if *dry_run {
@@ -94,17 +100,12 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
             } else {
                 runtime()?.block_on(join::join(token_file, out))?
             });
-            Ok(())
         }
         Some(What::Goodbye { shutdown, dry_run, .. }) => {
-            let config = Config::read(&arguments.config)?;
+            let run_dir = run::run_dir(Config::read(&arguments.config)?)?;
             let wish = if *shutdown { Wish::Shutdown } else { Wish::Restart };
-            say(&if *dry_run {
-                local::rehearse(&config.run_dir, wish)?
-            } else {
-                local::ask(&config.run_dir, wish)?
-            });
-            Ok(())
+            say(&if *dry_run { local::rehearse(&run_dir, wish)? } else { local::ask(&run_dir, wish)? });
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

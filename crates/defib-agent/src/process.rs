@@ -1,16 +1,21 @@
 //! The built-in `process` driver: a VM is a session of ordinary processes.
 //!
-//! The truth about what runs is the kernel's: every process of a VM carries `DEFIB_RUN_DIR`, `DEFIB_VM` and
-//! `DEFIB_INCARNATION` in its environment, and the leader of its session is the VM. So a new agent finds the
-//! VMs of its predecessor without any file that could be wrong, and never starts what runs.
+//! The truth about what runs is the kernel's. Which of its processes are a VM, a file tells that the VM's first process
+//! has written before it became the VM's program ([`record`]); so a new agent finds the VMs of its predecessor,
+//! whatever they have made of their environment, and never starts what runs. To a VM belong its session, all
+//! descendants of that, and whatever carries the VM's marks in its environment: a program that leaves its session,
+//! outlives its parents and clears its environment can't be found, and is not for this driver.
 #![expect(unsafe_code, reason = "setsid between fork and exec")]
 
+mod record;
+mod table;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt as _,
     },
     path::{Path, PathBuf},
@@ -27,30 +32,54 @@ use nix::{
     unistd::Pid,
 };
 
-const RUN_DIR: &str = "DEFIB_RUN_DIR";
-const VM: &str = "DEFIB_VM";
-const INCARNATION: &str = "DEFIB_INCARNATION";
+pub(crate) use self::table::pidfd;
+use self::{
+    record::Record,
+    table::{INCARNATION, RUN_DIR, Stat, VM, marks},
+};
+
 /// What a VM gets of the agent's own environment.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 /// A VM that runs.
 #[derive(Debug)]
 pub struct Running {
-    /// Which incarnation.
-    pub incarnation: Incarnation,
-    /// The leader of its session.
-    pid: Pid,
-    /// Readable once the leader has ended.
+    record: Record,
+    /// Readable once its first process has ended; or another one, where the first had ended before.
     handle: OwnedFd,
     /// Whether its readiness file was seen.
     pub ready: bool,
 }
 
 impl Running {
+    const fn new(record: Record, handle: OwnedFd) -> Self {
+        Self { record, handle, ready: false }
+    }
+
+    /// Which incarnation.
+    #[must_use]
+    pub const fn incarnation(&self) -> Incarnation {
+        self.record.incarnation
+    }
+
     /// Becomes readable when the VM ends.
     #[must_use]
     pub fn handle(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
+    }
+}
+
+/// Adds all that the processes of `found` have started, as far as their parents live.
+fn with_descendants(found: &mut BTreeSet<(i32, u64)>, all: &[Stat]) {
+    loop {
+        let parents: BTreeSet<i32> = found.iter().map(|(pid, _)| *pid).collect();
+        let before = found.len();
+        found.extend(
+            all.iter().filter(|stat| parents.contains(&stat.parent)).map(|stat| (stat.pid, stat.start)),
+        );
+        if found.len() == before {
+            return;
+        }
     }
 }
 
@@ -61,62 +90,9 @@ pub struct ProcessDriver {
     run_dir: PathBuf,
     /// Variables of our own environment that VMs get.
     inherited: Vec<String>,
+    /// The kernel's, not that of the configuration: numbers of processes count anew with it.
+    boot: String,
     vms: BTreeMap<VmId, Running>,
-}
-
-/// A descriptor that becomes readable when the process has ended.
-pub(crate) fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two integers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// The variables of a process that are ours; `None` if it is not of this run directory.
-fn marked(pid: i32, run_dir: &Path) -> Option<(VmId, Incarnation)> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let mut found: BTreeMap<&str, &str> = BTreeMap::new();
-    for variable in environment.split(|byte| *byte == 0) {
-        if let Some((name, value)) = std::str::from_utf8(variable).ok().and_then(|text| text.split_once('='))
-        {
-            found.insert(name, value);
-        }
-    }
-    if found.get(RUN_DIR).copied() != run_dir.to_str() {
-        return None;
-    }
-    let vm = VmId::new(found.get(VM)?).ok()?;
-    Some((vm, Incarnation(found.get(INCARNATION)?.parse().ok()?)))
-}
-
-/// Session and state of a process, from `/proc/PID/stat`; `None` when it is gone.
-fn session_of(pid: i32) -> Option<(i32, char)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, so count from behind its last parenthesis.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let session = fields.nth(2)?.parse().ok()?;
-    Some((session, state))
-}
-
-fn processes() -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
-}
-
-/// Every living process of a session.
-fn session_members(session: Pid) -> Vec<Pid> {
-    processes()
-        .into_iter()
-        .filter(|pid| {
-            session_of(*pid).is_some_and(|(of, state)| of == session.as_raw() && !matches!(state, 'Z' | 'X'))
-        })
-        .map(Pid::from_raw)
-        .collect()
 }
 
 impl ProcessDriver {
@@ -124,39 +100,123 @@ impl ProcessDriver {
     /// program needs.
     ///
     /// # Errors
-    /// When the run directory can't be made.
+    /// When the run directory can't be made, or it can't be known what runs.
     pub fn open(host: HostId, run_dir: &Path, environment: &[String]) -> io::Result<Self> {
         fs::create_dir_all(run_dir.join("vms"))?;
         let run_dir = fs::canonicalize(run_dir)?;
         let inherited = INHERITED.iter().map(|name| (*name).to_owned()).chain(environment.iter().cloned());
-        let mut driver = Self { host, run_dir, inherited: inherited.collect(), vms: BTreeMap::new() };
-        driver.adopt();
-        // A predecessor that was killed between fork and exec leaves a child that shows its marks a moment later.
-        let _ = nix::poll::poll(&mut [], 100_u8);
-        driver.adopt();
+        let (inherited, boot) = (inherited.collect(), record::kernel_boot()?);
+        let mut driver = Self { host, run_dir, inherited, boot, vms: BTreeMap::new() };
+        driver.adopt()?;
         Ok(driver)
     }
 
-    fn adopt(&mut self) {
-        for pid in processes() {
-            let Some((vm, incarnation)) = marked(pid, &self.run_dir) else { continue };
-            let Some((session, state)) = session_of(pid) else { continue };
-            if session != pid || matches!(state, 'Z' | 'X') {
+    /// What was recorded as a VM and has a process left is one that runs: if its leader has ended meanwhile,
+    /// [`Self::reap`] ends the rest and tells so.
+    fn adopt(&mut self) -> io::Result<()> {
+        for entry in fs::read_dir(self.run_dir.join("vms"))? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let (Some(vm), true) =
+                (stem.and_then(|stem| VmId::new(stem).ok()), path.extension() == Some("run".as_ref()))
+            else {
                 continue;
-            }
-            let pid = Pid::from_raw(pid);
-            if self.vms.get(&vm).is_some_and(|held| held.pid == pid) {
-                continue;
-            }
-            let Ok(handle) = pidfd(pid) else { continue };
-            // Two incarnations of one VM can't both be; should they, the older one is ended here and now.
-            let newer = self.vms.get(&vm).is_none_or(|held| held.incarnation < incarnation);
-            let found = Running { incarnation, pid, handle, ready: false };
-            let loser = if newer { self.vms.insert(vm, found) } else { Some(found) };
-            if let Some(loser) = loser {
-                kill_session(loser.pid);
+            };
+            let found = match record::read(&path, &self.boot)? {
+                Some(record) => self.found(&vm, record),
+                None => None,
+            };
+            match found {
+                Some(running) => drop(self.vms.insert(vm, running)),
+                None => fs::remove_file(&path)?,
             }
         }
+        self.adopt_marked();
+        Ok(())
+    }
+
+    /// What is left of a VM that was recorded.
+    fn found(&self, vm: &VmId, record: Record) -> Option<Running> {
+        loop {
+            let first = if record.lives() {
+                record.pid
+            } else {
+                self.belongings(vm, record, &Stat::all()).first()?.0
+            };
+            // One that has ended meanwhile has none, and then another look is taken.
+            if let Ok(handle) = pidfd(Pid::from_raw(first)) {
+                return Some(Running::new(record, handle));
+            }
+        }
+    }
+
+    /// VMs that an agent without records has started: sessions whose leader has marks. Of a VM that is known, another
+    /// incarnation than the newest is ended here and now, since two of them can't both be.
+    fn adopt_marked(&mut self) {
+        for stat in Stat::all() {
+            let Some((vm, incarnation)) = marks(stat.pid, &self.run_dir) else { continue };
+            // Of the same incarnation it belongs to what was found, in whichever session it is.
+            if stat.session != stat.pid
+                || self.vms.get(&vm).is_some_and(|held| held.incarnation() == incarnation)
+            {
+                continue;
+            }
+            let Ok(handle) = pidfd(Pid::from_raw(stat.pid)) else { continue };
+            let newer = self.vms.get(&vm).is_none_or(|held| held.incarnation() < incarnation);
+            let found = Running::new(Record { incarnation, pid: stat.pid, start: stat.start }, handle);
+            let loser = if newer { self.vms.insert(vm.clone(), found) } else { Some(found) };
+            if let Some(loser) = loser {
+                tracing::warn!(%vm, incarnation = %loser.incarnation(), "ended: another incarnation of it is newer");
+                self.end(&vm, loser.record);
+            }
+        }
+    }
+
+    /// The processes of a VM by number and start: its session, what carries its marks, and their descendants.
+    fn belongings(&self, vm: &VmId, record: Record, all: &[Stat]) -> BTreeSet<(i32, u64)> {
+        let others: BTreeSet<i32> = self.vms.values().map(|running| running.record.pid).collect();
+        let marked = |stat: &&Stat| {
+            // Reading the environments of all processes takes a while, and what can't be meant need not be read.
+            stat.start >= record.start
+                && !others.contains(&stat.session)
+                && marks(stat.pid, &self.run_dir)
+                    .is_some_and(|(of, incarnation)| of == *vm && incarnation == record.incarnation)
+        };
+        let session = record.session(all);
+        let mut found: BTreeSet<_> =
+            session.chain(all.iter().filter(marked)).map(|stat| (stat.pid, stat.start)).collect();
+        with_descendants(&mut found, all);
+        found
+    }
+
+    /// Kills every process of a VM; `true` when none is left. A process that forks meanwhile is found by the next look.
+    fn end(&self, vm: &VmId, record: Record) -> bool {
+        let leader = Pid::from_raw(record.pid);
+        // Children of processes that end have other parents then, so they are looked for first.
+        let mut known = self.belongings(vm, record, &Stat::all());
+        for _ in 0..200 {
+            // The whole group at once first: that is nearly always all.
+            if known.contains(&(record.pid, record.start)) {
+                let _ = kill(Pid::from_raw(-record.pid), Signal::SIGKILL);
+            }
+            for (pid, start) in &known {
+                if Stat::of(*pid).is_some_and(|stat| stat.start == *start) {
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+            }
+            // Ours to bury, if it was our child.
+            while matches!(waitpid(leader, Some(WaitPidFlag::WNOHANG)), Err(Errno::EINTR)) {}
+            let all = Stat::all();
+            let still = all.iter().map(|stat| (stat.pid, stat.start)).filter(|one| known.contains(one));
+            known = still.chain(self.belongings(vm, record, &all)).collect();
+            if known.is_empty() {
+                let _ = fs::remove_file(self.record_file(vm));
+                return true;
+            }
+            // The kernel takes a moment; a VM's end is waited for, not assumed.
+            let _ = nix::poll::poll(&mut [], 5_u8);
+        }
+        false
     }
 
     /// What runs.
@@ -176,10 +236,10 @@ impl ProcessDriver {
         definition: &Definition,
     ) -> Result<(), String> {
         if let Some(running) = self.vms.get(vm) {
-            return if running.incarnation == incarnation {
+            return if running.incarnation() == incarnation {
                 Ok(())
             } else {
-                Err(format!("incarnation {} runs", running.incarnation))
+                Err(format!("incarnation {} runs", running.incarnation()))
             };
         }
         if definition.driver != "process" {
@@ -210,27 +270,44 @@ impl ProcessDriver {
             .env("DEFIB_HOST", self.host.as_str())
             .current_dir(&self.run_dir)
             .stdin(Stdio::null());
-        let spawn =
-            || -> io::Result<Pid> {
-                command.stdout(log("out")?).stderr(log("err")?);
-                // SAFETY: setsid is async-signal-safe, and nothing else happens between fork and exec.
-                unsafe {
-                    command.pre_exec(|| {
-                        if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-                    });
-                }
-                let child = command.spawn()?;
-                i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
-            };
-        let mut spawn = spawn;
-        let pid = spawn().map_err(|error| format!("{program}: {error}"))?;
-        match pidfd(pid) {
-            Ok(handle) => {
-                self.vms.insert(vm.clone(), Running { incarnation, pid, handle, ready: false });
+        let mut spawn = || -> io::Result<Pid> {
+            let record = record::begin(&self.record_file(vm), incarnation, &self.boot)?;
+            command.stdout(log("out")?).stderr(log("err")?);
+            let file = record.descriptor();
+            // SAFETY: between fork and exec only calls happen that are async-signal-safe, and the descriptor is open
+            // until `spawn` has returned, since `record` lives as long.
+            unsafe {
+                command.pre_exec(move || {
+                    if libc::setsid() < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                    record::complete(BorrowedFd::borrow_raw(file))
+                });
+            }
+            let child = command.spawn();
+            drop(record);
+            i32::try_from(child?.id()).map(Pid::from_raw).map_err(io::Error::other)
+        };
+        let pid = match spawn() {
+            Ok(pid) => pid,
+            Err(error) => {
+                let _ = fs::remove_file(self.record_file(vm));
+                return Err(format!("{program}: {error}"));
+            }
+        };
+        // It is there until it is waited for, even if it has ended.
+        let watched = pidfd(pid).and_then(|handle| {
+            let stat = Stat::of(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+            Ok(Running::new(Record { incarnation, pid: stat.pid, start: stat.start }, handle))
+        });
+        match watched {
+            Ok(running) => {
+                self.vms.insert(vm.clone(), running);
                 Ok(())
             }
             Err(error) => {
-                kill_session(pid);
+                let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
+                while matches!(waitpid(pid, None), Err(Errno::EINTR)) {}
                 Err(format!("{program}: started, but it can't be watched: {error}"))
             }
         }
@@ -240,37 +317,37 @@ impl ProcessDriver {
     ///
     /// Whether it certainly does not run.
     pub fn stop(&mut self, vm: &VmId, incarnation: Incarnation) -> bool {
-        let Some(running) = self.vms.get(vm).filter(|running| running.incarnation <= incarnation) else {
+        let Some(running) = self.vms.get(vm).filter(|running| running.incarnation() <= incarnation) else {
             return true;
         };
-        let gone = kill_session(running.pid);
+        let gone = self.end(vm, running.record);
         if gone {
             self.vms.remove(vm);
         }
         gone
     }
 
-    /// The VMs whose leader has ended; what is left of their sessions is killed.
+    /// The VMs whose leader has ended; what is left of them is killed.
     pub fn reap(&mut self) -> Vec<(VmId, Incarnation)> {
         let ended: Vec<VmId> = self
             .vms
             .iter()
-            .filter(|(_, running)| {
-                let state = session_of(running.pid.as_raw()).map(|(_, state)| state);
-                matches!(state, None | Some('Z' | 'X'))
-            })
+            .filter(|(_, running)| !running.record.lives())
             .map(|(vm, _)| vm.clone())
             .collect();
         let mut reaped = Vec::new();
         for vm in ended {
-            if let Some(running) = self.vms.get(&vm)
-                && kill_session(running.pid)
+            if self.vms.get(&vm).is_some_and(|running| self.end(&vm, running.record))
                 && let Some(running) = self.vms.remove(&vm)
             {
-                reaped.push((vm, running.incarnation));
+                reaped.push((vm, running.incarnation()));
             }
         }
         reaped
+    }
+
+    fn record_file(&self, vm: &VmId) -> PathBuf {
+        self.run_dir.join("vms").join(format!("{vm}.run"))
     }
 
     fn ready_file(&self, vm: &VmId, incarnation: Incarnation) -> PathBuf {
@@ -282,9 +359,9 @@ impl ProcessDriver {
         let directory = self.run_dir.join("vms");
         let mut ready = Vec::new();
         for (vm, running) in self.vms.iter_mut().filter(|(_, running)| !running.ready) {
-            if directory.join(format!("{vm}.{}.ready", running.incarnation)).exists() {
+            if directory.join(format!("{vm}.{}.ready", running.incarnation())).exists() {
                 running.ready = true;
-                ready.push((vm.clone(), running.incarnation));
+                ready.push((vm.clone(), running.incarnation()));
             }
         }
         ready
@@ -297,159 +374,5 @@ impl ProcessDriver {
     }
 }
 
-/// Kills every process of a session; `true` when none is left. A process that forks meanwhile is found by the
-/// next look.
-fn kill_session(session: Pid) -> bool {
-    for _ in 0..200 {
-        // The whole group at once first: that is nearly always all.
-        let _ = kill(Pid::from_raw(-session.as_raw()), Signal::SIGKILL);
-        // Ours to bury, if it was our child.
-        while matches!(waitpid(session, Some(WaitPidFlag::WNOHANG)), Err(Errno::EINTR)) {}
-        let left = session_members(session);
-        if left.is_empty() {
-            return true;
-        }
-        for pid in left {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        // The kernel takes a moment; a VM's end is waited for, not assumed.
-        let _ = nix::poll::poll(&mut [], 5_u8);
-    }
-    false
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    fn definition(script: &str) -> Definition {
-        Definition { driver: "process".into(), arguments: vec!["/bin/sh".into(), "-c".into(), script.into()] }
-    }
-
-    fn driver(dir: &Path) -> ProcessDriver {
-        ProcessDriver::open(HostId::new("h1").unwrap(), dir, &[]).unwrap()
-    }
-
-    fn vm(name: &str) -> VmId {
-        VmId::new(name).unwrap()
-    }
-
-    pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-        for _ in 0..2000 {
-            if condition() {
-                return;
-            }
-            let _ = nix::poll::poll(&mut [], 5_u8);
-        }
-        panic!("waited in vain for {what}");
-    }
-
-    #[test]
-    fn a_new_agent_finds_the_vms_of_its_predecessor_and_does_not_touch_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut first = driver(dir.path());
-        first.start(&vm("a"), Incarnation(3), &definition("sleep 600")).unwrap();
-        let pid = first.vms()[&vm("a")].pid;
-        drop(first);
-        // The shell's environment shows only after its exec.
-        let mut second = driver(dir.path());
-        wait_until("adoption", || {
-            second = driver(dir.path());
-            second.vms().contains_key(&vm("a"))
-        });
-        assert_eq!((second.vms()[&vm("a")].pid, second.vms()[&vm("a")].incarnation), (pid, Incarnation(3)));
-        assert!(second.stop(&vm("a"), Incarnation(3)));
-        assert!(session_members(pid).is_empty());
-    }
-
-    #[test]
-    fn a_vm_does_not_get_the_environment_of_its_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        driver.inherited.push("CARGO_PKG_NAME".into());
-        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something not to get");
-        let seen = dir.path().join("seen");
-        let script = format!("/usr/bin/env > {0}.new && mv {0}.new {0}; sleep 600", seen.display());
-        driver.start(&vm("a"), Incarnation(1), &definition(&script)).unwrap();
-        wait_until("its environment", || seen.exists());
-        let seen = fs::read_to_string(seen).unwrap();
-        for wanted in ["DEFIB_VM=a", "PATH=", "CARGO_PKG_NAME=defib-agent"] {
-            assert!(seen.contains(wanted), "{wanted}: {seen}");
-        }
-        assert!(!seen.contains("CARGO_MANIFEST_DIR"), "{seen}");
-        assert!(driver.stop(&vm("a"), Incarnation(1)));
-    }
-
-    #[test]
-    fn stopping_ends_the_whole_session_and_only_incarnations_that_are_meant() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        driver.start(&vm("a"), Incarnation(2), &definition("sleep 600 & (sleep 601 &) ; sleep 602")).unwrap();
-        let pid = driver.vms()[&vm("a")].pid;
-        wait_until("grandchildren", || session_members(pid).len() >= 4);
-        assert!(driver.stop(&vm("a"), Incarnation(1)), "an older one is not meant");
-        assert!(driver.vms().contains_key(&vm("a")));
-        assert!(driver.stop(&vm("a"), Incarnation(2)));
-        assert!(session_members(pid).is_empty());
-    }
-
-    #[test]
-    fn an_incarnation_is_started_once_and_another_one_not_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        driver.start(&vm("a"), Incarnation(1), &definition("sleep 600")).unwrap();
-        let pid = driver.vms()[&vm("a")].pid;
-        driver.start(&vm("a"), Incarnation(1), &definition("sleep 600")).unwrap();
-        assert_eq!(driver.vms()[&vm("a")].pid, pid);
-        assert!(driver.start(&vm("a"), Incarnation(2), &definition("sleep 600")).is_err());
-        assert!(driver.stop(&vm("a"), Incarnation(1)));
-    }
-
-    #[test]
-    fn an_end_is_noticed_and_what_it_left_behind_is_killed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        driver.start(&vm("a"), Incarnation(1), &definition("sleep 600 & exit 0")).unwrap();
-        let pid = driver.vms()[&vm("a")].pid;
-        let mut reaped = Vec::new();
-        wait_until("the end", || {
-            reaped = driver.reap();
-            !reaped.is_empty()
-        });
-        assert_eq!(reaped, [(vm("a"), Incarnation(1))]);
-        assert!(session_members(pid).is_empty());
-    }
-
-    #[test]
-    fn a_guest_tells_its_readiness_by_a_file_of_its_own_incarnation() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        let script = "touch $DEFIB_RUN_DIR/vms/$DEFIB_VM.$DEFIB_INCARNATION.ready; sleep 600";
-        driver.start(&vm("a"), Incarnation(7), &definition(script)).unwrap();
-        let mut ready = Vec::new();
-        wait_until("readiness", || {
-            ready = driver.newly_ready();
-            !ready.is_empty()
-        });
-        assert_eq!(ready, [(vm("a"), Incarnation(7))]);
-        assert!(driver.newly_ready().is_empty(), "told once");
-        assert!(driver.stop(&vm("a"), Incarnation(7)));
-    }
-
-    #[test]
-    fn a_command_that_does_not_exist_is_explained() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut driver = driver(dir.path());
-        let missing = Definition { driver: "process".into(), arguments: vec!["/no/such/program".into()] };
-        assert!(
-            driver
-                .start(&vm("a"), Incarnation(1), &missing)
-                .unwrap_err()
-                .contains("/no/such/program: No such file")
-        );
-        let other = Definition { driver: "libvirt".into(), arguments: vec![] };
-        assert!(
-            driver.start(&vm("a"), Incarnation(1), &other).unwrap_err().contains("no driver \"libvirt\"")
-        );
-    }
-}
+pub(crate) mod tests;

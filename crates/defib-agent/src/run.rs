@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -25,6 +25,7 @@ use crate::{
     hypervisor::{self, Hypervisor, Listing, Tell},
     local::{self, Wish},
     neighbours::{self, NeighbourService},
+    places::Places,
     process::ProcessDriver,
     sessions::{self, Outbox, SessionConfig},
     watchdog::{self, Keeper},
@@ -67,14 +68,26 @@ fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterN
 pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     let (credentials, _, _) = credentials(config)?;
     let boot = read_boot(&config.boot_id_file)?;
-    let known = Store::look(&config.state_dir)
-        .read()?
-        .map_or_else(|| "nothing".into(), |durable| format!("epoch {}", durable.epoch));
-    Ok(vec![
+    let store = Store::look(&config.state_dir);
+    let known = store.read()?.map_or_else(|| "nothing".into(), |durable| format!("epoch {}", durable.epoch));
+    let mut said = vec![
         format!("certificate: {}", credentials.identity()),
         format!("boot: {boot}"),
         format!("remembered: {known}"),
-    ])
+    ];
+    let (_, notes) = Places::settle(store.read_places()?, boot, &mut config.clone());
+    said.extend(notes);
+    Ok(said)
+}
+
+/// Where the agent that runs has its local socket: under the run directory of this boot.
+///
+/// # Errors
+/// When what is kept of this boot can't be read.
+pub fn run_dir(mut config: Config) -> anyhow::Result<PathBuf> {
+    let boot = read_boot(&config.boot_id_file)?;
+    let _ = Places::settle(Store::look(&config.state_dir).read_places()?, boot, &mut config);
+    Ok(config.run_dir)
 }
 
 /// One agent per state directory: a second one would know nothing of what the first promises.
@@ -91,11 +104,20 @@ fn lock(directory: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
     })
 }
 
+/// How an agent ends that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop. VMs run on, and the next agent finds them.
+    Stopped,
+    /// It has stopped all VMs and has said that its host shuts down.
+    HostShutsDown,
+}
+
 /// Runs an agent until `stop` resolves, a wish ends it, or it fails.
 ///
 /// # Errors
 /// Why it can't start or go on: the process ends, its supervisor starts it again, and VMs run on meanwhile.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<Ended> {
     let (credentials, host, cluster) = credentials(&config)?;
     tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
     let boot = read_boot(&config.boot_id_file)?;
@@ -103,6 +125,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let store = Store::open(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let durable = store.read()?;
+    let (places, notes) = Places::settle(store.read_places()?, boot, &mut config);
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
+    store.write_places(&places)?;
     fs::create_dir_all(&config.run_dir).with_context(|| format!("run-dir: {}", config.run_dir.display()))?;
     let hint_file = config.run_dir.join("covered-until");
     let hint = fs::read_to_string(&hint_file)
@@ -196,10 +221,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
             () = &mut stop => {
                 goodbye(&outbox, boot, &published, v1::GoodbyeKind::AgentRestart).await;
                 tracing::info!("stopping; VMs run on");
-                return Ok(());
+                return Ok(Ended::Stopped);
             }
             ended = &mut guard_ended => {
-                return ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the guard's thread ended without a word")));
+                return ended
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("the guard's thread ended without a word")))
+                    .map(|()| Ended::Stopped);
             }
             wish = wishes.recv() => {
                 let Some((wish, mut stream)) = wish else { continue };
@@ -213,7 +240,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                         if stopped(&published).await {
                             goodbye(&outbox, boot, &published, v1::GoodbyeKind::Shutdown).await;
                             let _ = stream.write_all(b"all VMs are stopped and the replicas know\n").await;
-                            return Ok(());
+                            return Ok(Ended::HostShutsDown);
                         }
                         let _ = stream.write_all(b"some VMs did not stop; look at the agent's log\n").await;
                     }

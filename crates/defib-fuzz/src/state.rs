@@ -23,7 +23,7 @@ pub(crate) fn guard_state(data: &[u8]) {
         Ok(state) => state,
         Err(why) => return assert!(!why.is_empty()),
     };
-    assert_eq!(durable::decode(&durable::encode(&state).expect("a form")).as_ref(), Ok(&state));
+    assert_eq!(durable::decode::<Durable>(&durable::encode(&state).expect("a form")).as_ref(), Ok(&state));
     let now = Instant::from_millis(1000);
     let mut guard = guard::fresh(Some(state.clone()), now);
     assert_eq!((guard.epoch(), guard.term()), (state.epoch, state.term));

@@ -9,7 +9,7 @@ use defib_lab::oracle::Life;
 use defib_model::{EventKind, Millis, Opinion, Policy};
 use nix::sys::signal::Signal;
 
-use crate::rig::{AMPLE, Rig, SMALL, quick, wait_out};
+use crate::rig::{AMPLE, Rig, SMALL, quick, run, wait_out};
 
 /// Leases that run out within a test's time, and otherwise patience with agents that a busy machine starts late.
 fn policy() -> Policy {
@@ -114,6 +114,24 @@ async fn agents_and_replicas_restart_in_any_order_and_no_vm_is_touched() {
 }
 
 #[tokio::test]
+async fn a_run_directory_that_is_changed_counts_from_the_next_boot_and_no_vm_is_touched() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let before = running(&rig);
+    let path = rig.cluster.directory().join("hosts/h3/agent.yaml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let changed = config.replace("/run\"", "/run-elsewhere\"");
+    assert_ne!(changed, config);
+    std::fs::write(&path, changed).unwrap();
+    restart_agents(&rig, Signal::SIGKILL).await;
+    assert_untouched(&rig, &before, "the run directory of h3 was changed").await;
+    let said =
+        run("defib-agent", ["--config".as_ref(), path.as_os_str(), "check-config".as_ref()]).await.done();
+    assert!(said.contains("counts from the next boot"), "{said}");
+    assert_nobody_was_accused(&rig).await;
+    rig.assert_calm();
+}
+
+#[tokio::test]
 async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspicion_in_its_grace() {
     let mut rig = Rig::with(SMALL, policy()).await;
     let before = running(&rig);
@@ -151,5 +169,40 @@ async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspici
     rig.cluster.hold_agent("h3", false).unwrap();
     // It may have been fenced meanwhile, as it must be.
     restore(&rig.cluster, "h3", AMPLE).await.unwrap();
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn a_host_that_says_that_it_shuts_down_is_neither_let_in_again_nor_suspected_while_it_does() {
+    let mut rig = Rig::small().await;
+    let from = rig.events().await.len();
+    rig.cluster.hold_agent("h3", true).unwrap();
+    let config = rig.cluster.directory().join("hosts/h3/agent.yaml");
+    let said = run(
+        "defib-agent",
+        ["--config".as_ref(), config.as_os_str(), "goodbye".as_ref(), "--shutdown".as_ref()],
+    )
+    .await
+    .done();
+    assert!(said.contains("all VMs are stopped"), "{said}");
+    rig.wait_for_no_agent("h3").await;
+    rig.wait_for(&["host", "list"], "dead").await;
+    // Longer than silence takes to raise a question, and a verdict.
+    wait_out(quick().detection.act_after.times(2)).await;
+    for event in rig.events().await.split_off(from) {
+        let wrong = match &event.kind {
+            EventKind::HostReadmitted { host, .. } | EventKind::HostSuspected { host, .. } => {
+                host.as_str() == "h3"
+            }
+            EventKind::FenceIntended { .. } | EventKind::BrakeEngaged { .. } => true,
+            EventKind::OpinionChanged { host, to, .. } => host.as_str() == "h3" && *to == Opinion::Alive,
+            _ => false,
+        };
+        assert!(!wrong, "{event:?}");
+    }
+    // Its agent comes back in the same boot: then it is let in.
+    rig.cluster.hold_agent("h3", false).unwrap();
+    rig.wait_for_agent("h3").await;
+    rig.cluster.settle(AMPLE).await.unwrap();
     rig.assert_calm();
 }

@@ -13,11 +13,17 @@ use defib_model::{
     event::Phase,
 };
 
-use super::{Controller, Effect, FIRST_HOST_WAIT, FIRST_SPREAD_WAIT, FenceOrder, PowerQuestion, Proposed};
+use super::{
+    Controller, Effect, FIRST_HOST_WAIT, FIRST_SPREAD_WAIT, FenceOrder, PlannedAt, PowerQuestion, Proposed,
+    REDELIVER_AFTER,
+};
 use crate::{
     ledger::{Place, Recovery, Standing},
     placement::PlanOptions,
 };
+
+/// How often the rest of a VM doubles at most, to 1.6 s.
+const REST_DOUBLINGS: u32 = 3;
 
 /// A question under way, or the time of the next one.
 #[derive(Debug, Clone)]
@@ -278,6 +284,7 @@ impl Controller {
         let index = self.ledger.index();
         if index.waiting.is_empty() || !self.ledger.may_act() {
             self.first_seen.clear();
+            self.resting.clear();
             return;
         }
         let never_seen = |host: &HostId| {
@@ -307,8 +314,12 @@ impl Controller {
         if !held {
             self.first_seen.clear();
         }
-        // The mark covers what is held, so that the end of the wait is noticed.
-        let mark = self.ledger.index().room_changes.wrapping_mul(4096).wrapping_add(first.len() as u64);
+        // The mark covers what is held or rests, so that the end of a wait is noticed.
+        let mut mark = PlannedAt {
+            room_changes: self.ledger.index().room_changes,
+            first: first.len(),
+            resting: self.resting(now),
+        };
         if self.planned_at == Some(mark) || self.proposed.contains_key(&Proposed::Place) {
             return;
         }
@@ -330,9 +341,15 @@ impl Controller {
         options.first_placements = first.iter().cloned().collect();
         wanted.extend(first);
         let plan = self.ledger.index().placer.plan(&wanted, &options);
+        let tried: Vec<_> = plan
+            .placements
+            .into_iter()
+            .filter(|planned| !self.rests(now, &planned.vm, &planned.host))
+            .collect();
+        mark.resting = self.resting(now);
         self.planned_at = Some(mark);
-        let mut placements = Vec::with_capacity(plan.placements.len());
-        for planned in plan.placements {
+        let mut placements = Vec::with_capacity(tried.len());
+        for planned in tried {
             let (Some(vm), Some(host)) =
                 (self.ledger.vms().get(&planned.vm), self.ledger.hosts().get(&planned.host))
             else {
@@ -362,5 +379,27 @@ impl Controller {
             return;
         }
         self.propose_once(now, Proposed::Place, || Command::Place { placements, unplaced }, effects);
+    }
+
+    /// Whether a VM waits before it is placed again where its start was refused untried (a host that shuts down, say),
+    /// which only happens when no other host fits. Each refusal doubles the wait, or both would go round and round.
+    fn rests(&mut self, now: Instant, vm: &VmId, host: &HostId) -> bool {
+        let Some(record) = self.ledger.vms().get(vm) else { return false };
+        if record.untried == 0 || !record.failed_on.contains(host) {
+            return false;
+        }
+        let wait = REDELIVER_AFTER.times(1 << record.untried.min(REST_DOUBLINGS));
+        let (_, until) =
+            *self.resting.entry(vm.clone()).or_insert_with(|| (record.incarnation, now.plus(wait)));
+        now < until
+    }
+
+    /// How many VMs rest; who was placed since then, does not any more.
+    fn resting(&mut self, now: Instant) -> usize {
+        let vms = self.ledger.vms();
+        self.resting.retain(|vm, (incarnation, _)| {
+            vms.get(vm).is_some_and(|record| record.wants_place() && record.incarnation == *incarnation)
+        });
+        self.resting.values().filter(|(_, until)| now < *until).count()
     }
 }

@@ -111,6 +111,14 @@ const FIRST_HOST_WAIT: Millis = Millis(30_000);
 /// after the other, and the first one should not get everything.
 const FIRST_SPREAD_WAIT: Millis = Millis(5000);
 
+/// What a plan was made from: changes of room, first placements that wait no longer, VMs that rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PlannedAt {
+    room_changes: u64,
+    first: usize,
+    resting: usize,
+}
+
 /// What was proposed and is not in the log yet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Proposed {
@@ -147,8 +155,10 @@ pub struct Controller {
     reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,
     burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
     starts: starts::Starts,
-    planned_at: Option<u64>,
+    planned_at: Option<PlannedAt>,
     first_seen: BTreeMap<VmId, Instant>,
+    /// VMs that no host but one that just refused them fits, which incarnation it was, and until when they rest.
+    resting: BTreeMap<VmId, (Incarnation, Instant)>,
     published: EventSeq,
     known_hosts: BTreeSet<HostId>,
     policy_version: u64,
@@ -180,6 +190,7 @@ impl Controller {
             starts: starts::Starts::default(),
             planned_at: None,
             first_seen: BTreeMap::new(),
+            resting: BTreeMap::new(),
             published,
             known_hosts: BTreeSet::new(),
             policy_version: u64::MAX,
@@ -287,6 +298,11 @@ impl Controller {
             let waits = [at.plus(FIRST_SPREAD_WAIT), at.plus(FIRST_HOST_WAIT)];
             waits.into_iter().filter(|at| *at > self.looked).for_each(&mut consider);
         }
+        self.resting
+            .values()
+            .map(|(_, until)| *until)
+            .filter(|until| *until > self.looked)
+            .for_each(&mut consider);
         if let Some(at) = self.starts.next_deadline(&self.ledger, self.looked) {
             consider(at);
         }
@@ -366,6 +382,7 @@ impl Controller {
         self.starts = starts::Starts::default();
         self.planned_at = None;
         self.first_seen.clear();
+        self.resting.clear();
     }
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {

@@ -432,10 +432,11 @@ impl Guard {
         ResumeHint { covered_until }
     }
 
-    /// The next heartbeat to a replica.
+    /// The next heartbeat to a replica; `None` from this host when it has [shut down](Self::shut_down): whoever heard
+    /// it after its goodbye would let it in again.
     #[must_use]
-    pub fn beat(&self, now: Instant, replica: ReplicaId, sequence: u64, path: u8) -> Beat {
-        Beat {
+    pub fn beat(&self, now: Instant, replica: ReplicaId, sequence: u64, path: u8) -> Option<Beat> {
+        (!self.shut_down()).then(|| Beat {
             boot: self.boot,
             sequence,
             epoch: self.epoch,
@@ -446,12 +447,16 @@ impl Guard {
             electorate: self.electorate.version,
             watchdog: self.config.timing.watchdog,
             answer_freshness: self.config.timing.answer_freshness,
-        }
+        })
     }
 
-    /// What to report of this host; `None` until the hypervisor has named what it runs.
+    /// What to report of this host; `None` until the hypervisor has named what it runs, and when it has
+    /// [shut down](Self::shut_down), as [`Self::beat`].
     #[must_use]
     pub fn report(&self) -> Option<AgentReport> {
+        if self.shut_down() {
+            return None;
+        }
         let vms = self.vms.report()?;
         let (host, boot, epoch) = (self.config.host.clone(), self.boot, self.epoch);
         Some(AgentReport { host, boot, epoch, watchdog_armed: self.watchdog_armed, vms })

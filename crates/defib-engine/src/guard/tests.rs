@@ -264,11 +264,16 @@ fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
     assert!(host.guard.shut_down());
     let written = |effect: &Effect| matches!(effect, Effect::Persist(durable) if durable.left.is_some());
     assert!(effects.iter().any(written), "before it is said: {effects:?}");
+    let speaks = |host: &Host| {
+        (host.guard.beat(ms(host.now), ReplicaId(1), 1, 0).is_some(), host.guard.report().is_some())
+    };
+    assert_eq!(speaks(&host), (false, false), "or it would be let in again before its process ends");
     let disk = host.disk.clone();
 
     let mut host = host.restart();
     host.lease();
     assert!(host.guard.says_goodbye_again());
+    assert_eq!(speaks(&host), (true, true), "a new process of it may ask to be let in");
     let effects = host.order(1, 1, start(2));
     assert_eq!((refusal(&effects), starts(&effects)), (Some(Refusal::Left), false));
     host.step(Input::EpochTold { epoch: Epoch(3) });

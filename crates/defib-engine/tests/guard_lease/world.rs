@@ -475,7 +475,8 @@ impl World {
                 host.sequence += 1;
                 for replica in 0..REPLICAS {
                     let host = &self.hosts[at];
-                    let beat = host.guard.beat(now, ReplicaId(replica as u64 + 1), host.sequence, 0);
+                    let id = ReplicaId(replica as u64 + 1);
+                    let Some(beat) = host.guard.beat(now, id, host.sequence, 0) else { continue };
                     self.send(at, hosts + replica, Message::Beat { host: at, replica, sent_at: now, beat });
                 }
             }

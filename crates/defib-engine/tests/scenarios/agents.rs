@@ -351,20 +351,14 @@ impl World {
                 self.later(1, Act::SessionEnds(host.clone()));
                 self.later(back_after, Act::Heal { host });
             }
-            Some(StartFault::Fails) => {
+            Some(fault @ (StartFault::Fails | StartFault::Refuses)) => {
                 machine.seen.insert(order.vm.clone(), order.incarnation);
                 let boots = machine.boots;
-                self.later(
-                    50,
-                    Act::Ended {
-                        from,
-                        session,
-                        boots,
-                        order,
-                        detail: "qemu exited with status 1",
-                        tried: true,
-                    },
-                );
+                let (span, detail, tried) = match fault {
+                    StartFault::Fails => (50, "qemu exited with status 1", true),
+                    _ => (1, "this host shuts down", false),
+                };
+                self.later(span, Act::Ended { from, session, boots, order, detail, tried });
             }
             None => {
                 machine.seen.insert(order.vm.clone(), order.incarnation);

@@ -170,16 +170,21 @@ impl Scenario {
         Ok(())
     }
 
-    /// `agent h1 fails vm x times=2`, `agent h1 mute vm x`, `agent h1 restarts 3000`, `agent h1 shuts-down`,
+    /// `agent h1 fails vm x times=2`, `agent h1 refuses vm x times=2`, `agent h1 mute vm x`, `agent h1 restarts 3000`,
+    /// `agent h1 shuts-down`,
     /// `agent h1 dies 4000`, `agent h1 dies-with-start x 500`, `agent h1 forgets x`, `agent h1 reports-take 500`
     fn agent(&mut self, host: &HostId, rest: &[&str]) -> Answer {
         let world = &mut self.world;
         let machine = world.machines.get_mut(host).ok_or("no such host")?;
         match rest {
-            [fault @ ("fails" | "mute"), "vm", vm, ..] => {
+            [fault @ ("fails" | "refuses" | "mute"), "vm", vm, ..] => {
                 let vm = VmId::new(vm).map_err(|error| error.reason.to_string())?;
                 let times = u32::try_from(number(option(rest, "times").unwrap_or("1"))?).unwrap_or(1);
-                let fault = if *fault == "fails" { StartFault::Fails } else { StartFault::Mute };
+                let fault = match *fault {
+                    "fails" => StartFault::Fails,
+                    "refuses" => StartFault::Refuses,
+                    _ => StartFault::Mute,
+                };
                 machine.faults.insert(vm, (fault, times));
             }
             ["dies-with-start", vm, back_after, ..] => {
@@ -213,7 +218,7 @@ impl Scenario {
             ["reports-take", span] => machine.report_takes = number(span)?,
             _ => {
                 return Err(
-                    "an agent fails, is mute, restarts, dies, dies-with-start, forgets, shuts-down or reports-take".into()
+                    "an agent fails, refuses, is mute, restarts, dies, dies-with-start, forgets, shuts-down or reports-take".into()
                 );
             }
         }

@@ -35,6 +35,8 @@ pub(crate) enum Bmc {
 pub(crate) enum StartFault {
     /// Says that the hypervisor failed.
     Fails,
+    /// Says at once that it did not even try.
+    Refuses,
     /// Never answers and starts nothing.
     Mute,
     /// Its agent is killed before it has written the order down, and started again after this many milliseconds.

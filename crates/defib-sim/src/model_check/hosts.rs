@@ -93,7 +93,7 @@ impl World {
         if let Some(guard) = &one.guard {
             for (replica, session) in &one.sessions {
                 let id = self.replicas[usize::from(*replica)].id;
-                let beat = guard.beat(now, id, one.sequence, 0);
+                let Some(beat) = guard.beat(now, id, one.sequence, 0) else { continue };
                 let (process, replica, session) = (one.process, *replica, *session);
                 beats.push(Message::Beat { host, process, replica, session, sent_at: now, beat });
             }

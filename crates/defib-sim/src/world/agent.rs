@@ -313,7 +313,7 @@ impl World {
             for path in 0..paths {
                 let mut buffer = [0; DATAGRAM_LEN];
                 let Some(agent) = self.agent(host) else { return };
-                let beat = agent.guard.beat(local, replica, sequence, path);
+                let Some(beat) = agent.guard.beat(local, replica, sequence, path) else { continue };
                 let Some(session) = agent.sessions.get_mut(&number) else { continue };
                 let message = Heartbeat {
                     boot_hi: (beat.boot.0 >> 64) as u64,

@@ -1,0 +1,258 @@
+use super::*;
+
+fn definition(script: &str) -> Definition {
+    Definition { driver: "process".into(), arguments: vec!["/bin/sh".into(), "-c".into(), script.into()] }
+}
+
+fn driver(dir: &Path) -> ProcessDriver {
+    ProcessDriver::open(HostId::new("h1").unwrap(), dir, &[]).unwrap()
+}
+
+fn vm(name: &str) -> VmId {
+    VmId::new(name).unwrap()
+}
+
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if condition() {
+            return;
+        }
+        let _ = nix::poll::poll(&mut [], 5_u8);
+    }
+    panic!("waited in vain for {what}");
+}
+
+/// Every living process of a session.
+fn members(session: i32) -> Vec<i32> {
+    Stat::all().into_iter().filter(|stat| stat.session == session).map(|stat| stat.pid).collect()
+}
+
+/// The processes whose command line ends so.
+fn called(command: &str) -> Vec<i32> {
+    let line =
+        |pid: i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
+    let all = Stat::all().into_iter().map(|stat| stat.pid);
+    all.filter(|pid| line(*pid).trim_end().ends_with(command)).collect()
+}
+
+/// A number of seconds to sleep that no other test, and no other run of this one, asks for.
+fn unique(number: u32) -> String {
+    format!("sleep {}.{}", 70_000 + number, std::process::id())
+}
+
+#[test]
+fn a_new_agent_finds_the_vms_of_its_predecessor_and_does_not_touch_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = driver(dir.path());
+    first.start(&vm("a"), Incarnation(3), &definition("sleep 600")).unwrap();
+    let pid = first.vms()[&vm("a")].record.pid;
+    drop(first);
+    // The shell's environment shows only after its exec.
+    let mut second = driver(dir.path());
+    wait_until("adoption", || {
+        second = driver(dir.path());
+        second.vms().contains_key(&vm("a"))
+    });
+    assert_eq!(
+        (second.vms()[&vm("a")].record.pid, second.vms()[&vm("a")].incarnation()),
+        (pid, Incarnation(3))
+    );
+    assert!(second.stop(&vm("a"), Incarnation(3)));
+    assert!(members(pid).is_empty());
+}
+
+#[test]
+fn a_vm_does_not_get_the_environment_of_its_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    driver.inherited.push("CARGO_PKG_NAME".into());
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something not to get");
+    let seen = dir.path().join("seen");
+    let script = format!("/usr/bin/env > {0}.new && mv {0}.new {0}; sleep 600", seen.display());
+    driver.start(&vm("a"), Incarnation(1), &definition(&script)).unwrap();
+    wait_until("its environment", || seen.exists());
+    let seen = fs::read_to_string(seen).unwrap();
+    for wanted in ["DEFIB_VM=a", "PATH=", "CARGO_PKG_NAME=defib-agent"] {
+        assert!(seen.contains(wanted), "{wanted}: {seen}");
+    }
+    assert!(!seen.contains("CARGO_MANIFEST_DIR"), "{seen}");
+    assert!(driver.stop(&vm("a"), Incarnation(1)));
+}
+
+#[test]
+fn stopping_ends_the_whole_session_and_only_incarnations_that_are_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    driver.start(&vm("a"), Incarnation(2), &definition("sleep 600 & (sleep 601 &) ; sleep 602")).unwrap();
+    let pid = driver.vms()[&vm("a")].record.pid;
+    wait_until("grandchildren", || members(pid).len() >= 4);
+    assert!(driver.stop(&vm("a"), Incarnation(1)), "an older one is not meant");
+    assert!(driver.vms().contains_key(&vm("a")));
+    assert!(driver.stop(&vm("a"), Incarnation(2)));
+    assert!(members(pid).is_empty());
+}
+
+#[test]
+fn an_incarnation_is_started_once_and_another_one_not_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    driver.start(&vm("a"), Incarnation(1), &definition("sleep 600")).unwrap();
+    let pid = driver.vms()[&vm("a")].record.pid;
+    driver.start(&vm("a"), Incarnation(1), &definition("sleep 600")).unwrap();
+    assert_eq!(driver.vms()[&vm("a")].record.pid, pid);
+    assert!(driver.start(&vm("a"), Incarnation(2), &definition("sleep 600")).is_err());
+    assert!(driver.stop(&vm("a"), Incarnation(1)));
+}
+
+#[test]
+fn an_end_is_noticed_and_what_it_left_behind_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    driver.start(&vm("a"), Incarnation(1), &definition("sleep 600 & exit 0")).unwrap();
+    let pid = driver.vms()[&vm("a")].record.pid;
+    let mut reaped = Vec::new();
+    wait_until("the end", || {
+        reaped = driver.reap();
+        !reaped.is_empty()
+    });
+    assert_eq!(reaped, [(vm("a"), Incarnation(1))]);
+    assert!(members(pid).is_empty());
+}
+
+#[test]
+fn a_guest_tells_its_readiness_by_a_file_of_its_own_incarnation() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    let script = "touch $DEFIB_RUN_DIR/vms/$DEFIB_VM.$DEFIB_INCARNATION.ready; sleep 600";
+    driver.start(&vm("a"), Incarnation(7), &definition(script)).unwrap();
+    let mut ready = Vec::new();
+    wait_until("readiness", || {
+        ready = driver.newly_ready();
+        !ready.is_empty()
+    });
+    assert_eq!(ready, [(vm("a"), Incarnation(7))]);
+    assert!(driver.newly_ready().is_empty(), "told once");
+    assert!(driver.stop(&vm("a"), Incarnation(7)));
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    let missing = Definition { driver: "process".into(), arguments: vec!["/no/such/program".into()] };
+    assert!(
+        driver
+            .start(&vm("a"), Incarnation(1), &missing)
+            .unwrap_err()
+            .contains("/no/such/program: No such file")
+    );
+    let other = Definition { driver: "libvirt".into(), arguments: vec![] };
+    assert!(driver.start(&vm("a"), Incarnation(1), &other).unwrap_err().contains("no driver \"libvirt\""));
+}
+
+#[test]
+fn a_program_that_clears_its_environment_is_found_by_the_next_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = driver(dir.path());
+    let arguments = ["/usr/bin/env", "-i", "/bin/sh", "-c", "sleep 600; true"].map(String::from).into();
+    first.start(&vm("a"), Incarnation(3), &Definition { driver: "process".into(), arguments }).unwrap();
+    let record = first.vms()[&vm("a")].record;
+    wait_until("the clean environment", || {
+        fs::read(format!("/proc/{}/environ", record.pid)).is_ok_and(|environment| environment.is_empty())
+    });
+    drop(first);
+    let mut second = driver(dir.path());
+    assert_eq!(second.vms()[&vm("a")].record, record);
+    assert!(second.stop(&vm("a"), Incarnation(3)));
+    assert!(members(record.pid).is_empty());
+    assert!(driver(dir.path()).vms().is_empty());
+}
+
+#[test]
+fn what_is_left_of_a_vm_whose_leader_ended_without_an_agent_is_ended_before_that_is_told() {
+    for (number, script) in [(1, "{} & wait"), (2, "exec env -i sh -c '{} & wait'"), (3, "setsid {} & wait")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = driver(dir.path());
+        let sleep = unique(number);
+        first.start(&vm("a"), Incarnation(2), &definition(&script.replace("{}", &sleep))).unwrap();
+        let leader = first.vms()[&vm("a")].record.pid;
+        wait_until("its child", || called(&sleep).iter().any(|pid| *pid != leader));
+        drop(first);
+        kill(Pid::from_raw(leader), Signal::SIGKILL).unwrap();
+        let mut second = driver(dir.path());
+        let mut reaped = second.reap();
+        wait_until("the end", || {
+            reaped.extend(second.reap());
+            !reaped.is_empty()
+        });
+        assert_eq!(reaped, [(vm("a"), Incarnation(2))], "{script}");
+        assert_eq!(called(&sleep), [0; 0], "{script}");
+        assert!(driver(dir.path()).vms().is_empty());
+    }
+}
+
+#[test]
+fn a_process_of_a_vm_with_a_session_of_its_own_lives_as_long_as_the_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = driver(dir.path());
+    let (own, inner) = (unique(4), unique(5));
+    let script = format!("setsid {own} & {inner} & wait");
+    first.start(&vm("a"), Incarnation(1), &definition(&script)).unwrap();
+    let record = first.vms()[&vm("a")].record;
+    let all = || called(&own).len() == 1 && called(&inner).len() == 1 && members(called(&own)[0]).len() == 1;
+    wait_until("both", all);
+    drop(first);
+    let mut second = driver(dir.path());
+    assert_eq!(second.vms().len(), 1);
+    assert_eq!(second.vms()[&vm("a")].record, record);
+    assert!(all(), "a new agent touches nothing");
+    assert!(second.stop(&vm("a"), Incarnation(1)));
+    assert_eq!((called(&own).len(), called(&inner).len()), (0, 0));
+}
+
+#[test]
+fn nobody_elses_process_is_taken_for_a_vm_whose_number_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = record::kernel_boot().unwrap();
+    let own = Stat::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+    fs::create_dir_all(dir.path().join("vms")).unwrap();
+    let path = dir.path().join("vms/a.run");
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let earlier = stat.replace(&format!(" {} ", own.start), &format!(" {} ", own.start - 1));
+    assert_ne!(stat, earlier);
+    // Of another start, of another boot, of a start that came to nothing.
+    for text in
+        [format!("1 {boot}\n{earlier}"), format!("1 other\n{stat}"), format!("1 {boot}\n"), String::new()]
+    {
+        fs::write(&path, &text).unwrap();
+        assert!(driver(dir.path()).vms().is_empty(), "{text}");
+        assert!(!path.exists(), "it says nothing any more");
+    }
+    for text in [format!("x {boot}\n{stat}"), format!("1 {boot}\n7 (sh"), "1\n".to_owned()] {
+        fs::write(&path, &text).unwrap();
+        let error = ProcessDriver::open(HostId::new("h1").unwrap(), dir.path(), &[]).unwrap_err().to_string();
+        assert!(error.contains("a.run") && error.contains("make sure that it does not"), "{error}");
+    }
+}
+
+#[test]
+fn a_new_agent_waits_for_a_start_of_its_predecessor_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("vms")).unwrap();
+    let path = dir.path().join("vms/a.run");
+    let boot = record::kernel_boot().unwrap();
+    let begun = record::begin(&path, Incarnation(4), &boot).unwrap();
+    let (began, wait) = std::sync::mpsc::sync_channel(1);
+    let directory = dir.path().to_owned();
+    let next = std::thread::spawn(move || {
+        began.send(()).unwrap();
+        driver(&directory)
+    });
+    wait.recv().unwrap();
+    // SAFETY: it is open as long as `begun` is.
+    record::complete(unsafe { BorrowedFd::borrow_raw(begun.descriptor()) }).unwrap();
+    drop(begun);
+    let found = next.join().unwrap();
+    assert_eq!(found.vms()[&vm("a")].incarnation(), Incarnation(4), "this test is what it takes for the VM");
+}
