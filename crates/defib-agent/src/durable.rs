@@ -1,5 +1,5 @@
-//! What the agent must never forget, in small files that a crash leaves either old or new, never between: what the guard
-//! has seen, and where the VMs of this boot live.
+//! What the agent must never forget, in small files that a crash leaves either old or new, never between: what the
+//! guard has seen, and where the VMs of this boot live.
 
 use std::{
     fs::{self, File},

@@ -1,8 +1,8 @@
 //! Where the VMs of this boot live.
 //!
 //! An agent vouches that a VM does not run because no driver lists it. So it must look where its predecessors of this
-//! boot have started VMs, whatever the configuration says by now: a run directory that was changed, or a libvirt that is
-//! named no more, would make it vouch for VMs that run on, and they would start elsewhere beside themselves.
+//! boot have started VMs, whatever the configuration says by now: a run directory that was changed, or a libvirt that
+//! is named no more, would make it vouch for VMs that run on, and they would start elsewhere beside themselves.
 
 use std::path::PathBuf;
 

@@ -15,7 +15,9 @@ use defib_engine::{
     controller::{Controller, Effect, Input, Role},
     ledger::Ledger,
 };
-use defib_model::{Command, Entry, EventKind, EventSeq, Instant, LogIndex, ReplicaId, command::Committed};
+use defib_model::{
+    Command, Entry, EventKind, EventSeq, HostId, Instant, LogIndex, ReplicaId, command::Committed,
+};
 use defib_observe::{
     clock::Clock,
     heartbeats::{Instruction, Instructor},
@@ -481,6 +483,7 @@ impl Loop {
                 Effect::Start(order) => self.effects.start(order),
                 Effect::Burn(order) => self.effects.burn(order),
                 Effect::Admit { host, epoch } => self.effects.admit(&host, epoch),
+                Effect::HandOver { to, unreached } => self.hand_over(to, &unreached),
                 Effect::Published { .. } => {}
             }
         }
@@ -501,6 +504,19 @@ impl Loop {
         });
         if watched && pulse.leads {
             self.check_voters_once();
+        }
+    }
+
+    fn hand_over(&self, to: ReplicaId, unreached: &[HostId]) {
+        let hosts: Vec<&str> = unreached.iter().map(HostId::as_str).collect();
+        tracing::warn!(
+            %to,
+            hosts = hosts.join(", "),
+            "hands the lead over: agents of most hosts have no session with this replica, so it can start nothing there; \
+             look at the network between them and it, and at its address in their configuration"
+        );
+        if let Err(error) = self.driver.transfer_leadership(to.0) {
+            tracing::warn!(%error, "the lead can't be handed over now; it is tried again");
         }
     }
 

@@ -396,6 +396,21 @@ fn paused_by(ledger: &Ledger) -> Option<String> {
     ledger.paused().then(|| stops.last()).flatten()
 }
 
+/// The hosts that the leader can't tell anything: nothing starts there as long as it leads.
+fn out_of_touch(view: &View<'_>) -> Option<String> {
+    let hosts = if view.controller.leads() { view.controller.unreached() } else { Vec::new() };
+    let named: Vec<&str> = hosts.iter().take(5).map(HostId::as_str).collect();
+    (!hosts.is_empty()).then(|| {
+        format!(
+            "the leader has no session with the agents of {} hosts that are heard, such as {}: it can start no VM there; \
+             look at its address in their configuration and at the network to its control port, or hand the lead over \
+             with: defib replica transfer",
+            hosts.len(),
+            named.join(", ")
+        )
+    })
+}
+
 /// The page that an operator looks at first.
 #[must_use]
 pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protection>) -> v1::Status {
@@ -457,6 +472,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         None => attention.push("whether everything would restart after a failure is not known yet".into()),
     }
     attention.extend(fencing_troubles(ledger));
+    attention.extend(out_of_touch(view));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
     }

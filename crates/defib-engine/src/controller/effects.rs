@@ -1,9 +1,10 @@
 //! What a controller asks of the world, and what each asking means.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 
 use defib_model::{
-    EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Millis, RecoveryId, VmId, inventory::FencingLevel,
+    EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Millis, RecoveryId, ReplicaId, VmId,
+    inventory::FencingLevel,
 };
 
 use crate::{observer::HostView, proof::Restart};
@@ -112,6 +113,13 @@ pub enum Effect {
         host: HostId,
         /// Its epoch from now on.
         epoch: Epoch,
+    },
+    /// Hand the lead over. May fail without a word; it is asked for again.
+    HandOver {
+        /// To whom.
+        to: ReplicaId,
+        /// The hosts that this replica can't tell anything.
+        unreached: Vec<HostId>,
     },
     /// Tell the replica's observer about a host.
     Watch {

@@ -7,6 +7,7 @@
 //! in order, then feed back what came of them.
 
 mod effects;
+mod handover;
 mod leader;
 mod readmission;
 mod starts;
@@ -159,6 +160,8 @@ pub struct Controller {
     first_seen: BTreeMap<VmId, Instant>,
     /// VMs that no host but one that just refused them fits, which incarnation it was, and until when they rest.
     resting: BTreeMap<VmId, (Incarnation, Instant)>,
+    /// Since when this leader has no session with most hosts that are heard, or last wanted to hand over for that.
+    out_of_touch_since: Option<Instant>,
     published: EventSeq,
     known_hosts: BTreeSet<HostId>,
     policy_version: u64,
@@ -191,6 +194,7 @@ impl Controller {
             planned_at: None,
             first_seen: BTreeMap::new(),
             resting: BTreeMap::new(),
+            out_of_touch_since: None,
             published,
             known_hosts: BTreeSet::new(),
             policy_version: u64::MAX,
@@ -303,6 +307,9 @@ impl Controller {
             .map(|(_, until)| *until)
             .filter(|until| *until > self.looked)
             .for_each(&mut consider);
+        if let Some(at) = self.handover_due() {
+            consider(at);
+        }
         if let Some(at) = self.starts.next_deadline(&self.ledger, self.looked) {
             consider(at);
         }
@@ -383,6 +390,7 @@ impl Controller {
         self.planned_at = None;
         self.first_seen.clear();
         self.resting.clear();
+        self.out_of_touch_since = None;
     }
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
@@ -491,6 +499,7 @@ impl Controller {
         self.derive_readmissions(now, effects);
         self.derive_plan(now, effects);
         self.derive_starts(now, effects);
+        self.derive_handover(now, effects);
     }
 
     fn derive_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {

@@ -282,6 +282,9 @@ impl Scenario {
                         machine.cut_from.insert(id);
                     }
                 }
+                for host in self.world.machines.keys().cloned().collect::<Vec<_>>() {
+                    self.world.lose_session(&host);
+                }
                 if rest.get(1) == Some(&"cut") || heal {
                     self.world.cut_replica(at, !heal);
                 }

@@ -352,6 +352,11 @@ impl World {
                     self.later(1, Act::Admit { host, epoch });
                 }
             }
+            Effect::HandOver { to, .. } => {
+                self.say(&format!("r{}: hands the lead to r{to}", self.replicas[number].id));
+                let to = self.replicas.iter().position(|replica| replica.id == to);
+                self.take_lead(to);
+            }
             Effect::Watch { host, view } => {
                 let replica = &mut self.replicas[number];
                 let clock = replica.clock(now);
@@ -490,9 +495,8 @@ impl World {
         if quorum && self.leader.is_some_and(|leader| eligible.contains(&leader)) {
             return;
         }
-        let former = self.leader;
         // Who has applied most has the newest log; of equals the first.
-        self.leader = quorum
+        let next = quorum
             .then(|| {
                 eligible
                     .iter()
@@ -500,6 +504,11 @@ impl World {
                     .min_by_key(|number| (usize::MAX - self.replicas[*number].applied, *number))
             })
             .flatten();
+        self.take_lead(next);
+    }
+
+    fn take_lead(&mut self, next: Option<usize>) {
+        let former = std::mem::replace(&mut self.leader, next);
         if let Some(former) = former.filter(|former| self.leader != Some(*former)) {
             let session = self.replicas[former].session;
             self.tell_replica(0, former, session, Incoming::Role(Role::Follower));
@@ -513,7 +522,10 @@ impl World {
             for machine in self.machines.values_mut() {
                 machine.reported.remove(&id);
             }
-            for number in eligible {
+            for number in 0..self.replicas.len() {
+                if !self.replicas[number].connected(self.now) {
+                    continue;
+                }
                 let session = self.replicas[number].session;
                 self.tell_replica(0, number, session, Incoming::Repropose);
             }

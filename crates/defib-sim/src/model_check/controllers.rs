@@ -74,6 +74,8 @@ impl World {
                 }
                 // This world's observers keep their own short times.
                 Effect::PolicyChanged | Effect::InventoryChanged | Effect::Published { .. } => {}
+                // Who leads is a move of the world.
+                Effect::HandOver { .. } => {}
             }
         }
     }

@@ -287,6 +287,7 @@ impl World {
                 Effect::PolicyChanged => self.policy_changed(number),
                 Effect::ElectorateChanged => self.electorate_changed(number),
                 Effect::InventoryChanged | Effect::Published { .. } => {}
+                Effect::HandOver { to, .. } => self.raft_input(number, RaftInput::Transfer(to.0)),
                 Effect::Ask(question) => self.begin_task(number, question, TaskKind::Ask),
                 Effect::Fence(order) => {
                     self.begin_task(number, order.question, TaskKind::Fence { attempt: order.attempt });

@@ -1,0 +1,81 @@
+//! When a leader hands the lead over.
+//!
+//! Orders go by the sessions that agents have opened with the leader. One that a switch cuts from the hosts, but not
+//! from the other replicas, stays the leader as far as Raft is concerned, and can start nothing.
+
+use alloc::{collections::BTreeSet, vec::Vec};
+
+use defib_model::{HostId, Instant, Millis, Opinion, ReplicaId};
+
+use super::{Controller, Effect};
+use crate::ledger::HostRecord;
+
+/// How long a leader waits for sessions: agents come back to a replica that was restarted, or was cut off for a moment.
+const SESSIONS_WAIT: Millis = Millis(5000);
+
+impl Controller {
+    /// The hosts in use that a quorum of observers hears and whose agents have no session with this replica. None of
+    /// them can be told anything as long as it leads.
+    #[must_use]
+    pub fn unreached(&self) -> Vec<HostId> {
+        self.heard()
+            .filter(|(host, _)| !self.reports.contains_key(*host))
+            .map(|(host, _)| host.clone())
+            .collect()
+    }
+
+    fn heard(&self) -> impl Iterator<Item = (&HostId, &HostRecord)> {
+        let (voters, quorum) = (self.ledger.voters(), self.ledger.quorum());
+        let in_use = &self.ledger.index().in_use;
+        in_use
+            .iter()
+            .filter_map(|host| Some((host, self.ledger.hosts().get(host)?)))
+            .filter(move |(_, record)| record.opinions_at_least(Opinion::Asks, voters) < quorum)
+    }
+
+    /// Whether most hosts that are heard can't be told anything.
+    fn is_out_of_touch(&self) -> bool {
+        // As cheap as it is nearly always: this is asked at every step.
+        if self.reports.len() * 2 > self.ledger.index().in_use.len() {
+            return false;
+        }
+        self.unreached().len() * 2 > self.heard().count()
+    }
+
+    /// Who hears most hosts of all others, if it hears more than half of those that a quorum hears; of equals the next
+    /// one after this replica, so that all have their turn should none of them have sessions.
+    fn successor(&self) -> Option<ReplicaId> {
+        let heard: Vec<&HostRecord> = self.heard().map(|(_, record)| record).collect();
+        let misses = |replica: ReplicaId| {
+            let only = BTreeSet::from([replica]);
+            heard.iter().filter(|record| record.opinions_at_least(Opinion::Asks, &only) > 0).count()
+        };
+        let others = self.ledger.voters().iter().copied().filter(|voter| *voter != self.me);
+        others
+            .map(|replica| (misses(replica), replica < self.me, replica))
+            .filter(|(missed, ..)| missed * 2 < heard.len())
+            .min()
+            .map(|(.., replica)| replica)
+    }
+
+    pub(super) fn derive_handover(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if !self.is_out_of_touch() {
+            self.out_of_touch_since = None;
+            return;
+        }
+        let since = *self.out_of_touch_since.get_or_insert(now);
+        if now < since.plus(SESSIONS_WAIT) {
+            return;
+        }
+        // Should nothing come of it, it is tried again after as long.
+        self.out_of_touch_since = Some(now);
+        if let Some(to) = self.successor() {
+            effects.push(Effect::HandOver { to, unreached: self.unreached() });
+        }
+    }
+
+    /// When to look again.
+    pub(super) fn handover_due(&self) -> Option<Instant> {
+        self.out_of_touch_since.map(|since| since.plus(SESSIONS_WAIT))
+    }
+}
