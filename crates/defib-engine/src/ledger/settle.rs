@@ -242,6 +242,7 @@ impl Ledger {
         let voters: Vec<_> =
             record.expiry_votes.iter().filter(|voter| self.voters.contains(voter)).copied().collect();
         if record.standing != Standing::Condemned
+            || self.first_fence_is_due(recovery)
             || voters.len() < if mutated!(ExpiryOfOneVoter) { 1 } else { self.quorum() }
             || !self.may_act()
             || self.expiry_may_prove(&host).is_err()
@@ -249,6 +250,16 @@ impl Ledger {
             return;
         }
         self.prove(id, ProofKind::LeaseExpired { voters });
+    }
+
+    /// Whether the first attempt to power a host off that an operator ordered is about to begin, or under way. The
+    /// operator gets it though the lease would be proof enough; the next ones are made beside the lease.
+    fn first_fence_is_due(&self, recovery: &Recovery) -> bool {
+        let methods = self.inventory.hosts.get(&recovery.host).map_or(0, |host| host.fencing.len());
+        methods > 0
+            && recovery.by_operator
+            && matches!(recovery.phase, Phase::Confirmed | Phase::Fencing)
+            && recovery.fence.as_ref().is_none_or(|fence| fence.attempt <= 1)
     }
 
     /// Commits the proof: the host is dead, its VMs are lost, they want a new place.

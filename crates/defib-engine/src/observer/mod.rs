@@ -500,7 +500,8 @@ impl Observer {
                 sooner(due);
             }
         }
-        if watched.view.condemned && watched.opinion != Opinion::Alive && !watched.view.vote_recorded {
+        // One that is heard as well: it is granted nothing, and what it says does not make its lease longer.
+        if watched.view.condemned && !watched.view.vote_recorded {
             let at = self.consider_vote(now, slot, isolated, votes);
             next = Some(next.map_or(at, |held| held.min(at)));
         }
