@@ -502,6 +502,10 @@ impl GuardThread {
     }
 
     fn tend(&mut self) -> anyhow::Result<()> {
+        if self.guard.shut_down() {
+            self.keeper.let_go();
+            return Ok(());
+        }
         let armed = self.keeper.is_armed();
         let covered = self.guard.may_pet(clock::now());
         self.keeper.tend(covered, self.guard.timing().watchdog.0)?;

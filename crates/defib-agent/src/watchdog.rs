@@ -28,7 +28,8 @@ pub trait Watchdog: fmt::Debug + Send {
     /// # Errors
     /// When it does not take it: the host will be reset.
     fn pet(&mut self) -> io::Result<()>;
-    /// Ends the counting of one that could not be armed as wanted. Never called once anybody counts on it.
+    /// Ends the counting: of one that could not be armed as wanted, or of a host that has shut down. Never called while
+    /// a VM runs.
     fn disarm(&mut self);
     /// Whether it resets the host for real.
     fn is_real(&self) -> bool;
@@ -63,8 +64,8 @@ impl Node for File {
     }
 }
 
-/// `/dev/watchdog` (linux/watchdog.h). Once it is armed it is never closed with the magic 'V': if the agent dies it
-/// goes on counting, which is its purpose.
+/// `/dev/watchdog` (linux/watchdog.h). Once it is armed it is not closed with the magic 'V', except in a shutdown when
+/// no VM is left: if the agent dies it goes on counting, which is its purpose.
 #[derive(Debug)]
 struct Device {
     path: PathBuf,
@@ -177,6 +178,16 @@ impl Keeper {
     pub fn is_armed(&self) -> bool {
         let real = self.watchdog.as_ref().is_some_and(|watchdog| watchdog.is_real());
         self.armed_for_ms.is_some() && !self.late && real
+    }
+
+    /// The host shuts down and runs no VM, nor will it in this process: the rest of the shutdown may take longer than
+    /// the watchdog's time.
+    pub fn let_go(&mut self) {
+        if self.armed_for_ms.take().is_some()
+            && let Some(watchdog) = &mut self.watchdog
+        {
+            watchdog.disarm();
+        }
     }
 
     /// To be called several times per timeout; `covered` was just read. `bound_ms`: the watchdog's time by the policy
@@ -305,6 +316,17 @@ mod tests {
         // The agent ends, however: no magic 'V', so it goes on counting.
         drop(keeper);
         assert_eq!(seen("/fake/new"), ["open", "set 5", "pet", "pet", "closed"]);
+    }
+
+    #[test]
+    fn it_is_let_go_when_its_host_shuts_down() {
+        let mut keeper = keeper("/fake/left");
+        keeper.let_go();
+        keeper.tend(true, 5000).unwrap();
+        keeper.let_go();
+        assert!(!keeper.is_armed());
+        keeper.let_go();
+        assert_eq!(seen("/fake/left"), ["open", "set 5", "pet", "V", "closed"]);
     }
 
     #[test]

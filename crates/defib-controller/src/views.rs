@@ -396,6 +396,17 @@ fn paused_by(ledger: &Ledger) -> Option<String> {
     ledger.paused().then(|| stops.last()).flatten()
 }
 
+/// The VMs that failed to start too often: they wait for long, or for somebody who mends their definition.
+fn given_up(ledger: &Ledger) -> Option<String> {
+    let vms = &ledger.index().given_up;
+    let first = vms.first()?;
+    Some(format!(
+        "{} VMs did not start in {} attempts and wait for the next ones, such as {first}; see: defib vm show {first}",
+        vms.len(),
+        ledger.policy().restart.attempts
+    ))
+}
+
 /// The hosts that the leader can't tell anything: nothing starts there as long as it leads.
 fn out_of_touch(view: &View<'_>) -> Option<String> {
     let hosts = if view.controller.leads() { view.controller.unreached() } else { Vec::new() };
@@ -473,6 +484,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
     }
     attention.extend(fencing_troubles(ledger));
     attention.extend(out_of_touch(view));
+    attention.extend(given_up(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
     }

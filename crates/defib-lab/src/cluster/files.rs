@@ -416,7 +416,7 @@ mod tests {
         let mut odd = Policy::default();
         odd.brakes.flap_limit = 1000;
         odd.restart.tier_delay = Millis(1);
-        odd.lease.drift_ppm = 7;
+        odd.lease.drift_ppm = 107;
         odd.detection.act_after_max = Millis(61_001);
         for wanted in [Policy::default(), Policy::fast(), odd] {
             assert_eq!(policy_from_yaml("policy.yaml", &policy(&wanted)).unwrap(), wanted);

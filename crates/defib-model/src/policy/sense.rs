@@ -10,6 +10,9 @@ const TEN_MINUTES: Millis = Millis(600_000);
 const HOUR: Millis = Millis(3_600_000);
 const DAY: Millis = Millis(86_400_000);
 
+/// What quartz clocks of servers are off by at most, in parts per million, two of them together.
+const DRIFT_MIN_PPM: u32 = 100;
+
 impl Policy {
     /// Refuses what is safe and makes no sense: times that switch off what they tune, or that put it off for good, and
     /// pairs that contradict each other. Asked where a document is read, unlike [`Self::validate`], which every
@@ -20,6 +23,14 @@ impl Policy {
     pub fn vet(&self) -> Result<(), (&'static str, String)> {
         let (detection, lease, fencing) = (&self.detection, &self.lease, &self.fencing);
         let (restart, brakes) = (&self.restart, &self.brakes);
+        if lease.drift_ppm < DRIFT_MIN_PPM {
+            let why = format!(
+                "{} is less than {DRIFT_MIN_PPM}: clocks of machines that are well differ by up to that, and a lease that is \
+                 counted without it proves nothing",
+                lease.drift_ppm
+            );
+            return Err(("lease.drift-ppm", why));
+        }
         let silent = "a host that died would stay unnoticed for as long";
         let held = "VMs of a host that died would wait for as long";
         let tiers = "a tier that waits for nothing is none; for VMs that need not wait give one priority";
@@ -146,6 +157,7 @@ mod tests {
             ("detection.act-after-max", |policy| policy.detection.act_after_max = YEAR),
             ("detection.start-grace", |policy| policy.detection.start_grace = YEAR),
             ("detection.upgrade-grace", |policy| policy.detection.upgrade_grace = YEAR),
+            ("lease.drift-ppm", |policy| policy.lease.drift_ppm = 0),
             ("lease.lease", |policy| policy.lease.lease = YEAR),
             ("lease.watchdog", |policy| policy.lease.watchdog = YEAR),
             ("restart.start-timeout", |policy| policy.restart.start_timeout = Millis::ZERO),

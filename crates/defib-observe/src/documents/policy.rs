@@ -106,13 +106,15 @@ struct Document {
 /// # Errors
 /// Syntax and unknown fields with their line; contradictions by field.
 pub fn policy_from_yaml(file: &str, text: &str) -> Result<Policy, DocumentError> {
-    // An empty file is a policy: the default one.
-    let document: Document =
-        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-            Document::default()
-        } else {
-            from_yaml(file, text)?
-        };
+    // It would be the default policy; but a file that is empty by mistake must not undo every setting.
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Err(DocumentError {
+            file: file.into(),
+            at: None,
+            message: "says nothing; if all settings are to be the defaults, write: profile: default".into(),
+        });
+    }
+    let document: Document = from_yaml(file, text)?;
     let mut policy = match document.profile.unwrap_or_default() {
         Profile::Default => Policy::default(),
         Profile::Fast => Policy::fast(),
@@ -182,7 +184,9 @@ mod tests {
         let policy = policy_from_yaml("p", "profile: fast\nlease:\n  watchdog: 10s\n").unwrap();
         assert_eq!(policy.lease.watchdog, Millis(10_000));
         assert_eq!(policy.detection.heartbeat_interval, Millis(20));
-        assert_eq!(policy_from_yaml("p", "# nothing\n").unwrap(), Policy::default());
+        assert_eq!(policy_from_yaml("p", "profile: default\n").unwrap(), Policy::default());
+        let nothing = policy_from_yaml("p", "# nothing\n").unwrap_err().to_string();
+        assert!(nothing.contains("says nothing") && nothing.contains("profile: default"), "{nothing}");
     }
 
     const SINKS: &str = "\

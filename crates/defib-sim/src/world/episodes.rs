@@ -342,7 +342,12 @@ impl World {
         else {
             return false;
         };
-        let well = |id: &u64| self.replica_number(*id).is_some_and(|number| self.replicas[number].is_up());
+        // One that is up and has applied nothing may be about to find out that it has lost its memory: no operator who
+        // sees that in the status takes another one away.
+        let well = |id: &u64| {
+            let replica = self.replica_number(*id).map(|number| &self.replicas[number]);
+            replica.is_some_and(|one| one.is_up() && one.run.as_ref().is_some_and(|run| run.applied > 0))
+        };
         membership.outgoing.is_empty()
             && membership.voters.len() == self.plan.replicas
             && membership.voters.iter().all(well)
