@@ -460,7 +460,7 @@ impl GuardThread {
             }
             Outcome::Refused(refusal) => {
                 let reason = match refusal {
-                    Refusal::StaleEpoch { .. } => v1::RefusalReason::StaleEpoch,
+                    Refusal::StaleEpoch { .. } | Refusal::OtherBoot { .. } => v1::RefusalReason::StaleEpoch,
                     Refusal::NoLease | Refusal::Left => v1::RefusalReason::NoLease,
                     Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
                     Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,

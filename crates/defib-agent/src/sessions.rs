@@ -229,5 +229,6 @@ fn to_order(order: v1::Order) -> anyhow::Result<Order> {
             Verb::Burn { vm: VmId::new(&burn.vm)?, incarnation: Incarnation(burn.incarnation) }
         }
     };
-    Ok(Order { epoch: Epoch(order.epoch), term: order.term, effect, verb })
+    let boot = if order.boot_id.is_empty() { None } else { Some(BootId::parse(&order.boot_id)?) };
+    Ok(Order { boot, epoch: Epoch(order.epoch), term: order.term, effect, verb })
 }

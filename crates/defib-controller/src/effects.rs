@@ -114,6 +114,7 @@ impl Effects {
                 incarnation: restart.incarnation().0,
                 definition: Some(restart.definition().into()),
             })),
+            boot_id: restart.boot().map(|boot| boot.to_string()).unwrap_or_default(),
         };
         if let Err(detail) = self.agents.order(restart.to(), message) {
             let input = Input::Ordered {
@@ -137,6 +138,7 @@ impl Effects {
                 vm: order.vm.to_string(),
                 incarnation: order.incarnation.0,
             })),
+            boot_id: String::new(),
         };
         if let Err(detail) = self.agents.order(&order.host, message) {
             tracing::info!(host = %order.host, vm = %order.vm, detail, "a burn could not be delivered; it is repeated");

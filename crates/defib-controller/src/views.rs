@@ -310,17 +310,23 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
 pub fn recovery_detail(view: &View<'_>, id: RecoveryId) -> Option<v1::RecoveryDetail> {
     let ledger = view.controller.ledger();
     let recovery = ledger.recoveries().get(&id)?;
+    // For people, by the wall clock: cluster time stands still between what leaders propose, and a follower's opinion
+    // carries the last one. Clocks that disagree must not make it run backwards.
+    let (mut began, mut passed) = (None, 0);
     let timeline = ledger
         .events()
         .since(recovery.opened_by)
         .filter(|event| event.recovery == Some(id))
-        .map(|event| v1::TimelineStep {
-            at_ms: event.at.0,
-            wall_ms: event.wall.0,
-            since_start_ms: event.at.since(recovery.opened).0,
-            event_seq: event.seq.0,
-            kind: kind_name(&event.kind),
-            text: event.kind.to_string(),
+        .map(|event| {
+            passed = passed.max(event.wall.0.saturating_sub(*began.get_or_insert(event.wall.0)));
+            v1::TimelineStep {
+                at_ms: event.at.0,
+                wall_ms: event.wall.0,
+                since_start_ms: passed,
+                event_seq: event.seq.0,
+                kind: kind_name(&event.kind),
+                text: event.kind.to_string(),
+            }
         })
         .collect();
     let vms = recovery

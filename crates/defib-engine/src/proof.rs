@@ -3,7 +3,9 @@
 //! A [`DeathProof`] can be minted in one place only, from a record that committed state holds, and it can be
 //! spent in one place only, a [`Restart`]. It is neither `Clone` nor deserializable, its fields are private.
 
-use defib_model::{Epoch, HostId, Incarnation, LogIndex, VmId, event::ProofKind, inventory::Definition};
+use defib_model::{
+    BootId, Epoch, HostId, Incarnation, LogIndex, VmId, event::ProofKind, inventory::Definition,
+};
 use serde::{Deserialize, Serialize};
 
 /// The committed record from which proofs are minted.
@@ -75,6 +77,7 @@ pub struct NeverPlaced {
 pub struct Restart {
     vm: VmId,
     to: HostId,
+    boot: Option<BootId>,
     host_epoch: Epoch,
     incarnation: Incarnation,
     definition: Definition,
@@ -85,12 +88,13 @@ impl Restart {
     pub(crate) fn new(
         vm: VmId,
         to: HostId,
+        boot: Option<BootId>,
         host_epoch: Epoch,
         incarnation: Incarnation,
         definition: Definition,
         release: Release,
     ) -> Self {
-        Self { vm, to, host_epoch, incarnation, definition, release }
+        Self { vm, to, boot, host_epoch, incarnation, definition, release }
     }
 
     /// Which VM.
@@ -103,6 +107,13 @@ impl Restart {
     #[must_use]
     pub const fn to(&self) -> &HostId {
         &self.to
+    }
+
+    /// The boot that was let in there: an agent of another one must not carry it out, though it may have heard the
+    /// epoch (a machine that was cloned with its certificate).
+    #[must_use]
+    pub const fn boot(&self) -> Option<BootId> {
+        self.boot
     }
 
     /// The epoch that the order must carry.

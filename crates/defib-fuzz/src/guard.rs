@@ -172,7 +172,8 @@ fn input(u: &mut Unstructured<'_>, guard: &Guard, now: Instant) -> Result<Input>
             let effect =
                 EffectId { cause: LogIndex(u.int_in_range(1..=9)?), subject: Subject::Vm(vm), attempt: 1 };
             let term = if draw::one_in(u, 16)? { u.arbitrary()? } else { guard.term() };
-            Input::Order(Order { epoch: epoch(u, guard)?, term, effect, verb })
+            let boot = u.arbitrary::<bool>()?.then(|| guard.boot());
+            Input::Order(Order { boot, epoch: epoch(u, guard)?, term, effect, verb })
         }
         10 => Input::EpochTold { epoch: epoch(u, guard)? },
         11 => {

@@ -105,6 +105,7 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
     };
     let order = |order| {
         controller_message::Message::Order(v1::Order {
+            boot_id: "00000000-0000-0000-0000-000000000001".into(),
             epoch: 1,
             term: 3,
             effect: effect.clone(),

@@ -277,6 +277,9 @@ impl Guard {
         let (vm, incarnation) = order.verb.subject();
         let mut refuse =
             |refusal| effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(refusal)));
+        if let Some(meant) = order.boot.filter(|boot| *boot != self.boot) {
+            return refuse(Refusal::OtherBoot { meant });
+        }
         if order.term < self.term && !mutated!(ObeyOldTerm) {
             return refuse(Refusal::StaleTerm { current: self.term });
         }

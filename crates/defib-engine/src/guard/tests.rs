@@ -114,7 +114,7 @@ impl Host {
     fn order(&mut self, epoch: u64, term: u64, verb: Verb) -> Vec<Effect> {
         self.orders += 1;
         let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm()), attempt: self.orders };
-        self.step(Input::Order(Order { epoch: Epoch(epoch), term, effect, verb }))
+        self.step(Input::Order(Order { boot: None, epoch: Epoch(epoch), term, effect, verb }))
     }
 
     fn running(epoch: u64, term: u64, incarnation: u64) -> Self {
@@ -284,4 +284,16 @@ fn a_goodbye_binds_every_process_of_its_boot_until_the_host_is_let_in_again() {
     next_boot.lease();
     assert!(!next_boot.guard.says_goodbye_again(), "that boot is gone");
     assert!(starts(&next_boot.order(1, 1, start(2))));
+}
+
+#[test]
+fn an_order_for_another_boot_of_its_host_starts_nothing_though_its_epoch_was_heard() {
+    let mut host = Host::running(1, 1, 1);
+    let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm()), attempt: 1 };
+    let order = |boot| Order { boot, epoch: Epoch(1), term: 1, effect: effect.clone(), verb: start(2) };
+    let own = host.guard.boot();
+    let twin = BootId(own.0 + 1);
+    let effects = host.step(Input::Order(order(Some(twin))));
+    assert_eq!((refusal(&effects), starts(&effects)), (Some(Refusal::OtherBoot { meant: twin }), false));
+    assert_eq!(refusal(&host.step(Input::Order(order(Some(own))))), None);
 }

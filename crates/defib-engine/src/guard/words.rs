@@ -149,6 +149,8 @@ impl Verb {
 /// An order of a leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
+    /// The boot that it is meant for, if only one is.
+    pub boot: Option<BootId>,
     /// This host's epoch when it was given.
     pub epoch: Epoch,
     /// The leader's term.
@@ -273,6 +275,11 @@ impl fmt::Display for StopReason {
 /// Why an order was not obeyed; nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
+    /// It was given to another boot of this host, or to another machine that calls itself by its name.
+    OtherBoot {
+        /// The boot that was let in.
+        meant: BootId,
+    },
     /// It was given for an epoch that is over.
     StaleEpoch {
         /// The newest epoch that was seen.
@@ -297,6 +304,10 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::OtherBoot { meant } => write!(
+                f,
+                "the order is for boot {meant} of this host, which is not this one; does another machine use its certificate?"
+            ),
             Self::StaleEpoch { current } => {
                 write!(f, "the order's epoch is over; this host is in epoch {current}")
             }

@@ -407,7 +407,16 @@ impl Ledger {
             ReleaseRecord::NeverPlaced => Release::NeverPlaced(NeverPlaced { _private: () }),
         };
         let definition = self.inventory.vms.get(vm)?.definition.clone();
-        Some(Restart::new(vm.clone(), host.clone(), *host_epoch, record.incarnation, definition, release))
+        let boot = self.hosts.get(host).and_then(|host| host.boot);
+        Some(Restart::new(
+            vm.clone(),
+            host.clone(),
+            boot,
+            *host_epoch,
+            record.incarnation,
+            definition,
+            release,
+        ))
     }
 
     /// The next cluster time at which something that waits may go on.

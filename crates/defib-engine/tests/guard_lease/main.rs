@@ -134,6 +134,7 @@ fn an_order_to_start_is_obeyed_under_the_lease_only() {
     let mut world = World::new(calm(3));
     let order = |attempt| {
         Input::Order(Order {
+            boot: None,
             epoch: Epoch(1),
             term: 1,
             effect: EffectId { cause: LogIndex(9), subject: Subject::Vm(vm(9)), attempt },
@@ -176,7 +177,7 @@ fn who_burns_an_incarnation_says_whether_its_start_was_tried() {
         } else {
             Verb::Burn { vm, incarnation }
         };
-        let order = Order { epoch: Epoch(1), term: 1, effect, verb };
+        let order = Order { boot: None, epoch: Epoch(1), term: 1, effect, verb };
         world.hosts[0].guard.step(now, Input::Order(order))
     };
     let tried = |effects: &[Effect]| {
@@ -198,6 +199,6 @@ fn who_burns_an_incarnation_says_whether_its_start_was_tried() {
     let _ = world.hosts[0].guard.step(now, Input::ShuttingDown);
     let effect = EffectId { cause: LogIndex(9), subject: Subject::Vm(vm(7)), attempt: 1 };
     let verb = Verb::Start { vm: vm(7), incarnation: Incarnation(1), definition: Definition::default() };
-    let order = Order { epoch: Epoch(1), term: 1, effect, verb };
+    let order = Order { boot: None, epoch: Epoch(1), term: 1, effect, verb };
     assert_eq!(tried(&world.hosts[0].guard.step(now, Input::Order(order))), Some(false));
 }

@@ -523,7 +523,7 @@ impl World {
             let (vm, incarnation) = (vm(at), host.incarnation);
             let effect = EffectId { cause: LogIndex(1), subject: Subject::Vm(vm.clone()), attempt: 1 };
             let verb = Verb::Start { vm, incarnation, definition: Definition::default() };
-            let order = Order { epoch: host.epoch, term: 1, effect, verb };
+            let order = Order { boot: None, epoch: host.epoch, term: 1, effect, verb };
             let arrival = self.now + if self.dice.one_in(3) { self.dice.below(3000) } else { 5 };
             self.post(arrival, Message::Order { host: at, order: order.clone() });
             if self.dice.one_in(3) {

@@ -50,12 +50,17 @@ impl World {
                         definition: defib_model::inventory::Definition::default(),
                     };
                     let (epoch, term, to) = (restart.host_epoch(), order.term, restart.to().clone());
-                    self.order(replica, &to, Order { epoch, term, effect: order.effect, verb });
+                    let boot = restart.boot();
+                    self.order(replica, &to, Order { boot, epoch, term, effect: order.effect, verb });
                 }
                 Effect::Burn(order) => {
                     let verb = Verb::Burn { vm: order.vm, incarnation: order.incarnation };
                     let (epoch, term) = (order.host_epoch, order.term);
-                    self.order(replica, &order.host, Order { epoch, term, effect: order.effect, verb });
+                    self.order(
+                        replica,
+                        &order.host,
+                        Order { boot: None, epoch, term, effect: order.effect, verb },
+                    );
                 }
                 Effect::Admit { host, epoch } => {
                     let Some(host) = self.number_of(&host) else { continue };

@@ -357,6 +357,7 @@ impl World {
                 incarnation: restart.incarnation().0,
                 definition: Some(restart.definition().into()),
             })),
+            boot_id: restart.boot().map(|boot| boot.to_string()).unwrap_or_default(),
         };
         if let Err(detail) = self.send_to_agent(number, restart.to(), ToAgent::Order(message)) {
             let input = Input::Ordered {
@@ -390,6 +391,7 @@ impl World {
                 vm: order.vm.to_string(),
                 incarnation: order.incarnation.0,
             })),
+            boot_id: String::new(),
         };
         let _ = self.send_to_agent(number, &order.host, ToAgent::Order(message));
     }

@@ -527,5 +527,6 @@ fn to_order(order: v1::Order) -> Option<Order> {
             Verb::Burn { vm: VmId::new(&burn.vm).ok()?, incarnation: Incarnation(burn.incarnation) }
         }
     };
-    Some(Order { epoch: Epoch(order.epoch), term: order.term, effect, verb })
+    let boot = if order.boot_id.is_empty() { None } else { Some(BootId::parse(&order.boot_id).ok()?) };
+    Some(Order { boot, epoch: Epoch(order.epoch), term: order.term, effect, verb })
 }
