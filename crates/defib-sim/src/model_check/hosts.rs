@@ -144,10 +144,12 @@ impl World {
             self.facts.add(Fact::Exempt);
         }
         let one = self.host(host);
-        let Some(report) = one.guard.as_ref().and_then(Guard::report) else { return };
+        let report = one.guard.as_ref().and_then(Guard::report);
         let mut news = Vec::new();
         for (replica, session) in &one.sessions {
-            if one.reported.get(replica) != Some(&report) {
+            if let Some(report) = &report
+                && one.reported.get(replica) != Some(report)
+            {
                 one.reported.insert(*replica, report.clone());
                 news.push(Message::Report {
                     host,
