@@ -125,9 +125,13 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let store = Store::open(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let durable = store.read()?;
-    let (places, notes) = Places::settle(store.read_places()?, boot, &mut config);
+    let kept = store.read_places()?;
+    let (places, notes) = Places::settle(kept.clone(), boot, &mut config);
     notes.iter().for_each(|note| tracing::warn!("{note}"));
-    store.write_places(&places)?;
+    // Nearly every start finds it as it is, and VMs wait for the agent meanwhile.
+    if kept.as_ref() != Some(&places) {
+        store.write_places(&places)?;
+    }
     fs::create_dir_all(&config.run_dir).with_context(|| format!("run-dir: {}", config.run_dir.display()))?;
     let hint_file = config.run_dir.join("covered-until");
     let hint = fs::read_to_string(&hint_file)

@@ -1,7 +1,6 @@
 //! How fast a full socket is emptied: raw, and by the thread that authenticates, decodes, re-arms and answers.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,7 +15,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use crate::MANY;
 use crate::allocator::{count_this_thread, counted};
 use crate::common::{Figure, quantile, size};
-use crate::fleet::{Emulated, Replica, enlarge, in_use, name, sender};
+use crate::fleet::{Emulated, Replica, enlarge, in_use, name, sender, take};
 
 /// Beats of each host that wait in the socket, where it is large enough.
 const BEATS: usize = 10;
@@ -157,15 +156,11 @@ fn raw(hosts: &mut [Emulated], waiting: usize, answer: bool) -> Result<f64> {
     let mut received = 0;
     let start = Instant::now();
     loop {
-        let count = batch.receive(socket.as_fd())?;
+        let count = take(&socket, &mut batch, &mut answers, answer)?;
         if count == 0 {
             break;
         }
         received += count as u64;
-        if answer {
-            (0..count).for_each(|at| answers.answer(&batch, at, |_| true));
-            answers.send(socket.as_fd());
-        }
     }
     let took = start.elapsed();
     ensure!(received == sent, "{received} of {sent} datagrams fit into the socket");

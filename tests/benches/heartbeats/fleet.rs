@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use defib_engine::observer::{HostView, Observer, Proposal};
 use defib_model::{BootId, Epoch, HostId, Opinion, Policy, ReplicaId};
 use defib_observe::clock::Clock;
-use defib_observe::heartbeats::{Counters, Heartbeats, Instruction, Instructor, listen};
+use defib_observe::heartbeats::{Batch, Counters, Heartbeats, Instruction, Instructor, listen};
 use defib_wire::datagram::{DATAGRAM_LEN, Direction, SealingSession, SessionSecret};
 use defib_wire::v1::Heartbeat;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -113,6 +113,22 @@ impl Replica {
         ensure!(overflowed == 0, "the kernel dropped {overflowed} datagrams");
         Ok(())
     }
+}
+
+/// Takes one batch of what waits in a socket, and looks at nothing; answers each with as many bytes if asked to. How
+/// many there were.
+pub(crate) fn take(
+    socket: &impl AsFd,
+    received: &mut Batch,
+    answers: &mut Batch,
+    answer: bool,
+) -> Result<usize> {
+    let count = received.receive(socket.as_fd())?;
+    if answer {
+        (0..count).for_each(|at| answers.answer(received, at, |_| true));
+        answers.send(socket.as_fd());
+    }
+    Ok(count)
 }
 
 /// As large as this machine grants.

@@ -1,24 +1,21 @@
 //! What 5,000 hosts at ten beats a second cost the thread that hears them: processor, memory, allocations.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use defib_model::Policy;
-use defib_observe::heartbeats::{BATCH, Batch, Instruction, listen};
+use defib_observe::heartbeats::{BATCH, Batch, GATHER, Instruction, listen};
 
 use crate::MANY;
 use crate::allocator::{count_this_thread, counted};
 use crate::common::{Figure, quantile, size};
-use crate::fleet::{Beating, Emulated, Replica, Turn, enlarge, name};
+use crate::fleet::{Beating, Emulated, Replica, Turn, enlarge, name, take};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const PARTS: u32 = 5;
-/// As in `defib_observe::heartbeats`.
-const GATHER: Duration = Duration::from_millis(2);
 
 pub(crate) fn measure() -> Result<()> {
     let seconds = size("DEFIB_BENCH_LOAD_SECONDS", 15).max(1) as u64;
@@ -101,15 +98,8 @@ fn bare(seconds: u64) -> Result<Vec<f64>> {
     let work = move || -> Result<()> {
         let (mut received, mut answers) = (Batch::new(), Batch::new());
         while !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(GATHER);
-            loop {
-                let count = received.receive(socket.as_fd())?;
-                (0..count).for_each(|at| answers.answer(&received, at, |_| true));
-                answers.send(socket.as_fd());
-                if count < BATCH {
-                    break;
-                }
-            }
+            std::thread::sleep(GATHER.to_duration());
+            while take(&socket, &mut received, &mut answers, true)? == BATCH {}
         }
         Ok(())
     };

@@ -18,10 +18,7 @@ impl Controller {
     /// them can be told anything as long as it leads.
     #[must_use]
     pub fn unreached(&self) -> Vec<HostId> {
-        self.heard()
-            .filter(|(host, _)| !self.reports.contains_key(*host))
-            .map(|(host, _)| host.clone())
-            .collect()
+        self.heard().filter(|(host, _)| !self.reports(host)).map(|(host, _)| host.clone()).collect()
     }
 
     fn heard(&self) -> impl Iterator<Item = (&HostId, &HostRecord)> {
@@ -39,7 +36,12 @@ impl Controller {
         if self.reports.len() * 2 > self.ledger.index().in_use.len() {
             return false;
         }
-        self.unreached().len() * 2 > self.heard().count()
+        let (mut heard, mut unreached) = (0_usize, 0_usize);
+        for (host, _) in self.heard() {
+            heard += 1;
+            unreached += usize::from(!self.reports(host));
+        }
+        unreached * 2 > heard
     }
 
     /// Who hears most hosts of all others, if it hears more than half of those that a quorum hears; of equals the next

@@ -30,6 +30,7 @@ use defib_model::{HostId, Opinion, Policy};
 use defib_wire::datagram::SessionSecret;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, Protocol, Socket, Type};
+pub use thread::GATHER;
 
 use crate::{bus::BusCounters, clock::Clock};
 

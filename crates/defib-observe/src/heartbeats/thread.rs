@@ -30,7 +30,7 @@ const LATE: Millis = Millis(50);
 const BATCHES_IN_A_ROW: usize = 64;
 /// Woken again so soon, the thread waits until this has passed since it last woke, and then takes all that
 /// came meanwhile at once. With few hosts this never happens; with thousands it saves most of the wakes.
-const GATHER: Millis = Millis(2);
+pub const GATHER: Millis = Millis(2);
 /// After so many datagrams at once it need not ask whether there are more to come.
 const MANY: usize = 8;
 /// How often the kernel's drop counters are read.
