@@ -21,7 +21,8 @@ pub struct DetectionPolicy {
     pub act_after_max: Millis,
     /// What an observer grants every host after its own start before it may think ill of it.
     pub start_grace: Millis,
-    /// What a host is granted after it announced a stop for an upgrade.
+    /// For how long nobody votes on a host that announced a stop for an upgrade. Its BMC is asked all the same, once
+    /// it was silent for `act_after`.
     pub upgrade_grace: Millis,
 }
 

@@ -83,12 +83,11 @@ impl Ledger {
         self.vms.get(vm).is_some_and(|record| record.changed.plus(after) <= self.at)
     }
 
-    /// A quorum that asks opens a recovery.
+    /// A quorum that asks opens a recovery, of a host that announced its silence as well: a question harms nobody.
     fn settle_suspicion(&mut self, host: &HostId) {
         let Some(record) = self.hosts.get(host) else { return };
         if record.standing == Standing::Active
             && record.recovery.is_none()
-            && record.expected_silent_until.is_none()
             && record.opinions_at_least(Opinion::Asks, &self.voters) >= self.quorum()
         {
             let id = self.open_recovery(host);
@@ -133,6 +132,7 @@ impl Ledger {
         let missed = |recovery: &Recovery| {
             self.hosts.get(&recovery.host).is_some_and(|record| {
                 record.standing != Standing::Dead
+                    && record.expected_silent_until.is_none()
                     && record.opinions_at_least(Opinion::Asks, &self.voters) >= quorum
             })
         };
@@ -156,7 +156,7 @@ impl Ledger {
             return self.abandon(id, "heard again by a quorum");
         }
         let dead = record.opinions_at_least(Opinion::Dead, &self.voters);
-        if !self.may_act() {
+        if !self.may_act() || record.expected_silent_until.is_some() {
             return;
         }
         // It is told when a verdict would be due: until then a reading of Off may settle the case.
@@ -386,6 +386,10 @@ impl Ledger {
                 lines.push(format!(
                     "a reading of Off from its BMC, or {quorum} votes of dead ({dead} so far)"
                 ));
+                lines.extend(record.expected_silent_until.map(|until| {
+                    let wait = until.since(now);
+                    format!("its agent said that it restarts: nobody votes for {wait} more, a reading of Off counts")
+                }));
                 lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
             }
             Phase::Confirmed => lines.push("the leader to begin the fence".to_string()),

@@ -434,15 +434,19 @@ impl Observer {
         if !(watched.view.watched || watched.view.dead) || !caught_up {
             return;
         }
-        // Where silence counts from: never from before what is forgiven, announced, or granted at our start.
+        // Where silence counts from: never from before what is forgiven, or granted at our start.
         let from = watched
             .silent_since()
             .map_or_else(|| started.max(forgiven).max(came).plus(grace), |heard| heard.max(forgiven))
-            .max(watched.muted_until.unwrap_or_default())
             .max(watched.admitted.unwrap_or_default());
         let (ask_after, act_after) = watched.thresholds(&self.policy);
-        let act_at = from.plus(act_after);
-        let ask_at = from.plus(watched.hinted(now, ask_after, &self.policy));
+        let asked = from.plus(watched.hinted(now, ask_after, &self.policy));
+        let (ask_at, act_at) = match watched.muted_until.filter(|until| *until > from) {
+            // An announced silence is accused by nobody before its end. But its BMC is asked, where it lasts as long as
+            // one that would be: an agent that restarts is back by then, a host that died meanwhile is found.
+            Some(until) => (asked.max(from.plus(act_after)), until.plus(act_after)),
+            None => (asked, from.plus(act_after)),
+        };
         let before = watched.standing();
         let listen_again = watched.listen(now, ask_after);
         let silent = now >= act_at && !isolated;

@@ -496,12 +496,16 @@ fn an_announced_silence_says_nothing_of_the_network() {
     world.run(5000, 100);
     assert!(world.observer.isolated());
     assert_eq!(world.opinions_of(3).last().unwrap().1, Opinion::Asks);
+    // Nor is whoever announced it: their BMCs are asked, once the silence is as long as one that would be accused.
     for at in 0..2 {
-        assert_eq!(world.opinions_of(at), [], "h{at}");
+        assert_eq!(world.opinions_of(at), [(2000, Opinion::Asks)], "h{at}");
     }
     // When the announced time is over they ought to be heard as well.
+    for host in &mut world.hosts[2..] {
+        host.2 = true;
+    }
     world.run(20_000, 100);
-    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Dead);
 }
 
 #[test]
