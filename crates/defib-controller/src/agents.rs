@@ -10,7 +10,7 @@ use defib_engine::{
     controller::{Input, OrderOutcome},
     ledger::Ledger,
 };
-use defib_model::{BootId, Epoch, HostId, Incarnation, Policy, VmId, command::AgentReport};
+use defib_model::{BootId, Epoch, HostId, Incarnation, Instant, Millis, Policy, VmId, command::AgentReport};
 use defib_observe::heartbeats::{Instruction, Instructor};
 use defib_pki::PeerIdentity;
 use defib_rpc::caller;
@@ -19,6 +19,7 @@ use defib_wire::{
     v1::{self, agent_control_server::AgentControl, agent_message, controller_message, order_outcome},
 };
 use futures_util::Stream;
+use metrics::counter;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -32,6 +33,11 @@ use crate::{
 /// Messages that may wait for one agent; more, and its session is ended so that it begins anew.
 const QUEUE: usize = 1024;
 
+/// How long a boot must have been turned away for it to be no machine that has just booted, but one beside another.
+const TURNED_AWAY_FOR: Millis = Millis(10_000);
+/// After so long without another try it has gone.
+const GONE_AFTER: Millis = Millis(30_000);
+
 type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
 
 #[derive(Debug)]
@@ -39,6 +45,14 @@ struct Session {
     number: u64,
     outgoing: Outgoing,
     agent_version: String,
+}
+
+/// An agent that got no session because its host is in use in another boot.
+#[derive(Debug)]
+struct TurnedAway {
+    boot: BootId,
+    since: Instant,
+    last: Instant,
 }
 
 /// What every new session must be told.
@@ -56,6 +70,7 @@ struct Inner {
     /// The newest session of each host, open or not. Its heartbeats count until the next one begins: they may take
     /// another network than the connection, and must not fall silent with the connection's.
     heard_under: BTreeMap<HostId, u64>,
+    turned_away: BTreeMap<HostId, TurnedAway>,
     news: News,
 }
 
@@ -95,6 +110,34 @@ impl Agents {
     #[must_use]
     pub fn version_of(&self, host: &HostId) -> Option<String> {
         self.inner().sessions.get(host).map(|session| session.agent_version.clone())
+    }
+
+    /// Hosts as which two machines speak.
+    #[must_use]
+    pub fn attention(&self, now: Instant) -> Vec<String> {
+        let mut inner = self.inner();
+        inner.turned_away.retain(|_, away| now.since(away.last) < GONE_AFTER);
+        let lasting =
+            inner.turned_away.iter().filter(|(_, away)| away.last.since(away.since) >= TURNED_AWAY_FOR);
+        lasting
+            .map(|(host, away)| {
+                format!(
+                    "host {host}: boot {} of it wants a session while the boot in use is heard: two machines bear its name (a copied disk or certificate); stop one of them",
+                    away.boot
+                )
+            })
+            .collect()
+    }
+
+    fn turn_away(&self, host: &HostId, boot: BootId, now: Instant) {
+        counter!("defib_agent_sessions_turned_away_total").increment(1);
+        let mut inner = self.inner();
+        match inner.turned_away.get_mut(host) {
+            Some(away) if away.boot == boot && now.since(away.last) < GONE_AFTER => away.last = now,
+            Some(_) | None => {
+                inner.turned_away.insert(host.clone(), TurnedAway { boot, since: now, last: now });
+            }
+        }
     }
 
     /// Hands an order to a host's session.
@@ -172,6 +215,7 @@ impl Agents {
     fn open(
         &self,
         host: &HostId,
+        boot: BootId,
         agent_version: &str,
         epoch: Epoch,
         outgoing: Outgoing,
@@ -206,6 +250,7 @@ impl Agents {
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
         let replaces = inner.sessions.insert(host.clone(), session).is_some();
+        inner.turned_away.retain(|other, away| other != host || away.boot != boot);
         let former = inner.heard_under.insert(host.clone(), number);
         drop(inner);
         if let Some(former) = former {
@@ -279,18 +324,27 @@ impl AgentControl for AgentService {
                 hello.host
             )));
         }
+        let boot = BootId::parse(&hello.boot_id)
+            .map_err(|error| Status::invalid_argument(format!("hello names no boot: {error}")))?;
         let asked = host.clone();
-        let known = self
-            .core
-            .ask(move |view| view.controller.ledger().hosts().get(&asked).map(|record| record.epoch));
-        let epoch = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let known = self.core.ask(move |view| {
+            let ledger = view.controller.ledger();
+            let epoch = ledger.hosts().get(&asked).map(|record| record.epoch);
+            (epoch, ledger.other_boot_waits(&asked, boot), view.now)
+        });
+        let (epoch, waits, now) = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        if let Some(why) = waits {
+            // Its session would take the place of the one in use, whose heartbeats count by that.
+            self.agents.turn_away(&host, boot, now);
+            return Err(Status::failed_precondition(why));
+        }
         let Some(epoch) = epoch else {
             return Err(Status::failed_precondition(format!(
                 "host {host} is not in the inventory (yet); add it with: defib inventory apply"
             )));
         };
         let (outgoing, stream) = mpsc::channel(QUEUE);
-        let (number, replaces) = self.agents.open(&host, &hello.agent_version, epoch, outgoing)?;
+        let (number, replaces) = self.agents.open(&host, boot, &hello.agent_version, epoch, outgoing)?;
         if replaces {
             // Before anything that the new session brings: what was ordered by the former one may be lost.
             let _ = self.core.tell(Message::Input(Input::AgentLeft(host.clone())));

@@ -192,6 +192,10 @@ fn describe() {
     }
     for (name, text) in [
         (
+            "defib_agent_sessions_turned_away_total",
+            "Sessions that agents did not get because their host is in use in another boot that is heard",
+        ),
+        (
             "defib_bmc_logins_refused_total",
             "Logins that BMCs refused to this replica; the same credentials are tried ever more seldom",
         ),

@@ -262,10 +262,12 @@ impl Operator for OperatorService {
         }
         let (cluster, me) = (self.cluster.clone(), self.me);
         let protection = self.admission.borrow().clone();
-        let mut status =
-            self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
+        let status =
+            move |view: &View<'_>| (views::status(view, &cluster, me, protection.as_deref()), view.now);
+        let (mut status, now) = self.read(status).await?;
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
+        status.attention.extend(self.agents.attention(now));
         status.attention.extend(self.members.unknown_founders().iter().map(|founder| {
             format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
         }));

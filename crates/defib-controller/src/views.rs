@@ -162,7 +162,10 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
     }
     why_not.extend(failing_tests(id, record));
     if let Some(until) = record.expected_silent_until {
-        why_not.push(format!("it announced a silence; nobody votes it dead for {}, only a reading of Off counts", until.since(ledger.at())));
+        why_not.push(format!(
+            "it announced a silence; nobody votes it dead for {}, only a reading of Off counts",
+            until.since(ledger.at())
+        ));
     }
     Some(v1::HostDetail {
         id: id.to_string(),

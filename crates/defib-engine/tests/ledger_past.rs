@@ -142,6 +142,11 @@ impl Log {
         }
     }
 
+    fn wait_for_act_after(&mut self) {
+        self.at += self.ledger.policy().detection.act_after.0;
+        self.apply(Command::Tick);
+    }
+
     fn found_off(&mut self, name: &str) {
         let reading = PowerOffReading { level: 0, method: 0, identity: format!("uuid-{name}"), reads: 2 };
         let epoch = self.epoch(name);
@@ -202,6 +207,8 @@ fn a_late_report_of_a_former_boot_is_no_proof_that_the_present_one_is_dead() {
 #[test]
 fn a_condemned_host_is_not_let_in_by_a_late_report_of_its_former_boot() {
     let mut log = Log::new();
+    log.opinions("h1", Opinion::Asks);
+    log.wait_for_act_after();
     log.report("h1", B, &[]);
     assert_eq!(log.standing("h1"), Standing::Dead, "a new boot id proves the former boot dead");
     log.readmit("h1", B, &[]);
@@ -209,6 +216,40 @@ fn a_condemned_host_is_not_let_in_by_a_late_report_of_its_former_boot() {
     assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
     log.readmit("h1", A, &[]);
     assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+}
+
+/// Two machines with one name (a copied disk, a copied certificate): the other one's boot ends nothing.
+#[test]
+fn a_new_boot_proves_nothing_while_the_one_in_use_is_heard() {
+    let mut log = Log::new();
+    let refused = |log: &mut Log, standing| {
+        log.report("h1", B, &[]);
+        assert_eq!(log.standing("h1"), standing, "{}", log.last_event());
+        assert!(log.last_event().contains("two machines bear its name"), "{}", log.last_event());
+    };
+    refused(&mut log, Standing::Active);
+    // Missed for a moment only: one that boots takes longer.
+    log.opinions("h1", Opinion::Asks);
+    refused(&mut log, Standing::Active);
+    // Heard again by one of the quorum, and missed anew: that counts from then.
+    log.wait_for_act_after();
+    log.opinions("h1", Opinion::Alive);
+    log.opinions("h1", Opinion::Asks);
+    refused(&mut log, Standing::Active);
+    // It is condemned and comes to itself: who is let in is the boot in use, not the other one.
+    log.opinions("h1", Opinion::Dead);
+    log.wait_for_act_after();
+    log.opinions("h1", Opinion::Alive);
+    refused(&mut log, Standing::Condemned);
+    log.readmit("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+    log.readmit("h1", A, &[]);
+    assert_eq!(log.standing("h1"), Standing::Active, "{}", log.last_event());
+    // It has gone, and what speaks is what has booted.
+    log.opinions("h1", Opinion::Asks);
+    log.wait_for_act_after();
+    log.report("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
 }
 
 #[test]

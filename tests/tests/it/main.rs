@@ -21,6 +21,7 @@ mod rig;
 mod siem;
 mod stuck;
 mod sushy;
+mod twins;
 mod unknown_outcome;
 mod validators;
 mod vendors;

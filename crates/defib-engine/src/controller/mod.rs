@@ -495,8 +495,9 @@ impl Controller {
         }
         self.derive_tick(now, effects);
         self.derive_asks(now, effects);
-        self.derive_fences(now, effects);
+        // Before the fences: a new boot proves the end of the one that would be fenced.
         self.derive_readmissions(now, effects);
+        self.derive_fences(now, effects);
         self.derive_plan(now, effects);
         self.derive_starts(now, effects);
         self.derive_handover(now, effects);

@@ -72,9 +72,9 @@ impl Ledger {
             if change.opinion == Opinion::Alive {
                 record.opinions.remove(&observer);
             } else {
-                record
-                    .opinions
-                    .insert(observer, OpinionRecord { opinion: change.opinion, silent_ms: change.silent_ms });
+                let since = if held.opinion == Opinion::Alive { self.at } else { held.since };
+                let (opinion, silent_ms) = (change.opinion, change.silent_ms);
+                record.opinions.insert(observer, OpinionRecord { opinion, silent_ms, since });
             }
             let (recovery, doubt) = (record.recovery, record.doubt);
             let (host, from, to, silent_ms) =
@@ -149,6 +149,11 @@ impl Ledger {
         if record.standing != Standing::NeverSeen && missed {
             return self.refuse("readmit", format!("host {host} is missed by a quorum of observers"));
         }
+        if record.standing == Standing::Condemned && record.boot != Some(boot) {
+            // Its report proves the end of the former one first; a quorum hears the one in use.
+            return self
+                .refuse("readmit", format!("host {host} is not proven dead, so boot {boot} has to wait"));
+        }
         let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
         if recovery.is_some_and(|recovery| recovery.phase == Phase::Fencing) && !mutated!(ReadmitWhileFencing)
         {
@@ -168,11 +173,6 @@ impl Ledger {
         }
         let was = record.standing;
         let former = record.boot;
-        if let (Standing::Condemned, Some(former), Some(id)) = (was, former, record.recovery)
-            && former != boot
-        {
-            self.prove(id, ProofKind::NewBoot { former, now: boot });
-        }
         let Some(record) = self.hosts.get_mut(host) else { return };
         let window = self.policy.brakes.window.times(10);
         let now = self.at;

@@ -7,7 +7,7 @@ use alloc::{
 };
 
 use defib_model::{
-    EventKind, HostId, Incarnation, VmId,
+    BootId, EventKind, HostId, Incarnation, Millis, VmId,
     command::{AgentReport, Placement, StartResult, Unplaced, VmReport},
     event::ProofKind,
     inventory::Readiness,
@@ -229,11 +229,39 @@ impl Ledger {
         if !Self::is_of_now(record, report) {
             return;
         }
+        if let Some(why) = self.other_boot_waits(&report.host, report.boot) {
+            return self.refuse("agent-reported", why);
+        }
         let id = match record.recovery {
             Some(id) => id,
             None => self.open_recovery(&report.host),
         };
         self.prove(id, ProofKind::NewBoot { former, now: report.boot });
+    }
+
+    /// For how long a quorum must miss the boot that is in use before another one may speak for the host: longer than
+    /// datagrams get lost for, and shorter than it takes to boot, or until the host would be fenced.
+    pub(super) const fn new_boot_waits(&self) -> Millis {
+        Millis(self.policy.detection.act_after.0 / 2)
+    }
+
+    /// Why a boot of a host may not speak for it yet; `None`: it may. A new boot proves that the former one is over only
+    /// where one machine bears the name. A clone of it (a copied disk, a copied certificate) lives beside it, and then the
+    /// one in use is heard. So a new boot waits until a quorum has missed the one in use for a while.
+    #[must_use]
+    pub fn other_boot_waits(&self, host: &HostId, boot: BootId) -> Option<String> {
+        let record = self.hosts.get(host)?;
+        if !matches!(record.standing, Standing::Active | Standing::Condemned) {
+            return None;
+        }
+        let in_use = record.boot.filter(|in_use| *in_use != boot)?;
+        let span = self.new_boot_waits();
+        let missed = record.missed_for(span, self.at, &self.voters);
+        (missed < self.quorum()).then(|| {
+            format!(
+                "host {host} is in use in boot {in_use}, which a quorum has not missed for {span} yet: boot {boot} has to wait; if both go on speaking, two machines bear its name (a copied disk or certificate): stop one of them"
+            )
+        })
     }
 
     /// An agent remembers every incarnation that it was ever ordered to start and starts none twice, so its
@@ -258,6 +286,11 @@ impl Ledger {
         report.epoch >= record.epoch || mutated!(BelieveOldReports)
     }
 
+    /// Whether a report of another boot than the one in use proves that one's end.
+    fn may_prove(&self, record: &HostRecord, report: &AgentReport) -> bool {
+        Self::is_of_now(record, report) && self.other_boot_waits(&report.host, report.boot).is_none()
+    }
+
     /// Whether a report says anything that the ledger does not hold yet.
     #[must_use]
     pub fn is_news(&self, report: &AgentReport) -> bool {
@@ -269,12 +302,12 @@ impl Ledger {
             Standing::Active => {}
             Standing::Condemned => {
                 let other = record.boot.is_some_and(|former| former != report.boot);
-                return other && Self::is_of_now(record, report);
+                return other && self.may_prove(record, report);
             }
             Standing::NeverSeen | Standing::Dead => return false,
         }
         if record.boot != Some(report.boot) {
-            return Self::is_of_now(record, report);
+            return self.may_prove(record, report);
         }
         if record.watchdog_armed != report.watchdog_armed {
             return true;

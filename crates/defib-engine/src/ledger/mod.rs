@@ -430,6 +430,10 @@ impl Ledger {
             }
         };
         for (_, recovery) in self.open_recoveries() {
+            // From then on a new boot may speak for the host.
+            let record = self.hosts.get(&recovery.host).filter(|record| record.standing != Standing::Dead);
+            let opinions = record.into_iter().flat_map(|record| record.opinions.values());
+            opinions.for_each(|held| consider(held.since.plus(self.new_boot_waits())));
             match recovery.phase {
                 Phase::Suspected if recovery.brake.is_some() => {
                     if let Some(release) = self.brakes.next_release(&self.policy) {

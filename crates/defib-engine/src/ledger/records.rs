@@ -46,6 +46,9 @@ pub struct OpinionRecord {
     pub opinion: Opinion,
     /// Silence on all paths when it said so, in milliseconds.
     pub silent_ms: u64,
+    /// Since when it has not thought better of the host than that it must be asked about.
+    #[serde(default)]
+    pub since: ClusterTime,
 }
 
 /// What the last test of a fencing method found.
@@ -160,6 +163,14 @@ impl HostRecord {
             .iter()
             .filter(|(observer, held)| held.opinion >= opinion && voters.contains(*observer))
             .count()
+    }
+
+    /// How many of `voters` have missed it for `span` at `now`: they vote dead, or have asked about it for that long,
+    /// since one that is cut off votes on nobody.
+    #[must_use]
+    pub fn missed_for(&self, span: Millis, now: ClusterTime, voters: &BTreeSet<ReplicaId>) -> usize {
+        let missed = |held: &OpinionRecord| held.opinion == Opinion::Dead || held.since.plus(span) <= now;
+        self.opinions.iter().filter(|(observer, held)| missed(held) && voters.contains(*observer)).count()
     }
 }
 

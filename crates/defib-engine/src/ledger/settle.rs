@@ -280,7 +280,7 @@ impl Ledger {
             record.end_boot();
         }
         // Who hears it after this, hears something new.
-        let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0 };
+        let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0, since: self.at };
         record.opinions = self.voters.iter().map(|voter| (*voter, dead)).collect();
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());

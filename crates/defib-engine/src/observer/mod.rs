@@ -9,6 +9,8 @@
 //! meanwhile is pushed on (so the queue holds one entry per host, and nothing is done per host per tick).
 
 mod arrivals;
+#[cfg(test)]
+mod boot_tests;
 mod bus;
 #[cfg(test)]
 mod bus_tests;
@@ -286,6 +288,12 @@ impl Observer {
         let limit = self.policy.detection.act_after_max;
         let watched = self.hosts.get_mut(slot.0 as usize)?.as_mut()?;
         let path = usize::from(beat.path);
+        if watched.is_of_another_boot(beat) {
+            // It is told the epoch, without which its report proves nothing, and speaks for no other boot.
+            let (sequence, epoch) = (beat.sequence, watched.view.epoch);
+            let ack = Ack { sequence, epoch, granted: false, lease_ms: 0, stamp: now };
+            return watched.is_news_of_another_boot(beat).then_some(ack);
+        }
         if path >= PATHS_MAX || !watched.accepts(beat) {
             return None;
         }

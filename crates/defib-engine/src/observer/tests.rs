@@ -1,6 +1,6 @@
 use super::*;
 
-fn host(name: &str) -> HostId {
+pub(super) fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
 }
 
@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
+    pub(super) fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
         let beat = Beat { epoch: Epoch(epoch), ..self.beat_of(at) };
         let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat);
         if let Some(ack) = ack {
@@ -289,28 +289,6 @@ fn a_boot_that_was_not_let_in_is_heard_and_granted_nothing() {
         observer.heartbeat(MS(4), slot, &beat(2, 2, 3)).unwrap().granted,
         "let in under an epoch of its own"
     );
-}
-
-#[test]
-fn a_late_datagram_of_a_former_boot_counts_for_nothing() {
-    let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
-    observer.caught_up(MS(0));
-    let slot = observer.watch(MS(0), &host("h"), view());
-    let beat = |boot, sequence| Beat {
-        boot: BootId(boot),
-        sequence,
-        epoch: Epoch(1),
-        path: 0,
-        lease_held_ms: 0,
-        vm_digest: 0,
-        echo: None,
-        electorate: 0,
-        watchdog: Millis::ZERO,
-        answer_freshness: Millis::ZERO,
-    };
-    assert!(observer.heartbeat(MS(1), slot, &beat(1, 100)).is_some());
-    assert!(observer.heartbeat(MS(2), slot, &beat(2, 1)).is_some(), "a new boot counts from 1");
-    assert!(observer.heartbeat(MS(3), slot, &beat(1, 101)).is_none());
 }
 
 /// A process that is upgraded knows nothing of what the former one counted.

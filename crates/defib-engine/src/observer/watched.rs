@@ -66,6 +66,8 @@ pub(super) struct Watched {
     pub(super) arrivals: [Arrivals; PATHS_MAX],
     pub(super) boot: Option<BootId>,
     pub(super) former_boots: [Option<BootId>; FORMER_BOOTS],
+    /// Boots that speak and were not let in, the newest first, and what was heard of each last, by path.
+    other_boots: [Option<(BootId, [u64; PATHS_MAX])>; FORMER_BOOTS],
     pub(super) sequences: [u64; PATHS_MAX],
     pub(super) last_heard: Option<Instant>,
     pub(super) muted_until: Option<Instant>,
@@ -106,6 +108,7 @@ impl Watched {
             arrivals: [Arrivals::new(interval); PATHS_MAX],
             boot: None,
             former_boots: [None; FORMER_BOOTS],
+            other_boots: [None; FORMER_BOOTS],
             sequences: [0; PATHS_MAX],
             last_heard: None,
             muted_until: None,
@@ -165,6 +168,32 @@ impl Watched {
         if self.quiet { muted } else { Some(quiet_at) }
     }
 
+    /// Whether a beat is of another boot than the one that the log let in: it does not speak for that one, which may
+    /// have ended or live beside it (a copied disk, a copied certificate).
+    pub(super) fn is_of_another_boot(&self, beat: &Beat) -> bool {
+        self.view.watched && self.view.boot.is_some_and(|boot| boot != beat.boot) && !mutated!(GrantToAnyBoot)
+    }
+
+    /// Whether a beat of a boot that was not let in is new, as [`Self::accepts`] judges those that count.
+    pub(super) fn is_news_of_another_boot(&mut self, beat: &Beat) -> bool {
+        if self.former_boots.contains(&Some(beat.boot)) {
+            return false;
+        }
+        let path = usize::from(beat.path);
+        let newest = if self.boot == Some(beat.boot) {
+            self.sequences.get_mut(path)
+        } else {
+            let is_it = |other: &Option<(BootId, _)>| other.is_some_and(|(boot, _)| boot == beat.boot);
+            let at = self.other_boots.iter().position(is_it).unwrap_or_else(|| {
+                self.other_boots.rotate_right(1);
+                self.other_boots[0] = Some((beat.boot, [0; PATHS_MAX]));
+                0
+            });
+            self.other_boots[at].as_mut().and_then(|(_, newest)| newest.get_mut(path))
+        };
+        newest.is_some_and(|newest| beat.sequence > core::mem::replace(newest, beat.sequence.max(*newest)))
+    }
+
     /// Whether a beat is new: of the present boot or of one not seen before, and of a higher number on its path.
     pub(super) fn accepts(&mut self, beat: &Beat) -> bool {
         match self.boot {
@@ -175,14 +204,20 @@ impl Watched {
             Some(boot) => {
                 self.former_boots.rotate_right(1);
                 self.former_boots[0] = Some(boot);
-                self.boot = Some(beat.boot);
-                self.sequences = [0; PATHS_MAX];
+                self.begin_boot(beat.boot);
                 self.hearing = Hearing::default();
             }
-            None => self.boot = Some(beat.boot),
+            None => self.begin_boot(beat.boot),
         }
         let newest = self.sequences.get(usize::from(beat.path)).copied().unwrap_or(u64::MAX);
         beat.sequence > newest || mutated!(HearReplays)
+    }
+
+    /// What a boot said before it was let in is no news after that.
+    fn begin_boot(&mut self, boot: BootId) {
+        self.boot = Some(boot);
+        let known = self.other_boots.iter_mut().find(|other| other.is_some_and(|(other, _)| other == boot));
+        self.sequences = known.and_then(Option::take).map_or([0; PATHS_MAX], |(_, newest)| newest);
     }
 
     /// After which silence to ask, and to vote: the policy's floors, widened by how unsteady the best path is.

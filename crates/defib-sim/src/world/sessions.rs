@@ -116,8 +116,10 @@ impl World {
         }
         let id = self.machines[host].id.clone();
         let Some(ledger) = self.replicas[replica].ledger() else { return };
-        let Some(epoch) = ledger.hosts().get(&id).map(|record| record.epoch) else {
-            // Not in the inventory (yet).
+        let waits = ledger.other_boot_waits(&id, self.machines[host].boot()).is_some();
+        let epoch = ledger.hosts().get(&id).map(|record| record.epoch).filter(|_| !waits);
+        let Some(epoch) = epoch else {
+            // Not in the inventory (yet), or the boot in use is heard.
             self.connections[connection].replica_open = false;
             return self.close(connection, Side::Agent);
         };
