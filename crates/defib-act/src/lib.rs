@@ -25,7 +25,7 @@ use defib_model::{
     command::FenceResult,
     inventory::{FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget},
 };
-pub use follow::{Heard, Told};
+pub use follow::{Heard, Pushed, Told};
 use tokio::{sync::watch, time::Instant};
 pub use warm::{BmcHealth, Kind, changed};
 use warm::{Busy, Key, Testing};

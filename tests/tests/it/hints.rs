@@ -14,10 +14,10 @@ use crate::rig::{AMPLE, Rig, SMALL, quick};
 const ASK_AFTER: Millis = Millis(8000);
 
 /// Longer than a log is left unread.
-const ASK_LATE: Millis = Millis(60_000);
+pub(crate) const ASK_LATE: Millis = Millis(60_000);
 
 /// Silence alone makes nobody ask before `ask_after`.
-fn slow_to_ask(ask_after: Millis) -> Policy {
+pub(crate) fn slow_to_ask(ask_after: Millis) -> Policy {
     let mut policy = quick();
     policy.detection.heartbeat_interval = Millis(200);
     policy.detection.ask_after_beats = u32::try_from(ask_after.0 / 200).unwrap();
@@ -26,7 +26,7 @@ fn slow_to_ask(ask_after: Millis) -> Policy {
     policy
 }
 
-fn power_off() -> Happening {
+pub(crate) fn power_off() -> Happening {
     Happening {
         message_id: "ResourceEvent.1.3.0.ResourcePoweredOff".into(),
         message: "The resource has powered off.".into(),
@@ -36,7 +36,7 @@ fn power_off() -> Happening {
 }
 
 /// Waits until so many lines of these replicas' logs say this of a host.
-async fn wait_for_lines(rig: &Rig, replicas: &[u64], words: &str, host: &str, count: usize) {
+pub(crate) async fn wait_for_lines(rig: &Rig, replicas: &[u64], words: &str, host: &str, count: usize) {
     let of_host = format!("host={host}");
     for id in replicas {
         wait_until(&format!("r{id} says {words:?} of {host} {count} times"), AMPLE, || async {
@@ -51,18 +51,18 @@ async fn wait_for_lines(rig: &Rig, replicas: &[u64], words: &str, host: &str, co
     }
 }
 
-fn host<'a>(rig: &'a Rig, name: &str) -> &'a LabHost {
+pub(crate) fn host<'a>(rig: &'a Rig, name: &str) -> &'a LabHost {
     rig.cluster.host(name).unwrap()
 }
 
-async fn dead(rig: &Rig, host: &str) -> Vec<Event> {
+pub(crate) async fn dead(rig: &Rig, host: &str) -> Vec<Event> {
     rig.wait_for(&["events"], &format!("host {host}: death proven")).await;
     rig.events().await
 }
 
 /// A quorum asked about the host before silence alone would have made it.
 #[track_caller]
-fn assert_asked_sooner(events: &[Event], of: &str, ask_after: Millis) {
+pub(crate) fn assert_asked_sooner(events: &[Event], of: &str, ask_after: Millis) {
     let mut sooner: BTreeSet<ReplicaId> = BTreeSet::new();
     for event in events {
         if let EventKind::OpinionChanged { observer, host, to: Opinion::Asks, silent_ms, .. } = &event.kind

@@ -25,3 +25,4 @@ mod unknown_outcome;
 mod validators;
 mod vendors;
 mod walk_through;
+mod webhooks;

@@ -9,7 +9,8 @@ use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
-use super::{BmcEvent, Following, News, follow};
+use super::service::EventService;
+use super::{BmcEvent, Following, News, Way};
 use crate::client::RedfishClient;
 use crate::resources::{Collection, link, managers};
 use crate::{BmcError, ErrorKind};
@@ -52,34 +53,67 @@ fn is_bare(entry: &Value) -> bool {
     entry.as_object().is_none_or(|fields| fields.keys().all(|name| name.starts_with('@')))
 }
 
+/// Whether anybody heard.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// All there was to tell.
+    All,
+    NobodyListens,
+}
+
+/// The logs of one BMC.
+#[derive(Debug)]
+pub(super) struct Logs(Vec<Log>);
+
 /// Tells what is new in the logs, until there may be a stream.
-pub(crate) async fn watch(
+pub(super) async fn watch(
     client: &RedfishClient,
     following: &Following,
     news: &Sender<News>,
 ) -> Result<(), BmcError> {
-    let mut logs = find(client, Instant::now() + LOOK_WITHIN).await?;
-    for log in &mut logs {
-        // What was there before is history.
-        log.look(client, Instant::now() + LOOK_WITHIN).await?;
-    }
-    if news.send(News::Opened).await.is_err() {
+    let mut logs = Logs::open(client).await?;
+    if news.send(News::Opened(Way::Log)).await.is_err() {
         return Ok(());
     }
     for round in 1_u32.. {
         sleep(following.read_logs_every).await;
-        for log in &mut logs {
-            for entry in log.look(client, Instant::now() + LOOK_WITHIN).await? {
-                if news.send(News::Event(BmcEvent::parse(&entry))).await.is_err() {
-                    return Ok(());
-                }
-            }
+        if logs.tell(client, news).await? == Told::NobodyListens {
+            break;
         }
-        if round % LOOKS == 0 && follow::stream_of(client, Instant::now() + LOOK_WITHIN).await?.is_some() {
+        if round % LOOKS == 0
+            && EventService::read(client, Instant::now() + LOOK_WITHIN).await?.stream.is_some()
+        {
             break;
         }
     }
     Ok(())
+}
+
+impl Logs {
+    /// Those of the host's system and of its managers. What is in them now is history.
+    pub(super) async fn open(client: &RedfishClient) -> Result<Self, BmcError> {
+        let mut logs = find(client, Instant::now() + LOOK_WITHIN).await?;
+        for log in &mut logs {
+            log.look(client, Instant::now() + LOOK_WITHIN).await?;
+        }
+        Ok(Self(logs))
+    }
+
+    /// Tells what is new.
+    pub(super) async fn tell(
+        &mut self,
+        client: &RedfishClient,
+        news: &Sender<News>,
+    ) -> Result<Told, BmcError> {
+        for log in &mut self.0 {
+            for entry in log.look(client, Instant::now() + LOOK_WITHIN).await? {
+                if news.send(News::Event(BmcEvent::parse(&entry))).await.is_err() {
+                    return Ok(Told::NobodyListens);
+                }
+            }
+        }
+        Ok(Told::All)
+    }
 }
 
 /// The logs of the host's system and of its managers.
@@ -107,7 +141,7 @@ async fn find(client: &RedfishClient, deadline: Instant) -> Result<Vec<Log>, Bmc
 }
 
 /// What a service names and does not have is no reason to read nothing.
-fn there<T>(read: Result<T, BmcError>) -> Result<Option<T>, BmcError> {
+pub(super) fn there<T>(read: Result<T, BmcError>) -> Result<Option<T>, BmcError> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(error) => match &*error.kind {

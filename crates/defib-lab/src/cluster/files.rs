@@ -17,6 +17,8 @@ pub const PATH: &str = "management";
 pub const BUS_TOPIC: &str = "defib-heartbeats";
 /// Where records of it go that can't be read.
 pub const DEAD_LETTERS: &str = "defib-dead-letters";
+/// The file with the secret that all replicas of a lab make the paths of BMCs' events of, above their directories.
+pub const WEBHOOK_SECRET: &str = "webhooks.secret";
 /// A second path, of heartbeats only.
 pub const SECOND_PATH: &str = "storage";
 
@@ -39,6 +41,8 @@ pub struct ReplicaPorts {
     pub heartbeat_for_agents: SocketAddr,
     /// The second path, where there is one: where the replica listens, and where agents send.
     pub second_path: Option<(SocketAddr, SocketAddr)>,
+    /// For events that BMCs send, where they do.
+    pub webhooks: Option<SocketAddr>,
 }
 
 impl ReplicaPorts {
@@ -107,6 +111,17 @@ pub fn replica(
         text.push_str("rebuild: true\n");
     }
     let _ = writeln!(text, "events: {{ signing-key: {} }}", quoted_path(&directory.join("events.key")));
+    if let Some(listen) = own.webhooks {
+        let (tls, secret) = (directory.join("tls"), directory.with_file_name(WEBHOOK_SECRET));
+        let _ = write!(
+            text,
+            "bmc-webhooks:\n  listen: \"{listen}\"\n  advertise: \"https://{listen}\"\n  certificate: {}\n  key: {}\n  \
+             secret: {{ file: {} }}\n",
+            quoted_path(&tls.join("tls.crt")),
+            quoted_path(&tls.join("tls.key")),
+            quoted_path(&secret)
+        );
+    }
     if let Some(broker) = bus {
         let topics = format!("heartbeats: {BUS_TOPIC}, dead-letters: {DEAD_LETTERS}");
         let _ = writeln!(text, "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, {topics} }}");
