@@ -11,7 +11,7 @@ use defib_bmc::{
     Bmc, BmcEvent, CredentialRef, ErrorKind, EventClass, Following, Identity, News, PowerState,
     RedfishClient, RedfishEndpoint, Trust, Way,
 };
-use defib_lab::redfish::{EmulatorConfig, EventFault, Faults, Happening, RedfishEmulator, Running};
+use defib_lab::redfish::{Answer, EmulatorConfig, EventFault, Faults, Happening, RedfishEmulator, Running};
 use defib_model::inventory::{
     FaultDomain, FenceMethod, FencingLevel, Host, Inventory, RedfishTarget, SelfFence,
 };
@@ -165,6 +165,22 @@ async fn the_logs_of_a_bmc_without_a_stream_are_read_and_nothing_new_is_missed_o
             assert_eq!((unknown.class, unknown.message_id), (EventClass::Unknown, message_id));
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_log_gained_while_it_could_not_be_read_is_told_afterwards() {
+    let rig = flag(Faults { events: Some(EventFault::Absent), ..Faults::default() }).await;
+    let following = Following::reading_logs_every(Duration::from_millis(5));
+    let (mut incoming, mut task) = rig.follow(following);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
+    let get = Some(Answer::always(500));
+    rig.bmc.set_faults(Faults { events: Some(EventFault::Absent), get, ..Faults::default() });
+    let following = timeout(AMPLE, task.join_next()).await.expect("it is noticed").unwrap().unwrap();
+    rig.bmc.power(false).await.unwrap();
+    rig.bmc.set_faults(Faults { events: Some(EventFault::Absent), ..Faults::default() });
+    let (mut incoming, _task) = rig.follow(following);
+    assert_eq!(event(&mut incoming).await.class, EventClass::PowerOff);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
 }
 
 /// At the places where real services have their streams, or say that they have none.

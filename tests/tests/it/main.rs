@@ -20,6 +20,7 @@ mod restarts;
 mod rig;
 mod siem;
 mod stuck;
+mod subscriptions;
 mod sushy;
 mod unknown_outcome;
 mod validators;

@@ -11,6 +11,12 @@ use crate::{
     rig::{AMPLE, Rig, SMALL},
 };
 
+/// Firmware that has neither stream nor log: whatever is heard of it, it sent.
+fn push_only() -> Faults {
+    let missing = vec!["/LogServices".into()];
+    Faults { events: Some(EventFault::Absent), missing, ..Faults::default() }
+}
+
 /// What the BMC of a host was subscribed to by us, if it was.
 async fn subscribed(rig: &Rig, name: &str) -> Vec<SubscriptionTruth> {
     let truth = host(rig, name).admin.truth().await.unwrap();
@@ -39,13 +45,8 @@ async fn a_bmc_that_can_only_push_is_subscribed_to_and_a_forger_moves_nobody() {
     };
     for name in ["h1", "h2"] {
         wait_for_lines(&rig, &[leader], heard, name, 1).await;
-        // Its new firmware has neither stream nor log, and forgets who subscribed when it starts.
-        let faults = Faults {
-            events: Some(EventFault::Absent),
-            missing: vec!["/LogServices".into()],
-            subscriptions: Some(SubscriptionFault::Forgotten),
-            ..Faults::default()
-        };
+        // It forgets who subscribed when it starts.
+        let faults = Faults { subscriptions: Some(SubscriptionFault::Forgotten), ..push_only() };
         let admin = &host(&rig, name).admin;
         admin.set_faults(&faults).await.unwrap();
         admin.restart_bmc().await.unwrap();
@@ -72,10 +73,14 @@ async fn a_bmc_that_can_only_push_is_subscribed_to_and_a_forger_moves_nobody() {
     })
     .await
     .unwrap();
+    // It lies, and says everything twice.
+    let faults = Faults { subscriptions: Some(SubscriptionFault::Doubled), ..push_only() };
+    host(&rig, "h2").admin.set_faults(&faults).await.unwrap();
     for _ in 0..50 {
         host(&rig, "h2").admin.tell(&power_off()).await.unwrap();
     }
     wait_for_lines(&rig, &all, "its BMC told that its power goes", "h2", 1).await;
+    wait_for_lines(&rig, &[leader], "its BMC tells: ", "h2", 100).await;
     assert!(came(&rig, leader, "accepted").await >= 1.0);
     for id in all {
         let log = rig.cluster.replica_log(id).unwrap();
@@ -104,11 +109,7 @@ async fn a_new_leader_takes_the_subscription_over() {
     })
     .await;
     let first = rig.cluster.operator().status().await.unwrap().leader;
-    let faults = Faults {
-        events: Some(EventFault::Absent),
-        missing: vec!["/LogServices".into()],
-        ..Faults::default()
-    };
+    let faults = Faults { subscriptions: Some(SubscriptionFault::Late), ..push_only() };
     host(&rig, "h1").admin.set_faults(&faults).await.unwrap();
     host(&rig, "h1").admin.restart_bmc().await.unwrap();
     wait_for_lines(&rig, &[first], "by=webhook", "h1", 1).await;

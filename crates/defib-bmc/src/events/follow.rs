@@ -10,8 +10,9 @@ use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, timeout};
 
+use super::logs::Logs;
 use super::service::EventService;
-use super::subscription;
+use super::subscription::Subscriber;
 use super::webhook::Webhook;
 use super::{BmcEvent, SseParser, logs};
 use crate::client::RedfishClient;
@@ -66,12 +67,13 @@ pub enum News {
     Event(BmcEvent),
 }
 
-/// Where a stream ended, so that the next one can go on there.
+/// Where a stream ended, and what was in the logs, so that the next time can go on there.
 #[derive(Debug)]
 pub struct Following {
     last_id: Option<String>,
+    logs: Logs,
     /// How often the logs of a BMC without a stream are read.
-    pub(super) read_logs_every: Duration,
+    read_logs_every: Duration,
     /// Where to be told, if anywhere.
     webhook: Option<Webhook>,
 }
@@ -85,8 +87,8 @@ impl Default for Following {
 impl Following {
     /// Nothing was followed yet; the logs of a BMC without a stream are to be read so often.
     #[must_use]
-    pub const fn reading_logs_every(read_logs_every: Duration) -> Self {
-        Self { last_id: None, read_logs_every, webhook: None }
+    pub fn reading_logs_every(read_logs_every: Duration) -> Self {
+        Self { last_id: None, logs: Logs::default(), read_logs_every, webhook: None }
     }
 
     /// A BMC without a stream that takes subscriptions is to send its events there.
@@ -111,18 +113,32 @@ pub(crate) async fn follow(
         let session = client.session(deadline).await?;
         match open(client, path, filters, following, deadline).await {
             Ok(stream) => return listen(client, path, stream, &session, following, news).await,
-            // A license that is missing, or all places taken.
-            Err(error) if subscription::is_refusal(&error) => {
+            Err(error) if is_denied(&error) => {
                 tracing::info!(host = client.endpoint().host, error = %error.chain(), "its events are had another way");
             }
             Err(error) => return Err(error),
         }
     }
-    match (&following.webhook, &service.subscriptions) {
+    let Following { webhook, logs, read_logs_every, .. } = following;
+    match (webhook, &service.subscriptions) {
         (Some(webhook), Some(collection)) => {
-            subscription::keep(client, collection, &service, following, webhook, news).await
+            let subscriber = Subscriber::new(client, collection, &service, webhook);
+            subscriber.keep(logs, *read_logs_every, news).await
         }
-        (Some(_), None) | (None, _) => logs::watch(client, following, news).await,
+        (Some(_), None) | (None, _) => logs::watch(client, logs, *read_logs_every, news).await,
+    }
+}
+
+/// Whether the stream is not to be had, as without a license, and not only at the moment.
+fn is_denied(error: &BmcError) -> bool {
+    match &*error.kind {
+        ErrorKind::Status { status, .. } => {
+            let later =
+                [StatusCode::UNAUTHORIZED, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+            *status == StatusCode::NOT_IMPLEMENTED || status.is_client_error() && !later.contains(status)
+        }
+        ErrorKind::Body { .. } => true,
+        _ => false,
     }
 }
 

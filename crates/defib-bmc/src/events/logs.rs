@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
 use super::service::EventService;
-use super::{BmcEvent, Following, News, Way};
+use super::{BmcEvent, News, Way};
 use crate::client::RedfishClient;
 use crate::resources::{Collection, link, managers};
 use crate::{BmcError, ErrorKind};
@@ -61,22 +61,25 @@ pub(super) enum Told {
     NobodyListens,
 }
 
-/// The logs of one BMC.
-#[derive(Debug)]
+/// The logs of one BMC, and what was in them when they were read last.
+#[derive(Debug, Default)]
 pub(super) struct Logs(Vec<Log>);
 
 /// Tells what is new in the logs, until there may be a stream.
 pub(super) async fn watch(
     client: &RedfishClient,
-    following: &Following,
+    logs: &mut Logs,
+    every: Duration,
     news: &Sender<News>,
 ) -> Result<(), BmcError> {
-    let mut logs = Logs::open(client).await?;
-    if news.send(News::Opened(Way::Log)).await.is_err() {
+    logs.find(client).await?;
+    if logs.tell(client, news).await? == Told::NobodyListens
+        || news.send(News::Opened(Way::Log)).await.is_err()
+    {
         return Ok(());
     }
     for round in 1_u32.. {
-        sleep(following.read_logs_every).await;
+        sleep(every).await;
         if logs.tell(client, news).await? == Told::NobodyListens {
             break;
         }
@@ -90,16 +93,18 @@ pub(super) async fn watch(
 }
 
 impl Logs {
-    /// Those of the host's system and of its managers. What is in them now is history.
-    pub(super) async fn open(client: &RedfishClient) -> Result<Self, BmcError> {
-        let mut logs = find(client, Instant::now() + LOOK_WITHIN).await?;
-        for log in &mut logs {
-            log.look(client, Instant::now() + LOOK_WITHIN).await?;
+    /// Looks which there are. Of those that were read before, it is kept what was in them.
+    pub(super) async fn find(&mut self, client: &RedfishClient) -> Result<(), BmcError> {
+        let mut found = find(client, Instant::now() + LOOK_WITHIN).await?;
+        for log in &mut found {
+            let same = self.0.iter_mut().find(|known| known.entries == log.entries);
+            log.known = same.and_then(|known| known.known.take());
         }
-        Ok(Self(logs))
+        self.0 = found;
+        Ok(())
     }
 
-    /// Tells what is new.
+    /// Tells what is new. What is in a log that was not read before is history.
     pub(super) async fn tell(
         &mut self,
         client: &RedfishClient,
@@ -168,7 +173,10 @@ impl Log {
         }
         let mut numbers = BTreeSet::new();
         found.retain(|entry| numbers.insert(number(entry)));
-        let Some(known) = self.known.replace(numbers) else { return Ok(Vec::new()) };
+        let Some(known) = &self.known else {
+            self.known = Some(numbers);
+            return Ok(Vec::new());
+        };
         found.retain(|entry| !known.contains(&number(entry)));
         for entry in found.iter_mut().filter(|entry| is_bare(entry)).take(FETCHED_MAX) {
             let Some(path) = link(entry) else { continue };
@@ -176,6 +184,8 @@ impl Log {
                 *entry = whole;
             }
         }
+        // Not before: what could not be fetched is new the next time, too.
+        self.known = Some(numbers);
         Ok(found)
     }
 }

@@ -1,6 +1,7 @@
 //! The subscription of a BMC that pushes its events: made, looked at again and again, and made anew when the BMC has
 //! forgotten it. Beside it the log is read, for events get lost on the way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
-use super::logs::{self, Logs, there};
+use super::logs::{Logs, Told, there};
 use super::service::EventService;
 use super::webhook::Webhook;
-use super::{Following, News, Way};
+use super::{News, Way};
 use crate::client::RedfishClient;
 use crate::resources::{Collection, error_message, local_path};
 use crate::{BmcError, ErrorKind};
@@ -96,7 +97,7 @@ enum Found {
 }
 
 /// One client's care for one subscription.
-struct Subscriber<'a> {
+pub(super) struct Subscriber<'a> {
     client: &'a RedfishClient,
     collection: &'a str,
     service: &'a EventService,
@@ -105,7 +106,16 @@ struct Subscriber<'a> {
     made: Option<String>,
 }
 
-impl Subscriber<'_> {
+impl<'a> Subscriber<'a> {
+    pub(super) const fn new(
+        client: &'a RedfishClient,
+        collection: &'a str,
+        service: &'a EventService,
+        webhook: &'a Webhook,
+    ) -> Self {
+        Self { client, collection, service, webhook, made: None }
+    }
+
     async fn look(&self, deadline: Instant) -> Result<Audit, BmcError> {
         let mut held = Vec::new();
         let mut page = Some(self.collection.to_owned());
@@ -174,47 +184,82 @@ impl Subscriber<'_> {
         let none = || self.client.unsupported(self.collection, "subscription".to_owned());
         Err(refusal.map_or_else(none, |kind| self.client.error(kind)))
     }
-}
 
-/// Whether the BMC answered, and won't have it.
-pub(super) fn is_refusal(error: &BmcError) -> bool {
-    matches!(&*error.kind, ErrorKind::Status { .. } | ErrorKind::Unsupported { .. })
-}
+    /// Keeps the subscription and reads the log, until the BMC may have forgotten us, or may have a stream.
+    pub(super) async fn keep(
+        mut self,
+        logs: &mut Logs,
+        read_logs_every: Duration,
+        news: &Sender<News>,
+    ) -> Result<(), BmcError> {
+        let client = self.client;
+        // One of the two that run below says that the log is all there is, whichever sees it last.
+        let (is_refused, is_read) = (AtomicBool::new(false), AtomicBool::new(false));
+        let subscribed = self.audit_again_and_again(&is_refused, &is_read, news);
+        let reconciled = async {
+            // That the log can't be read is no reason to end what works: the subscription is looked after by itself.
+            let trouble = |error: BmcError| {
+                tracing::debug!(host = client.endpoint().host, error = %error.chain(), "its log can't be read");
+            };
+            while let Err(error) = logs.find(client).await {
+                trouble(error);
+                sleep(read_logs_every).await;
+            }
+            loop {
+                match logs.tell(client, news).await {
+                    Ok(Told::All) if is_read.swap(true, Ordering::Relaxed) => {}
+                    Ok(Told::All) => {
+                        let is_refused = is_refused.load(Ordering::Relaxed);
+                        if is_refused && news.send(News::Opened(Way::Log)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(Told::NobodyListens) => return,
+                    Err(error) => trouble(error),
+                }
+                sleep(read_logs_every).await;
+            }
+        };
+        tokio::select! {
+            ended = subscribed => ended,
+            () = reconciled => Ok(()),
+        }
+    }
 
-fn again(refusals: u32) -> Duration {
-    AGAIN.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(AUDIT_EVERY)
-}
-
-/// Keeps a subscription and reads the log, until the BMC may have forgotten us, or may have a stream.
-pub(super) async fn keep(
-    client: &RedfishClient,
-    collection: &str,
-    service: &EventService,
-    following: &Following,
-    webhook: &Webhook,
-    news: &Sender<News>,
-) -> Result<(), BmcError> {
-    let subscribed = async {
-        let mut subscriber = Subscriber { client, collection, service, webhook, made: None };
+    async fn audit_again_and_again(
+        &mut self,
+        is_refused: &AtomicBool,
+        is_read: &AtomicBool,
+        news: &Sender<News>,
+    ) -> Result<(), BmcError> {
+        let within = || Instant::now() + AUDIT_WITHIN;
+        let client = self.client;
+        let session = client.session(within()).await?;
         let mut refusals = 0_u32;
-        let session = client.session(Instant::now() + AUDIT_WITHIN).await?;
         for audit in 1_u32.. {
-            let item = match subscriber.audit(Instant::now() + AUDIT_WITHIN).await {
-                Ok(Found::Good) if audit > 1 && refusals == 0 => None,
+            let items = match self.audit(within()).await {
+                Ok(Found::Good) if audit > 1 && refusals == 0 => vec![],
                 Ok(Found::Good | Found::Made) => {
                     refusals = 0;
-                    Some(News::Opened(Way::Webhook))
+                    is_refused.store(false, Ordering::Relaxed);
+                    vec![News::Opened(Way::Webhook)]
                 }
                 Err(error) if is_refusal(&error) => {
                     refusals = refusals.saturating_add(1);
-                    (refusals == 1).then(|| News::NotSubscribed(error.chain()))
+                    match is_refused.swap(true, Ordering::Relaxed) {
+                        true => vec![],
+                        false if is_read.load(Ordering::Relaxed) => {
+                            vec![News::NotSubscribed(error.chain()), News::Opened(Way::Log)]
+                        }
+                        false => vec![News::NotSubscribed(error.chain())],
+                    }
                 }
                 Err(error) => return Err(error),
             };
-            if let Some(item) = item
-                && news.send(item).await.is_err()
-            {
-                return Ok(());
+            for item in items {
+                if news.send(item).await.is_err() {
+                    return Ok(());
+                }
             }
             let next = Instant::now() + if refusals > 0 { again(refusals) } else { AUDIT_EVERY };
             while Instant::now() < next {
@@ -223,32 +268,21 @@ pub(super) async fn keep(
                     return Ok(());
                 }
             }
-            if audit % AUDITS == 0
-                && EventService::read(client, Instant::now() + AUDIT_WITHIN).await?.stream.is_some()
-            {
-                return Ok(());
+            if audit % AUDITS == 0 && EventService::read(client, within()).await?.stream.is_some() {
+                break;
             }
         }
         Ok(())
-    };
-    let reconciled = async {
-        let mut logs = match Logs::open(client).await {
-            Ok(logs) => logs,
-            // There is none; then nothing can be compared.
-            Err(error) if is_refusal(&error) => return std::future::pending().await,
-            Err(error) => return Err(error),
-        };
-        loop {
-            sleep(following.read_logs_every).await;
-            if let logs::Told::NobodyListens = logs.tell(client, news).await? {
-                return Ok(());
-            }
-        }
-    };
-    tokio::select! {
-        ended = subscribed => ended,
-        ended = reconciled => ended,
     }
+}
+
+/// Whether the BMC answered, and won't have it.
+fn is_refusal(error: &BmcError) -> bool {
+    matches!(&*error.kind, ErrorKind::Status { .. } | ErrorKind::Unsupported { .. })
+}
+
+fn again(refusals: u32) -> Duration {
+    AGAIN.saturating_mul(1 << refusals.saturating_sub(1).min(16)).min(AUDIT_EVERY)
 }
 
 /// Takes away what we subscribed to at a BMC.
@@ -259,7 +293,7 @@ pub(crate) async fn unsubscribe(
 ) -> Result<(), BmcError> {
     let service = EventService::read(client, deadline).await?;
     let Some(collection) = service.subscriptions.as_deref() else { return Ok(()) };
-    let subscriber = Subscriber { client, collection, service: &service, webhook, made: None };
+    let subscriber = Subscriber::new(client, collection, &service, webhook);
     let audit = subscriber.look(deadline).await?;
     for path in audit.good.iter().chain(&audit.stale) {
         subscriber.delete(path, deadline).await?;

@@ -106,6 +106,8 @@ pub enum EventFault {
     Absent,
     /// Nor do logs say more of their entries than where they are.
     Bare,
+    /// There is a stream, and nobody gets it: the license for it is missing.
+    Denied,
     /// None of them arrives on an open stream.
     Lost,
     /// Each of them arrives twice.

@@ -141,6 +141,10 @@ async fn answer(
         && !matches!(lock(&core.faults).events, Some(EventFault::Absent | EventFault::Bare));
     if is_for_stream && is_authorized(&core, request.headers()) {
         let open = core.record.arrived("GET", request.uri().path(), None);
+        if lock(&core.faults).events == Some(EventFault::Denied) {
+            open.answered(StatusCode::FORBIDDEN.as_u16());
+            return Ok(refusal(StatusCode::FORBIDDEN, "a license is missing").map(Either::Left));
+        }
         if !is_known_filter(request.uri().query()) {
             open.answered(StatusCode::BAD_REQUEST.as_u16());
             return Ok(refusal(StatusCode::BAD_REQUEST, "no such filter").map(Either::Left));
