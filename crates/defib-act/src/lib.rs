@@ -158,6 +158,7 @@ impl Power {
         let credentials = credentials(host, &target.credentials)?;
         let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
         endpoint.system.clone_from(&target.system);
+        endpoint.events = target.events;
         Ok(RedfishClient::new(endpoint)?)
     }
 

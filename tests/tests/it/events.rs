@@ -213,6 +213,7 @@ async fn the_leader_hears_of_a_bmc_again_after_its_restart_until_the_inventory_f
         serial: None,
         pin: Some(rig.bmc.pin().unwrap()),
         credentials: format!("file:{}", rig.credentials.path().display()),
+        events: Default::default(),
     };
     let h1 = HostId::new("h1").unwrap();
     let host = Host {

@@ -11,7 +11,7 @@ use defib_bmc::{
 };
 use defib_lab::redfish::{EmulatorConfig, EventFault, Faults, Running, SubscriptionFault, SubscriptionTruth};
 use defib_model::inventory::{
-    FaultDomain, FenceMethod, FencingLevel, Host, Inventory, RedfishTarget, SelfFence,
+    EventSource, FaultDomain, FenceMethod, FencingLevel, Host, Inventory, RedfishTarget, SelfFence,
 };
 use defib_model::{HostId, Resources};
 use defib_tests::bmc::{Closed, emulated};
@@ -114,6 +114,7 @@ async fn ours_is_put_right_others_are_left_alone_and_a_host_that_leaves_is_unsub
         serial: None,
         pin: Some(rig.bmc.pin().unwrap()),
         credentials: format!("file:{}", rig.credentials.path().display()),
+        events: Default::default(),
     };
     let h1 = HostId::new("h1").unwrap();
     let host = Host {
@@ -198,6 +199,31 @@ async fn a_stream_that_is_denied_is_done_without() {
     assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
     rig.bmc.power(false).await.unwrap();
     assert_eq!(event(&mut incoming).await.class, EventClass::PowerOff);
+}
+
+#[tokio::test]
+async fn a_stream_is_left_alone_where_the_entry_says_so_and_nothing_is_written_where_it_says_log() {
+    for (events, way) in [(EventSource::Webhook, Way::Webhook), (EventSource::Log, Way::Log)] {
+        let config = EmulatorConfig::flag(UUID, "S1");
+        let identity = Identity::by_uuid(UUID);
+        let (bmc, mut endpoint, _credentials) =
+            emulated(config, identity, Duration::from_millis(50)).await.unwrap();
+        endpoint.events = events;
+        let client = RedfishClient::new(endpoint).unwrap();
+        let (news, mut incoming) = channel(16);
+        let mut following = Following::default().told_at(Some(webhook(AlwaysAllowed)));
+        tokio::select! {
+            ended = client.follow(&mut following, &news) => panic!("it ended: {ended:?}"),
+            opened = next(&mut incoming) => assert_eq!(opened, News::Opened(way)),
+        }
+        let truth = bmc.truth().await;
+        let is_subscribed = events == EventSource::Webhook;
+        assert_eq!(
+            (truth.listeners, truth.subscriptions.len()),
+            (0, usize::from(is_subscribed)),
+            "{truth:?}"
+        );
+    }
 }
 
 /// At the places where real services have their subscriptions.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use defib_model::inventory::EventSource;
 use http::{Method, StatusCode};
 use serde_json::Value;
 use tokio::sync::mpsc::Sender;
@@ -108,7 +109,8 @@ pub(crate) async fn follow(
 ) -> Result<(), BmcError> {
     let deadline = Instant::now() + OPEN_WITHIN;
     let service = EventService::read(client, deadline).await?;
-    if let Some(path) = &service.stream {
+    let chosen = client.endpoint().events;
+    if let Some(path) = service.stream.as_ref().filter(|_| chosen == EventSource::Auto) {
         let filters = if service.filters { &FILTERS[..] } else { &FILTERS[2..] };
         let session = client.session(deadline).await?;
         match open(client, path, filters, following, deadline).await {
@@ -120,7 +122,7 @@ pub(crate) async fn follow(
         }
     }
     let Following { webhook, logs, read_logs_every, .. } = following;
-    match (webhook, &service.subscriptions) {
+    match (webhook, service.subscriptions.as_ref().filter(|_| chosen != EventSource::Log)) {
         (Some(webhook), Some(collection)) => {
             let subscriber = Subscriber::new(client, collection, &service, webhook);
             subscriber.keep(logs, *read_logs_every, news).await

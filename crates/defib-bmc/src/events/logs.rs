@@ -83,9 +83,7 @@ pub(super) async fn watch(
         if logs.tell(client, news).await? == Told::NobodyListens {
             break;
         }
-        if round % LOOKS == 0
-            && EventService::read(client, Instant::now() + LOOK_WITHIN).await?.stream.is_some()
-        {
+        if round % LOOKS == 0 && EventService::has_stream(client, Instant::now() + LOOK_WITHIN).await? {
             break;
         }
     }

@@ -1,5 +1,6 @@
 //! What a BMC says of its events: whether there is a stream, and how they are subscribed to.
 
+use defib_model::inventory::EventSource;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -42,6 +43,12 @@ impl EventService {
             types: TYPES.into_iter().filter(|name| names("EventTypesForSubscription", name)).collect(),
             formats: names("EventFormatTypes", "Event"),
         }
+    }
+
+    /// Whether the BMC has a stream by now that it may be followed by.
+    pub(super) async fn has_stream(client: &RedfishClient, deadline: Instant) -> Result<bool, BmcError> {
+        let is_wanted = client.endpoint().events == EventSource::Auto;
+        Ok(is_wanted && Self::read(client, deadline).await?.stream.is_some())
     }
 
     /// What the BMC says now; nothing at all where it has no such service.

@@ -268,7 +268,7 @@ impl<'a> Subscriber<'a> {
                     return Ok(());
                 }
             }
-            if audit % AUDITS == 0 && EventService::read(client, within()).await?.stream.is_some() {
+            if audit % AUDITS == 0 && EventService::has_stream(client, within()).await? {
                 break;
             }
         }

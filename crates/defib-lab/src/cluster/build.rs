@@ -190,6 +190,7 @@ impl Cluster {
                     "file:{}",
                     self.host_directory(name.as_str()).join("bmc.user").display()
                 ),
+                events: Default::default(),
             };
             let admin = text("admin")?.parse()?;
             if let Some(host) = self.hosts.get_mut(name.as_str()) {

@@ -269,6 +269,7 @@ fn method_fields(method: &FenceMethod, text: &mut String) {
             field("system", target.system.as_deref());
             field("pin", target.pin.as_deref());
             field("credentials", Some(&target.credentials));
+            field("events", Some(target.events.as_str()));
         }
         FenceMethod::Ipmi(target) => {
             field("address", Some(&target.address));
@@ -375,7 +376,9 @@ pub fn inventory(inventory: &Inventory) -> String {
 mod tests {
     use super::*;
     use crate::cluster::layout::{Size, inventory as declared};
-    use defib_model::inventory::{CipherSuite, FenceAgentTarget, FencingLevel, IpmiTarget, RedfishTarget};
+    use defib_model::inventory::{
+        CipherSuite, EventSource, FenceAgentTarget, FencingLevel, IpmiTarget, RedfishTarget,
+    };
     use defib_observe::documents::{inventory_from_yaml, policy_from_yaml};
 
     #[test]
@@ -391,6 +394,7 @@ mod tests {
                 system: None,
                 pin: Some("ab".repeat(32)),
                 credentials: "file:/tmp/x y".into(),
+                events: Default::default(),
             };
             let method = FenceMethod::Redfish(target);
             let other = FenceMethod::Redfish(RedfishTarget {
@@ -400,6 +404,7 @@ mod tests {
                 system: Some("/redfish/v1/Systems/2".into()),
                 pin: None,
                 credentials: "env:X".into(),
+                events: EventSource::Log,
             });
             let ipmi = FenceMethod::Ipmi(IpmiTarget {
                 address: "127.0.0.1:9623".into(),
