@@ -202,6 +202,10 @@ impl Site for Machines {
         Ok(SocketAddr::new(IpAddr::V4(replica(2, id)), 7003))
     }
 
+    fn webhooks(&self, id: u64) -> anyhow::Result<SocketAddr> {
+        Ok(SocketAddr::new(IpAddr::V4(replica(1, id)), 7006))
+    }
+
     fn neighbour(&self, number: usize) -> anyhow::Result<SocketAddr> {
         Ok(SocketAddr::new(IpAddr::V4(host_data(number)), 7005))
     }

@@ -1,10 +1,14 @@
-//! Follows what BMCs tell by themselves, for as long as they have streams and we lead.
+//! Follows what BMCs tell by themselves, for as long as we lead.
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, sync::PoisonError, time::Duration};
 
-use defib_bmc::{BmcError, BmcEvent, Following, News};
+use defib_bmc::{BmcError, BmcEvent, Following, News, Way, Webhook, Webhooks, WriteGate};
 use defib_model::{HostId, inventory::FenceMethod};
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     Client, Power,
@@ -17,6 +21,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// One that has no stream, or refuses us, is asked again after this: its firmware or its settings may be others then.
 const PAUSE_REFUSED: Duration = Duration::from_secs(300);
+/// How long a BMC whose host left the inventory may take to forget our subscription.
+const UNSUBSCRIBE_WITHIN: Duration = Duration::from_secs(10);
 /// News of one BMC that wait for whoever hears them; its stream waits meanwhile.
 const WAITING_MAX: usize = 64;
 
@@ -32,12 +38,29 @@ pub struct Heard {
 /// What comes of following a BMC.
 #[derive(Debug)]
 pub enum Told {
-    /// Its stream is open; something may have happened before.
-    Opened,
+    /// It is heard now; something may have happened before.
+    Opened(Way),
+    /// It takes no subscription; why. Its logs are read.
+    NotSubscribed(String),
     /// Something happened.
     Event(BmcEvent),
-    /// Its stream ended or can't be had.
+    /// It is not heard any more, or can't be.
     Ended(Option<BmcError>),
+}
+
+/// Where BMCs without a stream send what they tell.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    /// The addresses, at this replica.
+    pub to: Arc<Webhooks>,
+    /// Asked before a subscription is made or deleted.
+    pub gate: Arc<dyn WriteGate>,
+}
+
+impl Pushed {
+    fn of(&self, host: &HostId) -> Webhook {
+        self.to.of(host, Arc::clone(&self.gate))
+    }
 }
 
 fn pause(failures: u32, refused: bool) -> Duration {
@@ -48,25 +71,38 @@ fn pause(failures: u32, refused: bool) -> Duration {
 }
 
 impl Power {
-    /// Follows every BMC of the inventory that tells of events, until dropped: each replica that leads holds one stream
-    /// per BMC, of which they have few.
-    pub async fn follow(&self, heard: &mpsc::Sender<Heard>) {
+    /// Follows every BMC of the inventory that tells of events, until dropped: the replica that leads holds one stream
+    /// or one subscription per BMC, of which they have few.
+    pub async fn follow(&self, pushed: Option<&Pushed>, heard: &mpsc::Sender<Heard>) {
         let mut changes = self.changes();
         // Dropping a set ends its task, and so the stream.
         let mut followed: BTreeMap<Key, (Client, JoinSet<()>)> = BTreeMap::new();
+        let mut farewells = JoinSet::new();
         loop {
             let clients = self.tellers();
-            followed.retain(|key, (held, _)| clients.get(key).is_some_and(|now| Arc::ptr_eq(now, held)));
+            for (key, (held, mut task)) in std::mem::take(&mut followed) {
+                if clients.get(&key).is_some_and(|now| Arc::ptr_eq(now, &held)) {
+                    followed.insert(key, (held, task));
+                    continue;
+                }
+                task.abort_all();
+                let is_followed_still = clients.keys().any(|(host, ..)| *host == key.0);
+                if let Some(pushed) = pushed.filter(|_| !is_followed_still) {
+                    farewells.spawn(unfollow(held, pushed.of(&key.0)));
+                }
+            }
             for (key, client) in clients {
                 let begin = || {
                     let mut task = JoinSet::new();
-                    task.spawn(follow_one(key.clone(), Arc::clone(&client), heard.clone()));
+                    let webhook = pushed.map(|pushed| pushed.of(&key.0));
+                    task.spawn(follow_one(key.clone(), Arc::clone(&client), webhook, heard.clone()));
                     (Arc::clone(&client), task)
                 };
                 followed.entry(key.clone()).or_insert_with(begin);
             }
-            if changes.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                Some(_) = farewells.join_next() => {}
             }
         }
     }
@@ -78,9 +114,18 @@ impl Power {
     }
 }
 
-async fn follow_one(key: Key, client: Client, heard: mpsc::Sender<Heard>) {
+/// Takes our subscription away from a BMC that nobody asks about any more.
+async fn unfollow(client: Client, webhook: Webhook) {
+    if let Err(error) = client.unfollow(&webhook, Instant::now() + UNSUBSCRIBE_WITHIN).await {
+        let (host, error) = (client.host(), error.chain());
+        tracing::warn!(host, error, "its BMC may keep our subscription; delete it there if it does");
+    }
+}
+
+async fn follow_one(key: Key, client: Client, webhook: Option<Webhook>, heard: mpsc::Sender<Heard>) {
     let (news, mut incoming) = mpsc::channel(WAITING_MAX);
-    let (mut following, mut failures, mut round) = (Following::default(), 0_u32, 0_u32);
+    let mut following = Following::default().told_at(webhook);
+    let (mut failures, mut round) = (0_u32, 0_u32);
     loop {
         let mut was_open = false;
         let ended = {
@@ -119,7 +164,8 @@ struct Deaf;
 
 async fn pass(host: &HostId, news: News, heard: &mpsc::Sender<Heard>) -> Result<(), Deaf> {
     let told = match news {
-        News::Opened => Told::Opened,
+        News::Opened(way) => Told::Opened(way),
+        News::NotSubscribed(why) => Told::NotSubscribed(why),
         News::Event(event) => Told::Event(event),
     };
     heard.send(Heard { host: host.clone(), told }).await.map_err(|_| Deaf)

@@ -25,7 +25,7 @@ use defib_model::{
     command::FenceResult,
     inventory::{FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget},
 };
-pub use follow::{Heard, Told};
+pub use follow::{Heard, Pushed, Told};
 use tokio::{sync::watch, time::Instant};
 pub use warm::{BmcHealth, Kind, changed};
 use warm::{Busy, Key, Testing};
@@ -158,6 +158,7 @@ impl Power {
         let credentials = credentials(host, &target.credentials)?;
         let mut endpoint = RedfishEndpoint::new(host.as_str(), &target.address, identity, trust, credentials);
         endpoint.system.clone_from(&target.system);
+        endpoint.events = target.events;
         Ok(RedfishClient::new(endpoint)?)
     }
 

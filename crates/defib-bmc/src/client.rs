@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, timeout_at};
 
 use crate::endpoint::Address;
-use crate::events::{Following, News, follow};
+use crate::events::{Following, News, Webhook, follow, unsubscribe};
 use crate::off::{Steps, may_write, power_off};
 use crate::refusals::{Fingerprint, Refusals};
 use crate::resources::{
@@ -20,9 +20,9 @@ use crate::resources::{
 use crate::session::{LoginAnswer, Session, judge_login, login_body};
 use crate::transport::{Answer, Authorization, Call, Connection, dial, within};
 use crate::{
-    Bmc, BmcError, BmcFuture, CredentialError, Credentials, EndpointError, ErrorKind, FenceOutcome, Identity,
-    IdentityProblem, Phase, PowerOff, PowerReading, PowerState, RedfishEndpoint, ReportedIdentity,
-    ResetOutcome, WriteGate, trust,
+    Bmc, BmcError, BmcFuture, CredentialError, Credentials, EndpointError, ErrorKind, FenceOutcome,
+    IdentityProblem, Phase, PowerOff, PowerReading, RedfishEndpoint, ReportedIdentity, ResetOutcome,
+    WriteGate, trust,
 };
 
 /// More systems than any chassis has behind one BMC.
@@ -58,37 +58,7 @@ pub struct RedfishClient {
 }
 
 /// A system as it was read: power and identity, and how it is reset.
-type Read = Result<(PowerReading, Option<Reset>), BmcError>;
-
-/// A system that a BMC controls, for an operator who records its identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SystemSeen {
-    /// Its path at the BMC.
-    pub path: String,
-    /// What it says that it is.
-    pub identity: ReportedIdentity,
-    /// Its power. No proof of anything: nobody has said yet which machine it should be.
-    pub power: PowerState,
-    /// Whether an identity of it would tell it from others.
-    pub identifiable: bool,
-}
-
-/// Shows which systems a BMC controls, so that an operator can record an identity. Only reads. `endpoint` needs no
-/// identity yet; its trust must be known, because a password is sent.
-pub async fn survey(endpoint: RedfishEndpoint, deadline: Instant) -> Result<Vec<SystemSeen>, BmcError> {
-    let host = endpoint.host.clone();
-    let client = RedfishClient::unidentified(endpoint)
-        .map_err(|error| BmcError::new(&host, ErrorKind::Endpoint(error)))?;
-    let systems = client.every_system(deadline).await;
-    client.log_out(deadline).await;
-    let seen = |(path, read): (String, Read)| {
-        let (reading, _) = read?;
-        let (uuid, serial) = (reading.identity.uuid.clone(), reading.identity.serial.clone());
-        let identifiable = Identity { uuid, serial }.is_usable();
-        Ok(SystemSeen { path, identity: reading.identity, power: reading.state, identifiable })
-    };
-    systems?.into_iter().map(seen).collect()
-}
+pub(crate) type Read = Result<(PowerReading, Option<Reset>), BmcError>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every value behind these locks is whole at any instant: it is replaced, never edited.
@@ -103,7 +73,7 @@ impl RedfishClient {
     }
 
     /// A client that knows no machine yet: it may only look around.
-    fn unidentified(endpoint: RedfishEndpoint) -> Result<Self, EndpointError> {
+    pub(crate) fn unidentified(endpoint: RedfishEndpoint) -> Result<Self, EndpointError> {
         Ok(Self {
             address: endpoint.address()?,
             tls: trust::client_config(&endpoint)?,
@@ -170,7 +140,7 @@ impl RedfishClient {
     }
 
     /// A request with our session; logs in first if there is none, and again, once, if it is not known any more.
-    async fn authorized(
+    pub(crate) async fn authorized(
         &self,
         method: Method,
         path: &str,
@@ -343,7 +313,7 @@ impl RedfishClient {
     }
 
     /// Reads every system of the BMC, whoever it is.
-    async fn every_system(&self, deadline: Instant) -> Result<Vec<(String, Read)>, BmcError> {
+    pub(crate) async fn every_system(&self, deadline: Instant) -> Result<Vec<(String, Read)>, BmcError> {
         let session = self.session(deadline).await?;
         let root = self.service_root(session.authorization(), deadline).await?;
         let mut page = Some(root.systems);
@@ -454,10 +424,10 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        match self.may_write(gate, deadline).await {
-            Ok(()) => self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await,
-            Err(error) => ResetOutcome::NotSent(error),
+        if let Err(error) = self.may_write(gate, deadline).await {
+            return ResetOutcome::NotSent(error);
         }
+        self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await
     }
 
     /// Asks the BMC of the host to restart itself, after its identity was read and matched; the host runs on. For an
@@ -481,13 +451,13 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        match self.may_write(gate, deadline).await {
-            Ok(()) => self.send_reset(&manager, Some(reset), RESTART, deadline).await,
-            Err(error) => ResetOutcome::NotSent(error),
+        if let Err(error) = self.may_write(gate, deadline).await {
+            return ResetOutcome::NotSent(error);
         }
+        self.send_reset(&manager, Some(reset), RESTART, deadline).await
     }
 
-    async fn may_write(&self, gate: &dyn WriteGate, deadline: Instant) -> Result<(), BmcError> {
+    pub(crate) async fn may_write(&self, gate: &dyn WriteGate, deadline: Instant) -> Result<(), BmcError> {
         let wait = deadline.saturating_duration_since(Instant::now());
         match within(&self.endpoint.host, Phase::Operation, wait, deadline, may_write(gate)).await? {
             true => Ok(()),
@@ -495,7 +465,7 @@ impl RedfishClient {
         }
     }
 
-    async fn log_out(&self, deadline: Instant) {
+    pub(crate) async fn log_out(&self, deadline: Instant) {
         let session = lock(&self.session).take();
         if let Some(Session::Token { token, location: Some(path) }) = session {
             let authorization = Authorization::Token(token);
@@ -585,6 +555,10 @@ impl Bmc for RedfishClient {
         news: &'a Sender<News>,
     ) -> BmcFuture<'a, Result<(), BmcError>> {
         Box::pin(follow(self, following, news))
+    }
+
+    fn unfollow<'a>(&'a self, webhook: &'a Webhook, at: Instant) -> BmcFuture<'a, Result<(), BmcError>> {
+        Box::pin(unsubscribe(self, webhook, at))
     }
 
     fn logins_refused(&self) -> u64 {

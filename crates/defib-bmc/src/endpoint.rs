@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use defib_model::inventory::EventSource;
 use http::Uri;
 
 use crate::{CredentialRef, Identity, Trust};
@@ -23,6 +24,8 @@ pub struct RedfishEndpoint {
     pub trust: Trust,
     /// Where user name and password are, resolved at each login.
     pub credentials: CredentialRef,
+    /// How its events are had.
+    pub events: EventSource,
     /// Time limits and repetition.
     pub limits: Limits,
 }
@@ -146,6 +149,7 @@ impl RedfishEndpoint {
             identity,
             trust,
             credentials,
+            events: EventSource::default(),
             limits: Limits::default(),
         }
     }

@@ -30,17 +30,22 @@ mod power;
 mod refusals;
 pub mod resources;
 mod session;
+mod survey;
 mod transport;
 mod trust;
 
-pub use client::{RedfishClient, SystemSeen, survey};
+pub use client::RedfishClient;
 pub use credentials::{CredentialError, CredentialRef, CredentialRefError, Credentials};
 pub use endpoint::{Address, AddressError, EndpointError, Limits, RedfishEndpoint};
 pub use error::{BmcError, ErrorKind, IdentityProblem, Phase};
-pub use events::{BmcEvent, EventClass, Following, News, SseMessage, SseParser, power_goes};
+pub use events::{
+    BmcEvent, EventClass, Following, News, SseMessage, SseParser, Way, Webhook, WebhookError, Webhooks,
+    events_of, power_goes,
+};
 pub use fence_agent::{FenceAgentClient, FenceAgentEndpoint};
 pub use identity::{Identity, ReportedIdentity};
 pub use ipmi::{IpmiClient, IpmiEndpoint, LogEntry, SensorReading};
 pub use port::{AlwaysAllowed, Bmc, BmcFuture, PowerOff, WriteGate};
 pub use power::{FenceOutcome, PowerReading, PowerState, ResetOutcome};
+pub use survey::{SystemSeen, survey};
 pub use trust::{ObservedPin, Pin, PinParseError, Trust, fetch_pin};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
-use crate::events::{Following, News};
+use crate::events::{Following, News, Webhook};
 use crate::{BmcError, ErrorKind, FenceOutcome, PowerReading, ReportedIdentity, ResetOutcome};
 
 /// A boxed future, so that drivers can be held side by side.
@@ -76,6 +76,16 @@ pub trait Bmc: Send + Sync + fmt::Debug {
         let _ = (following, news);
         let (system, what) = (String::new(), "events".to_owned());
         Box::pin(ready(Err(BmcError::new(self.host(), ErrorKind::Unsupported { system, what }))))
+    }
+
+    /// Takes away the subscriptions that following it made, for a host that is followed no more.
+    fn unfollow<'a>(
+        &'a self,
+        webhook: &'a Webhook,
+        deadline: Instant,
+    ) -> BmcFuture<'a, Result<(), BmcError>> {
+        let _ = (webhook, deadline);
+        Box::pin(ready(Ok(())))
     }
 
     /// How many logins it refused since this client was made, where that is known.

@@ -1,5 +1,5 @@
-//! On the leader, hears what BMCs tell by themselves: each event is counted and logged, and those that may mean power
-//! make the controller look at once. None is believed.
+//! Hears what BMCs tell by themselves: the leader by following them, every replica what is sent to it. Each event is
+//! counted and logged, and those that may mean power make the controller look at once. None is believed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use defib_act::{Heard, Power, Told};
-use defib_bmc::EventClass;
+use defib_act::{Heard, Power, Pushed, Told};
+use defib_bmc::{BmcFuture, EventClass, Webhooks, WriteGate};
 use defib_engine::controller::Input;
 use defib_model::HostId;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
@@ -27,9 +27,34 @@ const WAITING_MAX: usize = 256;
 /// Least time between two hints of one host: a BMC that never stops telling must not keep the core busy.
 const HINTS_APART: Duration = Duration::from_millis(20);
 
-/// Starts to listen whenever this replica leads.
-pub(crate) fn start(power: &Arc<Power>, peers: Peers, core: &Core, pulse: &watch::Receiver<Pulse>) {
-    tokio::spawn(run(Arc::clone(power), peers, core.clone(), pulse.clone()));
+/// A subscription at a BMC is made and deleted by whoever leads, and a majority has just confirmed that.
+#[derive(Debug)]
+struct Gate(Core);
+
+impl WriteGate for Gate {
+    fn may_write(&self) -> BmcFuture<'_, bool> {
+        Box::pin(async { self.0.confirm().await })
+    }
+}
+
+/// Room for what BMCs send.
+pub(crate) fn queue() -> (mpsc::Sender<Heard>, mpsc::Receiver<Heard>) {
+    mpsc::channel(WAITING_MAX)
+}
+
+/// Starts to hear what is `sent`, and to follow BMCs whenever this replica leads. Those without a stream are told to
+/// send to `webhooks`.
+pub(crate) fn start(
+    power: &Arc<Power>,
+    webhooks: Option<Arc<Webhooks>>,
+    sent: mpsc::Receiver<Heard>,
+    peers: Peers,
+    core: &Core,
+    pulse: &watch::Receiver<Pulse>,
+) {
+    let gate = Arc::new(Gate(core.clone()));
+    let pushed = webhooks.map(|to| Pushed { to, gate });
+    tokio::spawn(run(Arc::clone(power), pushed, sent, peers, core.clone(), pulse.clone()));
 }
 
 /// Names and explains the metrics, and begins them at nothing.
@@ -45,20 +70,37 @@ pub(crate) fn describe() {
     let _ = counter!("defib_bmc_hints_total");
     describe_gauge!(
         "defib_bmc_event_streams",
-        "Hosts whose BMC's events this replica hears now, by a stream or from its logs"
+        "Hosts whose BMC's events this replica hears now, by a stream, by a webhook or from its logs"
     );
     gauge!("defib_bmc_event_streams").set(0.0);
 }
 
-async fn run(power: Arc<Power>, peers: Peers, core: Core, mut pulse: watch::Receiver<Pulse>) {
+async fn run(
+    power: Arc<Power>,
+    pushed: Option<Pushed>,
+    mut sent: mpsc::Receiver<Heard>,
+    peers: Peers,
+    core: Core,
+    mut pulse: watch::Receiver<Pulse>,
+) {
+    let mut ear = Ear::default();
     loop {
-        if pulse.wait_for(|pulse| pulse.leads).await.is_err() {
-            return;
-        }
-        let (sender, mut heard) = mpsc::channel::<Heard>(WAITING_MAX);
-        let mut ear = Ear::default();
+        let leads = pulse.borrow_and_update().leads;
+        let (sender, mut heard) = queue();
+        let follow = async {
+            if leads {
+                power.follow(pushed.as_ref(), &sender).await;
+            } else {
+                std::future::pending().await
+            }
+        };
         let listen = async {
-            while let Some(heard) = heard.recv().await {
+            loop {
+                let heard = tokio::select! {
+                    Some(heard) = heard.recv() => heard,
+                    Some(heard) = sent.recv() => heard,
+                    else => return,
+                };
                 let host = heard.host.clone();
                 let hint = ear.hear(heard, Instant::now());
                 if hint == Some(Hint::PowerGoes) {
@@ -71,10 +113,11 @@ async fn run(power: Arc<Power>, peers: Peers, core: Core, mut pulse: watch::Rece
             }
         };
         tokio::select! {
-            () = power.follow(&sender) => return,
+            () = follow => return,
             () = listen => return,
-            lost = pulse.wait_for(|pulse| !pulse.leads) => if lost.is_err() { return },
+            changed = pulse.wait_for(|pulse| pulse.leads != leads) => if changed.is_err() { return },
         }
+        ear.open.clear();
         gauge!("defib_bmc_event_streams").set(0.0);
     }
 }
@@ -100,10 +143,17 @@ impl Ear {
     fn hear(&mut self, heard: Heard, now: Instant) -> Option<Hint> {
         let Heard { host, told } = heard;
         let hint = match told {
-            Told::Opened => {
-                tracing::info!(%host, "the events of its BMC are heard");
+            Told::Opened(way) => {
+                tracing::info!(%host, by = %way, "the events of its BMC are heard");
                 self.open.insert(host.clone());
                 Some(Hint::Look)
+            }
+            Told::NotSubscribed(why) => {
+                tracing::warn!(
+                    %host, why, "its BMC takes no subscription; its log is read until it does. Look at its user's \
+                     privilege and at how many subscriptions it has"
+                );
+                None
             }
             Told::Event(event) => {
                 counter!("defib_bmc_events_total", "class" => event.class.as_str()).increment(1);
@@ -141,7 +191,7 @@ impl Ear {
 
 #[cfg(test)]
 mod tests {
-    use defib_bmc::BmcEvent;
+    use defib_bmc::{BmcEvent, Way};
     use serde_json::json;
 
     use super::*;
@@ -154,7 +204,7 @@ mod tests {
         let event = |id: &str| Told::Event(BmcEvent::parse(&json!({ "MessageId": id })));
         let mut hear = |told, at| ear.hear(Heard { host: host.clone(), told }, at);
         let off = || event("ResourceEvent.1.3.ResourcePoweredOff");
-        assert_eq!(hear(Told::Opened, now), Some(Hint::Look), "something may have been missed");
+        assert_eq!(hear(Told::Opened(Way::Stream), now), Some(Hint::Look), "something may have been missed");
         assert_eq!(hear(off(), now), Some(Hint::PowerGoes), "though another hint was just given");
         assert_eq!(hear(off(), now + HINTS_APART / 2), None);
         assert_eq!(hear(off(), now + HINTS_APART), Some(Hint::PowerGoes));

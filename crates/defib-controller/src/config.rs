@@ -15,6 +15,8 @@ use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
 
+use crate::webhooks::WebhookConfig;
+
 /// What the file holds.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -43,6 +45,9 @@ pub struct Config {
     /// PEM file with the authority of BMC certificates, for BMCs without a pin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc_authority: Option<PathBuf>,
+    /// Where BMCs that have no stream send their events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc_webhooks: Option<WebhookConfig>,
     /// The event stream. Its sinks are policy; what is secret or differs between replicas is here.
     #[serde(default)]
     pub events: EventsConfig,

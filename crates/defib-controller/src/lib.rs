@@ -25,4 +25,5 @@ pub mod proposals;
 pub mod run;
 pub mod sessions;
 pub mod views;
+pub mod webhooks;
 pub mod what_if;

@@ -173,6 +173,7 @@ fn describe() {
     crate::bus::describe();
     crate::export::describe();
     crate::bmc_events::describe();
+    crate::webhooks::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),

@@ -48,6 +48,7 @@ use crate::{
     operator::OperatorService,
     peers::{PeerService, Peers},
     sessions::Session,
+    webhooks,
 };
 
 /// Messages that may wait for the loop.
@@ -109,6 +110,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let join = config.listen.join.map(bind).transpose().context("listen.join")?;
     let metrics_listener =
         config.listen.metrics.map(metrics::listen).transpose().context("listen.metrics")?;
+    let webhooks =
+        config.bmc_webhooks.as_ref().map(|section| webhooks::listen(section, &config.cluster)).transpose()?;
     let mut sockets = Vec::new();
     let mut udp = Vec::new();
     let own = config.replicas.iter().find(|replica| replica.id == config.replica);
@@ -240,7 +243,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         }));
     }
     fencing_tests::start(&power, &core, &pulse_seen);
-    bmc_events::start(&power, peers, &core, &pulse_seen);
+    let (to_ear, sent) = bmc_events::queue();
+    let addresses = webhooks.as_ref().map(|listening| Arc::clone(&listening.addresses));
+    bmc_events::start(&power, addresses, sent, peers, &core, &pulse_seen);
+    if let Some(listening) = webhooks {
+        webhooks::start(listening, to_ear)?;
+    }
     forgeries::start(me, heartbeats.counters(), core.clone());
     tracing::info!(replica = %me, cluster = config.cluster, control = %config.listen.control, "replica runs");
 
@@ -319,12 +327,19 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     if let Some(bus) = &config.bus {
         notes.push(format!("bus: read from {}", bus.kafka.brokers.join(", ")));
     }
+    if let Some(section) = &config.bmc_webhooks {
+        section.check(&config.cluster)?;
+        notes.push(format!("bmc-webhooks: BMCs send to {}", section.advertise));
+    }
     if let Some(join) = &config.join {
         ClusterAuthority::load(&join.pki_dir)?;
         notes.push(format!("join: tokens are honoured with {}", join.pki_dir.display()));
     }
-    let listening: Vec<SocketAddr> =
-        [config.listen.peers, config.listen.control].into_iter().chain(config.listen.metrics).collect();
+    let listening: Vec<SocketAddr> = [config.listen.peers, config.listen.control]
+        .into_iter()
+        .chain(config.listen.metrics)
+        .chain(config.bmc_webhooks.as_ref().map(|section| section.listen))
+        .collect();
     notes.push(format!("listens on {listening:?}"));
     Ok(notes)
 }

@@ -40,6 +40,7 @@ fn declared_host(name: &str) -> Host {
         system: None,
         pin: None,
         credentials: "env:BMC".into(),
+        events: Default::default(),
     };
     Host {
         id: host(name),

@@ -57,6 +57,7 @@ fn inventory() -> Inventory {
             system: None,
             pin: None,
             credentials: "env:BMC".into(),
+            events: Default::default(),
         };
         let host = Host {
             id: id.clone(),

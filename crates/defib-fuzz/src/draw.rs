@@ -123,6 +123,7 @@ fn fencing(u: &mut Unstructured<'_>, host: &HostId) -> Result<Vec<FencingLevel>>
             system,
             pin: None,
             credentials: "env:BMC".into(),
+            events: Default::default(),
         })
     };
     let levels = u.int_in_range(0..=2_usize)?;

@@ -1,17 +1,22 @@
 //! What a BMC answers, and how one is addressed.
 
+use std::sync::Arc;
+
 use defib_bmc::{
-    BmcEvent, CredentialRef, Identity, Pin, PowerState, RedfishEndpoint, SseParser, Trust,
+    AlwaysAllowed, BmcEvent, CredentialRef, Identity, Pin, PowerState, RedfishEndpoint, SseParser, Trust,
+    Webhooks, events_of,
     resources::{Collection, ServiceRoot, System, allowed_by_action_info, error_message, local_path},
 };
+use defib_model::HostId;
 use serde_json::Value;
 
 use crate::seeds::tagged;
 
-/// First byte 0: a body; 1: a path; 2: an address and a pin; 3: an authority's PEM; 4: a stream of events.
+/// First byte 0: a body; 1: a path; 2: an address and a pin; 3: an authority's PEM; 4: a stream of events; 5: the path
+/// and, behind a line's end, the body of what is sent to a webhook.
 pub(crate) fn redfish(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
-    match (mode % 5, std::str::from_utf8(bytes)) {
+    match (mode % 6, std::str::from_utf8(bytes)) {
         (0, _) => body(bytes),
         (1, Ok(text)) => path(local_path(text).as_deref()),
         (2, Ok(text)) => address(text),
@@ -19,6 +24,7 @@ pub(crate) fn redfish(data: &[u8]) {
             let _ = Trust::ca_from_pem(bytes);
         }
         (4, _) => stream(bytes),
+        (5, Ok(text)) => webhook(text),
         _ => {}
     }
 }
@@ -39,12 +45,33 @@ fn stream(bytes: &[u8]) {
     for message in whole {
         let id = message.id.as_deref().unwrap_or_default();
         assert!(id.bytes().all(|byte| (b' '..0x7f).contains(&byte)), "{id:?} could end a header");
-        let Ok(value) = serde_json::from_str::<Value>(&message.data) else { continue };
-        for event in BmcEvent::parse_all(&value) {
-            assert!(event.message.chars().count() <= 300 && !event.message.chars().any(char::is_control));
-            path(event.origin.as_deref());
-        }
+        events(&events_of(&message.data));
     }
+}
+
+fn events(events: &[BmcEvent]) {
+    for event in events {
+        assert!(event.message.chars().count() <= 300 && !event.message.chars().any(char::is_control));
+        path(event.origin.as_deref());
+    }
+}
+
+/// Only the path that was given to a host's BMC is that host's; whatever comes to it is told.
+fn webhook(text: &str) {
+    let (path, body) = text.split_once('\n').unwrap_or((text, ""));
+    let webhooks = Webhooks::new("https://10.0.0.1", "east", &"s".repeat(32)).expect("it is usable");
+    if let Some(host) = webhooks.host(path) {
+        let given = webhooks.of(&host, Arc::new(AlwaysAllowed));
+        assert_eq!(given.destination(), format!("https://10.0.0.1{path}"));
+    }
+    let told = events_of(body);
+    let is_metrics =
+        serde_json::from_str::<Value>(body).is_ok_and(|value| value.get("MetricValues").is_some());
+    let names_none = serde_json::from_str::<Value>(body).is_ok_and(|value| {
+        value.get("Events").is_some_and(|events| events.as_array().is_none_or(Vec::is_empty))
+    });
+    assert!(!told.is_empty() || is_metrics || names_none, "{body:?} is dropped");
+    events(&told);
 }
 
 fn body(bytes: &[u8]) {
@@ -103,6 +130,13 @@ pub(crate) fn redfish_seeds() -> Vec<Vec<u8>> {
     }
     let event = r#"{"Events":[{"MessageId":"ResourceEvent.1.3.ResourcePoweredOff","Message":"off","OriginOfCondition":{"@odata.id":"/redfish/v1/Systems/1"}}]}"#;
     seeds.push(tagged(4, format!(": alive\r\n\r\nid: 7\ndata: {event}\n\n")));
+    let host = HostId::new("h1").expect("a name");
+    let webhooks = Webhooks::new("https://10.0.0.1", "east", &"s".repeat(32)).expect("it is usable");
+    let webhook = webhooks.of(&host, Arc::new(AlwaysAllowed));
+    let sent_to = webhook.destination().trim_start_matches("https://10.0.0.1");
+    for body in [event, r#"{"MetricValues":[]}"#, r#"{"Events":{}}"#, "no JSON"] {
+        seeds.push(tagged(5, format!("{sent_to}\n{body}")));
+    }
     seeds.push(tagged(3, include_str!("../seeds/authority.pem")));
     seeds
 }

@@ -14,7 +14,8 @@ mod fencing;
 mod sense;
 
 pub use fencing::{
-    CipherSuite, FenceAgentTarget, FenceMethod, FencingLevel, IpmiTarget, RedfishTarget, SelfFence,
+    CipherSuite, EventSource, FenceAgentTarget, FenceMethod, FencingLevel, IpmiTarget, RedfishTarget,
+    SelfFence,
 };
 
 use crate::{GroupId, HostId, Millis, Resources, VmId};

@@ -177,6 +177,7 @@ pub fn fencing(host: &HostId, levels: &[usize]) -> Vec<FencingLevel> {
             system: None,
             pin: None,
             credentials: "env:BMC".into(),
+            events: Default::default(),
         })
     };
     let level = |(level, methods): (usize, &usize)| {

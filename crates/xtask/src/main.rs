@@ -77,7 +77,7 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-    /// Let DMTF's protocol validator judge the emulated BMC.
+    /// Let DMTF's validators judge the emulated BMC.
     Redfish,
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,

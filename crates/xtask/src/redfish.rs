@@ -1,4 +1,4 @@
-//! `cargo xtask redfish`: lets DMTF's protocol validator judge the emulated BMC.
+//! `cargo xtask redfish`: lets DMTF's validators judge the emulated BMC.
 
 use std::process::ExitCode;
 

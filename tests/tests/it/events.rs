@@ -9,9 +9,9 @@ use std::time::Duration;
 use defib_act::{Heard, Power, Told};
 use defib_bmc::{
     Bmc, BmcEvent, CredentialRef, ErrorKind, EventClass, Following, Identity, News, PowerState,
-    RedfishClient, RedfishEndpoint, Trust,
+    RedfishClient, RedfishEndpoint, Trust, Way,
 };
-use defib_lab::redfish::{EmulatorConfig, EventFault, Faults, Happening, RedfishEmulator, Running};
+use defib_lab::redfish::{Answer, EmulatorConfig, EventFault, Faults, Happening, RedfishEmulator, Running};
 use defib_model::inventory::{
     FaultDomain, FenceMethod, FencingLevel, Host, Inventory, RedfishTarget, SelfFence,
 };
@@ -79,7 +79,7 @@ async fn next<T>(incoming: &mut Receiver<T>) -> T {
 async fn event(incoming: &mut Receiver<News>) -> BmcEvent {
     match next(incoming).await {
         News::Event(event) => event,
-        News::Opened => panic!("an event was expected"),
+        other => panic!("an event was expected, not {other:?}"),
     }
 }
 
@@ -87,7 +87,7 @@ async fn event(incoming: &mut Receiver<News>) -> BmcEvent {
 async fn what_a_bmc_tells_is_heard_known_or_not() {
     let rig = flag(Faults::default()).await;
     let (mut incoming, _task) = rig.follow(Following::default());
-    assert_eq!(next(&mut incoming).await, News::Opened);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream));
     rig.bmc.power(false).await.unwrap();
     let off = event(&mut incoming).await;
     assert_eq!((off.class, off.origin.as_deref()), (EventClass::PowerOff, Some("/redfish/v1/Systems/1")));
@@ -104,7 +104,7 @@ async fn what_a_bmc_tells_is_heard_known_or_not() {
 async fn a_stream_goes_on_where_it_ended_and_begins_anew_after_a_restart_of_the_bmc() {
     let rig = flag(Faults::default()).await;
     let (mut incoming, mut task) = rig.follow(Following::default());
-    assert_eq!(next(&mut incoming).await, News::Opened);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream));
     rig.tell("A.1.0.First", "");
     assert_eq!(event(&mut incoming).await.message_id, "A.1.0.First");
     // The BMC forgets us, and closes nothing: the next login shows it.
@@ -113,13 +113,13 @@ async fn a_stream_goes_on_where_it_ended_and_begins_anew_after_a_restart_of_the_
     let following = timeout(AMPLE, task.join_next()).await.expect("it is noticed").unwrap().unwrap();
     rig.tell("A.1.0.Missed", "");
     let (mut incoming, mut task) = rig.follow(following);
-    assert_eq!(next(&mut incoming).await, News::Opened);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream));
     assert_eq!(event(&mut incoming).await.message_id, "A.1.0.Missed");
 
     rig.bmc.restart_bmc().await;
     let following = timeout(AMPLE, task.join_next()).await.expect("it is noticed").unwrap().unwrap();
     let (mut incoming, _task) = rig.follow(following);
-    assert_eq!(next(&mut incoming).await, News::Opened);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream));
     rig.bmc.power(false).await.unwrap();
     assert_eq!(event(&mut incoming).await.class, EventClass::PowerOff);
 }
@@ -128,7 +128,7 @@ async fn a_stream_goes_on_where_it_ended_and_begins_anew_after_a_restart_of_the_
 async fn events_that_are_doubled_or_lost_change_nothing_of_what_is_read() {
     let rig = flag(Faults { events: Some(EventFault::Doubled), ..Faults::default() }).await;
     let (mut incoming, _task) = rig.follow(Following::default());
-    assert_eq!(next(&mut incoming).await, News::Opened);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream));
     // It tells that it is off, twice, and is on.
     rig.tell("ResourceEvent.1.3.0.ResourcePoweredOff", "");
     for _ in 0..2 {
@@ -154,7 +154,7 @@ async fn the_logs_of_a_bmc_without_a_stream_are_read_and_nothing_new_is_missed_o
         }
         let following = Following::reading_logs_every(Duration::from_millis(5));
         let (mut incoming, _task) = rig.follow(following);
-        assert_eq!(next(&mut incoming).await, News::Opened);
+        assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
         for number in 0..3 {
             rig.bmc.power(number % 2 == 1).await.unwrap();
             let wanted = if number % 2 == 1 { EventClass::PowerOn } else { EventClass::PowerOff };
@@ -167,6 +167,22 @@ async fn the_logs_of_a_bmc_without_a_stream_are_read_and_nothing_new_is_missed_o
     }
 }
 
+#[tokio::test]
+async fn what_a_log_gained_while_it_could_not_be_read_is_told_afterwards() {
+    let rig = flag(Faults { events: Some(EventFault::Absent), ..Faults::default() }).await;
+    let following = Following::reading_logs_every(Duration::from_millis(5));
+    let (mut incoming, mut task) = rig.follow(following);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
+    let get = Some(Answer::always(500));
+    rig.bmc.set_faults(Faults { events: Some(EventFault::Absent), get, ..Faults::default() });
+    let following = timeout(AMPLE, task.join_next()).await.expect("it is noticed").unwrap().unwrap();
+    rig.bmc.power(false).await.unwrap();
+    rig.bmc.set_faults(Faults { events: Some(EventFault::Absent), ..Faults::default() });
+    let (mut incoming, _task) = rig.follow(following);
+    assert_eq!(event(&mut incoming).await.class, EventClass::PowerOff);
+    assert_eq!(next(&mut incoming).await, News::Opened(Way::Log));
+}
+
 /// At the places where real services have their streams, or say that they have none.
 #[tokio::test]
 async fn real_services_are_followed_where_they_have_a_stream() {
@@ -175,7 +191,7 @@ async fn real_services_are_followed_where_they_have_a_stream() {
         let rig = rig(EmulatorConfig::captured(&trees.join(vendor)).unwrap()).await;
         if has_stream {
             let (mut incoming, _task) = rig.follow(Following::default());
-            assert_eq!(next(&mut incoming).await, News::Opened, "{vendor}");
+            assert_eq!(next(&mut incoming).await, News::Opened(Way::Stream), "{vendor}");
             rig.bmc.power(false).await.unwrap();
             assert_eq!(event(&mut incoming).await.class, EventClass::PowerOff, "{vendor}");
         } else {
@@ -197,6 +213,7 @@ async fn the_leader_hears_of_a_bmc_again_after_its_restart_until_the_inventory_f
         serial: None,
         pin: Some(rig.bmc.pin().unwrap()),
         credentials: format!("file:{}", rig.credentials.path().display()),
+        events: Default::default(),
     };
     let h1 = HostId::new("h1").unwrap();
     let host = Host {
@@ -214,10 +231,10 @@ async fn the_leader_hears_of_a_bmc_again_after_its_restart_until_the_inventory_f
     assert!(power.configure(&inventory).is_empty());
     let (sender, mut heard) = channel(16);
     let (followed, mut task) = (Arc::clone(&power), JoinSet::new());
-    task.spawn(async move { followed.follow(&sender).await });
+    task.spawn(async move { followed.follow(None, &sender).await });
 
     for round in 0..2 {
-        wait_until_told(&mut heard, &h1, |told| matches!(told, Told::Opened)).await;
+        wait_until_told(&mut heard, &h1, |told| matches!(told, Told::Opened(Way::Stream))).await;
         rig.bmc.power(round > 0).await.unwrap();
         let wanted = if round > 0 { EventClass::PowerOn } else { EventClass::PowerOff };
         let is_wanted = |told: &Told| matches!(told, Told::Event(event) if event.class == wanted);

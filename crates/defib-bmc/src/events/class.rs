@@ -206,11 +206,16 @@ impl BmcEvent {
         }
     }
 
-    /// The events of one message of a stream; none if it is no message with events.
+    /// The events of one message; none if it is no message with events. Of too many, the last says how many more.
     #[must_use]
     pub fn parse_all(message: &Value) -> Vec<Self> {
         let events = message.get("Events").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        events.iter().take(EVENTS_MAX).map(Self::parse).collect()
+        let mut all: Vec<Self> = events.iter().take(EVENTS_MAX).map(Self::parse).collect();
+        if events.len() > EVENTS_MAX {
+            let more = format!("{} more events in one message", events.len() - EVENTS_MAX);
+            all.push(Self::parse(&serde_json::json!({ "Message": more })));
+        }
+        all
     }
 }
 
@@ -306,6 +311,13 @@ mod tests {
             assert!(BmcEvent::parse_all(&odd).iter().all(|event| event.class == EventClass::Unknown));
         }
         assert_eq!(BmcEvent::parse_all(&json!({ "Events": [null, 1] })).len(), 2, "nothing is dropped");
+        let many = vec![json!({ "MessageId": "A.1.0.B" }); EVENTS_MAX + 7];
+        let told = BmcEvent::parse_all(&json!({ "Events": many }));
+        assert_eq!(
+            (told.len(), told[EVENTS_MAX].message.as_str()),
+            (EVENTS_MAX + 1, "7 more events in one message")
+        );
+        assert_eq!(told[EVENTS_MAX].class, EventClass::Unknown);
     }
 
     /// Entries of logs of real servers: each is read, and what no rule knows is told as such.

@@ -1,17 +1,24 @@
-//! The event stream of one BMC: opened, listened to, and given up as soon as it can't be trusted to be open.
+//! How one BMC is followed: by its event stream, which is given up as soon as it can't be trusted to be open; else by a
+//! subscription, if we have somewhere to be told; else by its logs.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use defib_model::inventory::EventSource;
 use http::{Method, StatusCode};
 use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, timeout};
 
-use super::logs;
-use super::{BmcEvent, SseParser};
+use super::logs::Logs;
+use super::service::EventService;
+use super::subscription::Subscriber;
+use super::webhook::Webhook;
+use super::{BmcEvent, SseParser, logs};
 use crate::client::RedfishClient;
-use crate::resources::{ServiceRoot, error_message, local_path};
+use crate::resources::error_message;
+use crate::session::Session;
 use crate::transport::{ByteStream, Call, Opened, dial};
 use crate::{BmcError, ErrorKind};
 
@@ -29,21 +36,47 @@ const FILTERS: [&str; 3] =
 /// How often logs are read: they are for those who want to know later, power is asked for by questions.
 const READ_LOGS_EVERY: Duration = Duration::from_secs(30);
 
+/// How a BMC is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By its event stream.
+    Stream,
+    /// It sends events to where it was told to. Its logs are read, too, for some get lost.
+    Webhook,
+    /// Its logs are read.
+    Log,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stream => "stream",
+            Self::Webhook => "webhook",
+            Self::Log => "log",
+        })
+    }
+}
+
 /// What comes of following a BMC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// A stream is open, or logs are read. What happened until now may have been missed: look.
-    Opened,
+    /// It is heard now. What happened until now may have been missed: look.
+    Opened(Way),
+    /// It takes no subscription; why. Its logs are read, and it is asked again.
+    NotSubscribed(String),
     /// It told this.
     Event(BmcEvent),
 }
 
-/// Where a stream ended, so that the next one can go on there.
+/// Where a stream ended, and what was in the logs, so that the next time can go on there.
 #[derive(Debug)]
 pub struct Following {
     last_id: Option<String>,
+    logs: Logs,
     /// How often the logs of a BMC without a stream are read.
-    pub(super) read_logs_every: Duration,
+    read_logs_every: Duration,
+    /// Where to be told, if anywhere.
+    webhook: Option<Webhook>,
 }
 
 impl Default for Following {
@@ -55,55 +88,83 @@ impl Default for Following {
 impl Following {
     /// Nothing was followed yet; the logs of a BMC without a stream are to be read so often.
     #[must_use]
-    pub const fn reading_logs_every(read_logs_every: Duration) -> Self {
-        Self { last_id: None, read_logs_every }
+    pub fn reading_logs_every(read_logs_every: Duration) -> Self {
+        Self { last_id: None, logs: Logs::default(), read_logs_every, webhook: None }
+    }
+
+    /// A BMC without a stream that takes subscriptions is to send its events there.
+    #[must_use]
+    pub fn told_at(mut self, webhook: Option<Webhook>) -> Self {
+        self.webhook = webhook;
+        self
     }
 }
 
-/// What a service says of its events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EventService {
-    /// The path of the stream; `None` if there is none, or the service is switched off.
-    stream: Option<String>,
-    filters: bool,
-}
-
-impl EventService {
-    pub(crate) fn parse(service: &Value) -> Self {
-        let uri = service.get("ServerSentEventUri").and_then(Value::as_str).and_then(local_path);
-        let is_off = service.get("ServiceEnabled").and_then(Value::as_bool) == Some(false);
-        let supported = service.get("SSEFilterPropertiesSupported");
-        let filters = supported.and_then(|all| all.get("EventFormatType")).and_then(Value::as_bool);
-        Self { stream: uri.filter(|_| !is_off), filters: filters == Some(true) }
-    }
-}
-
-/// Where the stream is, if there is one that is switched on, and whether it takes filters.
-pub(super) async fn stream_of(
-    client: &RedfishClient,
-    deadline: Instant,
-) -> Result<Option<(String, bool)>, BmcError> {
-    let root = client.get(crate::client::SERVICE_ROOT, deadline).await?;
-    let Some(path) = ServiceRoot::parse(&root).events else { return Ok(None) };
-    let service = EventService::parse(&client.get(&path, deadline).await?);
-    Ok(service.stream.map(|path| (path, service.filters)))
-}
-
-/// Opens the stream, or reads the logs where there is none, and passes on what it brings until it ends: `Ok` when it
-/// did, to be opened again soon.
+/// Follows a BMC by the best way that it offers, and passes on what it brings until it ends: `Ok` when it did, to be
+/// begun again soon.
 pub(crate) async fn follow(
     client: &RedfishClient,
     following: &mut Following,
     news: &Sender<News>,
 ) -> Result<(), BmcError> {
     let deadline = Instant::now() + OPEN_WITHIN;
-    let Some((path, filters)) = stream_of(client, deadline).await? else {
-        return logs::watch(client, following, news).await;
-    };
-    let filters = if filters { &FILTERS[..] } else { &FILTERS[2..] };
-    let session = client.session(deadline).await?;
-    let mut stream = open(client, &path, filters, following, deadline).await?;
-    if news.send(News::Opened).await.is_err() {
+    let service = EventService::read(client, deadline).await?;
+    let chosen = client.endpoint().events;
+    if let Some(path) = service.stream.as_ref().filter(|_| chosen == EventSource::Auto) {
+        let filters = if service.filters { &FILTERS[..] } else { &FILTERS[2..] };
+        let session = client.session(deadline).await?;
+        match open(client, path, filters, following, deadline).await {
+            Ok(stream) => return listen(client, path, stream, &session, following, news).await,
+            Err(error) if is_denied(&error) => {
+                tracing::info!(host = client.endpoint().host, error = %error.chain(), "its events are had another way");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Following { webhook, logs, read_logs_every, .. } = following;
+    match (webhook, service.subscriptions.as_ref().filter(|_| chosen != EventSource::Log)) {
+        (Some(webhook), Some(collection)) => {
+            let subscriber = Subscriber::new(client, collection, &service, webhook);
+            subscriber.keep(logs, *read_logs_every, news).await
+        }
+        (Some(_), None) | (None, _) => logs::watch(client, logs, *read_logs_every, news).await,
+    }
+}
+
+/// Whether the stream is not to be had, as without a license, and not only at the moment.
+fn is_denied(error: &BmcError) -> bool {
+    match &*error.kind {
+        ErrorKind::Status { status, .. } => {
+            let later =
+                [StatusCode::UNAUTHORIZED, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+            *status == StatusCode::NOT_IMPLEMENTED || status.is_client_error() && !later.contains(status)
+        }
+        ErrorKind::Body { .. } => true,
+        _ => false,
+    }
+}
+
+/// The events of one message, of a stream or of a webhook. Metrics have none; whatever else has none is told as it
+/// came.
+#[must_use]
+pub fn events_of(message: &str) -> Vec<BmcEvent> {
+    match serde_json::from_str::<Value>(message) {
+        Ok(value) if value.get("MetricValues").is_some() => Vec::new(),
+        Ok(value) if value.get("Events").is_some() => BmcEvent::parse_all(&value),
+        Ok(value) => vec![BmcEvent::parse(&value)],
+        Err(_) => vec![BmcEvent::parse(&serde_json::json!({ "Message": message }))],
+    }
+}
+
+async fn listen(
+    client: &RedfishClient,
+    path: &str,
+    mut stream: ByteStream,
+    session: &Session,
+    following: &mut Following,
+    news: &Sender<News>,
+) -> Result<(), BmcError> {
+    if news.send(News::Opened(Way::Stream)).await.is_err() {
         return Ok(());
     }
     let mut parser = SseParser::default();
@@ -112,25 +173,18 @@ pub(crate) async fn follow(
         let bytes = match timeout(LOOK_EVERY, stream.next()).await {
             Ok(Some(Ok(bytes))) => bytes,
             Ok(Some(Err(why))) => {
-                let (method, path) = (Method::GET, path);
+                let (method, path) = (Method::GET, path.to_owned());
                 return Err(client.error(ErrorKind::Broken { method, path, why }));
             }
             Ok(None) => return Ok(()),
             // Another session than the one it was opened with: the BMC has forgotten that, and the stream too.
-            Err(_) if heard.elapsed() > SILENCE_MAX || !client.has_session(&session) => return Ok(()),
+            Err(_) if heard.elapsed() > SILENCE_MAX || !client.has_session(session) => return Ok(()),
             Err(_) => continue,
         };
         heard = Instant::now();
         for message in parser.push(&bytes) {
             following.last_id.clone_from(&message.id);
-            let events = match serde_json::from_str::<Value>(&message.data) {
-                // Metrics have no events; whatever else has none is told as it came.
-                Ok(value) if value.get("MetricValues").is_some() => continue,
-                Ok(value) if value.get("Events").is_some() => BmcEvent::parse_all(&value),
-                Ok(value) => vec![BmcEvent::parse(&value)],
-                Err(_) => vec![BmcEvent::parse(&serde_json::json!({ "Message": message.data }))],
-            };
-            for event in events {
+            for event in events_of(&message.data) {
                 if news.send(News::Event(event)).await.is_err() {
                     return Ok(());
                 }
@@ -171,29 +225,4 @@ async fn open(
         }
     }
     Err(refusal.unwrap_or_else(|| client.unsupported("EventService", "event stream".to_owned())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn real_services_say_where_their_streams_are_or_that_there_is_none() {
-        for (vendor, wanted) in [
-            // Dell's has one, and was switched off.
-            ("dell", (None, true)),
-            ("hpe", (None, false)),
-            ("lenovo", (Some("/redfish/v1/EventService/ServerSentEvent".to_owned()), true)),
-        ] {
-            let file = format!("../../tests/data/redfish/{vendor}/redfish/v1/EventService/index.json");
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-            let mut value: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-            let service = EventService::parse(&value);
-            assert_eq!((service.stream, service.filters), wanted, "{vendor}");
-            value["ServiceEnabled"] = true.into();
-            let is_dell = EventService::parse(&value).stream.as_deref() == Some("/redfish/v1/SSE");
-            assert_eq!(is_dell, vendor == "dell");
-        }
-    }
 }

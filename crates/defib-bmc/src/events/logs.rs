@@ -9,7 +9,8 @@ use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
-use super::{BmcEvent, Following, News, follow};
+use super::service::EventService;
+use super::{BmcEvent, News, Way};
 use crate::client::RedfishClient;
 use crate::resources::{Collection, link, managers};
 use crate::{BmcError, ErrorKind};
@@ -52,34 +53,70 @@ fn is_bare(entry: &Value) -> bool {
     entry.as_object().is_none_or(|fields| fields.keys().all(|name| name.starts_with('@')))
 }
 
+/// Whether anybody heard.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// All there was to tell.
+    All,
+    NobodyListens,
+}
+
+/// The logs of one BMC, and what was in them when they were read last.
+#[derive(Debug, Default)]
+pub(super) struct Logs(Vec<Log>);
+
 /// Tells what is new in the logs, until there may be a stream.
-pub(crate) async fn watch(
+pub(super) async fn watch(
     client: &RedfishClient,
-    following: &Following,
+    logs: &mut Logs,
+    every: Duration,
     news: &Sender<News>,
 ) -> Result<(), BmcError> {
-    let mut logs = find(client, Instant::now() + LOOK_WITHIN).await?;
-    for log in &mut logs {
-        // What was there before is history.
-        log.look(client, Instant::now() + LOOK_WITHIN).await?;
-    }
-    if news.send(News::Opened).await.is_err() {
+    logs.find(client).await?;
+    if logs.tell(client, news).await? == Told::NobodyListens
+        || news.send(News::Opened(Way::Log)).await.is_err()
+    {
         return Ok(());
     }
     for round in 1_u32.. {
-        sleep(following.read_logs_every).await;
-        for log in &mut logs {
-            for entry in log.look(client, Instant::now() + LOOK_WITHIN).await? {
-                if news.send(News::Event(BmcEvent::parse(&entry))).await.is_err() {
-                    return Ok(());
-                }
-            }
+        sleep(every).await;
+        if logs.tell(client, news).await? == Told::NobodyListens {
+            break;
         }
-        if round % LOOKS == 0 && follow::stream_of(client, Instant::now() + LOOK_WITHIN).await?.is_some() {
+        if round % LOOKS == 0 && EventService::has_stream(client, Instant::now() + LOOK_WITHIN).await? {
             break;
         }
     }
     Ok(())
+}
+
+impl Logs {
+    /// Looks which there are. Of those that were read before, it is kept what was in them.
+    pub(super) async fn find(&mut self, client: &RedfishClient) -> Result<(), BmcError> {
+        let mut found = find(client, Instant::now() + LOOK_WITHIN).await?;
+        for log in &mut found {
+            let same = self.0.iter_mut().find(|known| known.entries == log.entries);
+            log.known = same.and_then(|known| known.known.take());
+        }
+        self.0 = found;
+        Ok(())
+    }
+
+    /// Tells what is new. What is in a log that was not read before is history.
+    pub(super) async fn tell(
+        &mut self,
+        client: &RedfishClient,
+        news: &Sender<News>,
+    ) -> Result<Told, BmcError> {
+        for log in &mut self.0 {
+            for entry in log.look(client, Instant::now() + LOOK_WITHIN).await? {
+                if news.send(News::Event(BmcEvent::parse(&entry))).await.is_err() {
+                    return Ok(Told::NobodyListens);
+                }
+            }
+        }
+        Ok(Told::All)
+    }
 }
 
 /// The logs of the host's system and of its managers.
@@ -107,7 +144,7 @@ async fn find(client: &RedfishClient, deadline: Instant) -> Result<Vec<Log>, Bmc
 }
 
 /// What a service names and does not have is no reason to read nothing.
-fn there<T>(read: Result<T, BmcError>) -> Result<Option<T>, BmcError> {
+pub(super) fn there<T>(read: Result<T, BmcError>) -> Result<Option<T>, BmcError> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(error) => match &*error.kind {
@@ -134,7 +171,10 @@ impl Log {
         }
         let mut numbers = BTreeSet::new();
         found.retain(|entry| numbers.insert(number(entry)));
-        let Some(known) = self.known.replace(numbers) else { return Ok(Vec::new()) };
+        let Some(known) = &self.known else {
+            self.known = Some(numbers);
+            return Ok(Vec::new());
+        };
         found.retain(|entry| !known.contains(&number(entry)));
         for entry in found.iter_mut().filter(|entry| is_bare(entry)).take(FETCHED_MAX) {
             let Some(path) = link(entry) else { continue };
@@ -142,6 +182,8 @@ impl Log {
                 *entry = whole;
             }
         }
+        // Not before: what could not be fetched is new the next time, too.
+        self.known = Some(numbers);
         Ok(found)
     }
 }

@@ -6,9 +6,14 @@
 mod class;
 mod follow;
 mod logs;
+mod service;
 mod sse;
+mod subscription;
+mod webhook;
 
 pub use class::{BmcEvent, EventClass, power_goes};
 pub(crate) use follow::follow;
-pub use follow::{Following, News};
+pub use follow::{Following, News, Way, events_of};
 pub use sse::{SseMessage, SseParser};
+pub(crate) use subscription::unsubscribe;
+pub use webhook::{Webhook, WebhookError, Webhooks};

@@ -243,6 +243,7 @@ fn fencing(host: &HostId, levels: &[usize]) -> Vec<FencingLevel> {
                             system: None,
                             pin: None,
                             credentials: "env:BMC".into(),
+                            events: Default::default(),
                         })
                     })
                     .collect(),

@@ -79,6 +79,7 @@ impl Cluster {
                 control_for_agents,
                 heartbeat_for_agents,
                 second_path,
+                webhooks: options.webhooks.then(|| options.site.webhooks(id)).transpose()?,
             });
         }
         for (number, host) in inventory.hosts.values_mut().enumerate() {
@@ -189,6 +190,7 @@ impl Cluster {
                     "file:{}",
                     self.host_directory(name.as_str()).join("bmc.user").display()
                 ),
+                events: Default::default(),
             };
             let admin = text("admin")?.parse()?;
             if let Some(host) = self.hosts.get_mut(name.as_str()) {
@@ -252,6 +254,11 @@ impl Cluster {
         fs::write(&path, &*secret)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         fs::write(directory.join("events.pub"), key.public().to_pem())?;
+        let shared = self.directory.join(files::WEBHOOK_SECRET);
+        if own.webhooks.is_some() && !shared.exists() {
+            fs::write(&shared, format!("lab-webhooks-of-{:0>32}\n", self.marker))?;
+            fs::set_permissions(&shared, fs::Permissions::from_mode(0o600))?;
+        }
         let program = Program {
             path: defibd.to_path_buf(),
             arguments: vec!["--config".into(), config.into_os_string()],

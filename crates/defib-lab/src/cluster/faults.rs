@@ -158,6 +158,7 @@ impl Cluster {
             control_for_agents: control,
             heartbeat_for_agents: heartbeat,
             second_path: None,
+            webhooks: None,
         };
         self.ports.push(own.clone());
         build::issue_replica(&self.directory, id, control.ip())?;

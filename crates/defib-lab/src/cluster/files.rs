@@ -17,6 +17,8 @@ pub const PATH: &str = "management";
 pub const BUS_TOPIC: &str = "defib-heartbeats";
 /// Where records of it go that can't be read.
 pub const DEAD_LETTERS: &str = "defib-dead-letters";
+/// The file with the secret that all replicas of a lab make the paths of BMCs' events of, above their directories.
+pub const WEBHOOK_SECRET: &str = "webhooks.secret";
 /// A second path, of heartbeats only.
 pub const SECOND_PATH: &str = "storage";
 
@@ -39,6 +41,8 @@ pub struct ReplicaPorts {
     pub heartbeat_for_agents: SocketAddr,
     /// The second path, where there is one: where the replica listens, and where agents send.
     pub second_path: Option<(SocketAddr, SocketAddr)>,
+    /// For events that BMCs send, where they do.
+    pub webhooks: Option<SocketAddr>,
 }
 
 impl ReplicaPorts {
@@ -107,6 +111,17 @@ pub fn replica(
         text.push_str("rebuild: true\n");
     }
     let _ = writeln!(text, "events: {{ signing-key: {} }}", quoted_path(&directory.join("events.key")));
+    if let Some(listen) = own.webhooks {
+        let (tls, secret) = (directory.join("tls"), directory.with_file_name(WEBHOOK_SECRET));
+        let _ = write!(
+            text,
+            "bmc-webhooks:\n  listen: \"{listen}\"\n  advertise: \"https://{listen}\"\n  certificate: {}\n  key: {}\n  \
+             secret: {{ file: {} }}\n",
+            quoted_path(&tls.join("tls.crt")),
+            quoted_path(&tls.join("tls.key")),
+            quoted_path(&secret)
+        );
+    }
     if let Some(broker) = bus {
         let topics = format!("heartbeats: {BUS_TOPIC}, dead-letters: {DEAD_LETTERS}");
         let _ = writeln!(text, "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, {topics} }}");
@@ -254,6 +269,7 @@ fn method_fields(method: &FenceMethod, text: &mut String) {
             field("system", target.system.as_deref());
             field("pin", target.pin.as_deref());
             field("credentials", Some(&target.credentials));
+            field("events", Some(target.events.as_str()));
         }
         FenceMethod::Ipmi(target) => {
             field("address", Some(&target.address));
@@ -360,7 +376,9 @@ pub fn inventory(inventory: &Inventory) -> String {
 mod tests {
     use super::*;
     use crate::cluster::layout::{Size, inventory as declared};
-    use defib_model::inventory::{CipherSuite, FenceAgentTarget, FencingLevel, IpmiTarget, RedfishTarget};
+    use defib_model::inventory::{
+        CipherSuite, EventSource, FenceAgentTarget, FencingLevel, IpmiTarget, RedfishTarget,
+    };
     use defib_observe::documents::{inventory_from_yaml, policy_from_yaml};
 
     #[test]
@@ -376,6 +394,7 @@ mod tests {
                 system: None,
                 pin: Some("ab".repeat(32)),
                 credentials: "file:/tmp/x y".into(),
+                events: Default::default(),
             };
             let method = FenceMethod::Redfish(target);
             let other = FenceMethod::Redfish(RedfishTarget {
@@ -385,6 +404,7 @@ mod tests {
                 system: Some("/redfish/v1/Systems/2".into()),
                 pin: None,
                 credentials: "env:X".into(),
+                events: EventSource::Log,
             });
             let ipmi = FenceMethod::Ipmi(IpmiTarget {
                 address: "127.0.0.1:9623".into(),

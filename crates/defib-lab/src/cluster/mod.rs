@@ -92,6 +92,8 @@ pub struct Options {
     pub site: Arc<dyn Site>,
     /// Whether agents send heartbeats on a second path, too; on loopback behind a [`Switch`] of its own.
     pub second_path: bool,
+    /// Whether BMCs without a stream are told to send their events to the replicas.
+    pub webhooks: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
     /// `host:port` of a broker of Kafka that agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
@@ -112,6 +114,7 @@ impl Options {
             relayed: false,
             site: Arc::new(Loopback::default()),
             second_path: false,
+            webhooks: false,
             binaries: None,
             bus: None,
             leave_directory: false,

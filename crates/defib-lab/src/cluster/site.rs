@@ -70,6 +70,12 @@ pub trait Site: Debug + Send + Sync {
     /// When there is no room for it.
     fn second_path(&self, id: u64) -> anyhow::Result<SocketAddr>;
 
+    /// Where a replica hears events that BMCs send.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    fn webhooks(&self, id: u64) -> anyhow::Result<SocketAddr>;
+
     /// Where a host's agent listens to its neighbours.
     ///
     /// # Errors
@@ -140,6 +146,11 @@ impl Site for Loopback {
     }
 
     fn second_path(&self, _: u64) -> anyhow::Result<SocketAddr> {
+        let [one] = self.take()?;
+        Ok(one)
+    }
+
+    fn webhooks(&self, _: u64) -> anyhow::Result<SocketAddr> {
         let [one] = self.take()?;
         Ok(one)
     }

@@ -10,6 +10,7 @@
 //! | `POST /lab/certificate` | – | `{"spki_sha256": "…"}` |
 //! | `POST /lab/sessions/expire` | – | [`Truth`] |
 //! | `POST /lab/event` | [`Happening`] | [`Truth`] |
+//! | `POST /lab/subscribe` | [`SubscriptionTruth`] without its path | [`Truth`] |
 //! | `POST /lab/restart` | – | [`Truth`], when the BMC is back |
 //! | `GET /lab/truth` | – | [`Truth`] |
 //! | `GET /lab/pids` | – | array of process ids |
@@ -33,7 +34,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::config::{Plug, Truth};
+use super::config::{Plug, SubscriptionTruth, Truth};
 use super::control::{Core, lock};
 use super::events::Happening;
 use super::faults::Faults;
@@ -70,6 +71,7 @@ pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener) {
         .route("/lab/certificate", post(certificate))
         .route("/lab/sessions/expire", post(expire))
         .route("/lab/event", post(event))
+        .route("/lab/subscribe", post(subscribe))
         .route("/lab/restart", post(restart))
         .route("/lab/truth", get(truth))
         .route("/lab/pids", get(pids))
@@ -123,6 +125,11 @@ async fn expire(State(core): Shared) -> Json<Truth> {
 async fn event(State(core): Shared, Json(happening): Json<Happening>) -> Json<Truth> {
     core.events.tell(&happening);
     Json(core.truth().await)
+}
+
+async fn subscribe(State(core): Shared, Json(to): Json<SubscriptionTruth>) -> Result<Json<Truth>, Failure> {
+    core.subscribe(&to).map_err(|error| failure(&error))?;
+    Ok(Json(core.truth().await))
 }
 
 async fn restart(State(core): Shared) -> Json<Truth> {
@@ -200,6 +207,11 @@ impl AdminClient {
     /// Lets the BMC tell something to whoever listens to its events.
     pub async fn tell(&self, happening: &Happening) -> anyhow::Result<Truth> {
         self.post("/lab/event", happening).await
+    }
+
+    /// Subscribes somebody to its events.
+    pub async fn subscribe(&self, to: &SubscriptionTruth) -> anyhow::Result<Truth> {
+        self.post("/lab/subscribe", to).await
     }
 
     /// Restarts the BMC; returns when it is back.

@@ -130,6 +130,19 @@ pub struct SystemTruth {
     pub gone_at_monotonic_ms: Option<f64>,
 }
 
+/// A subscription to the events of a BMC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubscriptionTruth {
+    /// Its path.
+    #[serde(default)]
+    pub path: String,
+    /// Where they are sent.
+    pub destination: String,
+    /// What whoever made it knows it by.
+    pub context: String,
+}
+
 /// What is really the case, whatever the BMC says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Truth {
@@ -140,6 +153,9 @@ pub struct Truth {
     /// Open streams of events.
     #[serde(default)]
     pub listeners: usize,
+    /// Who subscribed to its events.
+    #[serde(default)]
+    pub subscriptions: Vec<SubscriptionTruth>,
     /// Its systems.
     pub systems: Vec<SystemTruth>,
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+use super::config::{EmulatorConfig, HostCommand, Plug, SubscriptionTruth, SystemConfig, SystemTruth, Truth};
 use super::events::{Events, Happening};
 use super::faults::Faults;
 use super::layout::Layout;
@@ -187,7 +187,7 @@ impl Core {
                 lock(&system.view).plugged = false;
             }
             if plug.bmc_dark {
-                self.dark.send_replace(true);
+                self.set_dark(true);
             }
             for system in &self.systems {
                 system.power_off().await?;
@@ -209,10 +209,21 @@ impl Core {
     /// A BMC that gets its power back has forgotten its sessions.
     pub(crate) fn set_dark(&self, dark: bool) {
         let was_dark = self.dark.send_replace(dark);
+        self.events.subscriptions.set_dark(dark);
         if was_dark && !dark {
             self.expire_sessions();
             self.events.forget();
         }
+    }
+
+    /// Somebody subscribes to its events, as an administrator does by hand.
+    pub(crate) fn subscribe(&self, to: &SubscriptionTruth) -> anyhow::Result<()> {
+        let collection = self.layout.subscriptions.as_deref().context("it takes no subscriptions")?;
+        let wish = serde_json::json!({
+            "Destination": to.destination, "Context": to.context, "Protocol": "Redfish",
+        });
+        let made = self.events.subscriptions.add(collection, &wish);
+        made.map(drop).map_err(|(status, why)| anyhow::anyhow!("{status}: {why}"))
     }
 
     /// The BMC restarts: it answers nobody for a while, and has forgotten its sessions. The hosts run on.
@@ -230,7 +241,7 @@ impl Core {
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
-        self.events.set_fault(faults.events);
+        self.events.set_faults(&faults);
         *lock(&self.faults) = faults;
     }
 
@@ -258,6 +269,7 @@ impl Core {
             dark: *self.dark.borrow(),
             sessions: lock(&self.sessions).len(),
             listeners: self.events.listeners(),
+            subscriptions: self.events.subscriptions.truth(),
             systems,
         }
     }
@@ -300,7 +312,7 @@ impl RedfishEmulator {
             );
         }
         let events = Arc::new(Events::default());
-        events.set_fault(config.faults.events);
+        events.set_faults(&config.faults);
         let mut systems = Vec::with_capacity(config.systems.len());
         for (system, place) in config.systems.into_iter().zip(&layout.places) {
             let marker = format!("{}.{}.{}", config.marker, std::process::id(), system.uuid);
@@ -461,6 +473,11 @@ impl Running {
     /// Tells something to whoever listens to its events.
     pub fn tell(&self, happening: &Happening) {
         self.core.events.tell(happening);
+    }
+
+    /// Subscribes somebody to its events.
+    pub fn subscribe(&self, to: &SubscriptionTruth) -> anyhow::Result<()> {
+        self.core.subscribe(to)
     }
 
     /// Restarts the BMC: it answers nobody for a moment, and has forgotten sessions, streams and what it told.

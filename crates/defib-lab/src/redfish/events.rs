@@ -15,6 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::control::lock;
 use super::faults::{EventFault, Faults};
 use super::record::unix_ms;
+use super::subscriptions::{RETRY_ATTEMPTS, RETRY_INTERVAL, Subscriptions};
 
 /// So many events are kept for those who come back and say where they were.
 const KEPT_MAX: usize = 256;
@@ -34,6 +35,17 @@ pub struct Happening {
 }
 
 impl Happening {
+    /// What a client asks to be told, to see whether it arrives.
+    pub(crate) fn test(wish: &Value) -> Option<Self> {
+        let text = |name: &str| wish.get(name).and_then(Value::as_str).map(str::to_owned);
+        Some(Self {
+            message_id: text("MessageId")?,
+            message: text("Message").unwrap_or_else(|| "This is a test.".to_owned()),
+            severity: text("MessageSeverity").unwrap_or_else(|| "OK".to_owned()),
+            origin: text("OriginOfCondition").unwrap_or_else(|| SERVICE.to_owned()),
+        })
+    }
+
     pub(crate) fn power(origin: &str, is_on: bool) -> Self {
         let word = if is_on { "On" } else { "Off" };
         Self {
@@ -51,6 +63,7 @@ pub(crate) struct Events {
     kept: Mutex<Kept>,
     fault: Mutex<Option<EventFault>>,
     news: broadcast::Sender<Bytes>,
+    pub(crate) subscriptions: Subscriptions,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +76,12 @@ struct Kept {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { kept: Mutex::default(), fault: Mutex::default(), news: broadcast::Sender::new(KEPT_MAX) }
+        Self {
+            kept: Mutex::default(),
+            fault: Mutex::default(),
+            news: broadcast::Sender::new(KEPT_MAX),
+            subscriptions: Subscriptions::default(),
+        }
     }
 }
 
@@ -90,6 +108,7 @@ impl Events {
                 "OriginOfCondition": { "@odata.id": happening.origin },
             }],
         });
+        self.subscriptions.send(&event);
         let bytes = Bytes::from(format!("id: {number}\ndata: {event}\n\n"));
         if kept.entries.len() == KEPT_MAX {
             kept.entries.pop_front();
@@ -145,8 +164,9 @@ impl Events {
         lock(&self.kept).log.iter().find(|entry| entry["@odata.id"] == path).cloned()
     }
 
-    pub(crate) fn set_fault(&self, fault: Option<EventFault>) {
-        *lock(&self.fault) = fault;
+    pub(crate) fn set_faults(&self, faults: &Faults) {
+        *lock(&self.fault) = faults.events;
+        self.subscriptions.set_fault(faults.subscriptions);
     }
 
     /// How many listen.
@@ -201,8 +221,8 @@ pub(crate) fn page(path: &str, faults: &Faults) -> Option<Value> {
                 "Name": "Event Service",
                 "ServiceEnabled": true,
                 "Status": { "State": "Enabled", "Health": "OK" },
-                "DeliveryRetryAttempts": 3,
-                "DeliveryRetryIntervalSeconds": 5,
+                "DeliveryRetryAttempts": RETRY_ATTEMPTS,
+                "DeliveryRetryIntervalSeconds": RETRY_INTERVAL.as_secs(),
                 "EventFormatTypes": ["Event"],
                 "SSEFilterPropertiesSupported": {
                     "EventFormatType": true, "MessageId": false, "MetricReportDefinition": false,
@@ -210,6 +230,7 @@ pub(crate) fn page(path: &str, faults: &Faults) -> Option<Value> {
                     "SubordinateResources": false,
                 },
                 "Subscriptions": { "@odata.id": SUBSCRIPTIONS },
+                "Actions": { "#EventService.SubmitTestEvent": { "target": TEST } },
             });
             if !matches!(faults.events, Some(EventFault::Absent | EventFault::Bare)) {
                 page["ServerSentEventUri"] = STREAM.into();
@@ -252,4 +273,5 @@ const LOG: &str = "/redfish/v1/Managers/1/LogServices/Log";
 pub(crate) const ENTRIES: &str = "/redfish/v1/Managers/1/LogServices/Log/Entries";
 pub(crate) const SERVICE: &str = "/redfish/v1/EventService";
 pub(crate) const STREAM: &str = "/redfish/v1/EventService/SSE";
-const SUBSCRIPTIONS: &str = "/redfish/v1/EventService/Subscriptions";
+pub(crate) const SUBSCRIPTIONS: &str = "/redfish/v1/EventService/Subscriptions";
+pub(crate) const TEST: &str = "/redfish/v1/EventService/Actions/EventService.SubmitTestEvent";

@@ -40,6 +40,8 @@ pub struct Faults {
     pub action_info: bool,
     /// What is wrong with its events.
     pub events: Option<EventFault>,
+    /// What is wrong with subscriptions to its events.
+    pub subscriptions: Option<SubscriptionFault>,
     /// Offer no `ForceOff` (on the emulator's own pages).
     pub no_force_off: bool,
 }
@@ -104,10 +106,28 @@ pub enum EventFault {
     Absent,
     /// Nor do logs say more of their entries than where they are.
     Bare,
+    /// There is a stream, and nobody gets it: the license for it is missing.
+    Denied,
     /// None of them arrives on an open stream.
     Lost,
     /// Each of them arrives twice.
     Doubled,
+}
+
+/// What is wrong with subscriptions to the events of a BMC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SubscriptionFault {
+    /// None can be had; the refusal quotes what was asked for.
+    Refused,
+    /// All are gone once the BMC restarts.
+    Forgotten,
+    /// No event is sent.
+    Lost,
+    /// Each event is sent twice.
+    Doubled,
+    /// Each event is sent two seconds late.
+    Late,
 }
 
 /// What is wrong with the body of an answer.

@@ -41,6 +41,8 @@ pub(crate) struct Layout {
     pub(crate) managers: Vec<Action>,
     /// The stream of events.
     pub(crate) events: Option<String>,
+    /// The collection of subscriptions to them.
+    pub(crate) subscriptions: Option<String>,
 }
 
 impl Layout {
@@ -60,6 +62,7 @@ impl Layout {
             places: systems.iter().map(place).collect(),
             managers: vec![action(pages::MANAGER, "Manager.Reset", &["GracefulRestart", "ForceRestart"])],
             events: Some(events::STREAM.to_owned()),
+            subscriptions: Some(events::SUBSCRIPTIONS.to_owned()),
         }
     }
 
@@ -71,6 +74,7 @@ impl Layout {
             places: Vec::new(),
             managers: Vec::new(),
             events: None,
+            subscriptions: None,
         };
         let root = layout.must(pages::ROOT)?;
         layout.sessions = linked(&root["Links"]["Sessions"]).context("its service root names no sessions")?;
@@ -95,6 +99,7 @@ impl Layout {
         let service = linked(&root["EventService"]).and_then(|path| layout.page(&path)).unwrap_or_default();
         if service["ServiceEnabled"] == true {
             layout.events = service["ServerSentEventUri"].as_str().map(str::to_owned);
+            layout.subscriptions = linked(&service["Subscriptions"]);
         }
         if systems.is_empty() {
             bail!("there is no system in {}", folder.display());

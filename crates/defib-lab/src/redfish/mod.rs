@@ -11,19 +11,21 @@
 pub mod admin;
 mod config;
 mod control;
+mod deliver;
 mod events;
 mod faults;
 mod layout;
 mod pages;
 mod record;
 mod server;
+mod subscriptions;
 mod tls;
 mod tree;
 
-pub use config::{EmulatorConfig, HostCommand, Plug, SystemConfig, SystemTruth, Truth};
+pub use config::{EmulatorConfig, HostCommand, Plug, SubscriptionTruth, SystemConfig, SystemTruth, Truth};
 pub use control::{RedfishEmulator, Running};
 pub use events::Happening;
-pub use faults::{Answer, Body, EventFault, Faults, Hang, SessionFault};
+pub use faults::{Answer, Body, EventFault, Faults, Hang, SessionFault, SubscriptionFault};
 pub use record::RequestRecord;
 pub use tls::Certificate;
 pub use tree::{MARKER, become_reaper, sweep};

@@ -21,11 +21,19 @@ fn link(path: &str) -> Value {
 
 /// The resource at `path` (without a slash at its end), or none.
 pub(crate) fn page(core: &Core, faults: &Faults, path: &str) -> Option<Value> {
+    if let Some(subscription) = core.events.subscriptions.page(path) {
+        return Some(subscription);
+    }
     let mut page =
         if core.layout.is_captured() { core.layout.page(path)? } else { own_page(core, faults, path)? };
     let place = core.layout.places.iter().position(|place| place.path == path);
     if let Some(system) = place.and_then(|number| core.systems.get(number)) {
         overlay(&mut page, system, faults);
+    }
+    if core.layout.subscriptions.as_deref() == Some(path) {
+        let members: Vec<_> = core.events.subscriptions.paths().iter().map(|path| link(path)).collect();
+        page["Members@odata.count"] = members.len().into();
+        page["Members"] = members.into();
     }
     if path == ROOT && faults.session == Some(SessionFault::Absent) {
         remove(&mut page, "/SessionService");

@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{Core, System, lock};
-use super::events::{self, is_known_filter};
+use super::events::{self, Happening, is_known_filter};
 use super::faults::{Body, EventFault, Faults, Hang, SessionFault, take};
 use super::layout::Action;
 use super::pages::{self, METADATA, ROOT};
@@ -141,6 +141,10 @@ async fn answer(
         && !matches!(lock(&core.faults).events, Some(EventFault::Absent | EventFault::Bare));
     if is_for_stream && is_authorized(&core, request.headers()) {
         let open = core.record.arrived("GET", request.uri().path(), None);
+        if lock(&core.faults).events == Some(EventFault::Denied) {
+            open.answered(StatusCode::FORBIDDEN.as_u16());
+            return Ok(refusal(StatusCode::FORBIDDEN, "a license is missing").map(Either::Left));
+        }
         if !is_known_filter(request.uri().query()) {
             open.answered(StatusCode::BAD_REQUEST.as_u16());
             return Ok(refusal(StatusCode::BAD_REQUEST, "no such filter").map(Either::Left));
@@ -186,10 +190,7 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
         (&Method::GET, "/redfish" | ROOT | pages::ODATA) => {
             get(&core, &Faults { body: None, ..faults }, path)
         }
-        // To the collection, or to its property of that name.
-        (&Method::POST, path) if path.strip_suffix("/Members").unwrap_or(path) == core.layout.sessions => {
-            log_in(&core, &faults, &body)
-        }
+        (&Method::POST, path) if collection(path) == core.layout.sessions => log_in(&core, &faults, &body),
         _ if !is_authorized(&core, &head.headers) => refusal(
             StatusCode::UNAUTHORIZED,
             "While accessing the resource, the service received an authorization error",
@@ -206,7 +207,18 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
                 None => get(&core, &faults, path),
             }
         }
+        (&Method::DELETE, _) if core.events.subscriptions.remove(path) => reply(StatusCode::NO_CONTENT, None),
         (&Method::DELETE, _) => log_out(&core, &faults, path),
+        (&Method::POST, path) if core.layout.subscriptions.as_deref() == Some(collection(path)) => {
+            subscribe(&core, collection(path), &body)
+        }
+        (&Method::POST, events::TEST) if !core.layout.is_captured() => match Happening::test(&body) {
+            Some(happening) => {
+                core.events.tell(&happening);
+                reply(StatusCode::NO_CONTENT, None)
+            }
+            None => refusal(StatusCode::BAD_REQUEST, "the parameter MessageId is missing"),
+        },
         (&Method::POST, _) => match target {
             Some(Target::System { number, system, action }) => {
                 let order = Order { number, system, action, kind: &kind };
@@ -219,6 +231,11 @@ async fn whole_answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Rep
     };
     open.answered(response.status().as_u16());
     Ok(response)
+}
+
+/// What a member is added to: the collection, or its property of that name.
+fn collection(path: &str) -> &str {
+    path.strip_suffix("/Members").unwrap_or(path)
 }
 
 /// What a POST is for.
@@ -254,7 +271,14 @@ fn restart(core: &Arc<Core>, action: &Action, kind: &str) -> Reply {
 }
 
 fn allowed_at(core: &Core, path: &str) -> http::HeaderValue {
-    let allowed = if path == core.layout.sessions { "GET, HEAD, POST" } else { "GET, HEAD" };
+    let takes_more = path == core.layout.sessions || core.layout.subscriptions.as_deref() == Some(path);
+    let allowed = if takes_more {
+        "GET, HEAD, POST"
+    } else if core.events.subscriptions.page(path).is_some() {
+        "GET, HEAD, DELETE"
+    } else {
+        "GET, HEAD"
+    };
     http::HeaderValue::from_static(allowed)
 }
 
@@ -340,14 +364,26 @@ fn log_in(core: &Core, faults: &Faults, body: &Value) -> Reply {
     }
     let path = format!("{}/{id}", core.layout.sessions);
     sessions.insert(path.clone(), token.to_owned());
-    let mut response = reply(StatusCode::CREATED, Some(&pages::session(core, &path)));
-    for (name, value) in [("X-Auth-Token", token), (LOCATION.as_str(), &path)] {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::from_str(value))
-        {
-            response.headers_mut().insert(name, value);
-        }
+    let mut response = created(&path, &pages::session(core, &path));
+    if let Ok(token) = http::HeaderValue::from_str(token) {
+        response.headers_mut().insert("X-Auth-Token", token);
     }
     response
+}
+
+fn created(path: &str, page: &Value) -> Reply {
+    let mut response = reply(StatusCode::CREATED, Some(page));
+    if let Ok(path) = http::HeaderValue::from_str(path) {
+        response.headers_mut().insert(LOCATION, path);
+    }
+    response
+}
+
+fn subscribe(core: &Core, collection: &str, wish: &Value) -> Reply {
+    match core.events.subscriptions.add(collection, wish) {
+        Ok((path, page)) => created(&path, &page),
+        Err((status, why)) => refusal(status, &why),
+    }
 }
 
 fn log_out(core: &Core, faults: &Faults, path: &str) -> Reply {

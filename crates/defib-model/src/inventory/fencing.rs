@@ -108,6 +108,40 @@ pub struct RedfishTarget {
     pub pin: Option<String>,
     /// Where each replica finds the credentials: `file:PATH` or `env:NAME`.
     pub credentials: String,
+    /// How its events are had.
+    #[serde(default, skip_serializing_if = "EventSource::is_auto")]
+    pub events: EventSource,
+}
+
+/// How the events of a BMC are had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventSource {
+    /// By its stream; where there is none, by a webhook; where there is none, from its log.
+    #[default]
+    Auto,
+    /// Not by its stream, of which it has too few.
+    Webhook,
+    /// From its log only: nothing is written to it.
+    Log,
+}
+
+impl EventSource {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Webhook => "webhook",
+            Self::Log => "log",
+        }
+    }
+
+    /// Whether nothing was chosen.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 /// How an IPMI session is authenticated and encrypted. Those that are weaker (0 has no authentication at all) can't
@@ -322,6 +356,7 @@ mod tests {
             system: None,
             pin: None,
             credentials: "env:X".into(),
+            events: Default::default(),
         })
     }
 

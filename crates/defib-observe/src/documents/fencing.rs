@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use defib_bmc::{Address, CredentialRef, Pin};
-use defib_model::inventory::{CipherSuite, FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget};
+use defib_model::inventory::{
+    CipherSuite, EventSource, FenceAgentTarget, FenceMethod, IpmiTarget, RedfishTarget,
+};
 use serde::{Deserialize, Serialize};
 
 use super::scalar::Written;
@@ -29,6 +31,8 @@ pub(super) struct RedfishEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pin: Option<Written<Pin>>,
     credentials: Written<CredentialRef>,
+    #[serde(default, skip_serializing_if = "EventSource::is_auto")]
+    events: EventSource,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -68,6 +72,7 @@ impl MethodEntry {
                 system: entry.system,
                 pin: entry.pin.map(|pin| pin.text),
                 credentials: entry.credentials.text,
+                events: entry.events,
             }),
             Self::Ipmi(entry) => FenceMethod::Ipmi(IpmiTarget {
                 address: entry.address,
@@ -95,6 +100,7 @@ impl MethodEntry {
                 system: target.system,
                 pin: target.pin.as_deref().map(Written::new),
                 credentials: Written::new(&target.credentials),
+                events: target.events,
             }),
             FenceMethod::Ipmi(target) => Self::Ipmi(IpmiEntry {
                 address: target.address,

@@ -170,6 +170,7 @@ fn declared(id: &HostId) -> Declared {
         system: None,
         pin: None,
         credentials: String::from("env:BMC"),
+        events: Default::default(),
     };
     Declared {
         id: id.clone(),
