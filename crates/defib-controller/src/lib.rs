@@ -9,6 +9,7 @@ pub mod agents;
 mod bmc_events;
 mod bus;
 mod channels;
+mod commands;
 pub mod config;
 pub mod core;
 pub mod effects;
