@@ -13,6 +13,7 @@ mod commands;
 pub mod config;
 pub mod core;
 pub mod effects;
+mod etcd;
 mod events;
 pub mod export;
 mod fencing_tests;

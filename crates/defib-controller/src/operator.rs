@@ -22,7 +22,7 @@ use crate::{
     channels::Channels,
     commands::{self, Acted, NotKnown},
     core::{Core, Pulse, View},
-    events,
+    etcd, events,
     export::{self, Board},
     members::{self, Members},
     views, what_if,
@@ -45,6 +45,7 @@ pub struct OperatorService {
     members: Arc<Members>,
     channels: Arc<Channels>,
     board: Arc<Board>,
+    etcd: Arc<etcd::Board>,
     admission: admission::Answer,
     agents: Arc<Agents>,
 }
@@ -113,8 +114,9 @@ impl OperatorService {
         admission: admission::Answer,
         agents: Arc<Agents>,
         board: Arc<Board>,
+        etcd: Arc<etcd::Board>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, channels, board, admission, agents }
+        Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents }
     }
 
     /// What the ledger does not know: the release of a host's agent.
@@ -245,8 +247,16 @@ impl Operator for OperatorService {
         }
         let (cluster, me) = (self.cluster.clone(), self.me);
         let protection = self.admission.borrow().clone();
-        let mut status =
-            self.read(move |view| views::status(view, &cluster, me, protection.as_deref())).await?;
+        let etcd = Arc::clone(&self.etcd);
+        let mut status = self
+            .read(move |view| {
+                let mut status = views::status(view, &cluster, me, protection.as_deref());
+                let (line, attention) = etcd.tell(view.controller.ledger(), tokio::time::Instant::now());
+                status.etcd = line;
+                status.attention.extend(attention);
+                status
+            })
+            .await?;
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
         status.attention.extend(self.members.unknown_founders().iter().map(|founder| {

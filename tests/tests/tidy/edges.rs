@@ -19,6 +19,7 @@ const WALLS: &[Wall] = &[
     Wall { name: "defib-process", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-consensus", layer: 1, may_use: &[] },
     Wall { name: "defib-bmc", layer: 1, may_use: &["defib-model"] },
+    Wall { name: "defib-etcd", layer: 2, may_use: &["defib-model", "defib-process"] },
     Wall { name: "defib-kafka", layer: 2, may_use: &["defib-model", "defib-process"] },
     Wall { name: "defib-rpc", layer: 3, may_use: &["defib-pki"] },
     Wall {
@@ -55,6 +56,7 @@ const WALLS: &[Wall] = &[
             "defib-pki",
             "defib-process",
             "defib-kafka",
+            "defib-etcd",
             "defib-consensus",
             "defib-bmc",
             "defib-rpc",
