@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -177,14 +178,21 @@ impl Etcd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Puts a value, and tells its revision.
+    /// Puts a value, and tells its revision. While members elect a leader it is tried again.
     ///
     /// # Errors
     /// When etcd does not take it.
     pub async fn put(&self, key: &str, value: &str) -> anyhow::Result<u64> {
-        let told = self.ctl(&["put", key, "--write-out=json"], value).await?;
-        let told: serde_json::Value = serde_json::from_str(&told)?;
-        told["header"]["revision"].as_u64().context("etcd tells the revision")
+        let revision = AtomicU64::new(0);
+        wait_until(&format!("etcd takes {key}"), STARTS_WITHIN, || async {
+            let told = self.ctl(&["put", key, "--write-out=json"], value).await?;
+            let told: serde_json::Value = serde_json::from_str(&told)?;
+            let told = told["header"]["revision"].as_u64().context("etcd tells the revision")?;
+            revision.store(told, Ordering::Relaxed);
+            Ok(())
+        })
+        .await?;
+        Ok(revision.into_inner())
     }
 
     /// What a key holds; `None`: there is no such key.

@@ -32,12 +32,28 @@ const PUBLISH_APART: Duration = Duration::from_millis(250);
 /// How often a document is tried while others come into force at the same time.
 const TRIES: u32 = 5;
 
+/// The greatest number of refreshes between two tries of a document that waits: to judge a large one takes the loop a
+/// while.
+const PATIENCE_MAX: u32 = 16;
+
 /// A document that was read and must not be in force yet. Why not, may change by itself: a host may be empty by now.
 #[derive(Debug)]
 struct Waiting {
     document: Document,
     value: Value,
     why: String,
+    /// How many refreshes it waits after the next try, and before it.
+    patience: (u32, u32),
+}
+
+impl Waiting {
+    /// A refresh comes by: whether it is tried now.
+    fn is_due(&mut self) -> bool {
+        let (next, left) = self.patience;
+        self.patience =
+            if left == 0 { ((next * 2).min(PATIENCE_MAX), next) } else { (next, left.saturating_sub(1)) };
+        left == 0
+    }
 }
 
 /// What is to be done about a document.
@@ -159,7 +175,9 @@ impl<'a> Session<'a> {
             tokio::task::spawn_blocking(move || parse(kind, &key, &value)).await
         };
         match parsed {
-            Ok(Ok(document)) => self.consider(kind, Waiting { document, value, why: String::new() }).await?,
+            Ok(Ok(document)) => {
+                self.consider(kind, Waiting { document, value, why: String::new(), patience: (1, 0) }).await?
+            }
             Ok(Err(refusal)) => self.refuse(kind, revision, &refusal).await?,
             // The reader of documents broke down, which is a bug of ours: as bad as a document that can't be read.
             Err(error) => {
@@ -278,8 +296,12 @@ impl<'a> Session<'a> {
             self.take_all(reading).await?;
         }
         self.worker.board.heard(Instant::now());
-        for (kind, waiting) in std::mem::take(&mut self.waiting) {
-            self.consider(kind, waiting).await?;
+        for kind in DocumentKind::ALL {
+            if self.waiting.get_mut(&kind).is_some_and(Waiting::is_due)
+                && let Some(waiting) = self.waiting.remove(&kind)
+            {
+                self.consider(kind, waiting).await?;
+            }
         }
         Ok(())
     }
@@ -296,5 +318,24 @@ impl<'a> Session<'a> {
         self.worker.board.wrote(writes.len());
         self.published = wanted.into_iter().map(|(key, value)| (key, Some(value))).collect();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use defib_model::Policy;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_is_tried_ever_more_seldom_and_never_given_up() {
+        let mut waiting = Waiting {
+            document: Document::Policy(Policy::default()),
+            value: Value { revision: 1, text: Vec::new() },
+            why: String::new(),
+            patience: (1, 0),
+        };
+        let tries: Vec<usize> = (0..60).filter(|_| waiting.is_due()).collect();
+        assert_eq!(tries, [0, 2, 5, 10, 19, 36, 53]);
     }
 }

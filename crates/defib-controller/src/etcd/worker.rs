@@ -68,7 +68,13 @@ async fn run(worker: Worker, mut pulse: watch::Receiver<Pulse>) {
 }
 
 impl Worker {
-    async fn lead(&self, term: u64, pulse: watch::Receiver<Pulse>) -> Infallible {
+    async fn lead(&self, term: u64, mut pulse: watch::Receiver<Pulse>) -> Infallible {
+        // What earlier leaders took from etcd stands in the log before this leader's beginning: it must be known first.
+        while !self.has_begun(term).await {
+            if pulse.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
         let mut failures = 0_u32;
         for endpoint in self.config.endpoints.iter().cycle() {
             let why = match self.session(endpoint, term, pulse.clone(), &mut failures).await {
@@ -88,6 +94,11 @@ impl Worker {
         }
         // Endpoints are at least one, so that was for ever.
         std::future::pending().await
+    }
+
+    /// Whether the log up to the beginning of this leader was applied here.
+    async fn has_begun(&self, term: u64) -> bool {
+        self.core.ask(move |view| view.controller.ledger().term() >= term).await.unwrap_or(false)
     }
 
     /// Follows one member until it fails; `failures` begin anew once it has answered.

@@ -1,8 +1,29 @@
 //! What people put into etcd comes into force, or an error stands beside it.
 
-use serde_json::json;
+use anyhow::ensure;
+use defib_lab::cluster::wait_until;
+use serde_json::{Value, json};
 
 use super::{act_after, etcd, key, policy, rig, section, wait_for_json, wait_for_none, wait_for_policy};
+use crate::rig::{AMPLE, Rig};
+
+/// The inventory with another priority of its first VM.
+fn with_another_priority(inventory: &str) -> String {
+    let is_one = |line: &&str| line.trim_start().starts_with("priority: ");
+    let line = inventory.lines().find(is_one).expect("VMs have priorities");
+    let other = if line.ends_with("low") { "    priority: high" } else { "    priority: low" };
+    inventory.replacen(line, other, 1)
+}
+
+async fn wait_for_versions(rig: &Rig, wanted: (Value, Value)) {
+    wait_until("these versions are in force", AMPLE, || async {
+        let found = rig.versions().await;
+        ensure!(found == wanted, "{found:?} is, not {wanted:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
 
 #[tokio::test]
 async fn what_is_put_comes_into_force_and_what_is_wrong_is_refused_beside_it() {
@@ -22,6 +43,10 @@ async fn what_is_put_comes_into_force_and_what_is_wrong_is_refused_beside_it() {
     assert_eq!(versions.0, json!(before.0.as_u64().unwrap() + 1));
     assert_eq!(versions.1, before.1, "the same words are in force already");
     let reason = format!("{}, revision {revision}", key("policy"));
+    let changed = with_another_priority(&inventory);
+    etcd.put(&key("inventory"), &changed).await.unwrap();
+    wait_for_versions(&rig, (versions.0.clone(), json!(before.1.as_u64().unwrap() + 1))).await;
+    let versions = rig.versions().await;
     let acted = rig.acted().await;
     assert!(acted.contains(&("etcd".into(), "applies a policy".into(), reason)), "{acted:?}");
     let takes = acted.iter().filter(|(_, action, _)| action.starts_with("takes the inventory from a store"));
