@@ -79,8 +79,9 @@ impl Board {
             (Some(why), None) => format!("unreachable: {why}"),
         };
         if let Some(why) = &state.trouble {
-            attention
-                .push(format!("policy and inventory are not followed in etcd, and stay as they are: {why}"));
+            attention.push(format!(
+                "etcd fails, so policy and inventory stay as they are until it does not: {why}"
+            ));
         }
         for (kind, found) in &state.found {
             line.push_str(&match found {

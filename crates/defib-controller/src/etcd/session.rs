@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use defib_etcd::{Keys, Reading, Store, StoreError, Value, Write};
+use defib_etcd::{Changes, Keys, Reading, Store, StoreError, Value, Write};
 use defib_model::{
     Command,
     command::{Document, DocumentKind, Operator, StoreRevision},
@@ -94,15 +94,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes what was read, and follows what becomes of it.
-    pub(super) async fn follow(
-        mut self,
-        reading: Reading,
-        mut pulse: watch::Receiver<Pulse>,
-    ) -> Result<Infallible, Ended> {
-        let mut changes = self.store.watch(reading.revision.saturating_add(1)).await?;
+    /// Takes what was read, and publishes: whatever may fail has been done once.
+    pub(super) async fn begin(&mut self, reading: Reading) -> Result<Changes, Ended> {
+        let changes = self.store.watch(reading.revision.saturating_add(1)).await?;
         self.take_all(reading).await?;
         self.published = self.store.published().await?.into_iter().map(|key| (key, None)).collect();
+        self.publish().await?;
+        Ok(changes)
+    }
+
+    /// Follows what becomes of the documents, and publishes what becomes of the cluster.
+    pub(super) async fn follow(
+        mut self,
+        mut changes: Changes,
+        mut pulse: watch::Receiver<Pulse>,
+    ) -> Result<Infallible, Ended> {
         let mut is_old = true;
         let mut publish = interval(PUBLISH_APART);
         let mut refresh = interval(self.worker.config.lease() / 3);

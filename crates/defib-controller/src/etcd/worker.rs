@@ -85,7 +85,7 @@ impl Worker {
             if self.board.failed(why.clone()) {
                 tracing::warn!(
                     why,
-                    "etcd is not followed: policy and inventory stay as they are, and the status there grows old"
+                    "etcd fails: policy and inventory stay as they are until it does not, and the status there grows old"
                 );
             }
             let pause = PAUSE_MIN.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(PAUSE_MAX);
@@ -101,7 +101,7 @@ impl Worker {
         self.core.ask(move |view| view.controller.ledger().term() >= term).await.unwrap_or(false)
     }
 
-    /// Follows one member until it fails; `failures` begin anew once it has answered.
+    /// Follows one member until it fails; `failures` begin anew once it has done all that it was asked.
     async fn session(
         &self,
         endpoint: &str,
@@ -112,10 +112,12 @@ impl Worker {
         let mut store = Store::connect(&self.config, endpoint).await?;
         let reading = store.read().await?;
         store.claim(term, self.config.lease()).await?;
+        let mut session = Session::new(self, term, store);
+        let changes = session.begin(reading).await?;
         *failures = 0;
         if self.board.heard(Instant::now()) {
             tracing::info!(endpoint, "etcd is followed again");
         }
-        Session::new(self, term, store).follow(reading, pulse).await
+        session.follow(changes, pulse).await
     }
 }
