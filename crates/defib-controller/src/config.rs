@@ -9,6 +9,7 @@ use std::{
 };
 
 use defib_engine::observer::PATHS_MAX;
+use defib_etcd::EtcdConfig;
 use defib_export::signing::SigningKey;
 use defib_observe::bus::BusConfig;
 use defib_pki::{ClusterName, TlsFiles};
@@ -57,6 +58,9 @@ pub struct Config {
     /// A message bus that brings beats of hosts and events of BMCs, beside the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<BusConfig>,
+    /// etcd, where it holds inventory and policy; the leader follows it and publishes the status there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfig>,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
@@ -229,6 +233,13 @@ impl Config {
                 return Err(("bus", how.into()));
             }
         }
+        if let Some(etcd) = &self.etcd {
+            etcd.check().map_err(|problem| ("etcd", problem))?;
+            if cfg!(not(feature = "etcd")) {
+                let how = "is given, but this defibd was built without etcd; build it with: --features etcd";
+                return Err(("etcd", how.into()));
+            }
+        }
         let (Ok(tick), Ok(election)) =
             (humantime::parse_duration(&self.raft.tick), humantime::parse_duration(&self.raft.election))
         else {
@@ -310,6 +321,19 @@ replicas:
         }
         let told = with("  kafka: { brokers: [] }\n  heartbeats: beats\n");
         assert!(told.starts_with("DIR/replica.yaml:12:1: bus: brokers: "), "{told}");
+    }
+
+    #[test]
+    fn etcd_is_checked_and_refused_by_a_build_that_can_not_read_it() {
+        let with = |lines: &str| message(&format!("{GOOD}etcd:\n{lines}"));
+        let good = "  endpoints: [\"127.0.0.1:2379\"]\n  prefix: /defib/a\n";
+        if cfg!(feature = "etcd") {
+            assert_eq!(with(good), "");
+        } else {
+            assert!(with(good).contains("built without etcd"), "{}", with(good));
+        }
+        let told = with("  endpoints: []\n  prefix: a\n");
+        assert!(told.starts_with("DIR/replica.yaml:12:1: etcd: endpoints: "), "{told}");
     }
 
     #[test]

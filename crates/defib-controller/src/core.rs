@@ -91,7 +91,7 @@ pub struct View<'a> {
 }
 
 /// The loop is overloaded or has ended.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this replica has more to do than it can take, or is stopping; try again, or another replica")]
 pub struct Overloaded;
 

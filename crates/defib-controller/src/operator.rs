@@ -20,16 +20,14 @@ use crate::{
     admission,
     agents::Agents,
     channels::Channels,
+    commands::{self, Acted, NotKnown},
     core::{Core, Pulse, View},
-    events,
+    etcd, events,
     export::{self, Board},
     members::{self, Members},
-    proposals::Fate,
     views, what_if,
 };
 
-/// How long a call waits for its proposal to be committed.
-const COMMIT_WAIT: Duration = Duration::from_secs(5);
 /// How long a change of the replicas is waited for. Whoever asked waits a little longer.
 const CHANGE_WAIT: Duration = Duration::from_secs(8);
 /// How long a follower waits for the leader's answer.
@@ -47,6 +45,7 @@ pub struct OperatorService {
     members: Arc<Members>,
     channels: Arc<Channels>,
     board: Arc<Board>,
+    etcd: Arc<etcd::Board>,
     admission: admission::Answer,
     agents: Arc<Agents>,
 }
@@ -115,8 +114,9 @@ impl OperatorService {
         admission: admission::Answer,
         agents: Arc<Agents>,
         board: Arc<Board>,
+        etcd: Arc<etcd::Board>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, channels, board, admission, agents }
+        Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents }
     }
 
     /// What the ledger does not know: the release of a host's agent.
@@ -163,35 +163,20 @@ impl OperatorService {
     /// What the operator is told of a forwarded call that failed. What a viewer may call changes nothing: it may be
     /// said again to another replica, and the operator's tool does so.
     fn unanswered(status: Status, role: Role) -> Status {
-        if role != Role::Viewer && may_be_done(&status) { unknown(status.message()) } else { status }
+        if role == Role::Viewer || !may_be_done(&status) {
+            return status;
+        }
+        unknown(&format!("{}, so the outcome is unknown", status.message()))
     }
 
     /// Judges a command, and proposes it unless it is a dry run.
     async fn act(&self, command: Command, dry_run: bool) -> Result<v1::ActionResponse, Status> {
-        let judged = command.clone();
-        let verdict = self.read(move |view| view.controller.ledger().judge(&judged)).await?;
-        let message = match verdict {
-            Ok(message) => message,
-            Err(message) => return Ok(v1::ActionResponse { accepted: false, message, log_index: 0 }),
-        };
-        if dry_run {
-            return Ok(v1::ActionResponse {
-                accepted: true,
-                message: format!("dry run: {message}"),
-                log_index: 0,
-            });
-        }
-        let fate = tokio::time::timeout(COMMIT_WAIT, self.core.propose(command)).await;
-        match fate {
-            Ok(Ok(Fate::Committed { index, refused: None })) => {
-                Ok(v1::ActionResponse { accepted: true, message, log_index: index })
+        match commands::act(&self.core, command, dry_run).await {
+            Ok(Acted { accepted, message, index }) => {
+                Ok(v1::ActionResponse { accepted, message, log_index: index })
             }
-            Ok(Ok(Fate::Committed { index, refused: Some(why) })) => {
-                Ok(v1::ActionResponse { accepted: false, message: why, log_index: index })
-            }
-            Ok(Ok(Fate::Unknown)) => Err(unknown("the leader changed meanwhile")),
-            Ok(Err(error)) => Err(overloaded(error)),
-            Err(_) => Err(unknown("no commit in time")),
+            Err(NotKnown::Overloaded(error)) => Err(overloaded(error)),
+            Err(error @ NotKnown::Outcome(_)) => Err(unknown(&error.to_string())),
         }
     }
 
@@ -231,7 +216,7 @@ impl OperatorService {
 
 /// Not one that makes the caller ask another replica: what changes things must not be done twice by itself.
 fn unknown(why: &str) -> Status {
-    Status::aborted(format!("{why}, so the outcome is unknown; look at defib events before you try again"))
+    Status::aborted(format!("{why}; look at defib events before you try again"))
 }
 
 /// Takes the call here, or forwards it to the leader.
@@ -262,9 +247,16 @@ impl Operator for OperatorService {
         }
         let (cluster, me) = (self.cluster.clone(), self.me);
         let protection = self.admission.borrow().clone();
-        let status =
-            move |view: &View<'_>| (views::status(view, &cluster, me, protection.as_deref()), view.now);
-        let (mut status, now) = self.read(status).await?;
+        let etcd = Arc::clone(&self.etcd);
+        let (mut status, now) = self
+            .read(move |view| {
+                let mut status = views::status(view, &cluster, me, protection.as_deref());
+                let (line, attention) = etcd.tell(view.controller.ledger(), tokio::time::Instant::now());
+                status.etcd = line;
+                status.attention.extend(attention);
+                (status, view.now)
+            })
+            .await?;
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
         status.attention.extend(self.agents.attention(now));

@@ -40,6 +40,7 @@ use crate::{
     config::Config,
     core::{Core, Loop, Message, Pulse},
     effects::Effects,
+    etcd,
     export::{Board, Export},
     fencing_tests, forgeries,
     join::Joining,
@@ -184,6 +185,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let board = Arc::new(Board::default());
     let export = Export::new(core.clone(), me, &config.cluster, signing_key, Arc::clone(&board));
     tokio::spawn(export.run(pulse_seen.clone()));
+    let etcd_board = Arc::new(etcd::Board::new(config.etcd.is_some()));
+    #[cfg(feature = "etcd")]
+    if let Some(section) = &config.etcd {
+        let (section, cluster) = (section.clone(), config.cluster.clone());
+        etcd::start(section, cluster, me.0, core.clone(), pulse_seen.clone(), Arc::clone(&etcd_board));
+    }
     let operator = OperatorService::new(
         me.0,
         config.cluster.clone(),
@@ -194,6 +201,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         admission.clone(),
         Arc::clone(&agents),
         Arc::clone(&board),
+        Arc::clone(&etcd_board),
     );
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
@@ -218,15 +226,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
     if let Some(listener) = metrics_listener {
         let (core, meter_again, counters, log, board) =
-            (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone(), board);
+            (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone(), (board, etcd_board));
         tokio::spawn(metrics::serve(listener, Arc::clone(&meter), move || {
-            let (core, meter, counters, log, admission, board) = (
+            let (core, meter, counters, log, admission, (board, etcd_board)) = (
                 core.clone(),
                 Arc::clone(&meter_again),
                 Arc::clone(&counters),
                 log.clone(),
                 admission.clone(),
-                Arc::clone(&board),
+                board.clone(),
             );
             async move {
                 meter.gather_counters(&counters, &log, clock.now());
@@ -237,6 +245,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                     let ledger = view.controller.ledger();
                     meter.gather(ledger, view.controller.leads(), view.now);
                     board.gather(ledger);
+                    etcd_board.gather(ledger, tokio::time::Instant::now());
                 });
                 matches!(tokio::time::timeout(Duration::from_secs(2), gathered).await, Ok(Ok(())))
             }
@@ -330,6 +339,9 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     if let Some(section) = &config.bmc_webhooks {
         section.check(&config.cluster)?;
         notes.push(format!("bmc-webhooks: BMCs send to {}", section.advertise));
+    }
+    if let Some(etcd) = &config.etcd {
+        notes.push(format!("etcd: {} at {}", etcd.prefix, etcd.endpoints.join(", ")));
     }
     if let Some(join) = &config.join {
         ClusterAuthority::load(&join.pki_dir)?;

@@ -527,6 +527,8 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
             .map(|(id, recovery)| recovery_summary(ledger, id, recovery))
             .collect(),
         version: env!("CARGO_PKG_VERSION").into(),
+        // Filled in by who asks it.
+        etcd: String::new(),
     };
     let members = view.membership.voters.iter().chain(&view.membership.learners);
     for id in members {

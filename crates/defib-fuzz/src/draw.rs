@@ -12,8 +12,8 @@ use defib_model::{
     BootId, ClusterTime, Command, EffectId, Epoch, GroupId, HostId, Incarnation, Inventory, LogIndex, Millis,
     Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, VmId,
     command::{
-        AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
-        StartResult, Unplaced, VmReport,
+        AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
+        PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Group, Host, Priority, Readiness, RedfishTarget,
@@ -489,7 +489,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             let replaces = near(u, ledger.inventory_version())?;
             Command::SetInventory { inventory: inventory(u)?, replaces, operator: operator(u)? }
         }
-        18 => match u.int_in_range(0..=2_u8)? {
+        18 => match u.int_in_range(0..=4_u8)? {
             0 => {
                 let mut voters = BTreeSet::new();
                 for _ in 0..u.int_in_range(0..=4_u8)? {
@@ -501,6 +501,19 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
                 nonce: u.int_in_range(0..=3_u8)?.to_string(),
                 identity: "host/h1".into(),
             },
+            number @ (2 | 3) => {
+                let document = match number {
+                    2 => Document::Policy(policy(u)?),
+                    _ => Document::Inventory(inventory(u)?),
+                };
+                let replaces = near(u, ledger.version_of(document.kind()))?;
+                let taken = ledger.document(document.kind()).map_or(0, |record| record.at.revision);
+                let at = StoreRevision {
+                    store: u.int_in_range(0..=1_u8)?.to_string(),
+                    revision: near(u, taken.saturating_add(1))?,
+                };
+                Command::DocumentRead { document: Box::new(document), replaces, at, operator: operator(u)? }
+            }
             _ => Command::LeaderStarted { term: near(u, ledger.term().saturating_add(1))? },
         },
         _ => Command::Tick,

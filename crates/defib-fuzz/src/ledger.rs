@@ -26,7 +26,10 @@ pub(crate) fn apply_checked(ledger: &mut Ledger, index: LogIndex, entry: &Entry)
         // become smaller. No decision may bring that about.
         let is_fact = matches!(
             entry.command,
-            Command::SetInventory { .. } | Command::AgentReported(_) | Command::Readmit { .. }
+            Command::SetInventory { .. }
+                | Command::DocumentRead { .. }
+                | Command::AgentReported(_)
+                | Command::Readmit { .. }
         );
         let overbooked = broken.starts_with("I6: ") && (is_fact || before.is_err());
         assert!(

@@ -5,7 +5,9 @@ use rdkafka::{
     message::DeliveryResult, producer::ProducerContext,
 };
 
-use crate::{Brokers, SecretError, secret};
+use defib_process::{SecretError, secret};
+
+use crate::Brokers;
 
 /// Addresses, TLS, who we are, and patience with a connection. The password is read anew with each call.
 ///

@@ -3,12 +3,10 @@
 
 #[cfg(feature = "client")]
 mod client;
-mod secret;
 
 #[cfg(feature = "client")]
 pub use client::{Quiet, reach};
 use defib_model::export::{KafkaSasl, SinkTls, check_brokers};
-pub use secret::{SecretError, secret};
 use serde::{Deserialize, Serialize};
 
 /// Where brokers are, and how we show each other who we are.

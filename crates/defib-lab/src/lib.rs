@@ -5,6 +5,7 @@ pub mod check;
 pub mod clock;
 pub mod cluster;
 pub mod demo;
+pub mod etcd;
 pub mod failover;
 pub mod ipmi;
 pub mod kafka;

@@ -4,10 +4,12 @@
 //! Evolution rule: fields and variants are only added, with a default; nothing is renamed or reused.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     string::String,
     vec::Vec,
 };
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +232,66 @@ pub enum ReplicaOrder {
     },
 }
 
+/// One of the two documents that people write for the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Document {
+    /// How to decide.
+    Policy(Policy),
+    /// What there is.
+    Inventory(Inventory),
+}
+
+impl Document {
+    /// Which of the two it is.
+    #[must_use]
+    pub const fn kind(&self) -> DocumentKind {
+        match self {
+            Self::Policy(_) => DocumentKind::Policy,
+            Self::Inventory(_) => DocumentKind::Inventory,
+        }
+    }
+}
+
+/// Which of the two documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DocumentKind {
+    /// How to decide.
+    Policy,
+    /// What there is.
+    Inventory,
+}
+
+impl DocumentKind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Policy, Self::Inventory];
+
+    /// Its name in keys, files and messages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Inventory => "inventory",
+        }
+    }
+}
+
+impl fmt::Display for DocumentKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A revision of a store outside of the log, such as etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StoreRevision {
+    /// Which store: revisions of one say nothing of another's.
+    pub store: String,
+    /// The revision that changed the document last.
+    pub revision: u64,
+}
+
 /// Everything that the log may hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -391,6 +453,17 @@ pub enum Command {
         /// The version that it replaces.
         replaces: u64,
         /// Who.
+        operator: Operator,
+    },
+    /// A document that the leader read from a store outside of the log, such as etcd.
+    DocumentRead {
+        /// The document.
+        document: Box<Document>,
+        /// The version that it replaces; another one in force means refusal.
+        replaces: u64,
+        /// Where it stands. What was taken from a revision is never taken again, nor what is older.
+        at: StoreRevision,
+        /// In whose name.
         operator: Operator,
     },
     /// The replicas that vote in the log have changed.

@@ -13,7 +13,7 @@ use alloc::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EventKind, Millis, SinkId};
+use crate::{EventKind, Millis, SinkId, address::is_here};
 
 /// How grave an event is, from nothing to everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -444,11 +444,6 @@ fn without_secret(url: &str) -> String {
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let rest = rest.rsplit_once('@').map_or_else(|| rest.into(), |(_, place)| format!("…@{place}"));
     if scheme.is_empty() { rest } else { format!("{scheme}://{rest}") }
-}
-
-/// Whether what is said to an address stays on this machine.
-fn is_here(address: &str) -> bool {
-    ["127.", "localhost", "[::1]"].iter().any(|here| address.starts_with(here))
 }
 
 /// More than enough to find the others.

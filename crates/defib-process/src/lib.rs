@@ -1,8 +1,9 @@
 //! What each of our programs needs around its work: a configuration file that is read or refused with line and
-//! field, logging, signals, exit codes.
+//! field, secrets that it names, logging, signals, exit codes.
 
 mod document;
 mod log;
+mod secret;
 
 use std::{
     fmt::Display,
@@ -13,6 +14,7 @@ use std::{
 
 pub use document::{DocumentError, WrongField, checked_yaml, from_yaml, place_of, read_yaml};
 pub use log::{LogConfig, LogFormat, log_by_environment};
+pub use secret::{SecretError, secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Makes `ring` the process's cryptography; call it first in `main`.

@@ -23,6 +23,10 @@ const WANTED: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("python3", "python3-venv"),
     ("rsyslogd", "rsyslog"),
+    ("protoc", "protobuf-compiler"),
+    ("/usr/share/doc/libprotobuf-dev", "libprotobuf-dev"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
     ("/usr/share/doc/rsyslog-gnutls", "rsyslog-gnutls"),
 ];
 
@@ -65,6 +69,22 @@ pub(crate) fn provide() {
         "\nNOTICE: this machine lacks {}: tests that need them are SKIPPED.\n        On Debian, as root: {install}\n",
         packages.join(", ")
     );
+}
+
+/// Whether the client of etcd can be built here; else what is missing.
+pub(crate) fn has_protoc() -> Result<(), String> {
+    let wanted = "apt-get install protobuf-compiler libprotobuf-dev";
+    if crate::tools::run("protoc", &["--version"]).is_none() {
+        return Err(format!("no protoc: what needs etcd is not built ({wanted})"));
+    }
+    // Without them a package's protoc can't read what its own schemas import.
+    let has_includes = std::env::var_os("PROTOC_INCLUDE").is_some()
+        || Path::new("/usr/include/google/protobuf/struct.proto").exists();
+    if has_includes {
+        Ok(())
+    } else {
+        Err(format!("no includes of protoc: what needs etcd is not built ({wanted})"))
+    }
 }
 
 /// Whether the libvirt driver can be built here.

@@ -13,6 +13,8 @@ use crate::packages;
 use crate::steps::Steps;
 use crate::tools;
 
+/// What is built and tested where protoc is: see crates/defib-etcd/Cargo.toml.
+const ETCD: &str = "defib-controller/etcd,defib-etcd/client,defib-tests/etcd";
 /// What is built and tested where libvirt's headers are.
 const LIBVIRT: &str = "defib-agent/libvirt,defib-tests/libvirt";
 
@@ -37,6 +39,10 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         features.push(LIBVIRT);
     } else {
         note(&notes, "libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
+    }
+    match packages::has_protoc() {
+        Ok(()) => features.push(ETCD),
+        Err(why) => note(&notes, "etcd", &why)?,
     }
     features.extend(with_kafka(&mut steps, &notes)?);
     let features = features.join(",");

@@ -8,6 +8,8 @@ mod bad_input;
 mod bmc;
 mod cli;
 mod demo;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod events;
 mod export;
 mod full_disk;

@@ -16,25 +16,26 @@ const WALLS: &[Wall] = &[
     Wall { name: "defib-engine", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-wire", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-pki", layer: 1, may_use: &["defib-model"] },
-    Wall { name: "defib-process", layer: 1, may_use: &[] },
+    Wall { name: "defib-process", layer: 1, may_use: &["defib-model"] },
     Wall { name: "defib-consensus", layer: 1, may_use: &[] },
     Wall { name: "defib-bmc", layer: 1, may_use: &["defib-model"] },
-    Wall { name: "defib-kafka", layer: 1, may_use: &["defib-model"] },
-    Wall { name: "defib-rpc", layer: 2, may_use: &["defib-pki"] },
+    Wall { name: "defib-etcd", layer: 2, may_use: &["defib-model", "defib-process"] },
+    Wall { name: "defib-kafka", layer: 2, may_use: &["defib-model", "defib-process"] },
+    Wall { name: "defib-rpc", layer: 3, may_use: &["defib-pki"] },
     Wall {
         name: "defib-observe",
-        layer: 2,
+        layer: 3,
         may_use: &["defib-model", "defib-process", "defib-kafka", "defib-engine", "defib-wire", "defib-bmc"],
     },
     Wall {
         name: "defib-act",
-        layer: 2,
+        layer: 3,
         may_use: &["defib-model", "defib-engine", "defib-wire", "defib-bmc"],
     },
-    Wall { name: "defib-export", layer: 2, may_use: &["defib-model", "defib-kafka"] },
+    Wall { name: "defib-export", layer: 3, may_use: &["defib-model", "defib-process", "defib-kafka"] },
     Wall {
         name: "defib-agent",
-        layer: 3,
+        layer: 4,
         may_use: &[
             "defib-model",
             "defib-process",
@@ -47,7 +48,7 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         name: "defib-controller",
-        layer: 3,
+        layer: 4,
         may_use: &[
             "defib-model",
             "defib-engine",
@@ -55,6 +56,7 @@ const WALLS: &[Wall] = &[
             "defib-pki",
             "defib-process",
             "defib-kafka",
+            "defib-etcd",
             "defib-consensus",
             "defib-bmc",
             "defib-rpc",
@@ -65,7 +67,7 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         name: "defib-cli",
-        layer: 3,
+        layer: 4,
         may_use: &[
             "defib-model",
             "defib-process",
@@ -78,17 +80,17 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         name: "defib-lab",
-        layer: 4,
+        layer: 5,
         may_use: &["defib-model", "defib-process", "defib-wire", "defib-pki", "defib-rpc", "defib-export"],
     },
-    Wall { name: "defib-fuzz", layer: 4, may_use: &["*"] },
+    Wall { name: "defib-fuzz", layer: 5, may_use: &["*"] },
     Wall {
         name: "defib-sim",
-        layer: 4,
+        layer: 5,
         may_use: &["defib-model", "defib-engine", "defib-wire", "defib-consensus"],
     },
-    Wall { name: "defib-chaos", layer: 5, may_use: &["defib-model", "defib-process", "defib-lab"] },
-    Wall { name: "defib-tests", layer: 5, may_use: &["*"] },
+    Wall { name: "defib-chaos", layer: 6, may_use: &["defib-model", "defib-process", "defib-lab"] },
+    Wall { name: "defib-tests", layer: 6, may_use: &["*"] },
     Wall { name: "xtask", layer: 0, may_use: &[] },
 ];
 

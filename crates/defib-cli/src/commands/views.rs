@@ -76,6 +76,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
                 .collect::<Vec<_>>(),
             "event_seq": status.event_seq, "event_hash": status.event_hash,
             "policy_version": status.policy_version, "inventory_version": status.inventory_version,
+            "etcd": status.etcd,
             "recoveries": status.recoveries.iter().map(recovery_json).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -92,6 +93,9 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         vms.running, vms.total, vms.starting, vms.down, vms.unprotected
     ));
     line(&format!("events: {}, the newest with hash {}", status.event_seq, status.event_hash));
+    if !status.etcd.is_empty() {
+        line(&format!("etcd: {}", status.etcd));
+    }
     if status.paused {
         let by =
             if status.paused_by.is_empty() { String::new() } else { format!(" by {}", status.paused_by) };

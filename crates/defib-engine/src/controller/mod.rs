@@ -466,6 +466,7 @@ impl Controller {
             | Command::Pause { .. }
             | Command::SetPolicy { .. }
             | Command::SetInventory { .. }
+            | Command::DocumentRead { .. }
             | Command::ReplicasChanged { .. }
             | Command::ReplicasOrdered { .. }
             | Command::Delivered { .. }

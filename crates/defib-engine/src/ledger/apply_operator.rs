@@ -9,7 +9,7 @@ use alloc::{
 
 use defib_model::{
     Command, Epoch, EventKind, HostId, Inventory, Opinion, Policy, VmId,
-    command::{Operator, ReplicaOrder},
+    command::{DocumentKind, Operator, ReplicaOrder},
     event::{Phase, ProofKind},
 };
 
@@ -66,24 +66,15 @@ impl Ledger {
                 Ok(format!("host {host} is powered off; {vms} VMs restart elsewhere when that is proven"))
             }
             Command::SetPolicy { policy, replaces, .. } => {
-                if *replaces != self.policy_version {
-                    return Err(format!(
-                        "policy version {} is in force, not {replaces}; read it again",
-                        self.policy_version
-                    ));
-                }
-                policy.validate().map_err(|(field, message)| format!("{field}: {message}"))?;
-                Ok(format!("policy version {} comes into force", self.policy_version.saturating_add(1)))
+                self.judge_version(DocumentKind::Policy, *replaces)?;
+                self.judge_policy(policy)
             }
             Command::SetInventory { inventory, replaces, .. } => {
-                if *replaces != self.inventory_version {
-                    return Err(format!(
-                        "inventory version {} is in force, not {replaces}; read it again",
-                        self.inventory_version
-                    ));
-                }
-                self.judge_inventory(inventory)?;
-                Ok(format!("inventory version {} comes into force", self.inventory_version.saturating_add(1)))
+                self.judge_version(DocumentKind::Inventory, *replaces)?;
+                self.judge_inventory(inventory)
+            }
+            Command::DocumentRead { document, replaces, at, .. } => {
+                self.judge_document(document, *replaces, at)
             }
             Command::LiftQuarantine { host, .. } => {
                 let record = self
@@ -116,7 +107,20 @@ impl Ledger {
         Ok(record)
     }
 
-    fn judge_inventory(&self, inventory: &Inventory) -> Result<(), String> {
+    pub(super) fn judge_version(&self, kind: DocumentKind, replaces: u64) -> Result<(), String> {
+        let version = self.version_of(kind);
+        if replaces == version {
+            return Ok(());
+        }
+        Err(format!("{kind} version {version} is in force, not {replaces}; read it again"))
+    }
+
+    pub(super) fn judge_policy(&self, policy: &Policy) -> Result<String, String> {
+        policy.validate().map_err(|(field, message)| format!("{field}: {message}"))?;
+        Ok(format!("policy version {} comes into force", self.policy_version.saturating_add(1)))
+    }
+
+    pub(super) fn judge_inventory(&self, inventory: &Inventory) -> Result<String, String> {
         inventory.validate().map_err(|error| error.to_string())?;
         for (id, record) in &self.hosts {
             if inventory.hosts.contains_key(id) {
@@ -139,7 +143,7 @@ impl Ledger {
                 return Err(format!("vms.{id}: is missing, but it is being recovered"));
             }
         }
-        Ok(())
+        Ok(format!("inventory version {} comes into force", self.inventory_version.saturating_add(1)))
     }
 
     pub(super) fn confirm_dead(&mut self, host: &HostId, epoch: Epoch, operator: &Operator) {
@@ -227,6 +231,11 @@ impl Ledger {
         if let Err(why) = self.judge(&command) {
             return self.refuse("set-policy", why);
         }
+        self.replace_policy(policy, operator);
+    }
+
+    /// Brings a policy that was judged into force.
+    pub(super) fn replace_policy(&mut self, policy: &Policy, operator: &Operator) {
         if policy.lease != self.policy.lease {
             self.settle_leases(policy.lease.expiry_wait().max(self.policy.lease.expiry_wait()));
         }
@@ -245,6 +254,11 @@ impl Ledger {
         if let Err(why) = self.judge(&command) {
             return self.refuse("set-inventory", why);
         }
+        self.replace_inventory(inventory, operator);
+    }
+
+    /// Brings an inventory that was judged into force.
+    pub(super) fn replace_inventory(&mut self, inventory: &Inventory, operator: &Operator) {
         let electorate = |inventory: &Inventory| {
             let hosts = inventory.hosts.values();
             hosts.map(|host| (host.id.clone(), host.neighbour_address.clone(), host.domain.clone())).collect()

@@ -6,6 +6,7 @@
 
 mod apply_hosts;
 mod apply_operator;
+mod apply_store;
 mod apply_vms;
 mod brakes;
 mod events;
@@ -25,10 +26,11 @@ use alloc::{
 use core::fmt::Write as _;
 
 pub use apply_operator::PAUSES;
+pub use apply_store::DocumentRecord;
 pub use brakes::BrakeMemory;
 use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
-    RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, event::Phase,
+    RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
 };
 use events::Birth;
 pub use events::{EVENTS_RETAINED, EventLog};
@@ -78,6 +80,9 @@ pub struct Ledger {
     /// The last event that a signature vouches for, and the event that says so.
     #[serde(default)]
     signed: (EventSeq, EventSeq),
+    /// What was taken last from a store outside of the log.
+    #[serde(default)]
+    documents: BTreeMap<DocumentKind, DocumentRecord>,
     /// Derived from the rest; rebuilt after a snapshot.
     #[serde(skip)]
     index: Index,
@@ -135,6 +140,7 @@ impl Ledger {
             events: EventLog::default(),
             sinks: BTreeMap::new(),
             signed: (EventSeq(0), EventSeq(0)),
+            documents: BTreeMap::new(),
             index: Index::default(),
             now: Birth0::default(),
         }
@@ -185,6 +191,9 @@ impl Ledger {
             Command::SetPolicy { policy, replaces, operator } => self.set_policy(policy, *replaces, operator),
             Command::SetInventory { inventory, replaces, operator } => {
                 self.set_inventory(inventory, *replaces, operator);
+            }
+            Command::DocumentRead { document, replaces, at, operator } => {
+                self.document_read(document, *replaces, at, operator);
             }
             Command::ReplicasChanged { voters } => self.replicas_changed(voters),
             Command::ReplicasOrdered { order, operator } => self.replicas_ordered(order, operator),

@@ -194,7 +194,7 @@ async fn to_stdout(lines: &[Line]) -> Result<(), SinkError> {
 
 /// Reads the secret of a field each time it is needed, so that it can be replaced without a restart.
 fn secret(field: &str, from: &SecretRef) -> Result<Zeroizing<String>, SinkError> {
-    defib_kafka::secret(field, from).map_err(|error| SinkError::new(error.to_string()))
+    defib_process::secret(field, from).map_err(|error| SinkError::new(error.to_string()))
 }
 
 fn now() -> tokio::time::Instant {

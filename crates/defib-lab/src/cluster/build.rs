@@ -107,6 +107,7 @@ impl Cluster {
             _relays: relays,
             marker,
             bus: options.bus,
+            etcd: options.etcd,
             directory,
             leave_directory: options.leave_directory,
         };
@@ -239,6 +240,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// The configuration of a replica.
+    pub(super) fn replica_file(&self, own: &ReplicaPorts, directory: &Path, rebuild: bool) -> String {
+        files::replica(own, &self.ports, directory, rebuild, self.bus.as_deref(), self.etcd.as_deref())
+    }
+
     pub(super) fn start_replica(
         &mut self,
         own: &ReplicaPorts,
@@ -248,7 +254,7 @@ impl Cluster {
         let directory = self.replica_directory(own.id);
         fs::create_dir_all(directory.join("data"))?;
         let config = directory.join("replica.yaml");
-        fs::write(&config, files::replica(own, &self.ports, &directory, rebuild, self.bus.as_deref()))?;
+        fs::write(&config, self.replica_file(own, &directory, rebuild))?;
         let (key, secret) = SigningKey::generate()?;
         let path = directory.join("events.key");
         fs::write(&path, &*secret)?;

@@ -166,10 +166,7 @@ impl Cluster {
         for one in &self.replicas {
             let directory = self.replica_directory(one.id);
             let ports = self.ports.iter().find(|ports| ports.id == one.id).context("a replica has ports")?;
-            fs::write(
-                directory.join("replica.yaml"),
-                files::replica(ports, &self.ports, &directory, false, self.bus.as_deref()),
-            )?;
+            fs::write(directory.join("replica.yaml"), self.replica_file(ports, &directory, false))?;
         }
         for host in self.inventory.hosts.values() {
             self.write_agent(host.id.as_str(), build::neighbour(host)?)?;

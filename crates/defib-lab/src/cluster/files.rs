@@ -84,6 +84,7 @@ pub fn replica(
     directory: &Path,
     rebuild: bool,
     bus: Option<&str>,
+    etcd: Option<&str>,
 ) -> String {
     let mut text = format!("cluster: {CLUSTER}\nreplica: {}\n", own.id);
     let _ = writeln!(text, "data-dir: {}", quoted_path(&directory.join("data")));
@@ -125,6 +126,9 @@ pub fn replica(
     if let Some(broker) = bus {
         let topics = format!("heartbeats: {BUS_TOPIC}, dead-letters: {DEAD_LETTERS}");
         let _ = writeln!(text, "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, {topics} }}");
+    }
+    if let Some(section) = etcd {
+        let _ = writeln!(text, "etcd: {section}");
     }
     text.push_str("raft: { tick: 10ms, election: 100ms }\nlog: { format: text, level: info }\n");
     text

@@ -98,6 +98,8 @@ pub struct Options {
     pub binaries: Option<PathBuf>,
     /// `host:port` of a broker of Kafka that agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
     pub bus: Option<String>,
+    /// The section `etcd` of each replica's configuration, in YAML on one line.
+    pub etcd: Option<String>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
     /// can make new ones slow for a minute (ext4 without a journal looks at each inode that it must not use again yet).
     pub leave_directory: bool,
@@ -117,6 +119,7 @@ impl Options {
             webhooks: false,
             binaries: None,
             bus: None,
+            etcd: None,
             leave_directory: false,
         }
     }
@@ -158,6 +161,7 @@ pub struct Cluster {
     _relays: Vec<Relay>,
     marker: String,
     bus: Option<String>,
+    etcd: Option<String>,
 }
 
 impl Cluster {

@@ -45,7 +45,7 @@ const ROUNDS: u32 = 50;
 pub enum BusError {
     /// The password is not there.
     #[error("bus.kafka: {0}")]
-    Secret(#[from] defib_kafka::SecretError),
+    Secret(#[from] defib_process::SecretError),
     /// librdkafka does not like what it was told.
     #[error("bus.kafka: no client for Kafka")]
     Client(#[from] KafkaError),
