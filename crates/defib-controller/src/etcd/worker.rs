@@ -77,7 +77,8 @@ impl Worker {
         }
         let mut failures = 0_u32;
         for endpoint in self.config.endpoints.iter().cycle() {
-            let why = match self.session(endpoint, term, pulse.clone(), &mut failures).await {
+            // On the heap: it holds a client with its requests, which is too much for a stack.
+            let why = match Box::pin(self.session(endpoint, term, pulse.clone(), &mut failures)).await {
                 Err(ended) => ended.to_string(),
                 Ok(never) => match never {},
             };

@@ -55,7 +55,7 @@ impl WebhookConfig {
         if let SecretRef::File(path) = &self.secret {
             private("secret", Path::new(path))?;
         }
-        let secret = defib_kafka::secret("bmc-webhooks.secret", &self.secret)?;
+        let secret = defib_process::secret("bmc-webhooks.secret", &self.secret)?;
         Webhooks::new(&self.advertise, cluster, &secret).context("bmc-webhooks")
     }
 
