@@ -11,7 +11,7 @@ use crate::rig::{Rig, SMALL, program, quick};
 
 /// Starts another agent with a host's certificate, in a boot and with directories of its own.
 fn start_twin(rig: &Rig, host: &str) -> Child {
-    let (home, twin) = (rig.path(&format!("hosts/{host}")), rig.path("twin"));
+    let (home, twin) = (rig.path(format!("hosts/{host}")), rig.path("twin"));
     fs::create_dir(&twin).unwrap();
     fs::write(twin.join("boot-id"), "11111111-2222-3333-4444-555555555555\n").unwrap();
     let mut text = fs::read_to_string(home.join("agent.yaml")).unwrap();
