@@ -132,7 +132,7 @@ async fn a_run_directory_that_is_changed_counts_from_the_next_boot_and_no_vm_is_
 }
 
 #[tokio::test]
-async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspicion_in_its_grace() {
+async fn an_agent_that_is_stopped_says_goodbye_and_nobody_accuses_it_in_its_grace() {
     let mut rig = Rig::with(SMALL, policy()).await;
     let before = running(&rig);
     let from = rig.events().await.len();
@@ -140,7 +140,7 @@ async fn an_agent_that_is_stopped_says_goodbye_and_its_silence_raises_no_suspici
     rig.cluster.signal_agent("h3", Signal::SIGTERM).await.unwrap();
     rig.wait_for_no_agent("h3").await;
     let told = rig.wait_for(&["host", "show", "h3"], "it announced a silence").await;
-    assert!(told.contains("nobody suspects it for"), "{told}");
+    assert!(told.contains("nobody votes it dead for"), "{told}");
     // Longer than silence that is not announced takes to raise a question.
     wait_out(policy().detection.heartbeat_interval.times(20)).await;
     rig.cluster.hold_agent("h3", false).unwrap();

@@ -245,9 +245,11 @@ impl Ledger {
         Millis(self.policy.detection.act_after.0 / 2)
     }
 
-    /// Why a boot of a host may not speak for it yet; `None`: it may. A new boot proves that the former one is over only
-    /// where one machine bears the name. A clone of it (a copied disk, a copied certificate) lives beside it, and then the
-    /// one in use is heard. So a new boot waits until a quorum has missed the one in use for a while.
+    /// Why a boot of a host may not speak for it yet; `None`: it may.
+    ///
+    /// A new boot proves that the former one is over only where one machine bears the name. A clone of it (a copied
+    /// disk, a copied certificate) lives beside it, and then the one in use is heard. So a new boot waits until a
+    /// quorum has missed the one in use for a while.
     #[must_use]
     pub fn other_boot_waits(&self, host: &HostId, boot: BootId) -> Option<String> {
         let record = self.hosts.get(host)?;

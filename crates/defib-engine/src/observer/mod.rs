@@ -452,7 +452,9 @@ impl Observer {
         let (ask_at, act_at) = match watched.muted_until.filter(|until| *until > from) {
             // An announced silence is accused by nobody before its end. But its BMC is asked, where it lasts as long as
             // one that would be: an agent that restarts is back by then, a host that died meanwhile is found.
-            Some(until) => (asked.max(from.plus(act_after)), until.plus(act_after)),
+            Some(until) => {
+                (asked.max(from.plus(act_after)).min(until.plus(ask_after)), until.plus(act_after))
+            }
             None => (asked, from.plus(act_after)),
         };
         let before = watched.standing();

@@ -487,6 +487,19 @@ fn an_announced_silence_says_nothing_of_the_network() {
 }
 
 #[test]
+fn whoever_is_silent_beyond_what_it_announced_is_asked_about_like_any_other() {
+    let mut policy = Policy::default();
+    (policy.detection.act_after, policy.detection.act_after_max) = (Millis(30_000), Millis(30_000));
+    let mut world = World::new(2, &policy);
+    world.run(1000, 100);
+    let id = world.hosts[0].0.clone();
+    world.observer.watch(MS(world.now), &id, HostView { muted_for: Some(Millis(2000)), ..view() });
+    world.hosts[0].2 = false;
+    world.run(3000, 100);
+    assert_eq!(world.opinions_of(0), [(3300, Opinion::Asks)]);
+}
+
+#[test]
 fn hosts_that_join_one_after_the_other_delay_no_accusation() {
     let mut world = World::new(1, &Policy::default());
     world.run(1000, 100);
