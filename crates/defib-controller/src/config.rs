@@ -337,6 +337,23 @@ replicas:
     }
 
     #[test]
+    fn a_secret_that_is_written_out_is_refused_and_not_repeated() {
+        let with = |secret: &str| {
+            message(&format!(
+                "{GOOD}bmc-webhooks:\n  listen: 0.0.0.0:7445\n  advertise: https://10.0.0.1:7445\n  \
+                 certificate: a\n  key: b\n  secret: {secret}\n"
+            ))
+        };
+        assert_eq!(with("{ file: /etc/defib/secret }"), "");
+        assert_eq!(with("{ env: SECRET }"), "");
+        for secret in ["c0ffee", "{ c0ffee: x }", "{ file: [c0ffee] }"] {
+            let told = with(secret);
+            assert!(told.contains(":17:") && told.contains("env: NAME"), "{told}");
+            assert!(!told.contains("c0ffee"), "{told}");
+        }
+    }
+
+    #[test]
     fn problems_name_file_line_and_field() {
         assert!(
             message(&GOOD.replace("data-dir", "data-dri"))

@@ -13,6 +13,7 @@ use alloc::{
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::secret::SecretRef;
 use crate::{EventKind, Millis, SinkId, address::is_here};
 
 /// How grave an event is, from nothing to everything.
@@ -47,16 +48,6 @@ pub enum Format {
     Leef,
     /// Our own JSON.
     Native,
-}
-
-/// Where a secret is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SecretRef {
-    /// In a file; its first line without the line's end.
-    File(String),
-    /// In an environment variable of `defibd`.
-    Env(String),
 }
 
 /// How a sink's server is trusted, and how we show who we are.

@@ -20,6 +20,7 @@ pub mod inventory;
 pub mod opinion;
 pub mod policy;
 pub mod resources;
+mod secret;
 pub mod time;
 
 pub use command::{Command, Entry};
