@@ -17,18 +17,16 @@ pub enum SecretRef {
 
 impl<'de> Deserialize<'de> for SecretRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Place)
+        // What stands there instead may be the secret itself, so no error repeats it.
+        deserializer
+            .deserialize_any(Place)
+            .map_err(|_| de::Error::custom(format_args!("this must say {WANTED}")))
     }
 }
 
-/// Reads where a secret is. What stands there instead may be the secret itself, so no error repeats it.
 struct Place;
 
 const WANTED: &str = "where the secret is, { file: PATH } or { env: NAME }; it is never written out";
-
-fn refused<E: de::Error>() -> E {
-    E::custom(format_args!("this must say {WANTED}"))
-}
 
 impl<'de> de::Visitor<'de> for Place {
     type Value = SecretRef;
@@ -38,35 +36,16 @@ impl<'de> de::Visitor<'de> for Place {
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
-        let place = match map.next_entry::<String, String>() {
-            Ok(Some((key, path))) if key == "file" => SecretRef::File(path),
-            Ok(Some((key, name))) if key == "env" => SecretRef::Env(name),
-            Ok(_) | Err(_) => return Err(refused()),
+        let unknown = || de::Error::custom(WANTED);
+        let place = match map.next_entry::<String, String>()? {
+            Some((key, path)) if key == "file" => SecretRef::File(path),
+            Some((key, name)) if key == "env" => SecretRef::Env(name),
+            Some(_) | None => return Err(unknown()),
         };
-        match map.next_key::<de::IgnoredAny>() {
-            Ok(None) => Ok(place),
-            Ok(Some(_)) | Err(_) => Err(refused()),
+        match map.next_key::<de::IgnoredAny>()? {
+            None => Ok(place),
+            Some(_) => Err(unknown()),
         }
-    }
-
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<SecretRef, E> {
-        Err(refused())
-    }
-
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<SecretRef, E> {
-        Err(refused())
-    }
-
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<SecretRef, E> {
-        Err(refused())
-    }
-
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<SecretRef, E> {
-        Err(refused())
-    }
-
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretRef, E> {
-        Err(refused())
     }
 }
 
