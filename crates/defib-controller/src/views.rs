@@ -231,6 +231,10 @@ fn fencing(ledger: &Ledger, declared: &Host, record: &HostRecord) -> Vec<String>
             lines.push(format!("level {level}: {method}: {found}"));
         }
     }
+    // A test that passed once says less than a fence that has just failed.
+    let recovery = record.recovery.and_then(|id| ledger.recoveries().get(&id));
+    let unproven = recovery.and_then(|recovery| recovery.unproven.as_ref());
+    lines.extend(unproven.map(|why| format!("the last fence proved nothing: {why}")));
     lines
 }
 
