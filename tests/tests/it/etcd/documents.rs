@@ -107,8 +107,10 @@ async fn the_status_is_published_changes_and_goes_with_all_replicas() {
     let mut rig = rig(section(&etcd, "")).await;
     // What a former leader left is nobody's.
     let host = |name: &str| format!("status/hosts/{name}");
-    let shown = wait_for_json(&etcd, &host("h1"), |host| host["state"] == "in-use").await;
-    assert!(shown["vms"].as_u64() > Some(0) && shown["epoch"].as_u64() > Some(0), "{shown}");
+    // It follows in steps: the host is in use before the first of its VMs is known to run.
+    let runs = |host: &Value| host["state"] == "in-use" && host["vms"].as_u64() > Some(0);
+    let shown = wait_for_json(&etcd, &host("h1"), runs).await;
+    assert!(shown["epoch"].as_u64() > Some(0), "{shown}");
     rig.cluster.plug_out("h1", false).await.unwrap();
     let recovery = wait_for_json(&etcd, &host("h1"), |host| host["recovery"].is_u64()).await;
     let name = format!("status/recoveries/{}", recovery["recovery"]);
