@@ -383,6 +383,31 @@ fn a_vm_that_left_the_inventory_and_came_back_is_not_started_beside_itself() {
 }
 
 #[test]
+fn a_vm_that_runs_gets_no_other_name_under_which_it_would_be_started_beside_itself() {
+    let mut log = Log::new();
+    let judge = |log: &Log, names: &[&str]| {
+        let mut inventory = inventory(&["h1", "h2", "h3"], names);
+        for vm in inventory.vms.values_mut() {
+            vm.definition = Definition { driver: "libvirt".into(), arguments: vec!["v.xml".into()] };
+        }
+        let replaces = log.ledger.inventory_version();
+        Command::SetInventory { inventory, replaces, operator: operator() }
+    };
+    let declared = judge(&log, &["v"]);
+    log.apply(declared);
+    let renamed = judge(&log, &["w"]);
+    assert!(log.ledger.judge(&renamed).is_ok(), "it was never started");
+    log.run("h1");
+    let renamed = judge(&log, &["w"]);
+    let why = log.ledger.judge(&renamed).unwrap_err();
+    assert!(why.starts_with("vms.w: has the definition of vm v") && why.contains("host h1"), "{why}");
+    let version = log.ledger.inventory_version();
+    log.apply(renamed);
+    assert_eq!(log.ledger.inventory_version(), version, "{}", log.last_event());
+    assert!(log.ledger.judge(&judge(&log, &["v", "w"])).is_ok(), "what stays is not renamed");
+}
+
+#[test]
 fn incarnations_go_on_where_a_vm_was_away_for_a_while() {
     let mut log = Log::new();
     let running = log.run("h1");

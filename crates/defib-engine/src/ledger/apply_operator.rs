@@ -15,7 +15,7 @@ use defib_model::{
 
 use super::{
     Index, Ledger,
-    records::{HostRecord, Place, Standing},
+    records::{HostRecord, Place, Standing, VmRecord},
 };
 
 /// What the event says of an operator who stops automatic action.
@@ -143,7 +143,30 @@ impl Ledger {
                 return Err(format!("vms.{id}: is missing, but it is being recovered"));
             }
         }
+        self.judge_renamed(inventory)?;
         Ok(format!("inventory version {} comes into force", self.inventory_version.saturating_add(1)))
+    }
+
+    /// A VM that leaves while it runs, and comes with the same definition under another name, would be started beside
+    /// itself: nobody can know that it is the same disk but by that.
+    fn judge_renamed(&self, inventory: &Inventory) -> Result<(), String> {
+        let declared = &self.inventory.vms;
+        let runs = |id: &VmId| self.vms.get(id).and_then(VmRecord::occupied_host);
+        let leaving = declared.iter().filter(|(id, _)| !inventory.vms.contains_key(*id));
+        let leaving: Vec<_> = leaving.filter_map(|(id, vm)| Some((id, &vm.definition, runs(id)?))).collect();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        for (id, vm) in inventory.vms.iter().filter(|(id, _)| !declared.contains_key(*id)) {
+            let same =
+                leaving.iter().find(|(_, held, _)| !held.arguments.is_empty() && **held == vm.definition);
+            if let Some((former, _, host)) = same {
+                return Err(format!(
+                    "vms.{id}: has the definition of vm {former}, which is missing and runs on host {host}: two copies would write to one disk; set the priority of {former} to disabled and shut it down before it gets another name"
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn confirm_dead(&mut self, host: &HostId, epoch: Epoch, operator: &Operator) {
