@@ -111,6 +111,8 @@ impl GuardHandle {
 pub struct Published {
     /// The lease is held until this moment, in the clock's nanoseconds; 0: it is not.
     pub held_until: AtomicU64,
+    /// It has certainly held none since this moment, likewise; 0: it does, or nobody can say.
+    pub without_since: AtomicU64,
     /// The electorate that the guard knows.
     pub electorate: AtomicU64,
     /// Highest epoch that was seen.
@@ -491,10 +493,16 @@ impl GuardThread {
             LeaseState::Exempt { .. } | LeaseState::Lost { .. } => 0,
         };
         let held = held_until > 0;
+        let without_since = if held { 0 } else { now.minus(self.guard.answer(now).without_for).0 };
         if held != self.told_held.is_some() {
             tracing::info!(?lease, "lease");
         }
+        // Never both: whoever reads between the two must not hear that a lease was not held while it was.
+        if held {
+            self.published.without_since.store(0, Ordering::Release);
+        }
         self.published.held_until.store(held_until, Ordering::Release);
+        self.published.without_since.store(without_since, Ordering::Release);
         self.told_held = held.then(|| self.told_held.unwrap_or_else(clock::now));
         self.published.electorate.store(self.guard.electorate().version, Ordering::Release);
         self.published.epoch.store(self.guard.epoch().0, Ordering::Release);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use defib_engine::guard::{Answer, Input};
-use defib_model::HostId;
+use defib_model::{HostId, Instant, Millis};
 use defib_pki::{PeerIdentity, server_name};
 use defib_rpc::{Connecting, caller, channel};
 use defib_wire::v1::{self, neighbour_client::NeighbourClient, neighbour_server::Neighbour};
@@ -55,9 +55,15 @@ impl Neighbour for NeighbourService {
             }
         }
         let held_until = self.published.held_until.load(Ordering::Acquire);
+        let without_since = self.published.without_since.load(Ordering::Acquire);
+        let now = clock::now();
+        let holds_lease = now.0 < held_until;
+        let without_for =
+            if holds_lease || without_since == 0 { 0 } else { now.since(Instant(without_since)).0 };
         Ok(Response::new(v1::LeaseAnswer {
             host: self.host.to_string(),
-            holds_lease: clock::now().0 < held_until,
+            holds_lease,
+            without_lease_for_ms: without_for,
             electorate_version: self.published.electorate.load(Ordering::Acquire),
             boot_id: self.boot_id.clone(),
         }))
@@ -103,6 +109,7 @@ pub async fn ask(
                                 let answer = Answer {
                                     holds_lease: answer.holds_lease,
                                     electorate: answer.electorate_version,
+                                    without_for: Millis(answer.without_lease_for_ms),
                                 };
                                 guard.input(Input::NeighbourAnswer { host, asked_at, answer });
                             }

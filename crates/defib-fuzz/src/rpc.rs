@@ -187,8 +187,14 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
         from_replica(controller_message::Message::LeaderChanged(v1::LeaderChanged { leader: true, term: 4 })),
         tagged(
             2,
-            v1::LeaseAnswer { host: "h2".into(), holds_lease: true, electorate_version: 1, boot_id }
-                .encode_to_vec(),
+            v1::LeaseAnswer {
+                host: "h2".into(),
+                holds_lease: true,
+                electorate_version: 1,
+                boot_id,
+                ..Default::default()
+            }
+            .encode_to_vec(),
         ),
         tagged(
             3,

@@ -28,14 +28,26 @@ pub(super) struct Lease {
     /// Since when it has been held without a break. Not from when the granted heartbeat was sent: until its answer
     /// came, this host told its neighbours that it held none.
     since: Option<Instant>,
+    /// Since when it has certainly not been held; means nothing while it is.
+    without_since: Instant,
 }
 
 impl Lease {
+    /// No promise is known at `now`. What a former process held is not.
+    pub(super) fn none(now: Instant) -> Self {
+        Self { without_since: now, ..Self::default() }
+    }
+
     /// Time has passed: a lease that has run out begins anew if it comes back.
     pub(super) fn settle(&mut self, now: Instant) {
-        if now >= self.until {
-            self.since = None;
+        if now >= self.until && self.since.take().is_some() {
+            self.without_since = now;
         }
+    }
+
+    /// For how long it has certainly not been held at `now`; 0 while it is.
+    pub(super) fn without_for(&self, now: Instant) -> Millis {
+        if self.since.is_some() { Millis(0) } else { now.since(self.without_since) }
     }
 
     /// Takes an acknowledgement. Never shortens a promise.
@@ -72,8 +84,8 @@ impl Lease {
         self.until = ends.get(majority).copied().unwrap_or_default();
         if now < self.until {
             self.since.get_or_insert(now);
-        } else {
-            self.since = None;
+        } else if self.since.take().is_some() {
+            self.without_since = now;
         }
     }
 

@@ -20,9 +20,11 @@
 //! Where a hardware watchdog is armed the bound holds in any case: the former process petted it at L at the latest,
 //! and this one does not before it is covered; so if the boot still runs, L + watchdog has not come, and the
 //! neighbours' answers may save the VMs as ever. Where none is armed, nobody can stop VMs while their agent is dead,
-//! so `trust-self-fence` vouches for that too; once L + watchdog has passed, only a lease saves the VMs, and a
-//! replica that says that the host was condemned ends them at once. A new process never claims to hold a lease before
-//! it has one by its own count.
+//! so `trust-self-fence` vouches for that too; once L + watchdog has passed, a lease saves the VMs, or a
+//! majority of hosts that has held none from L + watchdog on: no vote of expiry can have fallen before that moment,
+//! and none since, because each needs a majority that held leases, and two majorities share a host. Answers of the
+//! present alone say nothing of what fell meanwhile, and a replica that says that the host was condemned ends the VMs
+//! at once. A new process never claims to hold a lease before it has one by its own count.
 //!
 //! # Orders
 //! An order counts only in the newest epoch and term that were seen, and for the newest incarnation. All that is
@@ -88,8 +90,9 @@ pub struct Guard {
     loss: Option<Loss>,
     /// The moment to stop has passed without a lease: only a lease ends this.
     stopping: bool,
-    /// The former process's bound had passed before this one began: only a lease covers, until there is one.
-    lease_only: bool,
+    /// The former process's bound had passed before this one began: when. Until something covers again, only a lease
+    /// does, or neighbours that have held none from then on.
+    absent_from: Option<Instant>,
     shutting_down: bool,
     left: Option<Epoch>,
     overtaken: bool,
@@ -120,12 +123,12 @@ impl Guard {
             resume.filter(|_| same_boot).map_or(Instant(0), |hint| hint.covered_until.min(limit));
         let watchdog = timing.watchdog;
         let margin = now.plus(Millis(watchdog.0.saturating_mul(2) / 5));
-        let (mut loss, mut lease_only) = (None, false);
+        let (mut loss, mut absent_from) = (None, None);
         if now >= resume_until {
             loss = Some(match resume.filter(|_| same_boot) {
                 None => Loss { since: now, stop_at: margin },
                 Some(ResumeHint { covered_until: since }) if now >= since.plus(watchdog) => {
-                    lease_only = true;
+                    absent_from = Some(since.plus(watchdog));
                     Loss { since, stop_at: margin }
                 }
                 Some(ResumeHint { covered_until: since }) => {
@@ -142,13 +145,13 @@ impl Guard {
             term: durable.term,
             electorate: durable.electorate,
             dirty: !same_boot,
-            lease: Lease::default(),
+            lease: Lease::none(now),
             neighbours: Neighbours::default(),
             exempt_until: Instant(0),
             resume_until,
             loss,
             stopping: false,
-            lease_only,
+            absent_from,
             shutting_down: false,
             left,
             overtaken: false,
@@ -188,7 +191,7 @@ impl Guard {
             Input::Order(order) => self.order(now, &order, effects),
             Input::EpochTold { epoch } => self.adopt(epoch),
             Input::NeighbourAnswer { host, asked_at, answer } => {
-                self.neighbours.answered(&host, asked_at.min(now), answer);
+                self.neighbours.answered(now, &host, asked_at.min(now), answer);
             }
             Input::Hypervisor(seen) => self.vms.observed(&seen),
             Input::HypervisorListed => self.vms.all_listed(),
@@ -229,14 +232,17 @@ impl Guard {
         let Timing { lease, watchdog, answer_freshness } = self.config.timing;
         self.exempt_until = self
             .neighbours
-            .exempt_until(now, &self.config.host, &self.electorate, answer_freshness)
-            .filter(|_| !self.lease_only && !mutated!(NoExemption))
+            .exempt_until(now, &self.config.host, &self.electorate, answer_freshness, self.absent_from)
+            .filter(|_| !self.stopping_for_good() && !mutated!(NoExemption))
             .unwrap_or_default();
-        self.stopping |= self.lease_only && self.overtaken;
+        if now < self.exempt_until {
+            self.absent_from = None;
+        }
+        self.stopping |= self.stopping_for_good();
         if let Some((_, since)) = self.lease.held(now) {
             self.loss = None;
             self.stopping = false;
-            self.lease_only = false;
+            self.absent_from = None;
             if let Some((longer, told)) = self.longer
                 && since.max(told).plus(lease.times(2)) <= now
             {
@@ -249,6 +255,11 @@ impl Guard {
         } else {
             self.loss.get_or_insert_with(|| Loss { since: now, stop_at: now.plus(stop_after(watchdog)) });
         }
+    }
+
+    /// Its agent was away for too long, and a replica says that it was condemned.
+    const fn stopping_for_good(&self) -> bool {
+        self.absent_from.is_some() && self.overtaken
     }
 
     fn acknowledged(&mut self, now: Instant, replica: ReplicaId, sent_at: Instant, ack: &Ack) {
@@ -408,7 +419,11 @@ impl Guard {
     /// What to answer a neighbour that asks.
     #[must_use]
     pub fn answer(&self, now: Instant) -> Answer {
-        Answer { holds_lease: self.lease.held(now).is_some(), electorate: self.electorate.version }
+        Answer {
+            holds_lease: self.lease.held(now).is_some(),
+            electorate: self.electorate.version,
+            without_for: self.lease.without_for(now),
+        }
     }
 
     /// Whether the hardware watchdog may be petted. Read the clock right before, pet right after: a pet that comes

@@ -6,24 +6,41 @@ use defib_model::{HostId, Instant, Millis};
 
 use super::words::{Answer, Electorate};
 
+/// What a neighbour answered.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    /// When it was asked, so it is true of some moment from then on.
+    asked_at: Instant,
+    answer: Answer,
+    /// From when on it has certainly held no lease, up to its answer.
+    without_since: Instant,
+}
+
 /// The newest answer of each neighbour.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Neighbours {
-    answers: BTreeMap<HostId, (Instant, Answer)>,
+    answers: BTreeMap<HostId, Answered>,
     asked: Option<Instant>,
 }
 
+/// Of a span that a neighbour counted, one part in so many is not believed. Policies allow clocks to drift apart by a
+/// tenth at most.
+const DOUBT: u64 = 8;
+
 impl Neighbours {
-    /// Takes an answer; an answer to an older question than the newest that was answered is ignored.
-    pub(super) fn answered(&mut self, host: &HostId, asked_at: Instant, answer: Answer) {
+    /// Takes an answer that came at `now`; one to an older question than the newest that was answered is ignored.
+    pub(super) fn answered(&mut self, now: Instant, host: &HostId, asked_at: Instant, answer: Answer) {
+        let span = Millis(answer.without_for.0 - answer.without_for.0.div_ceil(DOUBT));
+        // It may have answered at any moment up to now.
+        let answered = Answered { asked_at, answer, without_since: now.minus(span) };
         match self.answers.get_mut(host) {
             Some(held) => {
-                if asked_at >= held.0 {
-                    *held = (asked_at, answer);
+                if asked_at >= held.asked_at {
+                    *held = answered;
                 }
             }
             None => {
-                self.answers.insert(host.clone(), (asked_at, answer));
+                self.answers.insert(host.clone(), answered);
             }
         }
     }
@@ -39,20 +56,27 @@ impl Neighbours {
     ///
     /// Only answers by the very electorate that this host knows count: majorities of different electorates need not
     /// share a host.
+    ///
+    /// With `since` only those count that have held none from that moment on: what a host must know that nobody
+    /// covered meanwhile.
     pub(super) fn exempt_until(
         &self,
         now: Instant,
         me: &HostId,
         electorate: &Electorate,
         freshness: Millis,
+        since: Option<Instant>,
     ) -> Option<Instant> {
         if electorate.hosts.is_empty() {
             return None;
         }
         let mut ends = Vec::new();
-        for (host, (asked_at, answer)) in &self.answers {
+        for (host, Answered { asked_at, answer, without_since }) in &self.answers {
             let end = asked_at.plus(freshness);
             if now >= end || host == me || !electorate.hosts.contains_key(host) {
+                continue;
+            }
+            if since.is_some_and(|since| *without_since > since) {
                 continue;
             }
             if answer.holds_lease && !mutated!(IgnoreLeaseOfNeighbour) {

@@ -61,12 +61,16 @@ impl Host {
     }
 
     fn begin(disk: Option<Durable>, boot: BootId, now: u64) -> Self {
-        let timing = Timing { lease: Millis(3000), watchdog: Millis(2000), answer_freshness: Millis(500) };
-        let config = Config { host: host("h1"), timing };
-        let guard = Guard::new(config, disk.clone(), None, boot, ms(now));
-        let mut host = Self { guard, disk, now, orders: 0 };
+        let mut host = Self::resume(disk, None, boot, now);
         host.step(Input::HypervisorListed);
         host
+    }
+
+    fn resume(disk: Option<Durable>, hint: Option<ResumeHint>, boot: BootId, now: u64) -> Self {
+        let timing = Timing { lease: Millis(3000), watchdog: Millis(2000), answer_freshness: Millis(500) };
+        let config = Config { host: host("h1"), timing };
+        let guard = Guard::new(config, disk.clone(), hint, boot, ms(now));
+        Self { guard, disk, now, orders: 0 }
     }
 
     /// Its agent dies, and another process begins a second later.
@@ -221,7 +225,7 @@ fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
     host.now += 2900;
     let answer = |host: &mut Host, from: &str, holds_lease: bool| {
         let asked_at = ms(host.now);
-        let answer = Answer { holds_lease, electorate: 1 };
+        let answer = Answer { holds_lease, electorate: 1, without_for: Millis(0) };
         host.step(Input::NeighbourAnswer { host: self::host(from), asked_at, answer });
     };
     answer(&mut host, "h2", false);
@@ -232,6 +236,84 @@ fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
     answer(&mut host, "h2", true);
     assert!(!matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }), "two of three hold one");
     assert!(!host.guard.may_pet(ms(host.now)));
+}
+
+/// Its agent is away from 10 s on, so its lease ends at 13 s and its bound is 15 s, and comes back at 25 s.
+fn was_away() -> Host {
+    let host = Host::running(1, 1, 1);
+    let hint = host.guard.resume_hint();
+    assert_eq!(hint.covered_until, ms(13_000));
+    let mut host = Host::resume(host.disk, Some(hint), BOOT, 25_000);
+    host.step(Input::Hypervisor(VmObserved {
+        vm: vm(),
+        incarnation: Incarnation(1),
+        running: true,
+        readiness: None,
+    }));
+    host.step(Input::HypervisorListed);
+    assert!(!host.guard.may_pet(ms(host.now)));
+    host
+}
+
+/// A neighbour holds no lease, and has held none for so long.
+fn without(host: &mut Host, millis: u64) -> Vec<Effect> {
+    let answer = Answer { holds_lease: false, electorate: 1, without_for: Millis(millis) };
+    host.step(Input::NeighbourAnswer { host: self::host("h2"), asked_at: ms(host.now), answer })
+}
+
+#[test]
+fn an_agent_that_was_away_beyond_its_bound_goes_on_if_most_hosts_have_held_no_lease_since_then() {
+    let mut host = was_away();
+    // Since 13 s; of what a neighbour's clock says an eighth is not believed.
+    without(&mut host, 12_000);
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }));
+    assert!(host.guard.may_pet(ms(host.now)));
+    // From here on the present is enough: it is known of every moment before.
+    for _ in 0..20 {
+        host.now += 400;
+        assert!(!stops(&without(&mut host, 0)));
+    }
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }));
+}
+
+#[test]
+fn an_agent_that_was_away_beyond_its_bound_stops_its_vms_if_most_hosts_may_have_held_leases_meanwhile() {
+    let mut host = was_away();
+    without(&mut host, 11_000);
+    assert!(!host.guard.may_pet(ms(host.now)), "a death may have been proven at 15 s");
+    let stopped = (0..3).any(|_| {
+        host.now += 400;
+        stops(&without(&mut host, 11_000))
+    });
+    assert!(stopped, "within 2/5 of the watchdog's time");
+}
+
+#[test]
+fn an_agent_that_was_away_beyond_its_bound_and_hears_that_it_was_condemned_stops_its_vms_at_once() {
+    let mut host = was_away();
+    let ack = Ack { sequence: 1, epoch: Epoch(2), granted: false, lease_ms: 0, stamp: ms(host.now) };
+    assert!(stops(&host.step(Input::Ack { replica: ReplicaId(1), sent_at: ms(host.now), ack })));
+    without(&mut host, 12_000);
+    assert!(!host.guard.may_pet(ms(host.now)));
+}
+
+#[test]
+fn a_host_says_for_how_long_it_has_certainly_held_no_lease() {
+    let mut host = Host::new();
+    host.now += 700;
+    assert_eq!(
+        host.guard.answer(ms(host.now)).without_for,
+        Millis(700),
+        "what a former process held is not known"
+    );
+    host.lease();
+    host.now += 2000;
+    assert_eq!(host.guard.answer(ms(host.now)).without_for, Millis(0));
+    host.now += 1500;
+    assert_eq!(host.guard.answer(ms(host.now)).without_for, Millis(0), "it has not looked yet");
+    host.step(Input::Woke);
+    host.now += 300;
+    assert_eq!(host.guard.answer(ms(host.now)).without_for, Millis(300));
 }
 
 #[test]

@@ -181,6 +181,8 @@ pub struct Answer {
     pub holds_lease: bool,
     /// The electorate that it knows.
     pub electorate: u64,
+    /// For how long it has certainly held none, by its own clock; 0 if it holds one, or can't say.
+    pub without_for: Millis,
 }
 
 /// What a guard is told.
