@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use defib_model::{HostId, Policy};
+use defib_observe::clock::Clock;
 
 use crate::common::{Figure, quantile, size};
 use crate::fleet::{Asked, Beating, Replica, Turn, name, note_doubts};
@@ -43,7 +44,7 @@ fn detections(clusters: usize, hosts: usize, victims: usize) -> Result<Vec<f64>>
         let asked: Arc<Mutex<Asked>> = Arc::default();
         let last: Arc<Mutex<BTreeMap<HostId, Instant>>> = Arc::default();
         let note = Arc::clone(&asked);
-        let replica = Replica::start(&Policy::default(), move |proposal| {
+        let replica = Replica::start(&Policy::default(), Clock::start(), move |proposal| {
             note_doubts(&proposal, &mut note.lock().unwrap_or_else(PoisonError::into_inner));
         })?;
         let emulated = (0..hosts)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use defib_engine::observer::{HostView, Observer, Proposal};
-use defib_model::{BootId, Epoch, HostId, Opinion, Policy, ReplicaId};
+use defib_model::{BootId, Epoch, HostId, Millis, Opinion, Policy, ReplicaId};
 use defib_observe::clock::Clock;
 use defib_observe::heartbeats::{Batch, Counters, Heartbeats, Instruction, Instructor, listen};
 use defib_wire::datagram::{DATAGRAM_LEN, Direction, SealingSession, SessionSecret};
@@ -26,11 +26,16 @@ pub(crate) struct Emulated {
     sealing: SealingSession,
     boot: BootId,
     sequence: u64,
+    /// The replica's, whose answers it says it hears.
+    clock: Clock,
 }
+
+/// How old the answer is that a host has heard last.
+const ANSWERED_BEFORE: Millis = Millis(150);
 
 impl Emulated {
     /// A host, and what its replica must be told.
-    pub(crate) fn new(name: &str, session: u64) -> Result<(Self, Instruction)> {
+    pub(crate) fn new(name: &str, session: u64, clock: Clock) -> Result<(Self, Instruction)> {
         let mut bytes = [0x5a; 32];
         bytes[..8].copy_from_slice(&session.to_le_bytes());
         let secret = SessionSecret::from_bytes(&bytes)?;
@@ -38,7 +43,7 @@ impl Emulated {
         let sealing = SealingSession::new(&secret, session, Direction::ToReplica);
         let boot = BootId(1);
         let instruction = Instruction::Session { session, host: host.clone(), secret };
-        Ok((Self { host, sealing, boot, sequence: 0 }, instruction))
+        Ok((Self { host, sealing, boot, sequence: 0, clock }, instruction))
     }
 
     /// The next beat, sealed.
@@ -54,7 +59,7 @@ impl Emulated {
             lease_held_ms: 60_000,
             vm_digest: 0x1234_5678_9abc_def0,
             flags: 0,
-            echo: 0,
+            echo: self.clock.now().minus(ANSWERED_BEFORE).0,
             electorate: 0,
             watchdog_ms: 5000,
             answer_freshness_ms: 2000,
@@ -74,25 +79,29 @@ pub(crate) struct Replica {
     pub(crate) instructor: Instructor,
     pub(crate) counters: Arc<Counters>,
     pub(crate) address: SocketAddr,
+    pub(crate) clock: Clock,
     _heartbeats: Heartbeats,
 }
 
 impl Replica {
-    pub(crate) fn start(policy: &Policy, propose: impl Fn(Proposal) + Send + 'static) -> Result<Self> {
+    pub(crate) fn start(
+        policy: &Policy,
+        clock: Clock,
+        propose: impl Fn(Proposal) + Send + 'static,
+    ) -> Result<Self> {
         let socket = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         enlarge(&socket);
         let address = socket.local_addr()?.as_socket().context("no address of the internet")?;
-        let clock = Clock::start();
         let observer = Observer::new(ReplicaId(1), 1, policy, clock.now());
         let heartbeats = Heartbeats::start(1, observer, clock, vec![socket], propose)?;
         let (instructor, counters) = (heartbeats.instructor(), heartbeats.counters());
         instructor.tell(Instruction::CaughtUp);
-        Ok(Self { instructor, counters, address, _heartbeats: heartbeats })
+        Ok(Self { instructor, counters, address, clock, _heartbeats: heartbeats })
     }
 
     /// Makes the replica know a new host; hosts that beat send from `session` on.
     pub(crate) fn admit(&self, name: &str, session: u64) -> Result<Emulated> {
-        let (emulated, instruction) = Emulated::new(name, session)?;
+        let (emulated, instruction) = Emulated::new(name, session, self.clock)?;
         self.instructor.tell(instruction);
         self.instructor
             .tell(Instruction::Watch { host: emulated.host.clone(), view: in_use(Opinion::Alive) });
@@ -115,8 +124,8 @@ impl Replica {
     }
 }
 
-/// Takes one batch of what waits in a socket, and looks at nothing; answers each with as many bytes if asked to. How
-/// many there were.
+/// Takes one batch of what waits in a socket, and looks at nothing; answers every other one with as many bytes if
+/// asked to, as the real thread does. How many there were.
 pub(crate) fn take(
     socket: &impl AsFd,
     received: &mut Batch,
@@ -125,7 +134,7 @@ pub(crate) fn take(
 ) -> Result<usize> {
     let count = received.receive(socket.as_fd())?;
     if answer {
-        (0..count).for_each(|at| answers.answer(received, at, |_| true));
+        (0..count).step_by(2).for_each(|at| answers.answer(received, at, |_| true));
         answers.send(socket.as_fd());
     }
     Ok(count)

@@ -15,7 +15,7 @@ fn first_host_beats(world: &mut World, millis: u64, held: bool, hears: bool, las
         world.run(99, 100);
         world.now += 1;
         let beat = Beat { lease_held_ms: if held { 1000 } else { 0 }, echo: *last, ..world.beat_of(0) };
-        let ack = world.observer.heartbeat(MS(world.now), world.hosts[0].1, &beat);
+        let ack = world.observer.heartbeat(MS(world.now), world.hosts[0].1, &beat).ack();
         if hears && let Some(ack) = ack {
             *last = Some(ack.stamp);
         }
@@ -124,4 +124,36 @@ fn when_most_hosts_are_deaf_nobody_is_voted_dead() {
         Proposal::LeasesExpired(_) => true,
     });
     assert!(!dead, "{:?}", world.said);
+}
+
+#[test]
+fn of_a_host_that_holds_a_lease_and_hears_this_observer_every_other_beat_is_answered() {
+    let mut world = World::new(1, &Policy::default());
+    let answered = |world: &mut World| {
+        let mut answers = 0;
+        for _ in 0..10 {
+            (world.now, world.sequence) = (world.now + 100, world.sequence + 1);
+            answers += usize::from(world.beat(0, 1).is_some_and(|ack| ack.granted));
+        }
+        answers
+    };
+    (world.now, world.sequence) = (100, 2);
+    world.beat(0, 1);
+    assert_eq!(answered(&mut world), 5);
+    let (slot, promised) = (world.hosts[0].1, world.now);
+    let again = world.observer.heartbeat(MS(world.now), slot, &world.beat_of(0));
+    assert_eq!(again, super::Heard::Nothing, "a repetition");
+    // Its answers don't arrive: it is told each time. Nor does it hold a lease: it is.
+    let stamp = world.stamps[0];
+    world.now = promised + 3000;
+    for _ in 0..4 {
+        (world.now, world.sequence) = (world.now + 100, world.sequence + 1);
+        world.stamps[0] = stamp;
+        assert!(world.beat(0, 1).is_some());
+    }
+    for _ in 0..4 {
+        (world.now, world.sequence) = (world.now + 100, world.sequence + 1);
+        world.held_from = world.now;
+        assert!(world.beat(0, 1).is_some());
+    }
 }

@@ -86,6 +86,12 @@ impl Beat {
     pub fn sequence_at(now: Instant) -> u64 {
         if mutated!(CountFromZero) { 0 } else { now.0 / 1000 }
     }
+
+    /// Whether its sender holds a lease, and had an answer of this observer within half of one.
+    fn hears(&self, now: Instant, lease: Millis) -> bool {
+        let recent = |echo: Instant| echo <= now && now < echo.plus(Millis(lease.0 / 2));
+        self.lease_held_ms > 0 && self.echo.is_some_and(recent)
+    }
 }
 
 /// What a heartbeat is answered.
@@ -102,6 +108,28 @@ pub struct Ack {
     pub lease_ms: u64,
     /// This observer's clock, to be echoed.
     pub stamp: Instant,
+}
+
+/// What becomes of a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing: it is a repetition, or of a boot that is over.
+    Nothing,
+    /// It counts, and needs no answer: its sender holds a lease, and its next one is answered.
+    Unanswered,
+    /// It is to be answered.
+    Answered(Ack),
+}
+
+impl Heard {
+    /// The answer, if there is to be one.
+    #[must_use]
+    pub const fn ack(self) -> Option<Ack> {
+        match self {
+            Self::Answered(ack) => Some(ack),
+            Self::Nothing | Self::Unanswered => None,
+        }
+    }
 }
 
 /// What the ledger says of a host, as far as an observer must know.
@@ -282,20 +310,24 @@ impl Observer {
         self.slots.get(host).copied()
     }
 
-    /// Takes a heartbeat. `None`: it is a repetition, or of a boot that is over, and counts for nothing.
-    pub fn heartbeat(&mut self, now: Instant, slot: Slot, beat: &Beat) -> Option<Ack> {
+    /// Takes a heartbeat. Of a host that holds a lease and hears this observer every other one is answered: answers
+    /// cost more than all the rest together, and a lease lasts for ten beats at least.
+    pub fn heartbeat(&mut self, now: Instant, slot: Slot, beat: &Beat) -> Heard {
         let interval = self.policy.detection.heartbeat_interval;
         let limit = self.policy.detection.act_after_max;
-        let watched = self.hosts.get_mut(slot.0 as usize)?.as_mut()?;
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
+            return Heard::Nothing;
+        };
         let path = usize::from(beat.path);
         if watched.is_of_another_boot(beat) {
             // It is told the epoch, without which its report proves nothing, and speaks for no other boot.
             let (sequence, epoch) = (beat.sequence, watched.view.epoch);
             let ack = Ack { sequence, epoch, granted: false, lease_ms: 0, stamp: now };
-            return watched.is_news_of_another_boot(beat).then_some(ack);
+            let news = watched.is_news_of_another_boot(beat);
+            return if news { Heard::Answered(ack) } else { Heard::Nothing };
         }
         if path >= PATHS_MAX || !watched.accepts(beat) {
-            return None;
+            return Heard::Nothing;
         }
         watched.sequences[path] = beat.sequence;
         watched.arrivals[path].heard(now, interval, limit);
@@ -327,6 +359,9 @@ impl Observer {
             && (beat.epoch == watched.view.epoch || mutated!(GrantToCondemned))
             && (watched.voted.is_none_or(|(epoch, _)| epoch != beat.epoch) || mutated!(GrantToCondemned));
         let lease = self.policy.lease.lease;
+        // Sequences are equal on all paths, so that what comes on each is answered in turn.
+        let answered = !granted || !beat.hears(now, lease) || beat.sequence.is_multiple_of(2);
+        let granted = granted && answered;
         if granted && !mutated!(PromiseNotKept) {
             watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.promise()));
         }
@@ -349,7 +384,7 @@ impl Observer {
         if changed || before != after {
             self.queue(slot, now);
         }
-        Some(ack)
+        if answered { Heard::Answered(ack) } else { Heard::Unanswered }
     }
 
     /// The shell found that it had been late, or that datagrams were lost before it could read them: silence

@@ -26,8 +26,8 @@ pub(super) struct World {
     pub(super) hosts: Vec<(HostId, Slot, bool)>,
     pub(super) now: u64,
     pub(super) sequence: u64,
-    stamps: Vec<Option<Instant>>,
-    held_from: u64,
+    pub(super) stamps: Vec<Option<Instant>>,
+    pub(super) held_from: u64,
     /// What the hosts say of their watchdog.
     watchdog: Millis,
     pub(super) said: Vec<(u64, Proposal)>,
@@ -72,7 +72,7 @@ impl World {
 
     pub(super) fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
         let beat = Beat { epoch: Epoch(epoch), ..self.beat_of(at) };
-        let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat);
+        let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat).ack();
         if let Some(ack) = ack {
             self.stamps[at] = Some(ack.stamp);
         }
@@ -252,13 +252,13 @@ fn a_heartbeat_is_granted_only_by_a_caught_up_observer_and_in_the_current_epoch(
         watchdog: Millis::ZERO,
         answer_freshness: Millis::ZERO,
     };
-    assert!(!observer.heartbeat(MS(1), slot, &beat(1, 1)).unwrap().granted, "not caught up");
+    assert!(!observer.heartbeat(MS(1), slot, &beat(1, 1)).ack().unwrap().granted, "not caught up");
     observer.caught_up(MS(2));
-    assert!(observer.heartbeat(MS(3), slot, &beat(2, 1)).unwrap().granted);
-    assert!(!observer.heartbeat(MS(4), slot, &beat(3, 0)).unwrap().granted, "an older epoch");
-    assert_eq!(observer.heartbeat(MS(5), slot, &beat(3, 1)), None, "a repetition");
+    assert!(observer.heartbeat(MS(3), slot, &beat(2, 1)).ack().unwrap().granted);
+    assert!(!observer.heartbeat(MS(4), slot, &beat(3, 0)).ack().unwrap().granted, "an older epoch");
+    assert_eq!(observer.heartbeat(MS(5), slot, &beat(3, 1)), Heard::Nothing, "a repetition");
     observer.watch(MS(6), &host("h"), HostView { grantable: false, epoch: Epoch(2), ..view() });
-    let ack = observer.heartbeat(MS(7), slot, &beat(4, 2)).unwrap();
+    let ack = observer.heartbeat(MS(7), slot, &beat(4, 2)).ack().unwrap();
     assert!(!ack.granted && ack.epoch == Epoch(2), "condemned");
 }
 
@@ -279,14 +279,14 @@ fn a_boot_that_was_not_let_in_is_heard_and_granted_nothing() {
         watchdog: Millis::ZERO,
         answer_freshness: Millis::ZERO,
     };
-    assert!(observer.heartbeat(MS(1), slot, &beat(1, 1, 1)).unwrap().granted);
+    assert!(observer.heartbeat(MS(1), slot, &beat(1, 1, 1)).ack().unwrap().granted);
     assert!(
-        !observer.heartbeat(MS(2), slot, &beat(2, 1, 1)).unwrap().granted,
+        !observer.heartbeat(MS(2), slot, &beat(2, 1, 1)).ack().unwrap().granted,
         "the log knows of boot 1 only"
     );
     observer.watch(MS(3), &host("h"), HostView { epoch: Epoch(3), boot: Some(BootId(2)), ..view() });
     assert!(
-        observer.heartbeat(MS(4), slot, &beat(2, 2, 3)).unwrap().granted,
+        observer.heartbeat(MS(4), slot, &beat(2, 2, 3)).ack().unwrap().granted,
         "let in under an epoch of its own"
     );
 }
@@ -543,7 +543,7 @@ fn hosts_that_come_back_last_from_an_outage_are_given_time() {
 #[test]
 fn a_replica_that_has_just_started_grants_its_first_leases_when_the_hosts_have_found_it() {
     let granted = |world: &mut World, at: usize, now: u64| {
-        (world.now, world.sequence) = (now, world.sequence + 1);
+        (world.now, world.sequence) = (now, world.sequence + 2);
         world.beat(at, 1).unwrap().granted
     };
     // All hosts come: each but the last is told to wait, for however long the others take.

@@ -322,7 +322,7 @@ impl World {
             Message::Beat { host, replica, sent_at, beat } => {
                 let one = &mut self.replicas[replica];
                 let (now, slot) = (one.clock.at(self.now), one.slots[host]);
-                if let Some(ack) = one.observer.heartbeat(now, slot, &beat) {
+                if let Some(ack) = one.observer.heartbeat(now, slot, &beat).ack() {
                     self.send(hosts + replica, host, Message::Ack { host, replica, sent_at, ack });
                 }
             }

@@ -463,7 +463,7 @@ impl World {
             Incoming::Beat { host, beat, sent } => {
                 let Some(slot) = replica.observer.slot(&host) else { return };
                 let from = replica.id;
-                if let Some(ack) = replica.observer.heartbeat(clock, slot, &beat) {
+                if let Some(ack) = replica.observer.heartbeat(clock, slot, &beat).ack() {
                     let Some(boots) = self.machines.get(&host).map(|machine| machine.boots) else { return };
                     let path = beat.path;
                     self.later(1, Act::Ack { host, boots, from, path, sent, ack });

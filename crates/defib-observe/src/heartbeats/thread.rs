@@ -6,7 +6,7 @@ use std::{
 };
 
 use crossbeam_channel::Receiver;
-use defib_engine::observer::{Beat, Heed, Observer, Place, Proposal};
+use defib_engine::observer::{Beat, Heard, Heed, Observer, Place, Proposal};
 use defib_model::{BootId, Epoch, Instant, Millis};
 use defib_wire::{datagram::DatagramError, v1::HeartbeatAck};
 use nix::{
@@ -215,7 +215,7 @@ impl Thread {
             }
         };
         let Some(slot) = session.slot else { return self.counters.drop_one(Counters::UNWATCHED) };
-        let heard = Beat {
+        let told = Beat {
             boot: BootId(u128::from(beat.boot_hi) << 64 | u128::from(beat.boot_lo)),
             sequence: beat.sequence,
             epoch: Epoch(beat.epoch),
@@ -227,10 +227,12 @@ impl Thread {
             watchdog: Millis(u64::from(beat.watchdog_ms)),
             answer_freshness: Millis(u64::from(beat.answer_freshness_ms)),
         };
-        let Some(ack) = self.observer.heartbeat(now, slot, &heard) else {
+        let heard = self.observer.heartbeat(now, slot, &told);
+        if heard == Heard::Nothing {
             return self.counters.drop_one(Counters::UNORDERED);
-        };
+        }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let Some(ack) = heard.ack() else { return };
         if ack.granted {
             self.counters.granted.fetch_add(1, Ordering::Relaxed);
         }

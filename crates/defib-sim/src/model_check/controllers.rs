@@ -165,7 +165,7 @@ impl World {
                 }
                 let observer = &mut self.replica(replica).observer;
                 let Some(slot) = observer.slot(&id) else { return };
-                let Some(ack) = observer.heartbeat(now, slot, &beat) else { return };
+                let Some(ack) = observer.heartbeat(now, slot, &beat).ack() else { return };
                 if ack.granted {
                     self.granted.insert((host, replica), now);
                 }

@@ -4,7 +4,7 @@
 use defib_engine::{
     controller::Input,
     ledger::Electorate,
-    observer::{Beat, HostView, Slot},
+    observer::{Beat, Heard, HostView, Slot},
 };
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Policy};
 use defib_wire::{
@@ -174,20 +174,26 @@ impl World {
             answer_freshness: Millis(u64::from(beat.answer_freshness_ms)),
         };
         let before = run.observer.next_deadline();
-        let Some(ack) = run.observer.heartbeat(local, slot, &heard) else { return };
+        let became = run.observer.heartbeat(local, slot, &heard);
+        if became == Heard::Nothing {
+            return;
+        }
         self.counts.beats += 1;
         let (rearm, applied) = (run.observer.next_deadline() != before, run.applied);
         let host = session.number;
-        let reply = HeartbeatAck {
-            sequence: ack.sequence,
-            epoch: ack.epoch.0,
-            granted: u32::from(ack.granted),
-            lease_ms: u32::try_from(ack.lease_ms).unwrap_or(u32::MAX),
-            replica: id,
-            stamp: ack.stamp.0,
-        };
         let mut buffer = [0; DATAGRAM_LEN];
-        let sealed = session.sealing.seal(&reply, &mut buffer).is_ok();
+        let ack = became.ack();
+        let sealed = ack.is_some_and(|ack| {
+            let reply = HeartbeatAck {
+                sequence: ack.sequence,
+                epoch: ack.epoch.0,
+                granted: u32::from(ack.granted),
+                lease_ms: u32::try_from(ack.lease_ms).unwrap_or(u32::MAX),
+                replica: id,
+                stamp: ack.stamp.0,
+            };
+            session.sealing.seal(&reply, &mut buffer).is_ok()
+        });
         let taken = Taken {
             replica: number,
             life,
@@ -197,7 +203,7 @@ impl World {
             number: heard.sequence,
         };
         self.checks.beat_heard(now, taken);
-        if ack.granted {
+        if let Some(ack) = ack.filter(|ack| ack.granted) {
             let until = now + ack.lease_ms * MS;
             if self.reaches_a_majority(number) {
                 self.checks.reached_a_majority(now, id);
