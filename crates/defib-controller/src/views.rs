@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use defib_engine::ledger::{HostRecord, Ledger, PAUSES, Place, Recovery, Standing, VmRecord};
 use defib_model::{
-    EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, Resources, VmId,
+    EventKind, EventSeq, HostId, LogIndex, Opinion, RecoveryId, ReplicaId, Resources, VmId,
     event::Phase,
     inventory::{Host, Priority, SelfFence, Vm},
 };
@@ -208,6 +208,7 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         connected: view.controller.reports(id),
         // Filled in by who knows the sessions.
         agent_version: String::new(),
+        certificate_until: String::new(),
         proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
         fencing: fencing(ledger, declared, record),
     })
@@ -435,6 +436,17 @@ fn out_of_touch(view: &View<'_>) -> Option<String> {
     })
 }
 
+/// The replicas that miss most hosts that a quorum hears: a vote less against each of those.
+fn deaf(view: &View<'_>) -> impl Iterator<Item = String> {
+    view.membership.voters.iter().filter_map(|id| {
+        let (missed, heard) = view.controller.deafness(ReplicaId(*id))?;
+        Some(format!(
+            "replica {id} misses {missed} of {heard} hosts that a quorum hears; look whether their agents' configuration \
+             names it, and at the network between them"
+        ))
+    })
+}
+
 /// The page that an operator looks at first.
 #[must_use]
 pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protection>) -> v1::Status {
@@ -497,6 +509,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
     }
     attention.extend(fencing_troubles(ledger));
     attention.extend(out_of_touch(view));
+    attention.extend(deaf(view));
     attention.extend(given_up(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
@@ -540,7 +553,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
         status.replicas.push(v1::ReplicaStatus {
             id: *id,
             role: if leads { "leader" } else { "follower" }.into(),
-            session: ledger.session_of(defib_model::ReplicaId(*id)).unwrap_or(0),
+            session: ledger.session_of(ReplicaId(*id)).unwrap_or(0),
             applied: if *id == me { ledger.applied().0 } else { 0 },
             // The log's own numbers are filled in by who can ask it.
             commit: 0,

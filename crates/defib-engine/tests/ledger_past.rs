@@ -310,6 +310,24 @@ fn a_goodbye_of_another_boot_or_epoch_proves_nothing() {
 }
 
 #[test]
+fn a_goodbye_that_every_replica_brings_is_told_once_and_one_of_a_later_restart_again() {
+    let mut log = Log::new();
+    let epoch = log.epoch("h1");
+    let goodbye = || {
+        let (host, goodbye) = (host("h1"), Goodbye::AgentRestart);
+        Command::GoodbyeSaid { host, boot: A, epoch, goodbye }
+    };
+    log.apply(goodbye());
+    let told = log.ledger.events().head();
+    log.apply(goodbye());
+    log.apply(goodbye());
+    assert_eq!(log.ledger.events().head(), told);
+    log.at += 10_000;
+    log.apply(goodbye());
+    assert_eq!(log.ledger.events().head(), told.next(), "it restarts once more");
+}
+
+#[test]
 fn a_word_of_a_former_life_of_a_replica_counts_for_nothing() {
     let mut log = Log::new();
     for replica in 1..=2 {

@@ -203,6 +203,15 @@ impl Members {
                 )));
             }
         }
+        if let ReplicaOrder::Lead { id } = *order {
+            let deafness = core.ask(move |view| view.controller.deafness(id)).await.map_err(unavailable)?;
+            if let Some((missed, heard)) = deafness {
+                return Ok(Err(format!(
+                    "r{id} misses {missed} of {heard} hosts that a quorum hears, and could start nothing there; look whether \
+                     their agents' configuration names it, and at the network between them"
+                )));
+            }
+        }
         // From now on: who was heard a moment ago may have ended since.
         let (wait, mut counted) = (Instant::now() + HEAR_WAIT, self.handle.heard());
         loop {

@@ -12,6 +12,8 @@ use crate::ledger::HostRecord;
 
 /// How long a leader waits for sessions: agents come back to a replica that was restarted, or was cut off for a moment.
 const SESSIONS_WAIT: Millis = Millis(5000);
+/// For how long a host is expected to come back whose session has just ended.
+const SESSION_GAP: Millis = Millis(1000);
 
 impl Controller {
     /// The hosts in use that a quorum of observers hears and whose agents have no session with this replica. None of
@@ -30,6 +32,17 @@ impl Controller {
             .filter(move |(_, record)| record.opinions_at_least(Opinion::Asks, voters) < quorum)
     }
 
+    /// Whether a host can't be told anything, and not just for a moment: nothing is placed there that finds another
+    /// place, since it would wait for a session for as long as a start may take.
+    pub(super) fn long_unreached(&self, now: Instant, host: &HostId) -> bool {
+        let (leads_since, _) = self.counting_from;
+        !self.reports(host)
+            && match self.left_at.get(host) {
+                Some(left) => now >= left.plus(SESSION_GAP),
+                None => now >= leads_since.plus(SESSIONS_WAIT),
+            }
+    }
+
     /// Whether most hosts that are heard can't be told anything.
     fn is_out_of_touch(&self) -> bool {
         // As cheap as it is nearly always: this is asked at every step.
@@ -42,6 +55,19 @@ impl Controller {
             unreached += usize::from(!self.reports(host));
         }
         unreached * 2 > heard
+    }
+
+    /// How many hosts a replica misses that a quorum hears, and how many those are, if it misses most of them: it is
+    /// no leader for them. Agents may not know its address, or a network may be cut.
+    #[must_use]
+    pub fn deafness(&self, replica: ReplicaId) -> Option<(usize, usize)> {
+        let only = BTreeSet::from([replica]);
+        let (mut missed, mut heard) = (0_usize, 0_usize);
+        for (_, record) in self.heard() {
+            heard += 1;
+            missed += record.opinions_at_least(Opinion::Asks, &only);
+        }
+        (missed * 2 > heard).then_some((missed, heard))
     }
 
     /// Who hears most hosts of all others, if it hears more than half of those that a quorum hears; of equals the next

@@ -301,7 +301,7 @@ impl Controller {
             }
             let declared = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.first_host.as_ref());
             let (unseen, wait) = match declared {
-                Some(host) => (never_seen(host), FIRST_HOST_WAIT),
+                Some(host) => (never_seen(host) || self.long_unreached(now, host), FIRST_HOST_WAIT),
                 None => (some_unseen, FIRST_SPREAD_WAIT),
             };
             let since = *self.first_seen.entry(vm.clone()).or_insert(now);
@@ -339,6 +339,8 @@ impl Controller {
             }
         }
         options.first_placements = first.iter().cloned().collect();
+        let in_use = self.ledger.index().in_use.iter();
+        options.unreached = in_use.filter(|host| self.long_unreached(now, host)).cloned().collect();
         wanted.extend(first);
         let plan = self.ledger.index().placer.plan(&wanted, &options);
         let tried: Vec<_> = plan

@@ -154,6 +154,8 @@ pub struct Controller {
     reports: BTreeMap<HostId, AgentReport>,
     /// When each report came: in cluster time, and after which log entry.
     reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,
+    /// When the sessions ended of hosts that have none since.
+    left_at: BTreeMap<HostId, Instant>,
     burns: BTreeMap<(HostId, VmId, Incarnation), Instant>,
     starts: starts::Starts,
     planned_at: Option<PlannedAt>,
@@ -189,6 +191,7 @@ impl Controller {
             fences: BTreeMap::new(),
             reports: BTreeMap::new(),
             reported_at: BTreeMap::new(),
+            left_at: BTreeMap::new(),
             burns: BTreeMap::new(),
             starts: starts::Starts::default(),
             planned_at: None,
@@ -256,6 +259,7 @@ impl Controller {
             Input::Reported(report) => {
                 let after = (self.cluster_now(now), self.ledger.applied());
                 self.reported_at.insert(report.host.clone(), after);
+                self.left_at.remove(&report.host);
                 self.repeat_orders(now, &report);
                 self.reports.insert(report.host.clone(), report);
             }
@@ -263,6 +267,7 @@ impl Controller {
                 self.reports.remove(&host);
                 self.reported_at.remove(&host);
                 self.doubt_orders(&host);
+                self.left_at.insert(host, now);
             }
             Input::Goodbye { host, boot, epoch, goodbye } => {
                 self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);

@@ -18,6 +18,7 @@ impl Controller {
                 effects.push(Effect::Forget { host: gone.clone() });
             }
             self.known_hosts.clone_from(&hosts);
+            self.left_at.retain(|host, _| hosts.contains(host));
         }
         for host in hosts {
             let Some(record) = self.ledger.hosts().get(&host) else { continue };

@@ -8,7 +8,7 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, Epoch, EventKind, HostId, Opinion, ReplicaId,
+    BootId, Epoch, EventKind, HostId, Millis, Opinion, ReplicaId,
     command::{ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport},
     event::{Phase, ProofKind},
 };
@@ -17,6 +17,9 @@ use super::{
     Ledger,
     records::{OpinionRecord, Place, Standing},
 };
+
+/// An agent says goodbye to every replica, and each brings the word: within this time it is the same one.
+const SAME_GOODBYE: Millis = Millis(2000);
 
 impl Ledger {
     pub(super) fn observer_started(&mut self, observer: ReplicaId, session: u64) {
@@ -255,7 +258,11 @@ impl Ledger {
         match goodbye {
             Goodbye::AgentRestart => {
                 let grace = self.policy.detection.upgrade_grace;
-                record.expected_silent_until = Some(self.at.plus(grace));
+                let until = self.at.plus(grace);
+                if record.expected_silent_until.is_some_and(|held| until.since(held) < SAME_GOODBYE) {
+                    return;
+                }
+                record.expected_silent_until = Some(until);
                 let detail = format!("its agent restarts, VMs run on; silence is expected for {grace}");
                 self.event(None, EventKind::GoodbyeSaid { host: host.clone(), detail });
                 self.host_changed(host);

@@ -34,6 +34,8 @@ pub struct PlanOptions {
     pub prefer: BTreeMap<VmId, HostId>,
     /// VMs that run for the first time: they prefer their declared host and leave the spares alone.
     pub first_placements: BTreeSet<VmId>,
+    /// Hosts that can't be told anything now: taken only for VMs that find no place without them.
+    pub unreached: BTreeSet<HostId>,
 }
 
 /// A VM and its place.
@@ -135,9 +137,19 @@ impl Placer {
     /// Places for `wanted`; changes nothing.
     #[must_use]
     pub fn plan(&self, wanted: &[VmId], options: &PlanOptions) -> Plan {
-        let numbers = wanted.iter().filter_map(|vm| self.vm_numbers.get(vm).copied()).collect();
+        let number = |vm: &VmId| self.vm_numbers.get(vm).copied();
+        let unreached: BTreeSet<usize> =
+            options.unreached.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
         let mut occupancy = self.occupancy.clone();
-        self.plan_on(&mut occupancy, numbers, options, &BTreeSet::new())
+        let wanted = wanted.iter().filter_map(number).collect();
+        let mut plan = self.plan_on(&mut occupancy, wanted, options, &unreached);
+        if !unreached.is_empty() && !plan.unplaced.is_empty() {
+            let left = plan.unplaced.iter().filter_map(|left| number(&left.vm)).collect();
+            let rest = self.plan_on(&mut occupancy, left, options, &BTreeSet::new());
+            plan.placements.extend(rest.placements);
+            plan.unplaced = rest.unplaced;
+        }
+        plan
     }
 
     /// What would become of the VMs of these hosts if all of them failed now.
