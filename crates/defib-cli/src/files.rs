@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use defib_pki::TlsFiles;
-use defib_process::read_yaml;
+use defib_process::{read_text, read_yaml};
 use serde::Deserialize;
 
 use crate::cluster::Failure;
@@ -38,8 +38,7 @@ impl Config {
 
 /// Reads a file, or says which one can't be read.
 pub(crate) fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))
+    read_text(path).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 #[cfg(test)]

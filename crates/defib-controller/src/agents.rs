@@ -13,7 +13,7 @@ use defib_engine::{
 use defib_model::{BootId, Epoch, HostId, Incarnation, Instant, Millis, Policy, VmId, command::AgentReport};
 use defib_observe::heartbeats::{Instruction, Instructor};
 use defib_pki::PeerIdentity;
-use defib_rpc::caller;
+use defib_rpc::{Caller, caller};
 use defib_wire::{
     datagram::SessionSecret,
     v1::{self, agent_control_server::AgentControl, agent_message, controller_message, order_outcome},
@@ -26,6 +26,7 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    certificates::Certificates,
     core::{Core, Message},
     join::Joining,
 };
@@ -83,6 +84,7 @@ pub struct Agents {
     observer: Instructor,
     random: SystemRandom,
     inner: Mutex<Inner>,
+    certificates: Arc<Certificates>,
 }
 
 fn message(message: controller_message::Message) -> v1::ControllerMessage {
@@ -92,8 +94,15 @@ fn message(message: controller_message::Message) -> v1::ControllerMessage {
 impl Agents {
     /// No session yet. `udp` is where agents reach this replica, per path.
     #[must_use]
-    pub fn new(replica: u64, cluster: String, udp: Vec<v1::UdpEndpoint>, observer: Instructor) -> Self {
-        Self { replica, cluster, udp, observer, random: SystemRandom::new(), inner: Mutex::default() }
+    pub(crate) fn new(
+        replica: u64,
+        cluster: String,
+        udp: Vec<v1::UdpEndpoint>,
+        observer: Instructor,
+        certificates: Arc<Certificates>,
+    ) -> Self {
+        let (random, inner) = (SystemRandom::new(), Mutex::default());
+        Self { replica, cluster, udp, observer, random, inner, certificates }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -185,6 +194,7 @@ impl Agents {
     pub fn electorate_changed(&self, ledger: &Ledger) {
         let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
         let electorate = v1::Electorate::of(version, ledger.inventory(), ledger.voters());
+        self.certificates.keep(&ledger.inventory().hosts);
         let gone = {
             let mut inner = self.inner();
             inner.news.electorate = electorate.clone();
@@ -312,6 +322,7 @@ impl AgentControl for AgentService {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let host = host_of(&request)?;
+        let certificate = request.extensions().get::<Caller>().and_then(|caller| caller.certificate.clone());
         let mut incoming = request.into_inner();
         let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) =
             incoming.next().await
@@ -343,6 +354,9 @@ impl AgentControl for AgentService {
                 "host {host} is not in the inventory (yet); add it with: defib inventory apply"
             )));
         };
+        if let Some(certificate) = certificate {
+            self.agents.certificates.shown(&host, certificate);
+        }
         let (outgoing, stream) = mpsc::channel(QUEUE);
         let (number, replaces) = self.agents.open(&host, boot, &hello.agent_version, epoch, outgoing)?;
         if replaces {

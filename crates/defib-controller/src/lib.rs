@@ -8,6 +8,7 @@ pub mod admission;
 pub mod agents;
 mod bmc_events;
 mod bus;
+mod certificates;
 mod channels;
 mod commands;
 pub mod config;

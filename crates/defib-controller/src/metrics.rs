@@ -171,6 +171,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 /// finds a zero and no gap.
 fn describe() {
     crate::bus::describe();
+    crate::certificates::describe();
     crate::etcd::describe();
     crate::export::describe();
     crate::bmc_events::describe();

@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 use crate::{
     admission,
     agents::Agents,
+    certificates::{Certificates, wall},
     channels::Channels,
     commands::{self, Acted, NotKnown},
     core::{Core, Pulse, View},
@@ -48,6 +49,7 @@ pub struct OperatorService {
     etcd: Arc<etcd::Board>,
     admission: admission::Answer,
     agents: Arc<Agents>,
+    certificates: Arc<Certificates>,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -113,17 +115,19 @@ impl OperatorService {
         channels: Arc<Channels>,
         admission: admission::Answer,
         agents: Arc<Agents>,
+        certificates: Arc<Certificates>,
         board: Arc<Board>,
         etcd: Arc<etcd::Board>,
     ) -> Self {
-        Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents }
+        Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents, certificates }
     }
 
-    /// What the ledger does not know: the release of a host's agent.
+    /// What the ledger does not know: the release of a host's agent, and until when its certificate holds.
     fn complete(&self, hosts: &mut [v1::HostDetail]) {
         for host in hosts {
-            let version = HostId::new(&host.id).ok().and_then(|id| self.agents.version_of(&id));
-            host.agent_version = version.unwrap_or_default();
+            let Ok(id) = HostId::new(&host.id) else { continue };
+            host.agent_version = self.agents.version_of(&id).unwrap_or_default();
+            host.certificate_until = self.certificates.end_of(&id);
         }
     }
 
@@ -260,6 +264,7 @@ impl Operator for OperatorService {
         let (log, matched) = self.members.log();
         status.attention.extend(self.board.attention());
         status.attention.extend(self.agents.attention(now));
+        status.attention.extend(self.certificates.attention(wall()));
         status.attention.extend(self.members.unknown_founders().iter().map(|founder| {
             format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
         }));

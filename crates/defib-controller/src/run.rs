@@ -1,11 +1,6 @@
 //! Starting a replica and keeping it together.
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use defib_act::Power;
@@ -36,6 +31,7 @@ use crate::{
     admission,
     agents::{AgentService, Agents},
     bmc_events,
+    certificates::{Certificates, wall},
     channels::Channels,
     config::Config,
     core::{Core, Loop, Message, Pulse},
@@ -73,11 +69,6 @@ fn peer_tls(credentials: &Credentials, cluster: &ClusterName) -> anyhow::Result<
             Ok(PeerIdentity::Host(_) | PeerIdentity::Operator { .. }) | Err(_) => None,
         }),
     })
-}
-
-#[expect(clippy::disallowed_methods, reason = "certificates live in wall-clock time")]
-fn wall() -> SystemTime {
-    SystemTime::now()
 }
 
 /// Runs a replica until `stop` resolves or it fails.
@@ -145,7 +136,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 
     // Empty until the log says whom it was founded by, or restores a snapshot.
     let controller = Controller::new(me, session.number, Ledger::new(BTreeSet::new()));
-    let agents = Arc::new(Agents::new(me.0, config.cluster.clone(), udp, heartbeats.instructor()));
+    let certificates = Arc::new(Certificates::new(credentials.clone()));
+    let (name, shown) = (config.cluster.clone(), Arc::clone(&certificates));
+    let agents = Arc::new(Agents::new(me.0, name, udp, heartbeats.instructor(), shown));
     let authority = match &config.bmc_authority {
         Some(path) => {
             let pem = std::fs::read(path).with_context(|| format!("bmc-authority: {}", path.display()))?;
@@ -200,6 +193,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         channels,
         admission.clone(),
         Arc::clone(&agents),
+        Arc::clone(&certificates),
         Arc::clone(&board),
         Arc::clone(&etcd_board),
     );
@@ -227,6 +221,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     if let Some(listener) = metrics_listener {
         let (core, meter_again, counters, log, board) =
             (core.clone(), Arc::clone(&meter), heartbeats.counters(), handle.clone(), (board, etcd_board));
+        let certificates = Arc::clone(&certificates);
         tokio::spawn(metrics::serve(listener, Arc::clone(&meter), move || {
             let (core, meter, counters, log, admission, (board, etcd_board)) = (
                 core.clone(),
@@ -236,6 +231,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                 admission.clone(),
                 board.clone(),
             );
+            certificates.gather();
             async move {
                 meter.gather_counters(&counters, &log, clock.now());
                 if let Some(protection) = admission.borrow().as_deref() {

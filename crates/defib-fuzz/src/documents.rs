@@ -85,14 +85,15 @@ vms:
     priority: critical
     resources: { cpu: 0.25, memory: 256MiB }
     requires: [ssd]
-    readiness: node-ready
+    readiness: guest-agent
     readiness-timeout: 90s
     datastore: ds1
     first-host: h1
-    definition: { driver: process, arguments: ["sleep", "1"] }
-  - { id: w-1, depends-on: [cp-1], resources: { cpu: 0.1, memory: 1MiB }, definition: { driver: process } }
+    driver: process
+    arguments: [sleep, "1"]
+  - { id: w-1, depends-on: [cp-1], resources: { cpu: 0.1, memory: 1MiB }, driver: process, arguments: [sleep, "1"] }
 groups:
-  - { id: cp, members: [cp-1, w-1], rules: [ { level: rack, limit: 1, hard: false }, { level: host, limit: 1, hard: true } ] }
+  - { id: cp, members: [cp-1, w-1], rules: [ { level: rack, limit: 1, soft: true }, { level: host, limit: 1 } ] }
 "#;
     vec![
         include_bytes!("../../../deploy/examples/inventory.yaml").to_vec(),

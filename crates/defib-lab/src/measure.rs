@@ -20,9 +20,9 @@ use crate::oracle::Life;
 pub struct Steps {
     /// The first observer asks or votes.
     pub suspicion: Option<f64>,
-    /// A quorum condemned the host. Not needed where its BMC reads off at the first question.
+    /// A quorum condemned the host, the first one of several. Not needed where its BMC reads off at the first question.
     pub verdict: Option<f64>,
-    /// Its death is proven, and the proof is committed.
+    /// Its death is proven, and the proof is committed; of several hosts that of the first, once all are proven.
     pub proof: Option<f64>,
     /// The first of its VMs runs elsewhere.
     pub first_running: Option<f64>,
@@ -134,8 +134,9 @@ impl Recovery {
     #[must_use]
     pub fn steps(&self, lives: &[Life]) -> Steps {
         let since = |at: u64| millis_between(self.fault_at_ns, at);
-        let whole = |of: &BTreeMap<String, u64>| {
-            (of.len() == self.struck.len()).then(|| of.values().max().copied().map(since)).flatten()
+        // Once all have one, that of the first: what runs first needs no other.
+        let first = |of: &BTreeMap<String, u64>| {
+            (of.len() == self.struck.len()).then(|| of.values().min().copied().map(since)).flatten()
         };
         let (mut starts, mut made) = (BTreeMap::new(), BTreeMap::new());
         for life in self.restarted(lives) {
@@ -144,8 +145,8 @@ impl Recovery {
         }
         Steps {
             suspicion: self.suspicion.values().min().copied().map(since),
-            verdict: whole(&self.verdict),
-            proof: whole(&self.proof),
+            verdict: first(&self.verdict),
+            proof: first(&self.proof),
             first_running: starts.values().min().copied().map(since),
             last_running: starts.values().max().copied().map(since),
             last_made: made.values().max().copied().map(since),
@@ -333,7 +334,8 @@ mod tests {
         let steps = recovery.steps(&lives);
         assert_eq!(
             (steps.proof, steps.first_running, steps.last_running),
-            (Some(600.0), Some(450.0), Some(700.0))
+            (Some(400.0), Some(450.0), Some(700.0)),
+            "what runs first follows the proof of its own host"
         );
     }
 

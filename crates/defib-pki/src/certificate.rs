@@ -80,6 +80,12 @@ impl CertificateInfo {
         })
     }
 
+    /// The end of its validity, RFC 3339, UTC.
+    #[must_use]
+    pub fn end(&self) -> String {
+        rfc3339(self.not_after)
+    }
+
     /// What is left of its validity; `None` when it is over.
     #[must_use]
     pub fn expires_in(&self, now: SystemTime) -> Option<Duration> {

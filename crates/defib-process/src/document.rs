@@ -107,6 +107,21 @@ pub fn checked_yaml<T: DeserializeOwned>(
     Ok(document)
 }
 
+/// Reads a file of text.
+///
+/// # Errors
+/// Why it can't be read; where it is not UTF-8, line and column of the first wrong byte.
+pub fn read_text(path: &Path) -> Result<String, DocumentError> {
+    let error = |at, message| DocumentError { file: path.display().to_string(), at, message };
+    let bytes = std::fs::read(path).map_err(|why| error(None, format!("can't be read: {why}")))?;
+    String::from_utf8(bytes).map_err(|why| {
+        let good = String::from_utf8_lossy(&why.as_bytes()[..why.utf8_error().valid_up_to()]);
+        let (line, last) = (good.matches('\n').count() + 1, good.rsplit('\n').next().unwrap_or_default());
+        let at = (line as u64, last.chars().count() as u64 + 1);
+        error(Some(at), "is not text in UTF-8 from here on; save the file in that encoding".to_owned())
+    })
+}
+
 /// Reads a file and checks what YAML can't say. Changes nothing.
 ///
 /// # Errors
@@ -115,13 +130,8 @@ pub fn read_yaml<T: DeserializeOwned>(
     path: &Path,
     check: impl FnOnce(&T) -> Result<(), WrongField>,
 ) -> Result<T, DocumentError> {
-    let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| DocumentError {
-        file: file.clone(),
-        at: None,
-        message: format!("can't be read: {error}"),
-    })?;
-    checked_yaml(&file, &text, check)
+    let text = read_text(path)?;
+    checked_yaml(&path.display().to_string(), &text, check)
 }
 
 #[cfg(test)]
@@ -143,6 +153,18 @@ mod tests {
         })
         .map_or_else(|error| error.to_string(), |_| String::new());
         error.replace(&format!("{}/", directory.path().display()), "")
+    }
+
+    #[test]
+    fn what_is_not_text_is_named_with_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        std::fs::write(&path, b"host: h1\nname: M\xfcnchen\n").unwrap();
+        let error = read_text(&path).expect_err("refused").to_string();
+        assert!(
+            error.ends_with("a.yaml:2:8: is not text in UTF-8 from here on; save the file in that encoding"),
+            "{error}"
+        );
     }
 
     #[test]

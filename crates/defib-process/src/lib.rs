@@ -12,7 +12,7 @@ use std::{
     process::{ExitCode, Termination},
 };
 
-pub use document::{DocumentError, WrongField, checked_yaml, from_yaml, place_of, read_yaml};
+pub use document::{DocumentError, WrongField, checked_yaml, from_yaml, place_of, read_text, read_yaml};
 pub use log::{LogConfig, LogFormat, log_by_environment};
 pub use secret::{SecretError, secret};
 use tokio::signal::unix::{SignalKind, signal};

@@ -5,8 +5,10 @@
 
 mod connect;
 mod listen;
+mod places;
 mod renew;
 
 pub use connect::{Connecting, channel, may_be_done};
 pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
-pub use renew::keep_renewed;
+pub use places::{Place, Places};
+pub use renew::{certificate_trouble, keep_renewed};

@@ -1,30 +1,37 @@
 //! The answering side.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use defib_pki::{ClusterName, PeerIdentity, peer_identity_from_der};
+use defib_pki::{CertificateInfo, ClusterName, PeerIdentity, PkiError, peer_identity_from_der};
 use futures_util::Stream;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
+    time::Instant,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use crate::places::Places;
+
 /// How long a handshake may take: a stranger must not hold a place for longer.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at once.
+/// Handshakes at once. More wait for their turn.
 const HANDSHAKES: usize = 256;
+/// Handshakes of one address at once. More are refused: whoever begins many and ends none must not keep others out.
+const HANDSHAKES_EACH: usize = 64;
+/// At most one line of the log in this time about connections that came to nothing.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// An address that can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +61,8 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 pub struct Caller {
     /// `None`: it showed no certificate, which only a listener for joining allows.
     pub identity: Option<PeerIdentity>,
+    /// What its certificate says, among others until when it holds.
+    pub certificate: Option<CertificateInfo>,
     /// From where.
     pub address: SocketAddr,
 }
@@ -117,7 +126,9 @@ impl Incoming {
     pub fn accept(listener: TcpListener, tls: Arc<ServerConfig>, cluster: ClusterName) -> Self {
         let (sender, receiver) = mpsc::channel(HANDSHAKES);
         let acceptor = TlsAcceptor::from(tls);
-        let places = Arc::new(Semaphore::new(HANDSHAKES));
+        let (turns, places) =
+            (Arc::new(Semaphore::new(HANDSHAKES)), Places::new(usize::MAX, HANDSHAKES_EACH));
+        let refusals = Arc::new(Refusals::default());
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -133,23 +144,48 @@ impl Incoming {
                         continue;
                     }
                 };
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let Some(place) = places.take(address.ip()) else {
+                    refusals.tell(address, "its address has too many handshakes under way");
+                    continue;
+                };
+                let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
                 let (acceptor, sender, cluster) = (acceptor.clone(), sender.clone(), cluster.clone());
+                let refusals = Arc::clone(&refusals);
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _held = (place, turn);
                     match tokio::time::timeout(HANDSHAKE, handshake(tcp, address, acceptor, &cluster)).await {
                         Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
                         // Who hangs up before saying who it is only looked whether somebody listens.
                         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                             tracing::debug!(%address, "a caller hung up");
                         }
-                        Ok(Err(error)) => tracing::warn!(%address, %error, "a connection was refused"),
-                        Err(_) => tracing::warn!(%address, "a TLS handshake took too long"),
+                        Ok(Err(error)) => refusals.tell(address, error),
+                        Err(_) => refusals.tell(address, "its TLS handshake took too long"),
                     }
                 });
             }
         });
         Self(ReceiverStream::new(receiver))
+    }
+}
+
+/// Tells of connections that came to nothing, not more often than somebody can read it.
+#[derive(Debug, Default)]
+struct Refusals(Mutex<(Option<Instant>, u64)>);
+
+impl Refusals {
+    fn tell(&self, address: SocketAddr, why: impl fmt::Display) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, untold) = &mut *told;
+        let now = Instant::now();
+        if last.is_some_and(|last| now < last + TOLD_EVERY) {
+            *untold += 1;
+            return;
+        }
+        *last = Some(now);
+        let untold = core::mem::take(untold);
+        drop(told);
+        tracing::warn!(%address, error = %why, untold, "a connection was refused");
     }
 }
 
@@ -161,14 +197,15 @@ async fn handshake(
 ) -> io::Result<PeerStream> {
     tcp.set_nodelay(true)?;
     let stream = acceptor.accept(tcp).await?;
-    let identity = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
-        Some(certificate) => Some(
-            peer_identity_from_der(certificate, cluster)
-                .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error.to_string()))?,
+    let denied = |error: PkiError| io::Error::new(io::ErrorKind::PermissionDenied, error.to_string());
+    let (identity, certificate) = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+        Some(der) => (
+            Some(peer_identity_from_der(der, cluster).map_err(denied)?),
+            Some(CertificateInfo::of(der).map_err(denied)?),
         ),
-        None => None,
+        None => (None, None),
     };
-    Ok(PeerStream { stream, caller: Caller { identity, address } })
+    Ok(PeerStream { stream, caller: Caller { identity, certificate, address } })
 }
 
 impl Stream for Incoming {

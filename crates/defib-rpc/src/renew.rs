@@ -16,8 +16,9 @@ fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// What is wrong with a certificate's age, if anything.
-fn age(info: &CertificateInfo, now: SystemTime) -> &'static str {
+/// What is wrong with a certificate's age; empty: nothing.
+#[must_use]
+pub fn certificate_trouble(info: &CertificateInfo, now: SystemTime) -> &'static str {
     let life = info.not_after.duration_since(info.not_before).unwrap_or_default();
     match info.expires_in(now) {
         None => "has expired: nobody lets it in any more",
@@ -50,7 +51,7 @@ pub fn keep_renewed(
                     );
                     String::new()
                 }
-                Ok(Ok(None)) => age(&credentials.info(), wall()).to_owned(),
+                Ok(Ok(None)) => certificate_trouble(&credentials.info(), wall()).to_owned(),
                 // A renewal may be half written; the next look sees it whole.
                 Ok(Err(error)) => format!("can't be renewed: {error}"),
                 Err(error) => format!("can't be looked at: {error}"),
@@ -87,10 +88,10 @@ mod tests {
             not_after: begin + days * day,
             fingerprint: String::new(),
         };
-        assert_eq!(age(&info(3), begin + day), "");
-        assert_eq!(age(&info(3), begin + day * 9 / 4), "ends soon");
-        assert_eq!(age(&info(365), begin + 340 * day), "");
-        assert_eq!(age(&info(365), begin + 352 * day), "ends soon");
-        assert_eq!(age(&info(3), begin + 4 * day), "has expired: nobody lets it in any more");
+        assert_eq!(certificate_trouble(&info(3), begin + day), "");
+        assert_eq!(certificate_trouble(&info(3), begin + day * 9 / 4), "ends soon");
+        assert_eq!(certificate_trouble(&info(365), begin + 340 * day), "");
+        assert_eq!(certificate_trouble(&info(365), begin + 352 * day), "ends soon");
+        assert_eq!(certificate_trouble(&info(3), begin + 4 * day), "has expired: nobody lets it in any more");
     }
 }

@@ -193,7 +193,7 @@ async fn a_document_that_makes_no_sense_is_refused_with_file_line_and_field_and_
     assert!(told.contains("the file says other") && told.contains("is one of cluster demo"), "{told}");
     assert!(!rig.json(&["status"]).await["paused"].as_bool().unwrap());
     let told = rig.defib(["policy", "apply", "/nowhere/policy.yaml"]).await.failed(2);
-    assert!(told.contains("/nowhere/policy.yaml can't be read"), "{told}");
+    assert!(told.contains("/nowhere/policy.yaml: can't be read"), "{told}");
     assert_eq!(rig.json(&["inventory", "get"]).await, in_force);
     rig.assert_calm();
 }

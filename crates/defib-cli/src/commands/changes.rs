@@ -128,7 +128,8 @@ fn host_json(host: &v1::HostDetail) -> Value {
         "opinions": host.opinions.iter().map(|one| json!({"replica": one.observer, "opinion": one.opinion,
             "silent_ms": one.silent_ms})).collect::<Vec<_>>(),
         "watchdog_armed": host.watchdog_armed, "self_fence": host.self_fence, "connected": host.connected,
-        "agent_version": host.agent_version, "fencing": host.fencing, "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
+        "agent_version": host.agent_version, "certificate_until": host.certificate_until, "fencing": host.fencing,
+        "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
 }
 
 fn host_table(hosts: &[v1::HostDetail]) {
@@ -177,6 +178,9 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
             }
             for level in &answer.fencing {
                 line(&format!("fencing: {level}"));
+            }
+            if !answer.certificate_until.is_empty() {
+                line(&format!("its certificate ends: {}", answer.certificate_until));
             }
             if !answer.proof.is_empty() {
                 line(&format!("proof: {}", answer.proof));

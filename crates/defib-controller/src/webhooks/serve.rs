@@ -1,16 +1,16 @@
 //! Connections of BMCs: few, short, and with nothing believed before the path is known.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use defib_act::{Heard, Told};
 use defib_bmc::{Webhooks, events_of};
+use defib_rpc::Places;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -48,43 +48,6 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 
 type Reply = Response<Full<Bytes>>;
 
-/// Who is connected, by address.
-#[derive(Debug, Default)]
-struct Places(Mutex<BTreeMap<IpAddr, usize>>);
-
-/// A connection's place. Given back when dropped.
-struct Place {
-    places: Arc<Places>,
-    of: IpAddr,
-}
-
-impl Places {
-    fn take(self: &Arc<Self>, of: IpAddr) -> Option<Place> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= CONNECTIONS_MAX {
-            return None;
-        }
-        let of_one = taken.entry(of).or_default();
-        if *of_one >= CONNECTIONS_EACH_MAX {
-            return None;
-        }
-        *of_one += 1;
-        Some(Place { places: Arc::clone(self), of })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_one) = taken.get_mut(&self.of) {
-            *of_one = of_one.saturating_sub(1);
-            if *of_one == 0 {
-                taken.remove(&self.of);
-            }
-        }
-    }
-}
-
 /// What every connection needs.
 struct Desk {
     addresses: Arc<Webhooks>,
@@ -99,7 +62,7 @@ pub(super) async fn serve(
     heard: mpsc::Sender<Heard>,
 ) {
     let desk = Arc::new(Desk { addresses, heard, tally: Tally::default() });
-    let places = Arc::new(Places::default());
+    let places = Places::new(CONNECTIONS_MAX, CONNECTIONS_EACH_MAX);
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -207,25 +170,6 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nobody_takes_all_places_and_they_are_given_back() {
-        let places = Arc::new(Places::default());
-        let one = IpAddr::from([10, 0, 0, 1]);
-        let held: Vec<_> = (0..CONNECTIONS_EACH_MAX).map(|_| places.take(one).unwrap()).collect();
-        assert!(places.take(one).is_none());
-        assert!(places.take(IpAddr::from([10, 0, 0, 2])).is_some(), "another has places");
-        drop(held);
-        assert!(places.take(one).is_some());
-        let many: Vec<_> = (0..CONNECTIONS_MAX)
-            .map(|number| {
-                places.take(IpAddr::from([10, 1, (number >> 8) as u8, (number & 255) as u8])).unwrap()
-            })
-            .collect();
-        assert!(places.take(one).is_none(), "there is an end");
-        drop(many);
-        assert!(places.0.lock().unwrap().is_empty());
-    }
 
     #[test]
     fn an_address_is_one_however_it_is_written() {

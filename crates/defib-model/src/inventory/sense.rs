@@ -187,6 +187,13 @@ impl Inventory {
                 format!("there is no driver {driver:?}; give one of: {}", DRIVERS.join(", ")),
             ));
         }
+        if vm.definition.arguments.is_empty() {
+            let what = match driver.as_str() {
+                "process" => "the program that process runs, and its arguments",
+                _ => "what the driver needs to start the VM",
+            };
+            return Err(("arguments", format!("is empty; give {what}")));
+        }
         if vm.readiness == Readiness::NodeReady {
             return Err((
                 "readiness",
@@ -310,7 +317,7 @@ mod tests {
             readiness_timeout: None,
             datastore: None,
             first_host: None,
-            definition: Definition { driver: "process".into(), arguments: vec![] },
+            definition: Definition { driver: "process".into(), arguments: vec!["sleep".into()] },
         }
     }
 

@@ -351,6 +351,7 @@ vms:
     resources: { cpu: 1, memory: 256MiB }
     depends-on: [cp-1]
     driver: process
+    arguments: [sleep, "1000"]
 groups:
   - id: all
     members: [cp-1, w-1]
@@ -430,6 +431,11 @@ groups:
                 "27:9: vms.cp-1.driver: there is no driver \"proces\"; give one of: process, libvirt",
             ),
             (
+                "arguments: [sleep, \"1000\"]\n  - id: w-1",
+                "arguments: []\n  - id: w-1",
+                "27:9: vms.cp-1.arguments: is empty; give the program that process runs, and its arguments",
+            ),
+            (
                 "readiness: guest-agent",
                 "readiness: node-ready",
                 "27:9: vms.cp-1.readiness: no driver can tell that a VM is node-ready",
@@ -454,12 +460,12 @@ groups:
             (
                 "resources: { cpu: 1, memory: 256MiB }\n",
                 "resources: { cpu: 1, memory: 256MiB }\n    first-host: h1\n",
-                "42:9: groups.all.members: cp-1, w-1 have their first-host in one rack, which may hold at most 1",
+                "43:9: groups.all.members: cp-1, w-1 have their first-host in one rack, which may hold at most 1",
             ),
             (
                 "resources: { cpu: 1, memory: 256MiB }\n",
                 "resources: { cpu: 1, memory: 256MiB }\n    requires: [avx512]\n",
-                "42:9: groups.all.rules: can never be satisfied: its hard rules leave no places for all of cp-1, w-1 on the hosts that have what they ask for (h1)",
+                "43:9: groups.all.rules: can never be satisfied: its hard rules leave no places for all of cp-1, w-1 on the hosts that have what they ask for (h1)",
             ),
             (
                 "    capacity: { cpu: 1.5,",
