@@ -21,6 +21,7 @@ use tokio::{
 };
 
 pub mod bmc;
+pub mod validators;
 
 /// The build's directory: what tests install goes there, and what they skipped.
 #[must_use]

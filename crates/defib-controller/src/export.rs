@@ -287,6 +287,9 @@ impl Export {
     }
 
     /// Proposes cursors that are behind what is safe. What gets lost on the way is proposed again.
+    ///
+    /// A cursor that is beyond what is safe was moved by another hand: events were given up, or a former leader's word
+    /// came late.
     async fn commit(&mut self) {
         if self.served.is_empty() {
             return;
@@ -294,6 +297,15 @@ impl Export {
         let Ok(recorded) = self.core.ask(|view| view.controller.ledger().sinks().clone()).await else {
             return;
         };
+        // What was given up for a sink is not even tried any more: its worker is begun anew behind it.
+        let was_given_up = |id: &SinkId, served: &Served| {
+            recorded.get(id).is_some_and(|record| record.delivered > served.status.get().settled)
+        };
+        let before = self.served.len();
+        self.served.retain(|id, served| !was_given_up(id, served));
+        if self.served.len() < before {
+            self.policy = None;
+        }
         let behind = |id: &SinkId, settled: EventSeq| {
             recorded.get(id).is_some_and(|record: &SinkRecord| record.delivered < settled)
         };

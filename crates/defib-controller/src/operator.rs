@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use defib_model::{
-    Command, Epoch, HostId, RecoveryId, ReplicaId, VmId,
+    Command, Epoch, EventSeq, HostId, RecoveryId, ReplicaId, SinkId, VmId,
     command::{Operator as Person, ReplicaOrder},
 };
 use defib_observe::documents::{
@@ -450,6 +450,17 @@ impl Operator for OperatorService {
         let _ = on_leader!(self, request, Role::Viewer, list_sinks);
         let statuses = self.board.statuses();
         self.read(move |view| export::list(view, &statuses)).await.map(Response::new)
+    }
+
+    async fn give_up_events(&self, request: Request<v1::GiveUpEventsRequest>) -> Answer<v1::ActionResponse> {
+        let (who, message) = on_leader!(self, request, Role::Admin, give_up_events);
+        let sink = SinkId::new(&message.sink).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let upto = match message.upto {
+            Some(upto) => EventSeq(upto),
+            None => self.read(|view| view.controller.ledger().events().head()).await?,
+        };
+        let operator = Person { name: who.name, reason: message.reason };
+        self.act(Command::GiveUp { sink, upto, operator }, message.dry_run).await.map(Response::new)
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Answer<v1::ActionResponse> {

@@ -130,6 +130,44 @@ fn what_is_given_up_is_said_once_by_an_event_and_the_rest_is_still_delivered() {
 }
 
 #[test]
+fn an_operator_gives_up_what_a_sink_will_never_take_and_the_stream_says_so() {
+    let mut world = World::new(&["bad", "good"]);
+    world.events(10);
+    world.deliver("bad", 4);
+    let good = world.cursor("good");
+    let give_up =
+        |name: &str, upto| Command::GiveUp { sink: sink(name), upto: EventSeq(upto), operator: operator() };
+    for (name, upto, why) in
+        [("unknown", 5, "no sink unknown"), ("bad", 9999, "no event"), ("bad", 4, "has every event up to 4")]
+    {
+        let told = world.ledger.judge(&give_up(name, upto)).expect_err(why);
+        assert!(told.contains(why), "{told}");
+        let before = world.cursor("bad");
+        world.apply(give_up(name, upto));
+        let newest = world.kept().pop().expect("it is refused aloud");
+        assert!(matches!(newest.kind, EventKind::CommandRefused { .. }), "{newest:?}");
+        assert_eq!(world.cursor("bad"), before);
+    }
+    assert!(
+        world.ledger.judge(&give_up("bad", 9)).is_ok_and(|told| told.contains("never get events 5 to 9"))
+    );
+    world.apply(give_up("bad", 9));
+    let record = world.ledger.sinks()[&sink("bad")];
+    assert_eq!((record.delivered, record.given_up), (EventSeq(9), 5));
+    assert_eq!(world.cursor("good"), good, "the other sink is not touched");
+    let mut kept = world.kept();
+    let (gap, said) = (kept.pop().expect("a gap"), kept.pop().expect("who wanted it"));
+    assert_eq!(gap.kind, EventKind::SinkGap { sink: sink("bad"), from: EventSeq(5), to: EventSeq(9) });
+    assert_eq!(gap.cause, Some(said.seq));
+    let EventKind::OperatorActed { operator, action } = said.kind else { panic!("{said:?}") };
+    assert_eq!((operator.name.as_str(), action.as_str()), ("anna", "gives up events 5 to 9 for sink bad"));
+    // What was delivered meanwhile counts, and is not given up.
+    world.deliver("bad", 12);
+    world.apply(give_up("bad", 11));
+    assert_eq!(world.ledger.sinks()[&sink("bad")].given_up, 5);
+}
+
+#[test]
 fn a_new_sink_begins_with_the_oldest_event_at_hand_and_a_removed_one_holds_nothing_back() {
     let mut world = World::new(&["gone"]);
     world.events(EVENTS_RETAINED as u64 + 500);

@@ -9,8 +9,8 @@ use defib_engine::{
     placement::PlanOptions,
 };
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Epoch, GroupId, HostId, Incarnation, Inventory, LogIndex, Millis,
-    Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, VmId,
+    BootId, ClusterTime, Command, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, Inventory,
+    LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject, VmId,
     command::{
         AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
         PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport,
@@ -489,7 +489,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             let replaces = near(u, ledger.inventory_version())?;
             Command::SetInventory { inventory: inventory(u)?, replaces, operator: operator(u)? }
         }
-        18 => match u.int_in_range(0..=4_u8)? {
+        18 => match u.int_in_range(0..=5_u8)? {
             0 => {
                 let mut voters = BTreeSet::new();
                 for _ in 0..u.int_in_range(0..=4_u8)? {
@@ -513,6 +513,15 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
                     revision: near(u, taken.saturating_add(1))?,
                 };
                 Command::DocumentRead { document: Box::new(document), replaces, at, operator: operator(u)? }
+            }
+            4 => {
+                let sinks: Vec<&SinkId> = ledger.sinks().keys().collect();
+                let sink = match sinks.is_empty() {
+                    true => SinkId::new("siem").expect("a name"),
+                    false => (*u.choose(&sinks)?).clone(),
+                };
+                let upto = EventSeq(near(u, ledger.events().head().0)?);
+                Command::GiveUp { sink, upto, operator: operator(u)? }
             }
             _ => Command::LeaderStarted { term: near(u, ledger.term().saturating_add(1))? },
         },

@@ -5,7 +5,7 @@ use defib_consensus::replica::{Membership, RoleChange};
 use defib_controller::{agents, core::View, what_if};
 use defib_engine::{controller::Controller, guard::Input};
 use defib_model::{
-    ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, HostId, Instant, ReplicaId,
+    ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, HostId, Instant, ReplicaId, SinkId,
     UnixMillis, VmId,
     command::{AgentReport, Operator},
 };
@@ -252,6 +252,12 @@ pub(crate) fn operator(data: &[u8]) {
             let _ = v1::ReplicaChangeRequest::decode(bytes)
                 .map(|request| v1::ReplicaChangeKind::try_from(request.kind));
             let _ = v1::TransferLeadershipRequest::decode(bytes);
+            if let Ok(request) = v1::GiveUpEventsRequest::decode(bytes)
+                && let Ok(sink) = SinkId::new(&request.sink)
+            {
+                let upto = EventSeq(request.upto.unwrap_or(1));
+                act(Command::GiveUp { sink, upto, operator: person(request.reason) });
+            }
             if let Ok(request) = v1::StreamEventsRequest::decode(bytes) {
                 let _ = seen_hosts().events().since(EventSeq(request.from_seq)).count();
             }

@@ -495,6 +495,15 @@ pub enum Command {
         /// Per sink the last event that it has for certain.
         cursors: BTreeMap<SinkId, EventSeq>,
     },
+    /// An operator chose that a sink gets no event up to this one any more.
+    GiveUp {
+        /// Which sink.
+        sink: SinkId,
+        /// The last event that it will not get.
+        upto: EventSeq,
+        /// Who.
+        operator: Operator,
+    },
     /// A leader signed the chain up to an event.
     HeadSigned {
         /// The event.

@@ -90,6 +90,8 @@ const APART: &[&[&str]] = &[
     &["host", "confirm-dead", "--yes"],
     &["host", "lift-quarantine"],
     &["recovery", "explain"],
+    // In `export`, with a sink.
+    &["sink", "give-up", "--yes"],
     &["events", "--follow"],
     &["events", "verify"],
     &["pki", "init"],

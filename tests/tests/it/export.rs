@@ -19,7 +19,7 @@ use defib_export::{
 };
 use defib_lab::cluster::{Cluster, Size, wait_until};
 use defib_model::{
-    Event, EventKind, Millis, SinkId,
+    Event, EventKind, EventSeq, Millis, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
 };
 use defib_tests::all_delivered;
@@ -190,6 +190,53 @@ async fn check_the_tool(rig: &Rig, archive: &Path) -> anyhow::Result<()> {
     );
     let text = rig.defib(["status"]).await.done();
     assert!(text.contains("! sink dead takes no events"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_gives_up_for_a_sink_is_not_sent_and_the_stream_says_so() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let archive = scratch.path().join("archive/events.json");
+    let (receiver, url) = Receiver::start().await?;
+    receiver.refuses.store(true, Ordering::SeqCst);
+    let rig = start(&url, &archive).await?;
+    rig.wait_for(&["sink", "list"], "503 Service Unavailable").await;
+    let told = rig.defib(["sink", "give-up", "siem"]).await.failed(2);
+    assert!(told.contains("add --yes"), "{told}");
+    let told = rig.defib(["sink", "give-up", "nothing", "--yes"]).await.failed(1);
+    assert!(told.contains("the policy has no sink nothing"), "{told}");
+    let told = rig.defib(["sink", "give-up", "siem", "--upto", "99999999", "--yes"]).await.failed(1);
+    assert!(told.contains("there is no event 99999999 yet"), "{told}");
+    let told = rig.defib(["sink", "give-up", "siem", "--upto", "7", "--dry-run"]).await.done();
+    assert!(told.contains("dry run: sink siem will never get events 1 to 7"), "{told}");
+    rig.defib(["sink", "give-up", "siem", "--upto", "7", "--yes", "--reason", "event 7 is too large"])
+        .await
+        .done();
+    receiver.refuses.store(false, Ordering::SeqCst);
+    wait_until_delivered(&rig.cluster).await?;
+
+    let lines = receiver.lines();
+    let first: Value = serde_json::from_str(lines.first().context("there are lines")?)?;
+    assert_eq!(first["metadata"]["sequence"], 8, "what was given up is not even tried");
+    let events = truth(&rig.cluster).await?;
+    let is_gap = |event: &&Event| matches!(event.kind, EventKind::SinkGap { .. });
+    let gap = events.values().find(is_gap).context("the stream says so")?;
+    let given_up = EventKind::SinkGap { sink: SinkId::new("siem")?, from: EventSeq(1), to: EventSeq(7) };
+    assert_eq!(gap.kind, given_up);
+    let said = &events[&gap.cause.context("somebody wanted it")?.0];
+    let EventKind::OperatorActed { operator, .. } = &said.kind else { panic!("{said:?}") };
+    assert_eq!(operator.reason, "event 7 is too large");
+    // Who holds the rest can prove it, and is told of the gap by the stream itself.
+    assert_eq!(verify(&lines, &rig.cluster.event_keys())?.findings, []);
+    let received = scratch.path().join("received.json");
+    std::fs::write(&received, lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    let from = received.display().to_string();
+    let words = ["events", "verify", "--at-least-once", "--from", &from, "--range", "1..20"];
+    let told = rig.defib_list(&words).await.failed(5);
+    let why = format!("events 1 to 7 are missing; they were given up, as event {} says", gap.seq);
+    assert!(told.contains(&why), "{told}");
+    let text = rig.defib(["sink", "list"]).await.done();
+    assert!(text.contains("siem: 7 events were given up"), "{text}");
     Ok(())
 }
 

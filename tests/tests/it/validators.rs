@@ -1,58 +1,11 @@
 //! OCSF and ECS as others understand them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-};
-
 use defib_export::samples;
 use defib_model::export::Format;
-use defib_tests::{run, skip, target};
-
-/// Files of ours.
-pub(crate) fn beside(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(name)
-}
-
-/// Python with all that these tests have from PyPI.
-pub(crate) fn python() -> anyhow::Result<PathBuf> {
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/siem/requirements.txt");
-    defib_tests::python("siem", &requirements)
-}
-
-/// The script that judges ECS, beside npm's @elastic/ecs: `NODE_PATH` would not do, where a script lies decides.
-pub(crate) fn ecs_script() -> anyhow::Result<PathBuf> {
-    /// Two tests must not install into one directory at once.
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    let directory = target().join("validators/ecs");
-    fs::create_dir_all(&directory)?;
-    let lock = "package-lock.json";
-    let wanted = fs::read(beside("validators").join(lock))?;
-    let is_there = directory.join("node_modules/@elastic/ecs/package.json").exists();
-    if !is_there || fs::read(directory.join(lock)).ok().as_ref() != Some(&wanted) {
-        for name in ["package.json", lock] {
-            fs::copy(beside("validators").join(name), directory.join(name))?;
-        }
-        let place = directory.display().to_string();
-        run(Path::new("npm"), &["ci", "--silent", "--no-audit", "--no-fund", "--prefix", &place], "")?;
-    }
-    run(Path::new("node"), &["--version"], "")?;
-    let script = directory.join("ecs.js");
-    fs::copy(beside("validators/ecs.js"), &script)?;
-    Ok(script)
-}
-
-/// What ocsf-json-schema says of lines of OCSF; the error names what is wrong.
-pub(crate) fn judge_ocsf(python: &Path, lines: &str) -> anyhow::Result<String> {
-    run(python, &[&beside("validators/ocsf.py").display().to_string()], lines)
-}
-
-/// What @elastic/ecs says of lines of ECS.
-pub(crate) fn judge_ecs(script: &Path, lines: &str) -> anyhow::Result<String> {
-    run(Path::new("node"), &[&script.display().to_string()], lines)
-}
+use defib_tests::{
+    skip,
+    validators::{ecs_script, judge_ecs, judge_ocsf, python},
+};
 
 fn of_every_kind(format: Format) -> Vec<String> {
     samples::lines(format, &samples::stream(&samples::kinds().expect("allowed names")))

@@ -15,10 +15,10 @@ use crate::{
 pub(crate) struct Change {
     /// Only say what would be done.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Why, for the event stream.
     #[arg(long, default_value = "")]
-    reason: String,
+    pub(super) reason: String,
 }
 
 /// Hosts.
@@ -111,7 +111,7 @@ pub(crate) enum ReplicaCommand {
     },
 }
 
-fn done(answer: v1::ActionResponse, output: Output) -> Result<(), Failure> {
+pub(super) fn done(answer: v1::ActionResponse, output: Output) -> Result<(), Failure> {
     if !answer.accepted {
         return Err(Failure::Refused(answer.message));
     }

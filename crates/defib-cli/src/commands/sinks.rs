@@ -4,8 +4,9 @@ use clap::Subcommand;
 use defib_wire::v1;
 use serde_json::{Value, json};
 
+use super::changes::{Change, done};
 use crate::{
-    cluster::{Cluster, Failure, ask},
+    cluster::{Cluster, Failure, ask, change},
     output::{Output, json, line, table},
 };
 
@@ -14,6 +15,19 @@ use crate::{
 pub(crate) enum SinkCommand {
     /// All sinks, and how far behind each is. They are configured in the policy.
     List,
+    /// Takes from a sink what it has not had: it will never get these events, and the stream says so.
+    GiveUp {
+        /// Which.
+        sink: String,
+        /// The last event that it does not get; without it, the newest one.
+        #[arg(long)]
+        upto: Option<u64>,
+        /// It is meant, though a receiver that comes back would get them all.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        change: Change,
+    },
 }
 
 fn as_json(sink: &v1::SinkStatus) -> Value {
@@ -25,7 +39,17 @@ fn as_json(sink: &v1::SinkStatus) -> Value {
 
 /// `defib sink`.
 pub(crate) async fn sink(cluster: &Cluster, command: SinkCommand, output: Output) -> Result<(), Failure> {
-    let SinkCommand::List = command;
+    if let SinkCommand::GiveUp { sink, upto, yes, change } = command {
+        let Change { dry_run, reason } = change;
+        if !yes && !dry_run {
+            return Err(Failure::Usage(format!(
+                "sink {sink} would never get these events; they are kept for it, and delivered when its receiver takes them \
+                 again. See with --dry-run which they are, then add --yes"
+            )));
+        }
+        let request = v1::GiveUpEventsRequest { sink, upto, reason, dry_run };
+        return done(change!(cluster, give_up_events, request)?, output);
+    }
     let answer = ask!(cluster, list_sinks, v1::ListSinksRequest {})?;
     if output == Output::Json {
         json(&json!({"head": answer.head_seq, "signed": answer.signed_seq,

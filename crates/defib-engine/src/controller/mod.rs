@@ -475,6 +475,7 @@ impl Controller {
             | Command::ReplicasChanged { .. }
             | Command::ReplicasOrdered { .. }
             | Command::Delivered { .. }
+            | Command::GiveUp { .. }
             | Command::HeadSigned { .. }
             | Command::JoinTokenUsed { .. } => return,
         };

@@ -86,6 +86,7 @@ impl Ledger {
                 }
                 Ok(format!("host {host} is trusted again; it comes into use when its agent reports"))
             }
+            Command::GiveUp { sink, upto, .. } => self.judge_give_up(sink, *upto),
             Command::Pause { paused: true, .. } => Ok("no new verdict, fence or placement begins".into()),
             Command::Pause { paused: false, .. } => Ok("automatic action goes on".into()),
             Command::JoinTokenUsed { nonce, .. } if self.used_tokens.contains(nonce) => {

@@ -1,8 +1,8 @@
 //! Delivery of the event stream: how far each sink is, what is kept for it, and what is given up.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
-use defib_model::{EventKind, EventSeq, SinkId};
+use defib_model::{Command, EventKind, EventSeq, SinkId, command::Operator};
 use serde::{Deserialize, Serialize};
 
 use super::Ledger;
@@ -14,6 +14,14 @@ pub struct SinkRecord {
     pub delivered: EventSeq,
     /// How many events it will never get.
     pub given_up: u64,
+}
+
+impl SinkRecord {
+    /// Up to `upto` it gets nothing any more.
+    const fn give_up(&mut self, upto: EventSeq) {
+        self.given_up = self.given_up.saturating_add(upto.0.saturating_sub(self.delivered.0));
+        self.delivered = upto;
+    }
 }
 
 impl Ledger {
@@ -37,6 +45,34 @@ impl Ledger {
                 record.delivered = record.delivered.max((*seq).min(head));
             }
         }
+    }
+
+    /// What giving up would do.
+    pub(super) fn judge_give_up(&self, sink: &SinkId, upto: EventSeq) -> Result<String, String> {
+        let record = self.sinks.get(sink).ok_or_else(|| format!("the policy has no sink {sink}"))?;
+        let (from, head) = (record.delivered.next(), self.events.head());
+        if upto > head {
+            return Err(format!("there is no event {upto} yet; the newest is {head}"));
+        }
+        if upto < from {
+            return Err(format!("sink {sink} has every event up to {upto}, or will never get it"));
+        }
+        Ok(format!("sink {sink} will never get events {from} to {upto}; an event says so"))
+    }
+
+    /// A sink goes on behind an event, and the stream says what it does not get, and by whose word.
+    pub(super) fn give_up(&mut self, sink: &SinkId, upto: EventSeq, operator: &Operator) {
+        let command = Command::GiveUp { sink: sink.clone(), upto, operator: operator.clone() };
+        if let Err(why) = self.judge(&command) {
+            return self.refuse("give-up", why);
+        }
+        let Some(record) = self.sinks.get_mut(sink) else { return };
+        let from = record.delivered.next();
+        record.give_up(upto);
+        let action = format!("gives up events {from} to {upto} for sink {sink}");
+        let said = self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        let gap = EventKind::SinkGap { sink: sink.clone(), from, to: upto };
+        self.event_after(Some(said), None, gap);
     }
 
     /// Takes a signature of an event that is at hand. Whether it is genuine, only who holds the public key can say.
@@ -79,8 +115,7 @@ impl Ledger {
             for (id, record) in &mut self.sinks {
                 if far_behind(record) {
                     gaps.push((id.clone(), record.delivered.next()));
-                    record.given_up = record.given_up.saturating_add(to.0.saturating_sub(record.delivered.0));
-                    record.delivered = to;
+                    record.give_up(to);
                 }
             }
             for (sink, from) in gaps {

@@ -199,6 +199,7 @@ impl Ledger {
             Command::ReplicasOrdered { order, operator } => self.replicas_ordered(order, operator),
             Command::JoinTokenUsed { nonce, identity } => self.join_token_used(nonce, identity),
             Command::Delivered { cursors } => self.delivered(cursors),
+            Command::GiveUp { sink, upto, operator } => self.give_up(sink, *upto, operator),
             Command::HeadSigned { seq, hash, key, signature } => {
                 self.head_signed(*seq, hash, key, signature);
             }
