@@ -110,8 +110,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Pki(command) => pki::run(command, cli.output),
         Command::Bmc(command) => runtime()?.block_on(bmc::run(command, cli.output)),
-        Command::Events(arguments) if arguments.verifies_file() => {
-            commands::verify_file(&arguments, cli.output)
+        Command::Events(arguments) if arguments.verifies_elsewhere() => {
+            commands::verify_from(&arguments, cli.output)
         }
         command => {
             let runtime = runtime()?;

@@ -22,6 +22,14 @@ use crate::{
     signing::PublicKey,
 };
 
+mod record;
+#[cfg(feature = "kafka")]
+mod topic;
+
+pub use record::{Part, Received};
+#[cfg(feature = "kafka")]
+pub use topic::{TopicError, read_topic};
+
 /// What is asked of a stream.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
@@ -88,15 +96,19 @@ struct Parsed {
     event: Event,
     previous: Option<String>,
     cluster: Option<String>,
+    /// `None` for what `defib events --output json` prints.
+    format: Option<Format>,
 }
 
 #[derive(Clone)]
 struct Known {
     hash: String,
     previous: Option<String>,
-    /// Which file, and which line of it.
-    place: (usize, u64),
+    place: Place,
 }
+
+/// Which file, and which line of it; or which part of a topic, and which offset in it.
+type Place = (usize, u64);
 
 struct Signature {
     place: String,
@@ -115,7 +127,10 @@ pub struct Verifier {
     signatures: Vec<Signature>,
     gaps: Vec<(EventSeq, EventSeq, EventSeq)>,
     cluster: Option<String>,
-    files: Vec<String>,
+    /// How each is called, and what is counted in it.
+    files: Vec<(String, &'static str)>,
+    /// No event behind this one counts.
+    until: Option<EventSeq>,
 }
 
 impl fmt::Debug for Verifier {
@@ -137,6 +152,7 @@ impl Verifier {
             gaps: Vec::new(),
             cluster,
             files: Vec::new(),
+            until: None,
         }
     }
 
@@ -153,8 +169,7 @@ impl Verifier {
     pub fn read(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut newest: Option<(EventSeq, String)> = None;
         let (mut number, mut bytes) = (0_u64, Vec::new());
-        self.files.push(name.to_owned());
-        let file = self.files.len() - 1;
+        let file = self.begin(name, "line");
         loop {
             bytes.clear();
             if reader.read_until(b'\n', &mut bytes)? == 0 {
@@ -166,20 +181,27 @@ impl Verifier {
                 .map_err(|error| format!("it is not text: {error}"))
                 .and_then(|line| parse(line, self.wanted.cluster.as_deref()));
             match parsed {
-                Ok(parsed) => self.take((file, number), parsed, &mut newest),
+                Ok(parsed) => self.take((file, number), &parsed, &mut newest),
                 Err(problem) => self.find(&self.name((file, number)), problem),
             }
         }
     }
 
-    /// How a line is called.
-    fn name(&self, (file, number): (usize, u64)) -> String {
-        format!("{}, line {number}", self.files.get(file).map_or("", String::as_str))
+    fn begin(&mut self, name: &str, counted: &'static str) -> usize {
+        self.files.push((name.to_owned(), counted));
+        self.files.len() - 1
     }
 
-    fn take(&mut self, line: (usize, u64), parsed: Parsed, newest: &mut Option<(EventSeq, String)>) {
+    /// How a place is called.
+    fn name(&self, (file, number): Place) -> String {
+        let (file, counted) = self.files.get(file).map_or(("", ""), |(file, counted)| (file, counted));
+        format!("{file}, {counted} {number}")
+    }
+
+    fn take(&mut self, line: Place, parsed: &Parsed, newest: &mut Option<(EventSeq, String)>) {
         let place = &self.name(line);
-        let Parsed { event, mut previous, cluster } = parsed;
+        let Parsed { event, previous, cluster, .. } = parsed;
+        let mut previous = previous.clone();
         let seq = event.seq;
         if let Some(cluster) = &cluster {
             match &self.cluster {
@@ -200,7 +222,7 @@ impl Verifier {
             previous.clone_from(&before);
         }
         match (&previous, &before) {
-            (Some(previous), _) if event_hash(previous, &event) != event.hash => {
+            (Some(previous), _) if event_hash(previous, event) != event.hash => {
                 self.find(place, format!("event {seq} was altered: its hash does not fit"));
             }
             (Some(previous), Some(before)) if previous != before => {
@@ -214,7 +236,7 @@ impl Verifier {
             )),
             (Some(_), _) => {}
         }
-        self.place_in_order(place, &event, newest);
+        self.place_in_order(place, event, newest);
         match &event.kind {
             EventKind::HeadSigned { upto, head, key, signature } => self.signatures.push(Signature {
                 place: place.clone(),
@@ -222,12 +244,13 @@ impl Verifier {
                 head: head.clone(),
                 key: key.clone(),
                 signature: signature.clone(),
-                cluster,
+                cluster: cluster.clone(),
             }),
             EventKind::SinkGap { from, to, .. } => self.gaps.push((*from, *to, seq)),
             _ => {}
         }
-        self.known.entry(seq.0).or_insert(Known { hash: event.hash, previous, place: line });
+        let known = || Known { hash: event.hash.clone(), previous, place: line };
+        self.known.entry(seq.0).or_insert_with(known);
     }
 
     fn place_in_order(&mut self, place: &str, event: &Event, newest: &mut Option<(EventSeq, String)>) {
@@ -429,7 +452,7 @@ fn parse(line: &str, cluster: Option<&str>) -> Result<Parsed, String> {
     if again != line {
         return Err(format!("event {} was altered: its line is not what follows from the event", event.seq));
     }
-    Ok(Parsed { event, previous: Some(previous), cluster: Some(told_by) })
+    Ok(Parsed { event, previous: Some(previous), cluster: Some(told_by), format: Some(format) })
 }
 
 /// What `defib events --output json` prints.
@@ -438,7 +461,7 @@ fn plain(line: &str, cluster: Option<&str>) -> Result<Parsed, String> {
     if serde_json::to_string(&event).unwrap_or_default() != line {
         return Err(format!("event {} was altered: it is not in its canonical form", event.seq));
     }
-    Ok(Parsed { event, previous: None, cluster: cluster.map(str::to_owned) })
+    Ok(Parsed { event, previous: None, cluster: cluster.map(str::to_owned), format: None })
 }
 
 #[cfg(test)]

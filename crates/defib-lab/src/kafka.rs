@@ -15,7 +15,10 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 
-use crate::cluster::{Process, Program, ports, wait_until};
+use crate::{
+    cluster::{Process, Program, ports, wait_until},
+    relay::{Relay, Switch},
+};
 
 /// Where the jars are, below cargo's target directory.
 pub const JARS: &str = "kafka/libs";
@@ -50,6 +53,8 @@ pub struct Broker {
     program: Program,
     process: Option<Process>,
     taken: Vec<SocketAddr>,
+    /// What clients reach it by, if something stands between.
+    relay: Option<Relay>,
 }
 
 impl Broker {
@@ -58,9 +63,31 @@ impl Broker {
     /// # Errors
     /// When it does not start; its log is in the directory.
     pub async fn start(jars: &Path, directory: &Path, secured: Option<&Secured>) -> anyhow::Result<Self> {
+        Self::launch(jars, directory, secured, None).await
+    }
+
+    /// Starts one that clients reach through `switch` only, and know by no other address.
+    ///
+    /// # Errors
+    /// When it does not start; its log is in the directory.
+    pub async fn behind(switch: &Switch, jars: &Path, directory: &Path) -> anyhow::Result<Self> {
+        Self::launch(jars, directory, None, Some(switch)).await
+    }
+
+    async fn launch(
+        jars: &Path,
+        directory: &Path,
+        secured: Option<&Secured>,
+        switch: Option<&Switch>,
+    ) -> anyhow::Result<Self> {
         let taken = ports::free(3)?;
+        let relay = match (switch, taken.first()) {
+            (Some(switch), Some(plain)) => Some(Relay::tcp(*plain, switch).await?),
+            _ => None,
+        };
         let file = directory.join("server.properties");
-        fs::write(&file, properties(&taken, directory, secured))?;
+        let known_as = relay.as_ref().map(|relay| relay.address);
+        fs::write(&file, properties(&taken, known_as, directory, secured))?;
         let format = ["kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c"];
         let mut words: Vec<OsString> = format.iter().map(OsString::from).collect();
         words.push(file.clone().into());
@@ -79,16 +106,17 @@ impl Broker {
             output: directory.join("broker.log"),
             watched_input: false,
         };
-        let mut broker = Self { program, process: None, taken };
+        let mut broker = Self { program, process: None, taken, relay };
         broker.restart()?;
         broker.wait_until_up().await?;
         Ok(broker)
     }
 
-    /// `host:port` of the listener without TLS.
+    /// `host:port` of the listener without TLS, or of what stands before it.
     #[must_use]
     pub fn address(&self) -> String {
-        self.taken.first().map(ToString::to_string).unwrap_or_default()
+        let relay = self.relay.as_ref().map(|relay| &relay.address);
+        relay.or_else(|| self.taken.first()).map(ToString::to_string).unwrap_or_default()
     }
 
     /// `host:port` of the listener with TLS.
@@ -123,10 +151,10 @@ impl Broker {
     /// # Errors
     /// When it does not listen in time.
     pub async fn wait_until_up(&self) -> anyhow::Result<()> {
-        let address = self.address();
+        let address = self.taken.first().context("it has an address")?;
         let log = self.program.output.display().to_string();
         wait_until("Kafka listens", STARTS_WITHIN, || async {
-            TcpStream::connect(&address).await.with_context(|| format!("see {log}"))?;
+            TcpStream::connect(address).await.with_context(|| format!("see {log}"))?;
             Ok(())
         })
         .await
@@ -149,7 +177,12 @@ fn java(jars: &Path) -> Vec<OsString> {
     words
 }
 
-fn properties(addresses: &[SocketAddr], directory: &Path, secured: Option<&Secured>) -> String {
+fn properties(
+    addresses: &[SocketAddr],
+    known_as: Option<SocketAddr>,
+    directory: &Path,
+    secured: Option<&Secured>,
+) -> String {
     let [plain, controller, tls] = addresses else { return String::new() };
     let mut text = format!(
         "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
@@ -159,6 +192,7 @@ fn properties(addresses: &[SocketAddr], directory: &Path, secured: Option<&Secur
          group.initial.rebalance.delay.ms=0\nnum.network.threads=2\nnum.io.threads=2\n",
         directory.join("data").display()
     );
+    let known_as = format!("PLAIN://{}", known_as.unwrap_or(*plain));
     let plain = format!("PLAIN://{plain}");
     let (listener, protocol) = match secured {
         None => (String::new(), ""),
@@ -166,7 +200,7 @@ fn properties(addresses: &[SocketAddr], directory: &Path, secured: Option<&Secur
     };
     let _ = write!(
         text,
-        "listeners={plain}{listener},CONTROLLER://{controller}\nadvertised.listeners={plain}{listener}\n\
+        "listeners={plain}{listener},CONTROLLER://{controller}\nadvertised.listeners={known_as}{listener}\n\
          listener.security.protocol.map=PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT{protocol}\n"
     );
     if let Some(one) = secured {

@@ -12,6 +12,8 @@ pub mod kafka;
 pub mod measure;
 pub mod needs;
 pub mod oracle;
+pub mod receiver;
 pub mod redfish;
 pub mod relay;
+pub mod tansu;
 pub mod work_dir;

@@ -11,6 +11,7 @@ mod kafka;
 mod packages;
 mod redfish;
 mod simulate;
+mod skipped;
 mod steps;
 mod target;
 mod test;

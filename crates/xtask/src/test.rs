@@ -1,15 +1,14 @@
 //! `cargo xtask test`.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::cargo::{cargo, metadata, target_directory};
+use crate::cargo::{cargo, metadata};
 use crate::kafka;
 use crate::packages;
+use crate::skipped::Notes;
 use crate::steps::Steps;
 use crate::tools;
 
@@ -29,20 +28,17 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let Some(tools) = found else { return Ok(steps.finish()) };
     steps.command("format", &mut cargo(&["fmt", "--all", "--check"]));
     // A test that lacks a program of others, such as rsyslog, leaves a note.
-    let notes = target_directory()?.join("skipped");
-    if notes.exists() {
-        fs::remove_dir_all(&notes)?;
-    }
+    let notes = Notes::begin()?;
     packages::provide();
     let mut features = Vec::new();
     if packages::has_libvirt() {
         features.push(LIBVIRT);
     } else {
-        note(&notes, "libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
+        notes.leave("libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
     }
     match packages::has_protoc() {
         Ok(()) => features.push(ETCD),
-        Err(why) => note(&notes, "etcd", &why)?,
+        Err(why) => notes.leave("etcd", &why)?,
     }
     features.extend(with_kafka(&mut steps, &notes)?);
     let features = features.join(",");
@@ -66,11 +62,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut others = cargo(&[&tests[..], &["--lib", "--bins"], &named(&others)].concat());
     steps.together(&mut [("clusters", &mut clusters), ("tests", &mut others)]);
     steps.command("examples", &mut cargo(&[&tests[..], &["--doc"]].concat()));
-    let skipped = skipped(&notes);
-    eprintln!("\n{} skipped for want of programs of others", skipped.len());
-    for note in skipped {
-        eprintln!("NOTICE: {note}");
-    }
+    notes.tell();
     Ok(steps.finish())
 }
 
@@ -102,7 +94,7 @@ fn named(names: &BTreeSet<String>) -> Vec<&str> {
 }
 
 /// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
-fn with_kafka(steps: &mut Steps, notes: &Path) -> std::io::Result<Option<&'static str>> {
+fn with_kafka(steps: &mut Steps, notes: &Notes) -> std::io::Result<Option<&'static str>> {
     let mut missing = None;
     let mut features = Some(kafka::FEATURES);
     steps.step("kafka", "what tests of it need", || {
@@ -113,25 +105,9 @@ fn with_kafka(steps: &mut Steps, notes: &Path) -> std::io::Result<Option<&'stati
         Ok(())
     });
     if let Some(why) = missing {
-        note(notes, "kafka", &why)?;
+        notes.leave("kafka", &why)?;
     }
     Ok(features)
-}
-
-/// Leaves a note as a test does: of many that are not even built.
-fn note(notes: &Path, name: &str, why: &str) -> std::io::Result<()> {
-    fs::create_dir_all(notes)?;
-    fs::write(notes.join(format!("{name}.txt")), format!("SKIPPED {name}: {why}\n"))
-}
-
-/// What tests noted that they skipped, in the order of their names.
-fn skipped(notes: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(notes) else { return Vec::new() };
-    let read = |entry: fs::DirEntry| fs::read_to_string(entry.path()).ok();
-    let mut texts: Vec<String> =
-        entries.flatten().filter_map(read).map(|text| text.trim().to_owned()).collect();
-    texts.sort();
-    texts
 }
 
 #[cfg(test)]
@@ -153,16 +129,5 @@ mod tests {
         let on = lanes(&metadata, "defib-export/kafka,defib-tests/kafka");
         assert_eq!(on, (set(&["it", "kafka"]), set(&["tokens"])));
         assert_eq!(named(&on.1), ["--test", "tokens"]);
-    }
-
-    #[test]
-    fn what_was_skipped_is_counted_and_told() {
-        let notes = std::env::temp_dir().join(format!("xtask-skipped-{}", std::process::id()));
-        assert_eq!(skipped(&notes), [""; 0]);
-        note(&notes, "b", "no b").expect("written");
-        note(&notes, "a", "no a").expect("written");
-        let told = skipped(&notes);
-        fs::remove_dir_all(&notes).expect("removed");
-        assert_eq!(told, ["SKIPPED a: no a", "SKIPPED b: no b"]);
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use crate::tansu;
 use anyhow::Context as _;
 use defib_engine::observer::{HostView, Observer, Proposal};
 use defib_kafka::Brokers;
@@ -314,5 +315,30 @@ async fn a_broker_that_is_killed_poisoned_and_emptied_brings_nobody_a_false_vote
     .await;
     let others = [1, 2, 3].map(|number| replica.said(HOSTS[number]));
     assert!(!others.contains(&Some(Opinion::Dead)), "{others:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beats_are_read_from_another_broker_too_and_its_silence_accuses_nobody() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let Some(mut broker) = tansu::start("tansu-bus", scratch.path()).await? else { return Ok(()) };
+    let brokers = broker.address();
+    make(&brokers, &[BEATS, BMCS, DEAD]).await?;
+    let replica = Replica::start(&brokers)?;
+    let hosts = Hosts::start(replica.address, &brokers)?;
+    replica.wait_for("known", 20).await;
+    hosts.reached.store(false, Ordering::Relaxed);
+    replica.wait_for("counted", 100).await;
+    replica.assert_accuses_nobody();
+    broker.pause(true);
+    let unanswered = || replica.reader.counters().unanswered.load(Ordering::Relaxed);
+    let before = unanswered();
+    wait_until("nobody answers for long", || unanswered() >= before + 8).await;
+    replica.assert_accuses_nobody();
+    broker.pause(false);
+    replica.wait_for("counted", 20).await;
+    replica.assert_accuses_nobody();
+    hosts.speaks.store(false, Ordering::Relaxed);
+    wait_until("h0 is voted dead", || replica.said("h0") == Some(Opinion::Dead)).await;
     Ok(())
 }

@@ -5,13 +5,13 @@ comes for a while. Writes each event once, as it was received and in the order o
 standard output.
 """
 
-import json
 import sys
 import time
 
 from cloudevents.core.bindings import kafka
 from cloudevents.core.formats.json import JSONFormat
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from counts import Counts, inner
 
 PATIENCE = 20.0
 # How long the topic must stay silent after the last event: doubles may follow it.
@@ -40,41 +40,24 @@ def read(brokers, topic, last):
 
 def main(brokers, topic, last, out):
     records = read(brokers, topic, int(last))
-    counts = {"records": len(records), "invalid": 0, "reordered": 0, "doubles": 0, "gaps": 0, "split": 0}
-    first, newest, places, problems = {}, {}, {}, []
+    counts = Counts()
+    counts.counts["records"] = len(records)
     for message in records:
         headers = {name: value for name, value in message.headers()}
         try:
             event = kafka.from_kafka(kafka.KafkaMessage(headers, message.key(), message.value()), JSONFormat())
             sequence = int(event.get_extension("sequence"))
-            data = event.get_data()
-            inner = data["metadata"]["uid"] if "metadata" in data else data["stream"]["id"]
-            if inner != event.get_id() or event.get_extension("partitionkey") != message.key().decode():
-                raise ValueError(f"{inner} is told as {event.get_id()} with key {message.key()}")
+            told = inner(event.get_data())
+            if told != (sequence, event.get_id()) or event.get_extension("partitionkey") != message.key().decode():
+                raise ValueError(f"{told} is told as {event.get_id()} with key {message.key()}")
         except Exception as error:  # whatever another's library thinks is wrong
-            counts["invalid"] += 1
-            problems.append(f"{message.partition()}/{message.offset()}: {error!r}")
-            continue
-        recovery = event.get_extension("correlationid")
-        if recovery and places.setdefault(recovery, message.partition()) != message.partition():
-            counts["split"] += 1
-        if sequence in first:
-            counts["doubles"] += 1
+            counts.invalid(f"{message.partition()}/{message.offset()}", repr(error))
             continue
         binary = any(name.startswith("ce_") for name in headers)
         text = message.value().decode()
-        first[sequence] = text if binary else text.split(',"data":', 1)[1][:-1]
-        if newest.get(message.partition(), 0) > sequence:
-            counts["reordered"] += 1
-            problems.append(f"event {sequence} came after event {newest[message.partition()]}")
-        newest[message.partition()] = sequence
-    counts["events"], counts["last"] = len(first), max(first, default=0)
-    counts["gaps"] = counts["last"] - len(first)
-    counts["partitions"] = len(newest)
-    counts["problems"] = problems[:10]
-    with open(out, "w", encoding="utf-8") as file:
-        file.writelines(first[sequence] + "\n" for sequence in sorted(first))
-    print(json.dumps(counts))
+        text = text if binary else text.split(',"data":', 1)[1][:-1]
+        counts.take(sequence, text, message.partition(), event.get_extension("correlationid"))
+    counts.tell(out)
 
 
 main(*sys.argv[1:])

@@ -4,7 +4,11 @@
 mod bus;
 #[cfg(feature = "kafka-drills")]
 mod bus_drill;
+mod certificates;
 #[cfg(feature = "kafka-drills")]
 mod drills;
 mod judge;
 mod secured;
+mod served;
+mod tansu;
+mod tool;

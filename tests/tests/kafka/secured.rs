@@ -1,101 +1,24 @@
 //! TLS with a client certificate, and users with passwords, towards a real broker.
 
-use std::{fs, path::Path, time::Duration};
+use std::fs;
 
-use anyhow::ensure;
-use defib_export::{
-    formats::Context,
-    pump::{Chained, Shared, Source, run},
-    samples,
-    sinks::Origin,
-};
-use defib_lab::{
-    cluster::wait_until,
-    kafka::{Broker, Secured},
-};
-use defib_model::{
-    EventSeq, SinkId,
-    chain::GENESIS,
-    export::{ContentMode, Filter, Format, KafkaSasl, SaslMechanism, SecretRef, SinkPolicy, SinkTls, Target},
-};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
-use tokio::sync::watch;
+use anyhow::Context as _;
+use defib_lab::kafka::{Broker, Secured};
+use defib_model::export::{ContentMode, KafkaSasl, SaslMechanism, SecretRef, SinkTls, Target};
 
-use crate::judge::Others;
+use crate::{
+    bus::write,
+    certificates::certificates,
+    judge::Others,
+    served::{book, outcome},
+    tool::verify,
+};
 
-const AMPLE: Duration = Duration::from_secs(90);
 const TOPIC: &str = "secured";
-
-#[derive(Debug, Clone)]
-struct Book(Vec<Chained>);
-
-impl Source for Book {
-    async fn read(&self, after: EventSeq, limit: usize) -> Option<Vec<Chained>> {
-        Some(self.0.iter().filter(|(_, event)| event.seq > after).take(limit).cloned().collect())
-    }
-
-    async fn may_deliver(&self) -> bool {
-        true
-    }
-}
-
-fn book() -> anyhow::Result<Book> {
-    let mut previous = String::from(GENESIS);
-    let events = samples::stream(&samples::kinds()?);
-    Ok(Book(
-        events
-            .into_iter()
-            .map(|event| (std::mem::replace(&mut previous, event.hash.clone()), event))
-            .collect(),
-    ))
-}
-
-/// Writes an authority `NAME-ca.pem`, and for the broker and for us one file with key and certificate each.
-fn certificates(directory: &Path, name: &str) -> anyhow::Result<()> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // OpenSSL takes a certificate that is called as its issuer for one that signed itself.
-    params.distinguished_name.push(DnType::CommonName, format!("authority {name}"));
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    fs::write(directory.join(format!("{name}-ca.pem")), authority.pem())?;
-    for (who, purpose) in
-        [("broker", ExtendedKeyUsagePurpose::ServerAuth), ("defib", ExtendedKeyUsagePurpose::ClientAuth)]
-    {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-        params.extended_key_usages = vec![purpose];
-        params.distinguished_name.push(DnType::CommonName, who);
-        let certificate = params.signed_by(&key, &authority)?;
-        let both = format!("{}{}", key.serialize_pem(), certificate.pem());
-        fs::write(directory.join(format!("{name}-{who}.pem")), both)?;
-    }
-    Ok(())
-}
-
-/// Serves the sink until it has delivered everything, or tells its trouble.
-async fn outcome(to: Target, book: &Book) -> anyhow::Result<Result<(), String>> {
-    let head = book.0.last().map(|(_, event)| event.seq).unwrap_or_default();
-    let (_heads, seen) = watch::channel(head);
-    let policy = SinkPolicy { to, format: Format::Ocsf, filter: Filter::default(), batch: 20 };
-    let origin = Origin { context: Context::new("demo"), host: "r1.demo".into() };
-    let status = Shared::default();
-    let worker = run(SinkId::new("topic")?, policy, origin, book.clone(), seen, EventSeq(0), status.clone());
-    let worker = tokio::spawn(worker);
-    let ended = wait_until("the sink is done or in trouble", AMPLE, || async {
-        let status = status.get();
-        ensure!(status.settled == head || status.trouble.is_some(), "{status:?}");
-        Ok(())
-    });
-    ended.await?;
-    worker.abort();
-    Ok(status.get().trouble.map_or(Ok(()), Err))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
-    let Some(others) = Others::find("kafka-secured") else { return Ok(()) };
+    let Some((others, jars)) = Others::with_kafka("kafka-secured") else { return Ok(()) };
     let scratch = tempfile::tempdir()?;
     let path = |name: &str| scratch.path().join(name);
     certificates(scratch.path(), "good")?;
@@ -108,7 +31,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
         user: "defib".into(),
         password: "s3cret-enough".into(),
     };
-    let broker = Broker::start(&others.jars, &place, Some(&secured)).await?;
+    let broker = Broker::start(&jars, &place, Some(&secured)).await?;
     fs::write(path("right"), "s3cret-enough\n")?;
     fs::write(path("wrong"), "s3cret-guess\n")?;
     let target = |mechanism, password: &str, authority: &str, identity: &str| {
@@ -131,7 +54,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
             }),
         }
     };
-    let book = book()?;
+    let book = book(1)?;
     for mechanism in [SaslMechanism::ScramSha512, SaslMechanism::Plain] {
         assert_eq!(
             outcome(target(mechanism, "right", "good", "good"), &book).await?,
@@ -157,5 +80,45 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
         (&last.into(), &last.into()),
         "sent twice"
     );
+    let yaml = |password: &str| {
+        format!(
+            "tls: {{ authority: {0}/good-ca.pem, certificate: {0}/good-defib.pem, key: {0}/good-defib.pem }}\n\
+             sasl: {{ mechanism: scram-sha-512, user: defib, password: {{ file: {0}/{password} }} }}\n",
+            scratch.path().display()
+        )
+    };
+    fs::write(path("right.yaml"), yaml("right"))?;
+    fs::write(path("wrong.yaml"), yaml("wrong"))?;
+    let [right, wrong] = ["right.yaml", "wrong.yaml"].map(|name| path(name).display().to_string());
+    prove(&broker, &right, &wrong, &counted.lines).await
+}
+
+/// What is in the topic is proven by the operator's tool, and what somebody wrote into it is found.
+async fn prove(broker: &Broker, right: &str, wrong: &str, lines: &[String]) -> anyhow::Result<()> {
+    let last = lines.len();
+    let [plain, secured] = [broker.address(), broker.secured_address()].map(|address| {
+        ["--at-least-once".to_owned(), "--from".to_owned(), format!("kafka://{address}/{TOPIC}")]
+    });
+    let [plain, secured] = [&plain, &secured].map(|words| words.each_ref().map(String::as_str));
+    let whole = format!("the stream is whole up to event {last}, hash ");
+    for (arguments, code, wanted) in [
+        (plain.to_vec(), 0, whole.as_str()),
+        ([&secured[..], &["--kafka", right]].concat(), 0, &whole),
+        ([&secured[..], &["--kafka", wrong]].concat(), 3, "uthentication"),
+        (plain[1..].to_vec(), 5, "comes again"),
+        ([&plain[..], &["--range", &format!("1..{}", last + 1)]].concat(), 5, "is missing"),
+    ] {
+        let (ended, told) = verify(&arguments).await?;
+        assert!(ended == code && told.contains(wanted), "{arguments:?} ended with {ended}: {told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+    let (_, newest) = lines.split_last().context("there are lines")?;
+    let forged = newest.last().context("there are more")?.replace("\"time\":1", "\"time\":2");
+    write(&broker.address(), TOPIC, "h1", &[forged.into_bytes()])?;
+    let (ended, told) = verify(&plain).await?;
+    assert!(ended == 5 && told.contains("was altered") && told.contains(", offset "), "{ended}: {told}");
+    let nowhere = plain[2].replace(TOPIC, "nowhere");
+    let (ended, told) = verify(&["--from", &nowhere]).await?;
+    assert!(ended == 3 && told.contains("topic nowhere can't be read"), "{ended}: {told}");
     Ok(())
 }

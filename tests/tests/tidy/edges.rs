@@ -71,6 +71,7 @@ const WALLS: &[Wall] = &[
         may_use: &[
             "defib-model",
             "defib-process",
+            "defib-kafka",
             "defib-wire",
             "defib-pki",
             "defib-bmc",

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use clap::{Args, Subcommand};
@@ -11,8 +12,15 @@ use defib_export::{
     signing::PublicKey,
     verify::{Report, Verifier, Wanted},
 };
-use defib_model::{Event, EventSeq, chain::ChainVerifier};
+use defib_kafka::Brokers;
+use defib_model::{
+    Event, EventSeq,
+    chain::ChainVerifier,
+    export::{KafkaSasl, SinkTls, check_topic},
+};
+use defib_process::read_yaml;
 use defib_wire::v1;
+use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
 
@@ -40,18 +48,21 @@ pub(crate) struct EventsArguments {
 
 #[derive(Debug, Subcommand)]
 enum EventsCommand {
-    /// Proves a stream whole: of files that sinks or `defib events --output json` wrote, or of the cluster. Finds
-    /// altered, missing, doubled, reordered and foreign events.
+    /// Proves a stream whole: of files or topics that sinks wrote, of `defib events --output json`, or of the cluster.
+    /// Finds altered, missing, doubled, reordered and foreign events.
     Verify(Verify),
 }
 
 /// What to verify, and how strictly.
 #[derive(Debug, Args)]
 struct Verify {
-    /// A file in OCSF, ECS or native JSON, one event per line; `-` is the standard input. Several: parts of one stream.
-    /// Without it the cluster is asked.
-    #[arg(long)]
-    from: Vec<PathBuf>,
+    /// A file in OCSF, ECS or native JSON, one event per line, `-` for the standard input; or a topic of Kafka,
+    /// `kafka://HOST:PORT[,HOST:PORT]/TOPIC`. Several: parts of one stream. Without it the cluster is asked.
+    #[arg(long, value_name = "FILE|TOPIC")]
+    from: Vec<Place>,
+    /// A YAML file with `tls` and `sasl` as a sink of kind `kafka` has them, for brokers that want to know who asks.
+    #[arg(long, value_name = "FILE")]
+    kafka: Option<PathBuf>,
     /// A public key whose signatures count, PEM; may be given several times, one per replica.
     #[arg(long)]
     key: Vec<PathBuf>,
@@ -71,6 +82,34 @@ struct Verify {
     /// Name of the cluster, for files whose lines do not tell it.
     #[arg(long)]
     cluster: Option<String>,
+}
+
+/// Where a stream lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    File(PathBuf),
+    Topic { brokers: Vec<String>, topic: String },
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(rest) = text.strip_prefix("kafka://") else { return Ok(Self::File(text.into())) };
+        let wrong = || "a topic is kafka://HOST:PORT[,HOST:PORT]/TOPIC".to_owned();
+        let (brokers, topic) = rest.split_once('/').ok_or_else(wrong)?;
+        let brokers: Vec<String> = brokers.split(',').map(str::to_owned).collect();
+        check_topic("topic", topic)?;
+        Ok(Self::Topic { brokers, topic: topic.to_owned() })
+    }
+}
+
+/// How brokers are reached, beside their addresses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Access {
+    tls: Option<SinkTls>,
+    sasl: Option<KafkaSasl>,
 }
 
 fn range(text: &str) -> Result<(EventSeq, EventSeq), String> {
@@ -115,7 +154,7 @@ impl Verify {
 
 impl EventsArguments {
     /// Whether no cluster is needed.
-    pub(crate) fn verifies_file(&self) -> bool {
+    pub(crate) fn verifies_elsewhere(&self) -> bool {
         matches!(&self.verify, Some(EventsCommand::Verify(verify)) if !verify.from.is_empty())
     }
 }
@@ -226,17 +265,43 @@ pub(crate) async fn events(
     Err(Failure::Unreachable(format!("the stream ended before event {next}: {}", problems.join("; "))))
 }
 
-/// `defib events verify --from FILE`.
-pub(crate) fn verify_file(arguments: &EventsArguments, output: Output) -> Result<(), Failure> {
+/// Reads a topic from its beginning to its end.
+fn read_topic(verifier: &mut Verifier, brokers: &Brokers, topic: &str) -> Result<(), Failure> {
+    brokers.check().map_err(Failure::Usage)?;
+    #[cfg(feature = "kafka")]
+    return defib_export::verify::read_topic(verifier, brokers, topic)
+        .map_err(|error| Failure::Unreachable(error.to_string()));
+    #[cfg(not(feature = "kafka"))]
+    {
+        let _ = verifier;
+        Err(Failure::Usage(format!(
+            "topic {topic} can't be read: this defib was built without it: build defib-cli with --features kafka"
+        )))
+    }
+}
+
+/// `defib events verify --from FILE|TOPIC`.
+pub(crate) fn verify_from(arguments: &EventsArguments, output: Output) -> Result<(), Failure> {
     let Some(EventsCommand::Verify(verify)) = &arguments.verify else { return Ok(()) };
+    let access = match &verify.kafka {
+        Some(path) => read_yaml(path, |_| Ok(())).map_err(|error| Failure::Usage(error.to_string()))?,
+        None => Access::default(),
+    };
     let mut verifier = Verifier::new(verify.wanted()?);
-    for path in &verify.from {
-        if path == Path::new("-") {
-            read(&mut verifier, "the standard input", std::io::stdin().lock())?;
-        } else {
-            let unreadable = |error| Failure::Usage(format!("{} can't be read: {error}", path.display()));
-            let file = File::open(path).map_err(unreadable)?;
-            read(&mut verifier, &path.display().to_string(), BufReader::new(file))?;
+    for place in &verify.from {
+        match place {
+            Place::File(path) if path == Path::new("-") => {
+                read(&mut verifier, "the standard input", std::io::stdin().lock())?;
+            }
+            Place::File(path) => {
+                let unreadable = |error| Failure::Usage(format!("{} can't be read: {error}", path.display()));
+                let file = File::open(path).map_err(unreadable)?;
+                read(&mut verifier, &path.display().to_string(), BufReader::new(file))?;
+            }
+            Place::Topic { brokers, topic } => {
+                let (tls, sasl) = (access.tls.clone(), access.sasl.clone());
+                read_topic(&mut verifier, &Brokers { brokers: brokers.clone(), tls, sasl }, topic)?;
+            }
         }
     }
     tell(&verifier.finish(), output)
@@ -329,6 +394,20 @@ mod tests {
 
     fn hash_of(line: &str) -> String {
         serde_json::from_str::<Event>(line).expect("an event").hash
+    }
+
+    #[test]
+    fn a_topic_is_told_from_a_file() {
+        assert_eq!("events.json".parse(), Ok(Place::File("events.json".into())));
+        assert_eq!("-".parse(), Ok(Place::File("-".into())));
+        let brokers = vec!["k1:9092".to_owned(), "k2:9092".to_owned()];
+        assert_eq!("kafka://k1:9092,k2:9092/e".parse(), Ok(Place::Topic { brokers, topic: "e".into() }));
+        for wrong in ["kafka://k1:9092", "kafka://k1:9092/", "kafka://k1:9092/a b"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
+        let brokers = Brokers { brokers: vec!["nonsense".into()], tls: None, sasl: None };
+        let failure = read_topic(&mut Verifier::new(Wanted::default()), &brokers, "e").expect_err("no port");
+        assert_eq!(failure.code(), 2, "{failure}");
     }
 
     #[test]

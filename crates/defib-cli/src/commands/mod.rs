@@ -8,6 +8,6 @@ mod views;
 
 pub(crate) use changes::{Change, HostCommand, ReplicaCommand, host, pause, replica};
 pub(crate) use documents::{DocumentCommand, inventory, policy};
-pub(crate) use events::{EventsArguments, events, verify_file};
+pub(crate) use events::{EventsArguments, events, verify_from};
 pub(crate) use sinks::{SinkCommand, sink};
 pub(crate) use views::{PlanCommand, RecoveryCommand, VmCommand, plan, recovery, status, vm};

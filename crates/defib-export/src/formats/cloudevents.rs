@@ -1,6 +1,8 @@
 //! `CloudEvents` 1.0 around a line: what the Kafka sink puts into headers, or into an envelope.
 
-use defib_model::export::Format;
+use std::borrow::Cow;
+
+use defib_model::export::{ContentMode, Format};
 use serde_json::{Map, Value, json};
 
 use super::{Context, is_json, timestamp};
@@ -12,8 +14,41 @@ use crate::{
 /// Content type of an envelope.
 pub const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 
+/// The header that says what a value is.
+pub const CONTENT_TYPE: &str = "content-type";
+/// How headers with attributes begin.
+pub const PREFIX: &str = "ce_";
+/// What stands before the line in an envelope.
+pub const DATA: &str = ",\"data\":";
+
 /// What an envelope says of a line, in this order.
 pub type Attributes = Vec<(&'static str, String)>;
+
+/// A record of a topic: an event by `CloudEvents`' binding for Kafka.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// What decides on its partition.
+    pub key: String,
+    /// Names and values, in this order.
+    pub headers: Vec<(String, String)>,
+    /// What it holds.
+    pub value: Cow<'a, str>,
+}
+
+/// A line as a record.
+#[must_use]
+pub fn record<'a>(context: &Context, line: &'a Line, format: Format, mode: ContentMode) -> Record<'a> {
+    let header = |name: &str, value: String| (name.to_owned(), value);
+    let (content, value, attributes) = match mode {
+        ContentMode::Binary => {
+            (content_type(format), Cow::from(line.text.as_str()), attributes(context, line))
+        }
+        ContentMode::Structured => (STRUCTURED, Cow::from(envelope(context, line, format)), Vec::new()),
+    };
+    let attributes = attributes.into_iter().map(|(name, value)| header(&format!("{PREFIX}{name}"), value));
+    let headers = std::iter::once(header(CONTENT_TYPE, content.to_owned())).chain(attributes).collect();
+    Record { key: key(context, line), headers, value }
+}
 
 /// Keeps the events of a recovery together: its name; else the host's; else the cluster's.
 #[must_use]
@@ -57,5 +92,5 @@ pub fn envelope(context: &Context, line: &Line, format: Format) -> String {
     let data = if is_json(format) { line.text.clone() } else { json!(line.text).to_string() };
     let mut text = Value::Object(fields).to_string();
     text.truncate(text.len().saturating_sub(1));
-    format!("{text},\"data\":{data}}}")
+    format!("{text}{DATA}{data}}}")
 }

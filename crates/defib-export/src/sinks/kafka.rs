@@ -187,25 +187,16 @@ impl KafkaSink {
     }
 
     fn hand_over(&self, producer: &ThreadedProducer<Told>, line: &Line) -> Result<(), SinkError> {
-        let context = &self.origin.context;
-        let key = cloudevents::key(context, line);
-        let enveloped;
-        let (content, value, attributes) = match self.options.mode {
-            ContentMode::Binary => {
-                let content = cloudevents::content_type(self.options.format);
-                (content, &line.text, cloudevents::attributes(context, line))
-            }
-            ContentMode::Structured => {
-                enveloped = cloudevents::envelope(context, line, self.options.format);
-                (cloudevents::STRUCTURED, &enveloped, Vec::new())
-            }
-        };
-        let headers = OwnedHeaders::new_with_capacity(attributes.len() + 1)
-            .insert(Header { key: "content-type", value: Some(content) });
-        let headers = attributes.iter().fold(headers, |headers, (name, value)| {
-            headers.insert(Header { key: &format!("ce_{name}"), value: Some(value) })
-        });
-        let record = BaseRecord::to(&self.options.topic).key(&key).payload(value.as_bytes()).headers(headers);
+        let options = &self.options;
+        let record = cloudevents::record(&self.origin.context, line, options.format, options.mode);
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new_with_capacity(record.headers.len()), |headers, (name, value)| {
+                headers.insert(Header { key: name, value: Some(value) })
+            });
+        let record =
+            BaseRecord::to(&options.topic).key(&record.key).payload(record.value.as_bytes()).headers(headers);
         producer.send(record).map_err(|(error, _)| {
             let mut refused = SinkError::new(format!("event {}: {error}", line.event.seq));
             refused.too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
