@@ -14,7 +14,7 @@ mod commands;
 pub mod config;
 pub mod core;
 pub mod effects;
-mod etcd;
+pub mod etcd;
 mod events;
 pub mod export;
 mod fencing_tests;

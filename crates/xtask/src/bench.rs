@@ -8,12 +8,15 @@ use serde_json::{Value, json};
 
 use crate::cargo::{cargo, metadata};
 use crate::kafka;
+use crate::packages;
 use crate::target::{Verdict, judge};
 
 /// Benchmarks that start our programs, which cargo does not build for them.
 const WITH_PROGRAMS: [&str; 1] = ["failover"];
 /// The one that measures against Kafka itself.
 const WITH_KAFKA: &str = "kafka";
+/// The one that measures what is only built where etcd's client is.
+const WITH_ETCD: &str = "published";
 /// Builds them as they are deployed.
 const PROGRAMS: [&str; 9] =
     ["build", "--release", "--bins", "-p", "defib-controller", "-p", "defib-agent", "-p", "defib-lab"];
@@ -95,6 +98,10 @@ fn measure(name: &str, figures: &mut Vec<Value>) -> anyhow::Result<()> {
             .and_then(|()| kafka::assemble().map_err(|error| format!("{error:#}"))?)
             .map_err(Error::msg)?;
         bench.args(["--features", "kafka"]);
+    }
+    if name == WITH_ETCD {
+        packages::has_protoc().map_err(Error::msg)?;
+        bench.args(["--features", "etcd"]);
     }
     let mut child = bench.stdout(Stdio::piped()).spawn().context("cargo can't be started")?;
     let output = child.stdout.take().context("its output is not piped")?;

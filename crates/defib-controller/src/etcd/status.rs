@@ -50,7 +50,7 @@ struct RecoveryStatus {
 
 /// All that is published, read at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Report {
+pub struct Report {
     leader: LeaderStatus,
     hosts: Vec<HostStatus>,
     recoveries: Vec<RecoveryStatus>,
@@ -58,7 +58,8 @@ pub(super) struct Report {
 
 impl Report {
     /// Reads it. Runs on the loop's thread, and so only copies.
-    pub(super) fn read(view: &View<'_>, cluster: &str, replica: u64, term: u64) -> Self {
+    #[must_use]
+    pub fn read(view: &View<'_>, cluster: &str, replica: u64, term: u64) -> Self {
         let ledger = view.controller.ledger();
         let hosts = ledger.hosts().iter().map(|(id, record)| HostStatus {
             id: id.to_string(),
@@ -101,7 +102,8 @@ impl Report {
     }
 
     /// Keys and their values.
-    pub(super) fn entries(&self, keys: &Keys) -> BTreeMap<String, Vec<u8>> {
+    #[must_use]
+    pub fn entries(&self, keys: &Keys) -> BTreeMap<String, Vec<u8>> {
         let (hosts, recoveries) = (keys.hosts(), keys.recoveries());
         let hosts = self.hosts.iter().map(|host| (format!("{hosts}{}", host.id), json(host)));
         let recoveries =

@@ -1,0 +1,151 @@
+//! What the core loop pays for the status that is published in etcd: it copies, and another thread makes JSON of the
+//! copy.
+//!
+//! 5,000 hosts in 125 racks, 20 VMs on each; in peace, and while every fifth host is missed.
+
+#![expect(clippy::disallowed_methods, reason = "a benchmark owns its clock")]
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use anyhow::{Result, ensure};
+use common::{Figure, size};
+use defib_consensus::replica::{Membership, RoleChange};
+use defib_controller::{core::View, etcd::Report};
+use defib_engine::{controller::Controller, ledger::Ledger};
+use defib_etcd::Keys;
+use defib_model::{
+    BootId, ClusterTime, Command, Entry, Epoch, HostId, Incarnation, Inventory, Opinion, ReplicaId,
+    Resources, UnixMillis, VmId,
+    command::{Operator, OpinionChange, VmReport},
+    inventory::{Definition, FaultDomain, Host, Priority, Readiness, SelfFence, Vm},
+};
+
+const HOSTS: usize = 5000;
+const HOSTS_PER_RACK: usize = 40;
+const VMS_PER_HOST: usize = 20;
+
+fn main() -> Result<()> {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let rounds = size("DEFIB_BENCH_ROUNDS", 200).max(1);
+    let mut ledger = settled()?;
+    measure("peace", &ledger, rounds)?;
+    miss(&mut ledger, HOSTS / 5)?;
+    measure("every_fifth_missed", &ledger, rounds)
+}
+
+fn measure(what: &str, ledger: &Ledger, rounds: usize) -> Result<()> {
+    let controller = Controller::new(ReplicaId(1), 1, ledger.clone());
+    let membership = Membership::default();
+    let (now, role) = (defib_model::Instant(0), RoleChange::default());
+    let view = View { controller: &controller, now, role, membership: &membership };
+    let keys = Keys::new("/defib/bench".into(), "/defib/bench/status".into());
+    let (mut on_loop, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let report = Report::read(&view, "bench", 1, 1);
+        on_loop.push(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        let entries = report.entries(&keys);
+        beside.push(start.elapsed().as_secs_f64() * 1e3);
+        ensure!(entries.len() > HOSTS, "{} entries", entries.len());
+    }
+    let name = |part: &str| format!("published_status_{HOSTS}_hosts_{what}_{part}");
+    Figure::new(&name("on_loop"), "ms", "p99 <= 1").samples(&on_loop).print();
+    Figure::new(&name("as_json"), "ms", "none: beside the loop").samples(&beside).print();
+    Ok(())
+}
+
+fn apply(ledger: &mut Ledger, command: Command) {
+    let index = ledger.applied().next();
+    let at = ClusterTime(index.0);
+    ledger.apply(index, &Entry { at, wall: UnixMillis(index.0), proposer: ReplicaId(1), command });
+}
+
+fn host(number: usize) -> Result<HostId> {
+    Ok(HostId::new(&format!("host-{number:05}"))?)
+}
+
+/// Every host in use, and every VM runs.
+fn settled() -> Result<Ledger> {
+    let mut ledger = Ledger::new((1..=3).map(ReplicaId).collect());
+    apply(&mut ledger, Command::LeaderStarted { term: 1 });
+    for observer in 1..=3 {
+        apply(&mut ledger, Command::ObserverStarted { observer: ReplicaId(observer), session: 1 });
+    }
+    let operator = Operator { name: "bench".into(), reason: String::new() };
+    let inventory = inventory()?;
+    let mut vms: BTreeMap<HostId, Vec<VmReport>> = BTreeMap::new();
+    for vm in inventory.vms.values() {
+        let report =
+            VmReport { vm: vm.id.clone(), incarnation: Incarnation(1), running: true, readiness: None };
+        vms.entry(vm.first_host.clone().unwrap_or(host(0)?)).or_default().push(report);
+    }
+    apply(&mut ledger, Command::SetInventory { inventory, replaces: 0, operator });
+    for (number, (host, vms)) in vms.into_iter().enumerate() {
+        let boot = BootId(number as u128 + 1);
+        apply(&mut ledger, Command::Readmit { host, epoch: Epoch(0), boot, vms });
+    }
+    let running: usize = ledger.index().on_host.values().map(BTreeSet::len).sum();
+    ensure!(running == HOSTS * VMS_PER_HOST, "{running} VMs run");
+    Ok(ledger)
+}
+
+/// All observers miss so many hosts.
+fn miss(ledger: &mut Ledger, missed: usize) -> Result<()> {
+    let mut changes = Vec::new();
+    for number in 0..missed {
+        let host = host(number * 5)?;
+        let epoch = ledger.hosts().get(&host).map_or(Epoch(0), |record| record.epoch);
+        changes.push(OpinionChange { host, epoch, opinion: Opinion::Asks, silent_ms: 1000 });
+    }
+    for observer in 1..=3 {
+        let changes = changes.clone();
+        apply(ledger, Command::Opinions { observer: ReplicaId(observer), session: 1, changes });
+    }
+    ensure!(ledger.recoveries().len() == missed, "{} recoveries", ledger.recoveries().len());
+    Ok(())
+}
+
+fn inventory() -> Result<Inventory> {
+    let mut inventory = Inventory { levels: vec!["rack".to_owned()], ..Inventory::default() };
+    for number in 0..HOSTS {
+        let id = host(number)?;
+        let host = Host {
+            id: id.clone(),
+            domain: FaultDomain(vec![format!("rack-{:03}", number / HOSTS_PER_RACK)]),
+            capacity: Resources::new(128_000, 512 * 1024),
+            labels: BTreeSet::new(),
+            fencing: Vec::new(),
+            self_fence: SelfFence::None,
+            spare: false,
+            neighbour_address: None,
+        };
+        inventory.hosts.insert(id, host);
+    }
+    for number in 0..HOSTS * VMS_PER_HOST {
+        let id = VmId::new(&format!("vm-{number:06}"))?;
+        let vm = Vm {
+            id: id.clone(),
+            priority: Priority::Medium,
+            resources: Resources::new(4000, 8192),
+            requires: BTreeSet::new(),
+            depends_on: BTreeSet::new(),
+            readiness: Readiness::PoweredOn,
+            readiness_timeout: None,
+            datastore: None,
+            first_host: Some(host(number / VMS_PER_HOST)?),
+            definition: Definition { driver: "process".to_owned(), arguments: vec!["guest".to_owned()] },
+        };
+        inventory.vms.insert(id, vm);
+    }
+    inventory.validate()?;
+    Ok(inventory)
+}
