@@ -13,32 +13,14 @@ use defib_lab::{
     kafka::{Broker, jars},
 };
 use defib_model::{Millis, Policy};
-use defib_tests::{scrape, skip};
+use defib_tests::skip;
 
-use crate::bus::{make, write};
+use crate::{
+    bus::{make, write},
+    metrics::{series, wait_for_more},
+};
 
 const AMPLE: Duration = Duration::from_secs(120);
-
-/// The sum of a series over all replicas, and its least value.
-async fn series(cluster: &Cluster, name: &str) -> anyhow::Result<(f64, f64)> {
-    let (mut sum, mut least) = (0.0, f64::MAX);
-    for ports in cluster.ports() {
-        let value = scrape(ports.metrics).await?.get(name).copied().unwrap_or(0.0);
-        (sum, least) = (sum + value, value.min(least));
-    }
-    Ok((sum, least))
-}
-
-/// Waits until each replica has counted so many more.
-async fn wait_for_more(cluster: &Cluster, name: &str, more: f64) -> anyhow::Result<()> {
-    let (_, before) = series(cluster, name).await?;
-    wait_until(&format!("{name} grows"), AMPLE, || async {
-        let (_, least) = series(cluster, name).await?;
-        ensure!(least >= before + more, "{least} after {before}");
-        Ok(())
-    })
-    .await
-}
 
 async fn ensure_calm(cluster: &Cluster) -> anyhow::Result<()> {
     let status = cluster.operator().status().await?;
@@ -63,7 +45,7 @@ async fn a_bus_that_fails_accuses_nobody_and_hinders_no_recovery() -> anyhow::Re
     options.size = Size { hosts: 5, victim_vms: 3, other_vms: 1 };
     options.policy = Policy { detection: Policy::default().detection, ..Policy::fast() };
     options.policy.detection.start_grace = Millis(500);
-    options.bus = Some(broker.address());
+    options.bus = Some(format!("{{ brokers: [\"{}\"] }}", broker.address()));
     let mut cluster = Cluster::start(options).await?;
     cluster.settle(AMPLE).await?;
 

@@ -1,19 +1,27 @@
 //! TLS with a client certificate, and users with passwords, towards a real broker.
 
-use std::fs;
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::Context as _;
-use defib_lab::kafka::{Broker, Secured};
+use defib_lab::{
+    cluster::{
+        Cluster, Options, Profile, Size,
+        files::{BUS_TOPIC, DEAD_LETTERS},
+    },
+    kafka::{Broker, Secured},
+};
 use defib_model::export::{ContentMode, KafkaSasl, SaslMechanism, SecretRef, SinkTls, Target};
 
 use crate::{
-    bus::write,
+    bus::{make, write},
     certificates::certificates,
     judge::Others,
+    metrics::wait_for_more,
     served::{book, outcome},
     tool::verify,
 };
 
+const AMPLE: Duration = Duration::from_secs(120);
 const TOPIC: &str = "secured";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +98,25 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
     fs::write(path("right.yaml"), yaml("right"))?;
     fs::write(path("wrong.yaml"), yaml("wrong"))?;
     let [right, wrong] = ["right.yaml", "wrong.yaml"].map(|name| path(name).display().to_string());
-    prove(&broker, &right, &wrong, &counted.lines).await
+    prove(&broker, &right, &wrong, &counted.lines).await?;
+    let section = |password: &str| {
+        let access = yaml(password).replace('\n', ", ");
+        format!("{{ brokers: [\"{}\"], {} }}", broker.secured_address(), access.trim_end_matches(", "))
+    };
+    make(&broker.address(), &[BUS_TOPIC, DEAD_LETTERS]).await?;
+    beat(&path("cluster"), section("right")).await
+}
+
+/// Agents write beats and replicas read them with certificates and as a user, too.
+async fn beat(directory: &Path, kafka: String) -> anyhow::Result<()> {
+    let mut options = Options::new(directory.to_owned(), Profile::Fast);
+    options.size = Size { hosts: 4, victim_vms: 1, other_vms: 1 };
+    options.bus = Some(kafka);
+    let mut cluster = Cluster::start(options).await?;
+    cluster.settle(AMPLE).await?;
+    wait_for_more(&cluster, "defib_bus_records_total{result=\"known\"}", 30.0).await?;
+    assert_eq!(cluster.fallen_replicas(), Vec::<String>::new());
+    Ok(())
 }
 
 /// What is in the topic is proven by the operator's tool, and what somebody wrote into it is found.

@@ -123,9 +123,9 @@ pub fn replica(
             quoted_path(&secret)
         );
     }
-    if let Some(broker) = bus {
+    if let Some(kafka) = bus {
         let topics = format!("heartbeats: {BUS_TOPIC}, dead-letters: {DEAD_LETTERS}");
-        let _ = writeln!(text, "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, {topics} }}");
+        let _ = writeln!(text, "bus: {{ kafka: {kafka}, {topics} }}");
     }
     if let Some(section) = etcd {
         let _ = writeln!(text, "etcd: {section}");
@@ -155,11 +155,8 @@ pub fn agent(
     let _ = writeln!(text, "neighbour: {{ listen: \"{neighbour}\" }}");
     // By these the lab finds a host's VMs when it takes their power, and they know in which host they run.
     let _ = writeln!(text, "vm-environment: [{}, DEFIB_LAB_NAME]", crate::redfish::MARKER);
-    if let Some(broker) = bus {
-        let _ = writeln!(
-            text,
-            "bus: {{ kafka: {{ brokers: [\"{broker}\"] }}, topic: {BUS_TOPIC}, interval: 100ms }}"
-        );
+    if let Some(kafka) = bus {
+        let _ = writeln!(text, "bus: {{ kafka: {kafka}, topic: {BUS_TOPIC}, interval: 100ms }}");
     }
     text
 }

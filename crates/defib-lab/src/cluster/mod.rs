@@ -96,7 +96,7 @@ pub struct Options {
     pub webhooks: bool,
     /// Where the programs are; `None`: beside the one that runs.
     pub binaries: Option<PathBuf>,
-    /// `host:port` of a broker of Kafka that agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
+    /// The section `kafka`, in YAML, of what agents and replicas use as a message bus, too: see [`files::BUS_TOPIC`].
     pub bus: Option<String>,
     /// The section `etcd` of each replica's configuration, in YAML on one line.
     pub etcd: Option<String>,

@@ -33,7 +33,12 @@ async fn etcd(test: &str, secured: Option<Secured>) -> Option<(TempDir, Etcd)> {
 
 /// The section of a replica's configuration, with `more` in it.
 fn section(etcd: &Etcd, more: &str) -> String {
-    let endpoints = serde_json::to_string(&etcd.endpoints()).unwrap();
+    section_at(&etcd.endpoints(), more)
+}
+
+/// The same for members that are reached by these addresses.
+fn section_at(endpoints: &[String], more: &str) -> String {
+    let endpoints = serde_json::to_string(endpoints).unwrap();
     format!("{{ endpoints: {endpoints}, prefix: {PREFIX}, lease: 3s{more} }}")
 }
 

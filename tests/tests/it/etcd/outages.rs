@@ -1,9 +1,15 @@
 //! Members of etcd die, and a leader sleeps: only how fresh things are changes.
 
 use anyhow::ensure;
-use defib_lab::{cluster::wait_until, etcd::MEMBERS};
+use defib_lab::{
+    cluster::wait_until,
+    etcd::MEMBERS,
+    relay::{Relay, Switch},
+};
 
-use super::{act_after, etcd, key, policy, rig, section, wait_for_json, wait_for_policy};
+use super::{
+    act_after, etcd, key, policy, rig, section, section_at, wait_for_json, wait_for_none, wait_for_policy,
+};
 use crate::rig::AMPLE;
 
 #[tokio::test]
@@ -71,6 +77,48 @@ async fn wait_for_metric(rig: &crate::rig::Rig, name: &str, wanted: f64) -> f64 
     .await
     .unwrap();
     failures
+}
+
+#[tokio::test]
+async fn members_that_are_cut_off_cost_nothing_but_time_and_what_was_put_meanwhile_is_found() {
+    let Some((_directory, etcd)) = etcd("etcd-partition", None).await else { return };
+    // Each member behind a switch of its own: nothing passes, and nobody hangs up.
+    let (mut switches, mut relays) = (Vec::new(), Vec::new());
+    for endpoint in etcd.endpoints() {
+        let switch = Switch::default();
+        relays.push(Relay::tcp(endpoint.parse().unwrap(), &switch).await.unwrap());
+        switches.push(switch);
+    }
+    let endpoints: Vec<String> = relays.iter().map(|relay| relay.address.to_string()).collect();
+    let mut rig = rig(section_at(&endpoints, "")).await;
+    etcd.put(&key("policy"), &policy(911)).await.unwrap();
+    wait_for_policy(&rig, 911).await;
+
+    // One at a time, as a switch between racks loses them: the others are asked.
+    for (number, switch) in switches.iter().enumerate() {
+        switch.cut();
+        etcd.put(&key("policy"), &policy(920 + number as u64)).await.unwrap();
+        wait_for_policy(&rig, 920 + number as u64).await;
+        rig.wait_for(&["status"], "etcd: fresh").await;
+        switch.heal();
+    }
+    switches.iter().for_each(Switch::cut);
+    // Stale, or never heard of by a leader that is new.
+    rig.wait_for(&["status"], "etcd fails, so policy and inventory stay as they are").await;
+    wait_for_none(&etcd, "status/leader").await;
+    let revision = etcd.put(&key("policy"), &policy(944)).await.unwrap();
+    etcd.ctl(&["compact", &revision.to_string()], "").await.unwrap();
+    rig.cluster.plug_out("h1", false).await.unwrap();
+    rig.wait_for(&["recovery", "list", "--all"], "recovered").await;
+    assert_eq!(act_after(&rig).await, "act-after: 922ms");
+
+    switches.iter().for_each(Switch::heal);
+    wait_for_policy(&rig, 944).await;
+    rig.wait_for(&["status"], "etcd: fresh").await;
+    let host = wait_for_json(&etcd, "status/hosts/h1", |host| host["recovery"].is_u64()).await;
+    let name = format!("status/recoveries/{}", host["recovery"]);
+    wait_for_json(&etcd, &name, |recovery| recovery["phase"] == "recovered").await;
+    rig.assert_calm();
 }
 
 #[tokio::test]
