@@ -12,7 +12,7 @@ use crate::packages;
 use crate::target::{Verdict, judge};
 
 /// Benchmarks that start our programs, which cargo does not build for them.
-const WITH_PROGRAMS: [&str; 1] = ["failover"];
+const WITH_PROGRAMS: [&str; 2] = ["failover", WITH_KAFKA];
 /// The one that measures against Kafka itself.
 const WITH_KAFKA: &str = "kafka";
 /// The one that measures what is only built where etcd's client is.
@@ -32,7 +32,11 @@ pub(crate) fn run(filter: Option<&str>, as_json: bool) -> anyhow::Result<ExitCod
         all.join(", ")
     );
     if chosen.iter().any(|name| WITH_PROGRAMS.contains(&name.as_str())) {
-        let built = cargo(&PROGRAMS).status().context("cargo can't be started")?;
+        let mut programs = cargo(&PROGRAMS);
+        if chosen.iter().any(|name| *name == WITH_KAFKA) && kafka::can_build().is_ok() {
+            programs.args(["--features", "defib-controller/kafka"]);
+        }
+        let built = programs.status().context("cargo can't be started")?;
         ensure!(built.success(), "the programs that are measured can't be built ({built})");
     }
     let (mut figures, mut broken) = (Vec::new(), Vec::new());

@@ -2,10 +2,11 @@
 //! is, and how fast beats of hosts are read.
 //!
 //! Events come from this process in place of a ledger, and nobody has to confirm that it leads: what is measured begins
-//! where a committed event is told. Put Kafka together first: `cargo xtask kafka` does, and so does `cargo xtask test`.
+//! where a committed event is told. One figure is of a whole cluster. Put Kafka together first: `cargo xtask kafka` does, and so does `cargo xtask test`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark owns its clock")]
 
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod ingestion;
@@ -205,10 +206,13 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let jars = jars().context("Apache Kafka is not put together here: run cargo xtask kafka first")?;
+    // Fails only if another part of this process installed one before; there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let place = tempfile::tempdir()?;
     // One thread: what is measured must do with one core, beside librdkafka's own threads.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let broker = Broker::start(&jars, place.path(), None).await?;
+        cluster::delivery(&broker, place.path(), size("DEFIB_BENCH_ROUNDS", 1000) / 2).await?;
         ingestion::ingestion(&broker, size("DEFIB_BENCH_BEATS", 500_000)).await?;
         delivery(&broker, size("DEFIB_BENCH_ROUNDS", 1000)).await?;
         let backlog = size("DEFIB_BENCH_EVENTS", 30_000);
