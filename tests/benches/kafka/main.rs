@@ -2,7 +2,8 @@
 //! is, and how fast beats of hosts are read.
 //!
 //! Events come from this process in place of a ledger, and nobody has to confirm that it leads: what is measured begins
-//! where a committed event is told. One figure is of a whole cluster. Put Kafka together first: `cargo xtask kafka` does, and so does `cargo xtask test`.
+//! where a committed event is told. One figure is of a whole cluster. Put Kafka together first: `cargo xtask kafka`
+//! does, and so does `cargo xtask test`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark owns its clock")]
 
