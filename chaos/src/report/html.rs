@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use defib_lab::demo::peers::DEFAULTS;
 
-use super::{Moment, MomentKind, Report, Run, escaped};
+use super::{Figures, Moment, MomentKind, Report, Run, escaped};
 use crate::figures::Spread;
 
 /// Before the first fault so much is shown.
@@ -45,25 +45,8 @@ pub(super) fn page(report: &Report) -> String {
     text.push_str("<h2>All recoveries</h2>");
     spreads(&mut text, &Report::spreads(&report.runs));
     others(&mut text, report);
-    text.push_str("<h2>Scenarios</h2><table><tr><th>scenario<th>passed<th>proof, median ms<th>last guest up, median ms<th>p95<th>max</tr>");
-    for (name, runs) in report.by_scenario() {
-        let passed = runs.iter().filter(|run| run.passed).count();
-        let class = if passed == runs.len() { "good" } else { "bad" };
-        let proof = Spread::of(runs.iter().filter_map(|run| run.figures.proof));
-        let guest = Spread::of(runs.iter().filter_map(|run| run.figures.last_guest));
-        let show = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), ms);
-        let _ = write!(
-            text,
-            "<tr><td>{}<td class=\"{class}\">{passed} of {}<td>{}<td>{}<td>{}<td>{}</tr>",
-            escaped(name),
-            runs.len(),
-            show(proof.map(|spread| spread.median)),
-            show(guest.map(|spread| spread.median)),
-            show(guest.map(|spread| spread.p95)),
-            show(guest.map(|spread| spread.max)),
-        );
-    }
-    text.push_str("</table><h2>Runs</h2>");
+    scenarios(&mut text, report);
+    text.push_str("<h2>Runs</h2>");
     for run in &report.runs {
         tell(&mut text, run);
     }
@@ -83,6 +66,31 @@ fn spreads(text: &mut String, all: &[(&'static str, Spread)]) {
             ms(spread.p95),
             ms(spread.max)
         );
+    }
+    text.push_str("</table>");
+}
+
+/// Per scenario how long each step took.
+fn scenarios(text: &mut String, report: &Report) {
+    text.push_str("<h2>Scenarios</h2><p>Milliseconds from the fault: min / median / p95 / max.</p>");
+    text.push_str("<table><tr><th>scenario<th>passed");
+    for (name, _) in Figures::default().named() {
+        let _ = write!(text, "<th>{name}");
+    }
+    text.push_str("</tr>");
+    for (name, runs) in report.by_scenario() {
+        let passed = runs.iter().filter(|run| run.passed).count();
+        let class = if passed == runs.len() { "good" } else { "bad" };
+        let all: BTreeMap<&str, Spread> = Report::spreads(runs.iter().copied()).into_iter().collect();
+        let _ = write!(text, "<tr><td>{}<td class=\"{class}\">{passed} of {}", escaped(name), runs.len());
+        for (step, _) in Figures::default().named() {
+            let cell = all.get(step).map_or_else(
+                || "–".to_owned(),
+                |one| [one.min, one.median, one.p95, one.max].map(ms).join(" / "),
+            );
+            let _ = write!(text, "<td>{cell}");
+        }
+        text.push_str("</tr>");
     }
     text.push_str("</table>");
 }
@@ -264,6 +272,9 @@ mod tests {
         assert!(DEFAULTS.iter().all(|peer| text.contains(&escaped(peer.source))));
         // Ran on h1 until the fault, on h2 from 700 ms on.
         assert!(text.contains("<title>cp-1 on h2, incarnation 1</title>"));
+        // Two runs of one scenario, and of all.
+        assert!(text.contains("<td>400 / 400 / 500 / 500<td>"), "{text}");
+        assert!(text.contains("<td>proof<td>2<td>400<td>400<td>500<td>500"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use defib_lab::demo::peers::DEFAULTS;
+
 use super::{Report, escaped};
 
 /// The document.
@@ -12,6 +14,23 @@ pub(super) fn page(report: &Report) -> String {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n<testsuite name=\"defib-chaos\" tests=\"{}\" failures=\"{failures}\" time=\"{seconds:.3}\">\n",
         report.runs.len()
     );
+    text.push_str("<properties>\n");
+    let mut property = |name: &str, value: &str| {
+        let _ = writeln!(text, "<property name=\"{}\" value=\"{}\"/>", escaped(name), escaped(value));
+    };
+    property("double runs", &report.double_runs().to_string());
+    for (name, spread) in Report::spreads(&report.runs) {
+        for (of, value) in
+            [("min", spread.min), ("median", spread.median), ("p95", spread.p95), ("max", spread.max)]
+        {
+            property(&format!("{name}, {of} ms"), &format!("{value:.0}"));
+        }
+    }
+    for peer in DEFAULTS {
+        let value = format!("{:.1} s by default until {} ({})", peer.seconds, peer.until, peer.source);
+        property(&format!("others: {}", peer.name), &value);
+    }
+    text.push_str("</properties>\n");
     for run in &report.runs {
         let _ = write!(
             text,
@@ -39,5 +58,7 @@ mod tests {
         assert!(text.contains("tests=\"2\" failures=\"1\""), "{text}");
         assert!(text.contains("<failure message=\"I1: cp-1 &amp; cp-1 ran at once\">"), "{text}");
         assert_eq!(text.matches("</testcase>").count(), 2);
+        assert!(text.contains("<property name=\"proof, p95 ms\" value=\"500\"/>"), "{text}");
+        assert_eq!(text.matches("<property name=\"others: ").count(), super::DEFAULTS.len());
     }
 }

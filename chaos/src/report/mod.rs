@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
+use defib_lab::demo::peers::DEFAULTS;
 use serde::Serialize;
 
 use crate::figures::Spread;
@@ -228,7 +229,16 @@ impl Report {
                 (name, serde_json::json!({ "runs": runs.len(), "passed": passed, "milliseconds": spreads(&runs) }))
             })
             .collect();
+        let others: Vec<_> = DEFAULTS
+            .iter()
+            .map(|peer| {
+                serde_json::json!({
+                    "name": peer.name, "seconds": peer.seconds, "until": peer.until, "source": peer.source,
+                })
+            })
+            .collect();
         let value = serde_json::json!({
+            "others_by_default": others,
             "passed": self.passed(),
             "double_runs": self.double_runs(),
             "scenarios": scenarios,
@@ -321,6 +331,7 @@ mod tests {
         let text = std::fs::read_to_string(directory.path().join("report.json")).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["scenarios"]["power-cut"]["milliseconds"]["proof"]["median"], 400.0);
+        assert_eq!(value["others_by_default"].as_array().map(Vec::len), Some(DEFAULTS.len()));
         assert_eq!((&value["passed"], &value["double_runs"]), (&false.into(), &1.into()));
         assert!(directory.path().join("junit.xml").exists() && directory.path().join("index.html").exists());
     }
