@@ -40,7 +40,7 @@ pub(crate) enum Network {
 
 impl Network {
     /// How its cables' names end.
-    const fn cable(self) -> &'static str {
+    pub(crate) const fn cable(self) -> &'static str {
         match self {
             Self::Data => "data",
             Self::Management => "mgmt",
@@ -48,7 +48,7 @@ impl Network {
     }
 }
 
-/// The filter of all cuts.
+/// The filter of all cuts. A cable that runs through a relay has a longer name at the bridge, hence the stars.
 fn table(cuts: &[OneWay]) -> String {
     let mut forward = String::new();
     let mut input = String::new();
@@ -63,14 +63,14 @@ fn table(cuts: &[OneWay]) -> String {
             (Port::Machine(from), Port::Machine(to)) => {
                 for cable in [Network::Data, Network::Management].into_iter().filter(|one| on(*one)) {
                     let cable = cable.cable();
-                    let _ = writeln!(forward, "iifname \"{from}-{cable}\" oifname \"{to}-{cable}\" {drop}");
+                    let _ = writeln!(forward, "iifname \"{from}-{cable}*\" oifname \"{to}-{cable}*\" {drop}");
                 }
             }
             (Port::Machine(from), Port::Bmc(to)) if on(Network::Management) => {
-                let _ = writeln!(input, "iifname \"{from}-mgmt\" ip daddr {} {drop}", bmc(*to));
+                let _ = writeln!(input, "iifname \"{from}-mgmt*\" ip daddr {} {drop}", bmc(*to));
             }
             (Port::Bmc(from), Port::Machine(to)) if on(Network::Management) => {
-                let _ = writeln!(output, "oifname \"{to}-mgmt\" ip saddr {} {drop}", bmc(*from));
+                let _ = writeln!(output, "oifname \"{to}-mgmt*\" ip saddr {} {drop}", bmc(*from));
             }
             // BMCs say nothing to each other.
             (Port::Machine(_) | Port::Bmc(_), Port::Bmc(_)) | (Port::Bmc(_), Port::Machine(_)) => {}
@@ -112,10 +112,10 @@ mod tests {
             cut(machine("r1"), Port::Bmc(3)),
             OneWay { percent: 30, ..cut(Port::Bmc(3), machine("r1")) },
         ]);
-        assert!(text.contains("iifname \"h1-data\" oifname \"r2-data\" drop"), "{text}");
-        assert!(!text.contains("iifname \"r2-data\"") && !text.contains("h1-mgmt"), "{text}");
-        assert!(text.contains("iifname \"r1-mgmt\" ip daddr 10.99.2.13 drop"), "{text}");
-        let lossy = "oifname \"r1-mgmt\" ip saddr 10.99.2.13 numgen random mod 100 < 30 drop";
+        assert!(text.contains("iifname \"h1-data*\" oifname \"r2-data*\" drop"), "{text}");
+        assert!(!text.contains("iifname \"r2-data") && !text.contains("h1-mgmt"), "{text}");
+        assert!(text.contains("iifname \"r1-mgmt*\" ip daddr 10.99.2.13 drop"), "{text}");
+        let lossy = "oifname \"r1-mgmt*\" ip saddr 10.99.2.13 numgen random mod 100 < 30 drop";
         assert!(text.contains(lossy), "{text}");
     }
 }

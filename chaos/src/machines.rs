@@ -15,19 +15,21 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, ensure};
-use defib_lab::cluster::layout::HOSTS_MAX;
-use defib_lab::cluster::site::{Boot, FencedHost, ReplicaAddresses, Site, through};
+use defib_lab::cluster::layout::{HOSTS_MAX, host_name};
+use defib_lab::cluster::site::{Boot, FencedHost, ReplicaAddresses, Site};
 use defib_lab::cluster::{Process, Program, REPLICAS};
 use defib_lab::ipmi::{self, IpmiConfig};
 use defib_lab::needs;
-use defib_model::Inventory;
 use defib_model::inventory::{
     CipherSuite, Definition, FenceMethod, FencingLevel, IpmiTarget, Readiness, RedfishTarget, SelfFence,
 };
+use defib_model::{HostId, Inventory};
 
+use crate::linux::{self, Linux};
+use crate::replicas::Replicas;
 use crate::scenario::Lab;
 
 /// The first two parts of every address.
@@ -97,6 +99,9 @@ fn address(network: u8, last: usize) -> Ipv4Addr {
 pub(crate) struct Ground {
     guest: PathBuf,
     cache: PathBuf,
+    directory: PathBuf,
+    /// Made when the first lab wants it.
+    linux: OnceLock<Linux>,
 }
 
 impl Ground {
@@ -140,7 +145,12 @@ impl Ground {
             }
             feed("ip", &["-n", &format!("r{id}"), "-batch", "-"], &lines)?;
         }
-        Ok(Self { guest: build_guest(directory)?, cache })
+        Ok(Self {
+            guest: build_guest(directory)?,
+            cache,
+            directory: directory.to_owned(),
+            linux: OnceLock::new(),
+        })
     }
 
     /// Room for a cluster in a directory that is its own.
@@ -151,12 +161,15 @@ impl Ground {
         // Beside the cluster's own directory, which must not exist yet.
         let shared = directory.with_extension("shared");
         std::fs::create_dir_all(&shared)?;
+        if lab.linux_guests > 0 && self.linux.get().is_none() {
+            let _ = self.linux.set(Linux::build(&self.directory)?);
+        }
         Ok(Machines {
             guest: self.guest.clone(),
+            linux: self.linux.get().cloned().map(|linux| (linux, lab.linux_guests)),
             cache: self.cache.clone(),
             shared,
-            directory: directory.to_owned(),
-            disk_mib: lab.disk_mib,
+            replicas: Replicas::new(directory, lab),
             trust_self_fence: lab.trust_self_fence,
             ipmi: lab.ipmi,
             simulators: Mutex::default(),
@@ -168,10 +181,12 @@ impl Ground {
 #[derive(Debug)]
 pub(crate) struct Machines {
     guest: PathBuf,
+    /// What so many of the first host's VMs boot instead.
+    linux: Option<(Linux, usize)>,
     cache: PathBuf,
     shared: PathBuf,
-    directory: PathBuf,
-    disk_mib: Option<u32>,
+    /// What replicas have of their own.
+    pub(crate) replicas: Replicas,
     trust_self_fence: bool,
     ipmi: bool,
     simulators: Mutex<Vec<Process>>,
@@ -181,10 +196,6 @@ pub(crate) struct Machines {
 pub(crate) fn pulse(host_directory: &Path, vm: &str) -> PathBuf {
     host_directory.join("pulse").join(vm)
 }
-
-/// Mounts a disk of its own for a replica's data, once, and becomes the replica.
-const WITH_DISK: &str =
-    "mountpoint -q \"$1\" || mount -t tmpfs -o \"size=$2\" tmpfs \"$1\"; shift 2; exec \"$@\"";
 
 impl Site for Machines {
     fn replica(&self, id: u64) -> anyhow::Result<ReplicaAddresses> {
@@ -215,17 +226,12 @@ impl Site for Machines {
     }
 
     fn cables(&self, number: usize) -> Vec<String> {
-        let host = defib_lab::cluster::layout::host_name(number);
+        let host = host_name(number);
         vec![format!("{host}-data"), format!("{host}-mgmt")]
     }
 
-    fn replica_program(&self, id: u64, program: Program) -> Program {
-        let nsenter = needs::find("nsenter").unwrap_or_else(|| "nsenter".into());
-        let network = format!("--net=/run/netns/r{id}");
-        let Some(mib) = self.disk_mib else { return through(&nsenter, &[&network], program) };
-        let data = self.directory.join(format!("replica-{id}/data"));
-        let words = ["-c", WITH_DISK, "disk", &data.display().to_string(), &format!("{mib}m")];
-        through(&nsenter, &[&network], through(Path::new("/bin/sh"), &words, program))
+    fn replica_program(&self, id: u64, program: Program) -> anyhow::Result<Program> {
+        self.replicas.program(id, program)
     }
 
     fn boot(&self, boot: &Boot<'_>) -> Vec<OsString> {
@@ -291,10 +297,17 @@ impl Site for Machines {
                 host.self_fence = SelfFence::None;
             }
         }
+        let first = HostId::new(&host_name(1))?;
+        let mut left = self.linux.as_ref().map_or(0, |(_, count)| *count);
         for (number, vm) in inventory.vms.values_mut().enumerate() {
             let disk = self.shared.join(vm.id.as_str());
             std::fs::File::create(&disk)?.set_len(1 << 20)?;
-            let definition = domain(vm.id.as_str(), number, &self.guest, &disk);
+            let mut linux = None;
+            if vm.first_host.as_ref() == Some(&first) && left > 0 {
+                left -= 1;
+                linux = self.linux.as_ref().map(|(linux, _)| linux);
+            }
+            let definition = domain(vm.id.as_str(), number, &self.guest, linux, &disk);
             vm.definition = Definition { driver: "libvirt".to_owned(), arguments: vec![definition] };
             // The guest has no agent.
             vm.readiness = vm.readiness.min(Readiness::PoweredOn);
@@ -303,18 +316,28 @@ impl Site for Machines {
     }
 }
 
-/// A guest that boots at once, with a disk that it shares with whoever has it, too: a lock there would hide that a VM
-/// runs twice.
-fn domain(name: &str, number: usize, kernel: &Path, disk: &Path) -> String {
-    let (kernel, disk) = (kernel.display(), disk.display());
+/// A guest with a disk that it shares with whoever has it, too: a lock there would hide that a VM runs twice.
+fn domain(name: &str, number: usize, pulse: &Path, linux: Option<&Linux>, disk: &Path) -> String {
+    let (mib, boot, bus, device) = match linux {
+        None => (8, format!("<kernel>{}</kernel>", pulse.display()), "ide", "hda"),
+        Some(Linux { kernel, files }) => {
+            let (kernel, files) = (kernel.display(), files.display());
+            let boot = format!(
+                "<kernel>{kernel}</kernel><initrd>{files}</initrd><cmdline>{}</cmdline>",
+                linux::WORDS
+            );
+            (96, boot, "virtio", "vda")
+        }
+    };
+    let disk = disk.display();
     format!(
         "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
          <name>{name}</name><uuid>00000000-0000-4000-a000-{number:012x}</uuid>\
-         <memory unit='MiB'>8</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel></os>\
+         <memory unit='MiB'>{mib}</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='pc'>hvm</type>{boot}</os>\
          <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>\
          <devices><disk type='file' device='disk'><driver name='qemu' type='raw' cache='writeback'/>\
-         <source file='{disk}'/><target dev='hda' bus='ide'/><shareable/></disk>\
+         <source file='{disk}'/><target dev='{device}' bus='{bus}'/><shareable/></disk>\
          <controller type='usb' model='none'/>\
          <serial type='file'><source path='{PULSE}/{name}' append='on'/><target port='0'/></serial>\
          <memballoon model='none'/><video><model type='none'/></video></devices>\
@@ -374,7 +397,11 @@ mod tests {
 
     #[test]
     fn a_domain_is_named_after_its_vm_and_its_disk_hides_nothing() {
-        let text = domain("cp-1", 7, Path::new("/k"), Path::new("/d/cp-1"));
+        let linux = Linux { kernel: "/vmlinuz".into(), files: "/initrd".into() };
+        let of = |linux| domain("cp-1", 7, Path::new("/pulse"), linux, Path::new("/d/cp-1"));
+        assert!(of(None).contains("<kernel>/pulse</kernel></os>"));
+        let text = of(Some(&linux));
+        assert!(text.contains("<kernel>/vmlinuz</kernel><initrd>/initrd</initrd><cmdline>"));
         assert!(text.contains("<name>cp-1</name><uuid>00000000-0000-4000-a000-000000000007</uuid>"));
         assert!(text.contains("<shareable/>") && text.contains("<source path='/mnt/cp-1' append='on'/>"));
     }

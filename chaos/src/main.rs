@@ -1,17 +1,23 @@
 //! Builds Defib clusters on machines of their own (namespaces with real libvirt and QEMU), breaks them as scenario
 //! files say, and judges what came of it. Needs root; leaves nothing behind.
 
+mod chance;
 mod chassis;
 mod cuts;
+mod disk;
 mod enclosure;
 mod figures;
 mod library;
+mod linux;
 mod machines;
 mod play;
+mod relay;
+mod replicas;
 mod report;
 mod scenario;
 mod session;
 mod stage;
+mod step;
 mod watch;
 mod words;
 
@@ -26,6 +32,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use defib_process::{exit_code, install_cryptography, log_by_environment};
 
 use library::Library;
+use relay::fate::Weather;
 use session::{Order, Session};
 
 /// Builds whole Defib clusters on machines of their own, with real libvirtd and QEMU; pulls plugs, cuts cables, kills
@@ -89,6 +96,30 @@ enum Command {
         /// What is asked for or set, and to what.
         words: Vec<String>,
     },
+    /// Stands between the halves of cables until its input ends.
+    #[command(hide = true)]
+    Relay {
+        /// Decides what becomes of which frame.
+        #[arg(long)]
+        seed: u64,
+        /// By how much frames are late.
+        #[arg(long, value_parser = humantime::parse_duration)]
+        delay: Duration,
+        /// By how much more or less.
+        #[arg(long, value_parser = humantime::parse_duration)]
+        jitter: Duration,
+        /// So many of a hundred are lost.
+        #[arg(long)]
+        lose: u8,
+        /// So many of a hundred come twice.
+        #[arg(long)]
+        duplicate: u8,
+        /// So many of a hundred are overtaken.
+        #[arg(long)]
+        reorder: u8,
+        /// Two interfaces for each cable.
+        interfaces: Vec<String>,
+    },
     /// Used by the program itself.
     #[command(hide = true)]
     Within {
@@ -144,6 +175,11 @@ fn start(arguments: Arguments) -> anyhow::Result<ExitCode> {
             if let Some(answer) = runtime.block_on(chassis::answer(admin, &verb, &words))? {
                 println!("{answer}");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Relay { seed, delay, jitter, lose, duplicate, reorder, interfaces } => {
+            let weather = Weather { delay, jitter, lose, duplicate, reorder };
+            relay::run(weather, seed, &interfaces)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Within { directory, rest } => {
@@ -210,6 +246,8 @@ fn order(command: Command) -> anyhow::Result<Option<Order>> {
             report: common.report,
             programs: common.programs,
         })),
-        Command::List { .. } | Command::Chassis { .. } | Command::Within { .. } => Ok(None),
+        Command::List { .. } | Command::Chassis { .. } | Command::Relay { .. } | Command::Within { .. } => {
+            Ok(None)
+        }
     }
 }

@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use crate::machines::Ground;
 use crate::report::{Figures, Moment, MomentKind, Run, Track};
-use crate::scenario::{Must, Scenario, Span};
+use crate::scenario::{Must, Scenario};
 use crate::stage::{Stage, wait_a_part_of_a_beat};
+use crate::step::Span;
 use crate::words::once;
 
 /// Problems of one invariant that are told; a broken run may have thousands.
@@ -32,7 +33,7 @@ pub(crate) async fn play(
     let began = monotonic_ns();
     let mut run =
         Run { scenario: scenario.name.clone(), about: scenario.about.clone(), seed, ..Run::default() };
-    match Stage::build(ground, directory, binaries, scenario).await {
+    match Stage::build(ground, directory, binaries, scenario, seed).await {
         Ok(mut stage) => {
             run.up_ms = stage.up_ms;
             let beat = stage.cluster.policy().detection.heartbeat_interval.to_duration();
@@ -59,8 +60,12 @@ async fn judge(stage: &mut Stage, scenario: &Scenario, run: &mut Run) -> anyhow:
     stage.listen(ECHO).await;
     let fault_at_ns = stage.fault_at_ns.unwrap_or_else(monotonic_ns);
     let struck = stage.struck().iter().cloned().collect();
-    run.problems.extend(stage.cluster.fallen_replicas());
-    let evidence = stage.cluster.evidence(&stage.follower, fault_at_ns, &struck).await?;
+    run.problems.extend(stage.fallen());
+    if let Some(words) = &scenario.must.last_words {
+        run.problems.extend(stage.not_broken(words)?);
+    }
+    let mut evidence = stage.cluster.evidence(&stage.follower, fault_at_ns, &struck).await?;
+    evidence.wrong_clocks_ms = stage.jumps.iter().map(|seconds| seconds * 1000).collect();
     stage.listen(ECHO).await;
     let lives = evidence.lives.clone();
     let mut verdicts = check(&evidence);

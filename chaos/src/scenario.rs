@@ -3,17 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use defib_lab::redfish::Faults;
-use defib_model::EventKind;
 use defib_process::from_yaml;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::cuts::Network;
-use crate::words::{End, Hosts, Processes, Replicas};
+use crate::step::{Cut, Span, Step, Wanted};
+use crate::words::Hosts;
 
 /// One scenario.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,6 +53,12 @@ pub(crate) struct Lab {
     pub(crate) second_path: bool,
     /// Each replica's data on a disk of so many MiB that can be filled.
     pub(crate) disk_mib: Option<u32>,
+    /// Each replica's data on a disk that can stall, be slow, and fail.
+    pub(crate) shaky_disks: bool,
+    /// Each replica has a wall clock of its own, which can jump.
+    pub(crate) own_clocks: bool,
+    /// So many of the VMs on the first host boot a Linux of their own.
+    pub(crate) linux_guests: usize,
     /// Brakes that let one host after the other be struck.
     pub(crate) wide_brakes: bool,
     /// BMCs that speak IPMI instead of Redfish: `ipmi_sim`.
@@ -73,182 +76,13 @@ impl Default for Lab {
             fast: false,
             second_path: false,
             disk_mib: None,
+            shaky_disks: false,
+            own_clocks: false,
+            linux_guests: 0,
             wide_brakes: false,
             ipmi: false,
             trust_self_fence: true,
         }
-    }
-}
-
-/// One thing that is done, or waited for.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) enum Step {
-    /// The plug is pulled; the BMC has power of its own.
-    PlugOut(Hosts),
-    /// The plug is pulled, and the BMC hangs on it, too.
-    PlugOutWithBmc(Hosts),
-    /// The plug is put in again, and the host switched on.
-    PowerOn(Hosts),
-    /// Every process of the host is stopped; it has power.
-    Freeze(Hosts),
-    /// They go on.
-    Thaw(Hosts),
-    /// `kill -9`.
-    Kill(Processes),
-    /// SIGTERM: an agent says goodbye, as it does for an upgrade.
-    Terminate(Processes),
-    /// SIGSTOP.
-    Pause(Processes),
-    /// SIGCONT for all that was stopped by `pause`.
-    Resume(Everything),
-    /// What was killed and does not come back by itself is started again.
-    Start(Everything),
-    /// Agents that end are not started again.
-    HoldAgent(Hosts),
-    /// They are again.
-    ReleaseAgent(Hosts),
-    /// A network lets nothing through.
-    Cut(Cut),
-    /// All cuts are mended.
-    Heal(Everything),
-    /// The BMC answers nobody.
-    BmcDark(Hosts),
-    /// The BMC answers again.
-    BmcLight(Hosts),
-    /// The BMC does something wrong.
-    BmcFaults(BmcFaults),
-    /// The disk of a replica is full.
-    FillDisk(Replicas),
-    /// And has room again.
-    FreeDisk(Everything),
-    /// Somebody starts a VM once more, behind everybody's back: the test of the oracle.
-    StartTwice(Twice),
-    /// An operator says this to `defib`.
-    Operator(String),
-    /// An event comes.
-    WaitFor(Wanted),
-    /// The lost VMs run elsewhere, and the recoveries of struck hosts are closed.
-    Recovered(Within),
-    /// Everything is in use and runs.
-    Whole(Within),
-    /// Time passes.
-    Pass(Span),
-}
-
-/// All of it: `everything`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Everything {
-    /// All.
-    Everything,
-}
-
-/// A cut.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct Cut {
-    /// Nothing from here …
-    pub(crate) from: End,
-    /// … comes here.
-    pub(crate) to: End,
-    /// The other way it does.
-    #[serde(default)]
-    pub(crate) one_way: bool,
-    /// Only on this network.
-    #[serde(default)]
-    pub(crate) network: Option<Network>,
-    /// Only so many packets of a hundred are lost.
-    #[serde(default)]
-    pub(crate) percent: Option<u8>,
-}
-
-/// A BMC's faults, as its emulator takes them.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct BmcFaults {
-    /// Whose.
-    pub(crate) of: Hosts,
-    /// All faults; none: it is well.
-    pub(crate) faults: Faults,
-}
-
-/// A second instance.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct Twice {
-    /// Of this VM …
-    pub(crate) vm: String,
-    /// … on this host.
-    pub(crate) on: String,
-}
-
-/// A length of time, such as `8s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span(pub(crate) Duration);
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map(Self).map_err(serde::de::Error::custom)
-    }
-}
-
-/// How long something may take.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct Within {
-    /// So long.
-    pub(crate) within: Span,
-}
-
-/// An event, by its kind and what it says.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(crate) struct Wanted {
-    /// Its kind.
-    #[serde(deserialize_with = "kind")]
-    pub(crate) event: String,
-    /// About this host.
-    #[serde(default)]
-    pub(crate) host: Option<String>,
-    /// About this VM.
-    #[serde(default)]
-    pub(crate) vm: Option<String>,
-    /// An opinion: this one.
-    #[serde(default)]
-    pub(crate) to: Option<String>,
-    /// How long it may take.
-    #[serde(default)]
-    pub(crate) within: Option<Span>,
-}
-
-/// A kind of event that there is.
-fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    match serde_json::from_value::<EventKind>(serde_json::json!({ "kind": name })) {
-        Err(error) if error.to_string().contains("unknown variant") => Err(serde::de::Error::custom(error)),
-        _ => Ok(name),
-    }
-}
-
-impl Wanted {
-    /// Whether this is it.
-    pub(crate) fn is(&self, kind: &EventKind) -> bool {
-        let Ok(Value::Object(fields)) = serde_json::to_value(kind) else { return false };
-        let says = |name: &str, wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| fields.get(name).and_then(Value::as_str) == Some(wanted))
-        };
-        says("kind", &Some(self.event.clone()))
-            && says("host", &self.host)
-            && says("vm", &self.vm)
-            && says("to", &self.to)
-    }
-
-    /// In words.
-    pub(crate) fn text(&self) -> String {
-        let of = [&self.host, &self.vm, &self.to].into_iter().flatten();
-        of.fold(self.event.clone(), |text, word| format!("{text} {word}"))
     }
 }
 
@@ -270,6 +104,8 @@ pub(crate) struct Must {
     pub(crate) stop_nothing: bool,
     /// How often a BMC may be told to switch, at most.
     pub(crate) switch_at_most: BTreeMap<String, usize>,
+    /// What each replica whose disk failed must have said when it ended.
+    pub(crate) last_words: Option<String>,
     /// Invariants that must be found broken, and no others: only where something was broken that they forbid.
     pub(crate) find_broken: Vec<String>,
     /// How long after the first fault each step may be over.
@@ -349,6 +185,12 @@ impl Scenario {
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.steps.is_empty(), "steps: there are none");
         ensure!(self.steps.iter().any(Step::breaks), "steps: nothing is broken");
+        let victims = self.lab.victim_vms;
+        ensure!(self.lab.linux_guests <= victims, "lab: linux-guests: the first host has {victims} VMs");
+        ensure!(
+            self.lab.disk_mib.is_none() || !self.lab.shaky_disks,
+            "lab: a disk can be filled (disk-mib) or shaky (shaky-disks), not both"
+        );
         let known: Vec<String> = (1..=self.lab.hosts).map(defib_lab::cluster::layout::host_name).collect();
         let hosts = self
             .must
@@ -367,8 +209,20 @@ impl Scenario {
             if let Step::Cut(Cut { percent: Some(percent), .. }) = step {
                 ensure!((1..=100).contains(percent), "steps: cut: percent is from 1 to 100");
             }
-            if let Step::FillDisk(_) = step {
-                ensure!(self.lab.disk_mib.is_some(), "steps: fill-disk wants a lab with disk-mib");
+            if let Step::Relay(relay) = step {
+                relay.check()?;
+            }
+            let lab = &self.lab;
+            for (wants, has, told) in [
+                (
+                    matches!(step, Step::FillDisk(_)),
+                    lab.disk_mib.is_some(),
+                    "fill-disk wants a lab with disk-mib",
+                ),
+                (step.is_about_disks(), lab.shaky_disks, "only a lab with shaky-disks has such disks"),
+                (step.is_about_clocks(), lab.own_clocks, "only a lab with own-clocks has clocks that jump"),
+            ] {
+                ensure!(has || !wants, "steps: {told}");
             }
         }
         Ok(())
@@ -388,46 +242,6 @@ impl Scenario {
         struck.sort();
         struck.dedup();
         struck
-    }
-}
-
-impl Step {
-    /// Whether it breaks something.
-    pub(crate) const fn breaks(&self) -> bool {
-        matches!(
-            self,
-            Self::PlugOut(_)
-                | Self::PlugOutWithBmc(_)
-                | Self::Freeze(_)
-                | Self::Kill(_)
-                | Self::Terminate(_)
-                | Self::Pause(_)
-                | Self::Cut(_)
-                | Self::BmcDark(_)
-                | Self::BmcFaults(_)
-                | Self::FillDisk(_)
-                | Self::HoldAgent(_)
-                | Self::StartTwice(_)
-        )
-    }
-
-    /// The hosts that it is done to.
-    const fn hosts(&self) -> Option<&Hosts> {
-        match self {
-            Self::PlugOut(hosts)
-            | Self::PlugOutWithBmc(hosts)
-            | Self::PowerOn(hosts)
-            | Self::Freeze(hosts)
-            | Self::Thaw(hosts)
-            | Self::HoldAgent(hosts)
-            | Self::ReleaseAgent(hosts)
-            | Self::BmcDark(hosts)
-            | Self::BmcLight(hosts)
-            | Self::BmcFaults(BmcFaults { of: hosts, .. })
-            | Self::Kill(Processes::Agents(hosts) | Processes::Libvirtds(hosts))
-            | Self::Pause(Processes::Agents(hosts) | Processes::Libvirtds(hosts)) => Some(hosts),
-            _ => None,
-        }
     }
 }
 
@@ -494,23 +308,14 @@ mod tests {
             (format!("{ONE}each: {{ who: [leader] }}\n"), "who is not used"),
             ("about: x\nsteps:\n  - whole: { within: 9s }\n".to_owned(), "nothing is broken"),
             (format!("{ONE}  - fill-disk: leader\n"), "disk-mib"),
+            (format!("{ONE}  - stall-disk: leader\n"), "shaky-disks"),
+            (format!("{ONE}  - jump-clock: {{ of: leader, by: 1h }}\n"), "own-clocks"),
+            (format!("{ONE}  - relay: {{ at: h1 }}\n"), "does nothing"),
+            (format!("{ONE}  - relay: {{ at: h1, lose: 101 }}\n"), "lose is from"),
+            (format!("{ONE}  - relay: {{ at: bmc of h1, lose: 5 }}\n"), "no cable of its own"),
         ] {
             let problem = problem(&text);
             assert!(problem.contains(told), "{problem} has no {told}");
         }
-    }
-
-    #[test]
-    fn an_event_is_known_by_what_it_says() {
-        let wanted = |text: &str| from_yaml::<Wanted>("w", text).unwrap();
-        let host = defib_model::HostId::new("h1").unwrap();
-        let event = EventKind::HostSuspected { host };
-        assert!(
-            wanted("event: host-suspected").is(&event)
-                && wanted("event: host-suspected\nhost: h1").is(&event)
-        );
-        assert!(!wanted("event: host-suspected\nhost: h2").is(&event));
-        assert!(!wanted("event: host-suspected\nvm: cp-1").is(&event));
-        assert!(!wanted("event: host-confirmed").is(&event));
     }
 }

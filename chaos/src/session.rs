@@ -9,8 +9,10 @@ use anyhow::{Context, ensure};
 use defib_lab::clock::{millis_between, monotonic_ns};
 use tokio::sync::oneshot;
 
+use crate::chance::mixed;
 use crate::machines::Ground;
 use crate::play::play;
+use crate::replicas;
 use crate::report::{Report, Run};
 use crate::scenario::Scenario;
 
@@ -39,6 +41,9 @@ impl Order {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.scenarios.is_empty(), "there is nothing to play");
         ensure!(self.repeat > 0, "--repeat: once at least");
+        for scenario in &self.scenarios {
+            replicas::check(&scenario.lab).with_context(|| scenario.name.clone())?;
+        }
         if let Some(directory) = &self.report {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("--report: {} can't be made", directory.display()))?;
@@ -59,14 +64,6 @@ impl Order {
         let number = usize::try_from(mixed(self.seed, place as u64) % count as u64).unwrap_or(0);
         (!over).then(|| self.scenarios.get(number)).flatten()
     }
-}
-
-/// As good as chance for the order of a soak, and the same for the same seed.
-fn mixed(seed: u64, place: u64) -> u64 {
-    let mut z = seed.wrapping_add(place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Plays, within the namespaces.

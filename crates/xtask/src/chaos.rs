@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use crate::cargo::become_program;
-use crate::packages;
+use crate::cargo::{become_program, target_directory};
+use crate::{kernel, packages};
 
 /// All that a lab starts, built as it is deployed, with the driver for real guests.
 const BUILD: [&str; 14] = [
@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
             "libvirt's headers are not here: the agent's driver for real guests can't be built (apt-get install libvirt-dev)"
         );
     }
+    kernel::provide(&target_directory()?.join("release/linux-guest"));
     let selection = ["run".into(), "--ci".into()];
     let arguments = if arguments.is_empty() { &selection[..] } else { arguments };
     become_program("defib-chaos", &BUILD, arguments)

@@ -8,6 +8,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod kafka;
+mod kernel;
 mod packages;
 mod redfish;
 mod simulate;

@@ -19,6 +19,7 @@ const WANTED: &[(&str, &str)] = &[
     ("/usr/share/doc/libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
     ("virsh", "libvirt-clients"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("/usr/share/doc/libfaketime", "libfaketime"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("python3", "python3-venv"),

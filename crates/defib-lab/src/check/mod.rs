@@ -45,6 +45,8 @@ pub struct Evidence {
     pub requests: BTreeMap<String, Vec<RequestRecord>>,
     /// What to add to a monotonic time to get a wall time.
     pub wall_minus_monotonic_ns: i128,
+    /// By how many milliseconds wall clocks of replicas were wrong at times: an hour or more.
+    pub wrong_clocks_ms: BTreeSet<i64>,
     /// Hosts whose VMs had to stop.
     pub struck: BTreeSet<String>,
     /// What the controller says of VMs that do not run.
@@ -52,6 +54,9 @@ pub struct Evidence {
     /// What agents stopped, by their own logs, whyever: host, VM, incarnation.
     pub stopped: BTreeSet<(String, String, u64)>,
 }
+
+/// No lab lasts longer, and no wrong clock is wrong by less than twice that.
+const LAB_LASTS_MS: i128 = 30 * 60_000;
 
 /// Per invariant what is wrong; an empty list: it held.
 #[derive(Debug, Clone, Default)]
@@ -105,9 +110,19 @@ impl Evidence {
             .unwrap_or(&[])
     }
 
-    /// A wall clock's milliseconds as monotonic nanoseconds: the earliest moment that they can mean.
-    fn monotonic_of_wall(&self, wall_ms: u64) -> i128 {
-        i128::from(wall_ms) * 1_000_000 - self.wall_minus_monotonic_ns
+    /// When an event was, by this machine's wall clock in milliseconds, whatever the clock of the replica showed that
+    /// dated it: no lab lasts for as long as a clock is wrong.
+    fn wall_ms(&self, event: &Event) -> i128 {
+        let told = i128::from(event.wall.0);
+        let read = (i128::from(self.read_at_ns) + self.wall_minus_monotonic_ns) / 1_000_000;
+        let may_be = |at: &i128| (at - read).abs() < LAB_LASTS_MS;
+        let meant = self.wrong_clocks_ms.iter().map(|by| told - i128::from(*by)).find(may_be);
+        meant.filter(|_| !may_be(&told)).unwrap_or(told)
+    }
+
+    /// The same as monotonic nanoseconds: the earliest moment that it can mean.
+    fn monotonic_of(&self, event: &Event) -> i128 {
+        self.wall_ms(event) * 1_000_000 - self.wall_minus_monotonic_ns
     }
 
     fn is_living(&self, life: &Life) -> bool {

@@ -371,3 +371,27 @@ fn i11_a_vm_that_has_a_successor_has_stopped_although_it_beat_just_now() {
     evidence.struck.clear();
     assert_eq!(broken(&evidence), ["I11"]);
 }
+
+#[test]
+fn what_a_wrong_clock_dated_is_judged_by_when_it_was() {
+    let hour = 3_600_000;
+    let shifted = |by: i64, of_wrong: i64| {
+        let mut evidence = good();
+        evidence.wall_minus_monotonic_ns = i128::from(100 * hour) * 1_000_000;
+        for stream in evidence.streams.values_mut() {
+            for event in &mut stream.events {
+                // The replica that dated the second half of them was wrong.
+                let wrong = if event.wall.0 >= 300 { by } else { 0 };
+                event.wall = UnixMillis(event.wall.0.saturating_add_signed(100 * hour + wrong));
+            }
+        }
+        evidence.wrong_clocks_ms = [of_wrong].into();
+        let verdicts = check(&evidence);
+        (verdicts.0["I2"].clone(), verdicts.0["I3"].clone())
+    };
+    for by in [hour, -hour, 24 * hour] {
+        assert_eq!(shifted(by, by), (Vec::new(), Vec::new()), "{by}");
+    }
+    // Nobody said that it was wrong.
+    assert!(!shifted(hour, 2 * hour).1.is_empty());
+}

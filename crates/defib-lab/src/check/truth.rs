@@ -49,7 +49,7 @@ pub(super) fn dead_when_proven(evidence: &Evidence) -> Vec<String> {
     let mut problems = Vec::new();
     for event in evidence.events() {
         let EventKind::DeathProven { host, proof, .. } = &event.kind else { continue };
-        let proven_at = evidence.monotonic_of_wall(event.wall.0);
+        let proven_at = evidence.monotonic_of(event);
         for life in &evidence.lives {
             let of_then = life.host == host.as_str() && i128::from(life.started_ns) <= proven_at;
             if of_then && i128::from(life.last_ns) > proven_at + ROUNDING_NS {
@@ -70,7 +70,7 @@ pub(super) fn stale_orders_die(evidence: &Evidence) -> Vec<String> {
     let mut orders: BTreeMap<(&str, &str, u64), i128> = BTreeMap::new();
     for event in evidence.events() {
         if let EventKind::VmPlaced { vm, host, incarnation, .. } = &event.kind {
-            let at = evidence.monotonic_of_wall(event.wall.0);
+            let at = evidence.monotonic_of(event);
             orders.entry((vm.as_str(), host.as_str(), incarnation.0)).or_insert(at);
         }
     }
@@ -104,7 +104,8 @@ pub(super) fn intent_before_write(evidence: &Evidence) -> Vec<String> {
     for (host, requests) in &evidence.requests {
         for request in requests {
             let Some(reset) = &request.reset else { continue };
-            let before = evidence.events().iter().filter(|event| event.wall.0 as f64 <= request.unix_ms);
+            let before =
+                evidence.events().iter().filter(|event| evidence.wall_ms(event) as f64 <= request.unix_ms);
             let mut intended = false;
             let mut reached = None;
             for event in before {
@@ -113,7 +114,7 @@ pub(super) fn intent_before_write(evidence: &Evidence) -> Vec<String> {
                         (intended, reached) = (true, None);
                     }
                     EventKind::DeathProven { host: of, .. } if of.as_str() == host => {
-                        reached.get_or_insert(event.wall.0 as f64);
+                        reached.get_or_insert_with(|| evidence.wall_ms(event) as f64);
                     }
                     _ => {}
                 }

@@ -271,7 +271,7 @@ impl Cluster {
             output: directory.join("log"),
             watched_input: false,
         };
-        let program = self.site.replica_program(own.id, program);
+        let program = self.site.replica_program(own.id, program)?;
         let process = Some(Process::start(&program)?);
         self.replicas.push(LabReplica { id: own.id, program, process });
         Ok(())

@@ -70,6 +70,7 @@ impl Cluster {
             streams,
             requests,
             wall_minus_monotonic_ns: wall_minus_monotonic_ns(),
+            wrong_clocks_ms: BTreeSet::new(),
             struck: struck.clone(),
             told,
             stopped,

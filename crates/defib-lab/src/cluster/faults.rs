@@ -1,6 +1,8 @@
 //! What can be done to a lab's cluster: kill, stop, cut, freeze, add.
 
+use std::fmt;
 use std::fs;
+use std::process::ExitStatus;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
@@ -8,13 +10,28 @@ use nix::unistd::Pid;
 
 use super::files::ReplicaPorts;
 use super::site::ReplicaAddresses;
-use super::{Cluster, Process, binary, build, describe, files};
+use super::{Cluster, LabReplica, Process, binary, build, describe, files};
 use crate::clock::monotonic_ns;
 use crate::cluster::Operator;
 use crate::redfish::Plug;
 
 /// The file that keeps a host's agent from being started.
 pub(super) const HELD: &str = "agent.held";
+
+/// A replica that ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fallen {
+    /// Its number.
+    pub id: u64,
+    /// How it ended.
+    pub status: ExitStatus,
+}
+
+impl fmt::Display for Fallen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "replica {} ended with {}", self.id, describe(self.status))
+    }
+}
 
 impl Cluster {
     /// `kill -9` of a replica.
@@ -51,15 +68,18 @@ impl Cluster {
         self.replicas.iter().find(|replica| replica.id == id)?.process.as_ref().map(Process::pid)
     }
 
-    /// Replicas that ended by themselves, which none ever should: which, and how.
+    /// Replicas that ended by themselves, which none ever should, in words.
     pub fn fallen_replicas(&mut self) -> Vec<String> {
-        let mut fallen = Vec::new();
-        for replica in &mut self.replicas {
-            if let Some(status) = replica.process.as_mut().and_then(Process::ended) {
-                fallen.push(format!("replica {} ended with {}", replica.id, describe(status)));
-            }
-        }
-        fallen
+        self.fallen().iter().map(ToString::to_string).collect()
+    }
+
+    /// Replicas that ended by themselves.
+    pub fn fallen(&mut self) -> Vec<Fallen> {
+        let ended = |replica: &mut LabReplica| {
+            let status = replica.process.as_mut().and_then(Process::ended)?;
+            Some(Fallen { id: replica.id, status })
+        };
+        self.replicas.iter_mut().filter_map(ended).collect()
     }
 
     /// Pulls a host's plug, with its BMC's power if `bmc_dark`. Returns the moment of the cut, when nothing of

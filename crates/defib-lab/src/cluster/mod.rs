@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use client::{Operator, Refused};
 pub use events::{Follower, Seen, Stream};
+pub use faults::Fallen;
 pub use layout::Size;
 pub use process::{Process, Program, binary, describe};
 

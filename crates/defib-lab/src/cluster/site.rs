@@ -90,7 +90,10 @@ pub trait Site: Debug + Send + Sync {
     fn cables(&self, number: usize) -> Vec<String>;
 
     /// A replica's program as it is started there.
-    fn replica_program(&self, id: u64, program: Program) -> Program;
+    ///
+    /// # Errors
+    /// When it can't be given what it has there.
+    fn replica_program(&self, id: u64, program: Program) -> anyhow::Result<Program>;
 
     /// The command that the BMC starts at power-on.
     fn boot(&self, boot: &Boot<'_>) -> Vec<OsString>;
@@ -168,8 +171,8 @@ impl Site for Loopback {
         Vec::new()
     }
 
-    fn replica_program(&self, _: u64, program: Program) -> Program {
-        program
+    fn replica_program(&self, _: u64, program: Program) -> anyhow::Result<Program> {
+        Ok(program)
     }
 
     fn boot(&self, boot: &Boot<'_>) -> Vec<OsString> {

@@ -1,165 +1,28 @@
-//! One lab with everything that watches it, and what is done to it, step by step.
+//! What is done to a lab.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
-use defib_lab::clock::{millis_between, monotonic_ns};
+use anyhow::{Context, ensure};
+use defib_lab::clock::monotonic_ns;
+use defib_lab::cluster::binary;
 use defib_lab::cluster::layout::host_name;
-use defib_lab::cluster::{Cluster, Follower, Options, Profile, Seen, Size, binary, wait_until};
-use defib_lab::failover;
-use defib_lab::measure::Recovery;
-use defib_lab::oracle::Life;
 use defib_lab::redfish::Faults;
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use crate::cuts::{self, OneWay, Port};
-use crate::machines::{Ground, run};
-use crate::report::{Moment, MomentKind};
-use crate::scenario::{Cut, Scenario, Step, Twice, Wanted};
-use crate::watch::{self, Watch};
-use crate::words::{End, Hosts, Processes, Replicas, listed};
-
-/// How long anything may take to be whole at first, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an event may take that a scenario gives no limit.
-const EVENT_WITHIN: Duration = Duration::from_secs(30);
-/// How often it is looked while something is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// A scenario's lab.
-#[derive(Debug)]
-pub(crate) struct Stage {
-    pub(crate) cluster: Cluster,
-    pub(crate) follower: Follower,
-    pub(crate) watch: Watch,
-    /// How long it took until everything ran.
-    pub(crate) up_ms: f64,
-    /// What ran before the first fault.
-    pub(crate) before: Vec<Life>,
-    /// When it was.
-    pub(crate) fault_at_ns: Option<u64>,
-    /// What was done, and what came.
-    pub(crate) timeline: Vec<Moment>,
-    struck: Vec<String>,
-    /// Events so far; steps that wait for one begin to look at `waited`.
-    pub(crate) events: Vec<Seen>,
-    waited: usize,
-    cuts: Vec<OneWay>,
-    paused: Vec<i32>,
-    killed: BTreeSet<u64>,
-    filled: Vec<PathBuf>,
-    binaries: Option<PathBuf>,
-}
+use super::{LOOK_EVERY, PATIENCE, Stage};
+use crate::chance::mixed;
+use crate::cuts::{self, Network, OneWay, Port};
+use crate::disk::Health;
+use crate::machines::run;
+use crate::relay::{Cable, Relay};
+use crate::step::{self, Cut, Slow, Step, Twice};
+use crate::watch;
+use crate::words::{Hosts, Processes, Replicas, listed, once};
 
 impl Stage {
-    /// Builds it and waits until everything runs.
-    pub(crate) async fn build(
-        ground: &Ground,
-        directory: &Path,
-        binaries: Option<&PathBuf>,
-        scenario: &Scenario,
-    ) -> anyhow::Result<Self> {
-        let began = monotonic_ns();
-        let lab = &scenario.lab;
-        let profile = if lab.fast { Profile::Fast } else { Profile::Default };
-        let mut options = Options::new(directory, profile);
-        options.size = Size { hosts: lab.hosts, victim_vms: lab.victim_vms, other_vms: lab.other_vms };
-        if lab.wide_brakes {
-            options.policy = failover::policy(profile);
-        }
-        options.second_path = lab.second_path;
-        options.binaries = binaries.cloned();
-        options.leave_directory = true;
-        options.site = Arc::new(ground.site(directory, lab)?);
-        cuts::apply(&[])?;
-        let cluster = Cluster::start(options).await?;
-        let watch = Watch::start(&cluster);
-        let follower = cluster.follow();
-        let mut stage = Self {
-            cluster,
-            follower,
-            watch,
-            up_ms: 0.0,
-            before: Vec::new(),
-            fault_at_ns: None,
-            timeline: Vec::new(),
-            struck: Vec::new(),
-            events: Vec::new(),
-            waited: 0,
-            cuts: Vec::new(),
-            paused: Vec::new(),
-            killed: BTreeSet::new(),
-            filled: Vec::new(),
-            binaries: binaries.cloned(),
-        };
-        stage.struck = scenario.struck(|hosts| stage.hosts(hosts));
-        if let Err(error) = stage.cluster.settle(PATIENCE).await {
-            stage.pump(Duration::from_millis(200)).await;
-            let last: Vec<String> =
-                stage.events.iter().rev().take(8).map(|seen| seen.event.kind.to_string()).collect();
-            return Err(
-                error.context(format!("the lab does not get whole; its last events: {}", last.join("; ")))
-            );
-        }
-        stage.up_ms = millis_between(began, monotonic_ns());
-        stage.pump(Duration::from_millis(100)).await;
-        stage.before = stage.cluster.living()?;
-        Ok(stage)
-    }
-
-    /// Hosts that lose their VMs.
-    pub(crate) fn struck(&self) -> &[String] {
-        &self.struck
-    }
-
-    /// Takes what events have come, and waits for one at most so long.
-    async fn pump(&mut self, patience: Duration) {
-        let mut wait = patience;
-        while let Some(seen) = self.follower.next(wait).await {
-            self.events.push(seen);
-            wait = Duration::ZERO;
-        }
-    }
-
-    fn hosts(&self, hosts: &Hosts) -> Vec<String> {
-        match hosts {
-            Hosts::Named(names) => names.clone(),
-            Hosts::Rack(rack) => self.cluster.hosts_in(rack),
-            Hosts::All => self.cluster.host_names(),
-        }
-    }
-
-    async fn replicas(&self, replicas: Replicas) -> anyhow::Result<Vec<u64>> {
-        let all: Vec<u64> = self.cluster.ports().iter().map(|ports| ports.id).collect();
-        let leader = match replicas {
-            Replicas::Leader | Replicas::Follower | Replicas::Followers => {
-                self.cluster.operator().status().await?.leader
-            }
-            Replicas::Number(_) | Replicas::All => 0,
-        };
-        replicas.among(&all, leader)
-    }
-
-    fn directory(&self, host: &str) -> PathBuf {
-        self.cluster.directory().join("hosts").join(host)
-    }
-
-    /// Notes what is done now. The first thing that breaks something is the fault.
-    fn note(&mut self, at_ns: u64, step: &Step, text: String) {
-        if step.breaks() {
-            self.fault_at_ns.get_or_insert(at_ns);
-        }
-        let kind = if step.breaks() { MomentKind::Fault } else { MomentKind::Step };
-        tracing::info!("{text}");
-        self.timeline.push(Moment { at_ns, kind, text });
-    }
-
     /// Does one step.
     pub(crate) async fn perform(&mut self, step: &Step) -> anyhow::Result<()> {
         let now = monotonic_ns();
@@ -212,7 +75,8 @@ impl Stage {
                 Ok(())
             }
             Step::Start(_) => {
-                let killed = std::mem::take(&mut self.killed);
+                let mut killed = std::mem::take(&mut self.killed);
+                killed.append(&mut self.broken);
                 self.note(now, step, format!("replica {} is started again", listed(&killed)));
                 for id in killed {
                     self.cluster.restart_replica(id)?;
@@ -230,10 +94,12 @@ impl Stage {
                 Ok(())
             }
             Step::Cut(cut) => self.cut(step, cut).await,
+            Step::Relay(relay) => self.put_in(step, relay).await,
             Step::Heal(_) => {
                 self.cuts.clear();
                 cuts::apply(&[])?;
-                self.note(monotonic_ns(), step, "all cuts are mended".to_owned());
+                self.take_out_relays()?;
+                self.note(monotonic_ns(), step, "all cuts and cables are mended".to_owned());
                 Ok(())
             }
             Step::BmcDark(hosts) | Step::BmcLight(hosts) => {
@@ -270,6 +136,33 @@ impl Stage {
                     std::fs::remove_file(file)?;
                 }
                 self.note(now, step, "full disks have room again".to_owned());
+                Ok(())
+            }
+            Step::StallDisk(of) => self.set_disks(step, *of, Health::Stalled).await,
+            Step::SlowDisk(Slow { of, by }) => self.set_disks(step, *of, Health::Slow(by.0)).await,
+            Step::BreakDisk(of) => self.set_disks(step, *of, Health::Broken).await,
+            Step::MendDisks(_) => {
+                self.machines.replicas.mend_disks();
+                self.note(now, step, "all disks are well again".to_owned());
+                Ok(())
+            }
+            Step::JumpClock(jump) => {
+                for id in self.replicas(jump.of).await? {
+                    self.note(
+                        monotonic_ns(),
+                        step,
+                        format!("the wall clock of replica {id} is wrong by {:+} s", jump.by),
+                    );
+                    self.jumps.insert(jump.by);
+                    self.machines.replicas.set_clock(id, jump.by)?;
+                }
+                Ok(())
+            }
+            Step::SetClocks(_) => {
+                for ports in self.cluster.ports() {
+                    self.machines.replicas.set_clock(ports.id, 0)?;
+                }
+                self.note(now, step, "all wall clocks are right again".to_owned());
                 Ok(())
             }
             Step::StartTwice(Twice { vm, on }) => {
@@ -349,22 +242,6 @@ impl Stage {
         Ok(())
     }
 
-    async fn ports(&self, end: &End) -> anyhow::Result<Vec<Port>> {
-        let number = |host: &String| {
-            (1..=self.cluster.inventory().hosts.len())
-                .find(|number| host_name(*number) == *host)
-                .with_context(|| format!("the lab has no host {host}"))
-        };
-        match end {
-            End::Hosts(hosts) => Ok(self.hosts(hosts).into_iter().map(Port::Machine).collect()),
-            End::Bmcs(hosts) => self.hosts(hosts).iter().map(|host| number(host).map(Port::Bmc)).collect(),
-            End::Replicas(replicas) => {
-                let ids = self.replicas(*replicas).await?;
-                Ok(ids.into_iter().map(|id| Port::Machine(format!("r{id}"))).collect())
-            }
-        }
-    }
-
     async fn cut(&mut self, step: &Step, cut: &Cut) -> anyhow::Result<()> {
         let (from, to) = (self.ports(&cut.from).await?, self.ports(&cut.to).await?);
         for from in &from {
@@ -396,6 +273,37 @@ impl Stage {
         Ok(())
     }
 
+    async fn put_in(&mut self, step: &Step, relay: &step::Relay) -> anyhow::Result<()> {
+        let mut cables = Vec::new();
+        for port in self.ports(&relay.at).await? {
+            let Port::Machine(machine) = port else { continue };
+            for network in [Network::Data, Network::Management] {
+                if relay.network.is_none_or(|only| only == network) {
+                    cables.push(Cable { machine: machine.clone(), network });
+                }
+            }
+        }
+        let number = self.relays.len() as u64;
+        let output = self.cluster.directory().join(format!("relay-{number}.log"));
+        let machines = once(cables.iter().map(|cable| cable.machine.clone()));
+        let weather = relay.weather();
+        let one = Relay::put_in(cables, weather, mixed(self.seed, number), &output).await?;
+        self.relays.push(one);
+        self.note(monotonic_ns(), step, format!("the cables of {machines} {weather}"));
+        Ok(())
+    }
+
+    async fn set_disks(&mut self, step: &Step, of: Replicas, health: Health) -> anyhow::Result<()> {
+        for id in self.replicas(of).await? {
+            self.note(monotonic_ns(), step, format!("the disk of replica {id} {health}"));
+            self.machines.replicas.set_disk(id, health)?;
+            if health == Health::Broken {
+                self.broken.insert(id);
+            }
+        }
+        Ok(())
+    }
+
     fn start_twice(&self, vm: &str, on: &str) -> anyhow::Result<()> {
         let declared = self.cluster.inventory().vms.values().find(|one| one.id.as_str() == vm);
         let declared = declared.with_context(|| format!("the lab has no VM {vm}"))?;
@@ -416,121 +324,6 @@ impl Stage {
         ensure!(output.status.success(), "defib {words}: {}", told.trim());
         Ok(())
     }
-
-    async fn wait_for(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
-        let within = wanted.within.map_or(EVENT_WITHIN, |within| within.0);
-        let deadline = Instant::now() + within;
-        let from = self.fault_at_ns.unwrap_or(0);
-        loop {
-            while let Some(seen) = self.events.get(self.waited) {
-                self.waited += 1;
-                // Before the first fault much happens that nobody means.
-                if seen.at_ns >= from && wanted.is(&seen.event.kind) {
-                    return Ok(());
-                }
-            }
-            ensure!(Instant::now() < deadline, "no event `{}` within {within:?}", wanted.text());
-            self.pump(LOOK_EVERY).await;
-        }
-    }
-
-    /// The recovery of the struck hosts, as far as events tell.
-    pub(crate) fn recovery(&self) -> Option<Recovery> {
-        let fault_at_ns = self.fault_at_ns?;
-        let mut recovery = Recovery::new(fault_at_ns, &self.struck, &self.before);
-        for seen in &self.events {
-            recovery.observe(seen);
-        }
-        Some(recovery)
-    }
-
-    async fn wait_until_recovered(&mut self, within: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + within;
-        loop {
-            self.pump(LOOK_EVERY).await;
-            let recovery = self.recovery().context("nothing was broken yet")?;
-            let missing = if recovery.is_proven() {
-                recovery.waits_for(&self.cluster.oracle().lives()?)
-            } else {
-                Some(format!("the death of {} to be proven", listed(&self.struck)))
-            };
-            let Some(missing) = missing else { return Ok(()) };
-            ensure!(Instant::now() < deadline, "not recovered within {within:?}: waits for {missing}");
-        }
-    }
-
-    async fn wait_until_whole(&mut self, within: Duration) -> anyhow::Result<()> {
-        let cluster = &self.cluster;
-        let settled = async {
-            cluster.settle(within).await?;
-            wait_until("no recovery is open", within, || async {
-                let open = cluster.operator().status().await?.recoveries.len();
-                ensure!(open == 0, "{open} recoveries are open");
-                Ok(())
-            })
-            .await
-        };
-        let mut settled = Box::pin(settled);
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut settled => break outcome,
-                Some(seen) = self.follower.next(LOOK_EVERY) => self.events.push(seen),
-                else => {}
-            }
-        };
-        drop(settled);
-        outcome?;
-        self.pump(LOOK_EVERY).await;
-        // A replica that lags tells nobody that it does.
-        if let Some(fallen) = self.cluster.fallen_replicas().first() {
-            bail!("{fallen}");
-        }
-        Ok(())
-    }
-
-    /// Takes events until none comes any more.
-    pub(crate) async fn listen(&mut self, time: Duration) {
-        self.pump(time).await;
-    }
-
-    /// Every VM that ran before the fault and has another instance now, or none.
-    pub(crate) fn stopped(&self) -> anyhow::Result<Vec<String>> {
-        let living: BTreeSet<(String, i32)> =
-            self.cluster.living()?.into_iter().map(|life| (life.vm, life.pid)).collect();
-        let gone = self.before.iter().filter(|life| !living.contains(&(life.vm.clone(), life.pid)));
-        Ok(gone.map(|life| life.vm.clone()).collect())
-    }
-
-    /// How often each BMC was told to switch.
-    pub(crate) async fn switched(
-        &self,
-        hosts: impl Iterator<Item = &String>,
-    ) -> anyhow::Result<BTreeMap<String, usize>> {
-        let mut counts = BTreeMap::new();
-        for host in hosts {
-            let requests = self.cluster.host(host)?.admin.requests().await?;
-            counts.insert(host.clone(), requests.iter().filter(|one| one.reset.is_some()).count());
-        }
-        Ok(counts)
-    }
-
-    /// Lets everything go that could keep it from being taken down.
-    pub(crate) fn release(&mut self) {
-        for pid in std::mem::take(&mut self.paused) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-        }
-        self.cuts.clear();
-        if let Err(error) = cuts::apply(&[]) {
-            tracing::warn!("{error:#}");
-        }
-    }
-}
-
-/// Waits so long that faults hit other moments between two beats from run to run.
-pub(crate) async fn wait_a_part_of_a_beat(seed: u64, beat: Duration) {
-    // The high bits of a multiplicative hash are as good as chance here.
-    let part = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54;
-    sleep(beat.mul_f64(part as f64 / 1024.0)).await;
 }
 
 /// Writes until nothing fits any more.
