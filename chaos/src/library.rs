@@ -147,4 +147,40 @@ mod tests {
         assert_eq!(names("kill-all"), ["kill-all"]);
         assert!(library.named(&["kil".to_owned()]).unwrap_err().to_string().contains("list"));
     }
+
+    /// What stands in backticks.
+    fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+        cell.split('`').skip(1).step_by(2)
+    }
+
+    #[test]
+    fn the_table_of_incidents_names_what_there_is() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let text = std::fs::read_to_string(root.join("docs/testing/chaos.md")).unwrap();
+        let library = Library::carried().unwrap();
+        let mut numbers = Vec::new();
+        for line in text.lines() {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let ["", number, _, here, elsewhere, ""] = cells.as_slice() else { continue };
+            let Ok(number) = number.parse::<usize>() else { continue };
+            numbers.push(number);
+            for name in quoted(here) {
+                library.named(&[name.to_owned()]).unwrap();
+            }
+            for name in quoted(elsewhere) {
+                let folders = ["crates/defib-sim/scenarios", "crates/defib-engine/scenarios"];
+                let mut files = folders.map(|folder| root.join(folder).join(format!("{name}.txt"))).to_vec();
+                files.push(root.join(name));
+                assert!(files.iter().any(|file| file.is_file()), "{number}: there is no {name}");
+            }
+            assert!(quoted(here).count() > 0 && quoted(elsewhere).count() > 0, "nothing plays {number}");
+        }
+        assert_eq!(numbers, (1..=25).collect::<Vec<usize>>());
+        // Scenarios that prose names.
+        let networks = text.split("Networks, each cut").nth(1).unwrap().split("\n\n").next().unwrap();
+        assert!(quoted(networks).count() > 12);
+        for name in quoted(networks) {
+            library.named(&[name.to_owned()]).unwrap();
+        }
+    }
 }

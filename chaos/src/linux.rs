@@ -114,7 +114,7 @@ mod tests {
         add(&mut archive, "init", 0o100_755, b"abcde").unwrap();
         add(&mut archive, "TRAILER!!!", 0, &[]).unwrap();
         let text = String::from_utf8_lossy(&archive);
-        // Magic, then: which file, mode, owner, group, links, time, length, four numbers of devices, length of the name.
+        // Magic, then: which file, mode, owner, group, links, time, length.
         assert!(text.starts_with("07070100000000000081ed0000000000000000000000010000000000000005"), "{text}");
         assert_eq!(archive.len() % 4, 0);
         // 110 bytes of header and 5 of name are filled up to 116.

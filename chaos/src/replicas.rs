@@ -1,5 +1,5 @@
-//! What a replica has of its own in a lab: its network, and, where a scenario wants them, a disk that can be full, one that
-//! can stall, be slow and fail, or a wall clock that can jump.
+//! What a replica has of its own in a lab: its network, and, where a scenario wants them, a disk that can be full, one
+//! that can stall, be slow and fail, or a wall clock that can jump.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -73,7 +73,7 @@ impl Ward {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
 
     use super::*;
 
@@ -82,7 +82,7 @@ mod tests {
         let ward = Arc::new(Ward::default());
         assert!(ward.admits());
         ward.set(Health::Stalled);
-        let (tell, told) = channel();
+        let (tell, told) = sync_channel(1);
         let writer = {
             let ward = Arc::clone(&ward);
             std::thread::spawn(move || tell.send(ward.admits()))

@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(log.sync_data().unwrap_err().raw_os_error(), Some(libc::EIO));
         assert_eq!(fs::read(&path).unwrap(), b"before");
         disk.set(Health::Stalled);
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         let writer = std::thread::spawn(move || tell.send(log.write_all(b" and after").is_ok()));
         assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
         disk.set(Health::Well);
@@ -127,7 +127,7 @@ mod tests {
         let Some((room, disk)) = mounted() else { return };
         let mut log = File::create(room.path().join("disk/log")).unwrap();
         disk.set(Health::Stalled);
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         let writer = std::thread::spawn(move || tell.send(log.write_all(b"x").is_err()));
         assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
         drop(disk);

@@ -1,5 +1,5 @@
-//! What becomes of a frame in a relay, and when it goes on: decided by its weather, its seed and the order in which frames
-//! come. No clock, no sockets.
+//! What becomes of a frame in a relay, and when it goes on: decided by its weather, its seed and the order in which
+//! frames come. No clock, no sockets.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,5 +1,5 @@
-//! A cable that loses, delays, reorders and duplicates, since the kernel can't (no netem here): the cable is cut through,
-//! and a small process stands between its halves. All other cables keep their speed.
+//! A cable that loses, delays, reorders and duplicates, since the kernel can't (no netem here): the cable is cut
+//! through, and a small process stands between its halves. All other cables keep their speed.
 
 pub(crate) mod fate;
 mod forward;

@@ -20,8 +20,8 @@ const MODULES: [&str; 6] = [
     "drivers/block/virtio_blk.ko",
 ];
 
-/// Puts kernel and modules into a folder, unless they are there. Without them only the scenarios that boot a Linux can't
-/// be played, and those say so.
+/// Puts kernel and modules into a folder, unless they are there. Without them only the scenarios that boot a Linux
+/// can't be played, and those say so.
 pub(crate) fn provide(folder: &Path) {
     let is_there = |name: &str| name.rsplit('/').next().is_some_and(|name| folder.join(name).is_file());
     if is_there("vmlinuz") && MODULES.iter().all(|name| is_there(name)) {
