@@ -383,14 +383,17 @@ impl Controller {
         self.propose_once(now, Proposed::Place, || Command::Place { placements, unplaced }, effects);
     }
 
-    /// Whether a VM waits before it is placed again where its start was refused untried (a host that shuts down, say),
-    /// which only happens when no other host fits. Each refusal doubles the wait, or both would go round and round.
+    /// Whether a VM waits before it is placed again where its start failed, or was refused untried (a host that shuts
+    /// down, say), which only happens when no other host fits. Each time doubles the wait: else both would go round and
+    /// round, and a hypervisor that is just restarted would cost a VM all its attempts.
     fn rests(&mut self, now: Instant, vm: &VmId, host: &HostId) -> bool {
         let Some(record) = self.ledger.vms().get(vm) else { return false };
-        if record.untried == 0 || !record.failed_on.contains(host) {
+        // The first failure may be chance.
+        let times = record.untried.max(record.attempts.saturating_sub(1));
+        if times == 0 || !record.failed_on.contains(host) {
             return false;
         }
-        let wait = REDELIVER_AFTER.times(1 << record.untried.min(REST_DOUBLINGS));
+        let wait = REDELIVER_AFTER.times(1 << times.min(REST_DOUBLINGS));
         let (_, until) =
             *self.resting.entry(vm.clone()).or_insert_with(|| (record.incarnation, now.plus(wait)));
         now < until
