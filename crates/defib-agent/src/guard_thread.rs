@@ -44,6 +44,7 @@ use crate::{
     clock,
     durable::Store,
     hypervisor::{Hypervisor, Job, StartOrder},
+    notes::Notes,
     sessions::Outbox,
     watchdog::Keeper,
 };
@@ -142,6 +143,7 @@ pub struct GuardThread {
     said: Receiver<Said>,
     waker: Arc<EventFd>,
     hypervisor: Hypervisor,
+    notes: Notes,
     outbox: Outbox,
     questions: mpsc::Sender<Vec<(HostId, String)>>,
     published: Arc<Published>,
@@ -192,6 +194,7 @@ impl GuardThread {
         handle: &GuardHandle,
         said: Receiver<Said>,
         hypervisor: Hypervisor,
+        notes: Notes,
         outbox: Outbox,
         questions: mpsc::Sender<Vec<(HostId, String)>>,
         published: Arc<Published>,
@@ -207,6 +210,7 @@ impl GuardThread {
             said,
             waker: Arc::clone(&handle.waker),
             hypervisor,
+            notes,
             outbox,
             questions,
             published,
@@ -297,7 +301,7 @@ impl GuardThread {
                 Ok(())
             }
             Said::ReportWanted(replica) => {
-                if let Some(report) = self.guard.report() {
+                if let Some(report) = self.whole_report() {
                     self.outbox.to(replica, agent_message::Message::Report((&report).into()));
                     if let Some(goodbye) = self.goodbye() {
                         self.outbox.to(replica, goodbye);
@@ -535,8 +539,15 @@ impl GuardThread {
         }
     }
 
+    /// What the guard says of this host, with what the drivers say of its VMs.
+    fn whole_report(&self) -> Option<AgentReport> {
+        let mut report = self.guard.report()?;
+        self.notes.add_to(&mut report);
+        Some(report)
+    }
+
     fn report(&mut self, now: Instant) {
-        let Some(report) = self.guard.report() else {
+        let Some(report) = self.whole_report() else {
             self.next_report = now.plus(Millis(1000));
             return;
         };

@@ -16,6 +16,7 @@ pub mod join;
 pub mod libvirt;
 pub mod local;
 pub mod neighbours;
+pub mod notes;
 pub mod places;
 pub mod process;
 pub mod run;

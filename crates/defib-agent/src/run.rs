@@ -25,6 +25,7 @@ use crate::{
     hypervisor::{self, Hypervisor, Listing, Tell},
     local::{self, Wish},
     neighbours::{self, NeighbourService},
+    notes::Notes,
     places::Places,
     process::ProcessDriver,
     sessions::{self, Outbox, SessionConfig},
@@ -150,6 +151,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let (handle, said) = guard_thread::handle()?;
     let to_guard = handle.clone();
     let tell: Tell = Arc::new(move |input| to_guard.input(input));
+    let notes = Notes::default();
     let (processes, process_thread) = hypervisor::prepare(driver)?;
     #[cfg_attr(not(feature = "libvirt"), expect(unused_mut, reason = "there is no other driver"))]
     let mut drivers = vec![processes];
@@ -163,7 +165,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
             uri: section.uri.clone(),
             status_dir: section.status_dir.clone(),
         };
-        drivers.push(libvirt::start(settings, epoch, Arc::clone(&tell), listing.clone())?);
+        drivers.push(libvirt::start(settings, epoch, Arc::clone(&tell), notes.clone(), listing.clone())?);
     }
     let vms = Hypervisor::new(drivers);
     let outbox = Outbox::default();
@@ -180,6 +182,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         &handle,
         said,
         vms,
+        notes,
         outbox.clone(),
         questions,
         Arc::clone(&published),

@@ -11,6 +11,7 @@ mod bus;
 mod certificates;
 mod channels;
 mod commands;
+mod conditions;
 pub mod config;
 pub mod core;
 pub mod effects;

@@ -68,6 +68,7 @@ impl Meter {
                 .recovery
                 .and_then(|id| ledger.recoveries().get(&id))
                 .map(|recovery| seconds(recovery.opened, event.at));
+            crate::conditions::count(&event.kind);
             match &event.kind {
                 EventKind::OpinionChanged { observer, from, to, silent_ms, .. }
                     if *observer == self.me && from < to =>
@@ -113,6 +114,7 @@ impl Meter {
         gauge!("defib_brakes_holding")
             .set(ledger.open_recoveries().filter(|(_, recovery)| recovery.brake.is_some()).count() as f64);
         crate::fencing_tests::gather(ledger);
+        crate::conditions::gather(ledger);
         gauge!("defib_vms_waiting").set(ledger.index().waiting.len() as f64);
         gauge!("defib_paused").set(if ledger.paused() { 1.0 } else { 0.0 });
         gauge!("defib_disarmed").set(if ledger.disarmed().is_some() { 1.0 } else { 0.0 });
@@ -176,6 +178,7 @@ fn describe() {
     crate::export::describe();
     crate::bmc_events::describe();
     crate::webhooks::describe();
+    crate::conditions::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),

@@ -10,7 +10,7 @@ use defib_model::{
 };
 use defib_wire::v1;
 
-use crate::{admission::Protection, core::View};
+use crate::{admission::Protection, conditions, core::View};
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
@@ -75,6 +75,7 @@ pub fn vm_summary(ledger: &Ledger, id: &VmId, record: &VmRecord) -> v1::VmSummar
         host: vm_host(record),
         incarnation: record.incarnation.0,
         readiness: record.readiness.map(|readiness| readiness.to_string()).unwrap_or_default(),
+        condition: conditions::of(record).map(|condition| condition.to_string()).unwrap_or_default(),
     }
 }
 
@@ -310,6 +311,8 @@ pub fn vm_detail(view: &View<'_>, id: &VmId) -> Option<v1::VmDetail> {
         recovery: record.recovery.map_or(0, |id| id.0),
         would_go_to,
         would_not_go_because,
+        condition_detail: record.note.detail.clone(),
+        reboots: record.note.reboots,
     })
 }
 
@@ -511,6 +514,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
     attention.extend(out_of_touch(view));
     attention.extend(deaf(view));
     attention.extend(given_up(ledger));
+    attention.extend(conditions::attention(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());
     }

@@ -11,7 +11,8 @@ use defib_engine::{
 };
 use defib_model::{
     BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, Host, HostId, Incarnation,
-    Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, UnixMillis, Vm, VmId,
+    Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, UnixMillis, Vm,
+    VmCondition, VmId, VmNote,
     chain::ChainVerifier,
     command::{
         AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
@@ -139,7 +140,9 @@ fn vm_report(ledger: &Ledger, at: u8, running: bool) -> VmReport {
     let incarnation = ledger.vms().get(&vm).map_or(Incarnation(1), |record| record.incarnation);
     // Now and then of an older one.
     let incarnation = if at > 200 { Incarnation(incarnation.0.saturating_sub(1)) } else { incarnation };
-    VmReport { vm, incarnation, running, readiness: running.then_some(Readiness::PoweredOn) }
+    let readiness = running.then_some(Readiness::PoweredOn);
+    let condition = VmCondition::ALL[usize::from(at) % VmCondition::ALL.len()];
+    VmReport { vm, incarnation, running, readiness, note: VmNote { condition, ..VmNote::default() } }
 }
 
 /// Mostly what somebody might say in this state, sometimes what nobody should.

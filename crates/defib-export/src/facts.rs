@@ -3,7 +3,7 @@
 //! Both functions match exhaustively. A new kind does not compile until somebody has said how grave it is, what it is
 //! in OCSF and ECS, and whom it is about; all formats follow from that.
 
-use defib_model::{EventKind, HostId, Opinion, ReplicaId, VmId, export::Severity};
+use defib_model::{EventKind, HostId, Opinion, ReplicaId, VmCondition, VmId, export::Severity};
 
 /// How what was tried ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,6 +276,22 @@ impl Facts {
             EventKind::VmDown { .. } => {
                 Self::new("vm-down", Medium, C::EntityManagement, (11, "Deactivate")).ecs(HOST_END)
             }
+            EventKind::VmConditionChanged { condition: VmCondition::Normal, .. } => {
+                Self::new("vm-condition-changed", Informational, C::EntityManagement, (10, "Activate"))
+                    .ecs(HOST_CHANGE)
+            }
+            EventKind::VmConditionChanged { condition, .. } if condition.is_trouble() => {
+                Self::new("vm-condition-changed", High, C::EntityManagement, (12, "Suspend"))
+                    .ended(Outcome::Failure, FAILURE)
+                    .ecs(HOST_CHANGE)
+                    .alert()
+            }
+            EventKind::VmConditionChanged { .. } => {
+                Self::new("vm-condition-changed", Low, C::EntityManagement, (12, "Suspend")).ecs(HOST_CHANGE)
+            }
+            EventKind::VmRebooted { .. } => {
+                Self::new("vm-rebooted", Low, C::EntityManagement, (3, "Update")).ecs(HOST_CHANGE)
+            }
             EventKind::VmGivenUp { .. } => {
                 Self::new("vm-given-up", High, C::EntityManagement, (12, "Suspend"))
                     .ended(Outcome::Failure, FAILURE)
@@ -412,7 +428,9 @@ impl<'a> Subjects<'a> {
             }
             EventKind::VmPlaced { vm, host, .. }
             | EventKind::VmRunning { vm, host, .. }
-            | EventKind::VmDown { vm, host, .. } => Self::vm(vm, Some(host)),
+            | EventKind::VmDown { vm, host, .. }
+            | EventKind::VmConditionChanged { vm, host, .. }
+            | EventKind::VmRebooted { vm, host, .. } => Self::vm(vm, Some(host)),
             EventKind::VmUnplaced { vm, .. }
             | EventKind::VmReady { vm, .. }
             | EventKind::VmGivenUp { vm, .. } => Self::vm(vm, None),

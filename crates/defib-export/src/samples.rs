@@ -3,7 +3,7 @@
 
 use defib_model::{
     BootId, ClusterTime, Epoch, Event, EventKind, EventSeq, HostId, Incarnation, InvalidName, LogIndex,
-    Opinion, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId,
+    Opinion, RecoveryId, ReplicaId, SinkId, UnixMillis, VmCondition, VmId,
     chain::{GENESIS, event_hash},
     command::Operator,
     event::ProofKind,
@@ -89,6 +89,28 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
         EventKind::VmRunning { vm: vm.clone(), host: other.clone(), incarnation },
         EventKind::VmReady { vm: vm.clone(), readiness: Readiness::NodeReady },
         EventKind::VmDown { vm: vm.clone(), host: other, incarnation, detail: hostile.clone() },
+        EventKind::VmConditionChanged {
+            vm: vm.clone(),
+            host: host.clone(),
+            incarnation,
+            condition: VmCondition::IoError,
+            detail: hostile.clone(),
+        },
+        EventKind::VmConditionChanged {
+            vm: vm.clone(),
+            host: host.clone(),
+            incarnation,
+            condition: VmCondition::Paused,
+            detail: String::new(),
+        },
+        EventKind::VmConditionChanged {
+            vm: vm.clone(),
+            host: host.clone(),
+            incarnation,
+            condition: VmCondition::Normal,
+            detail: String::new(),
+        },
+        EventKind::VmRebooted { vm: vm.clone(), host: host.clone(), incarnation, reboots: 2 },
         EventKind::VmGivenUp { vm, attempts: 5 },
         EventKind::HostRecovered { host: host.clone(), restarted: 6, left: 0, passed_on: 0 },
         EventKind::HostRecovered { host: host.clone(), restarted: 5, left: 1, passed_on: 1 },

@@ -10,7 +10,7 @@ use defib_engine::{
 };
 use defib_model::{
     BootId, ClusterTime, Command, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, Inventory,
-    LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject, VmId,
+    LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject, VmCondition, VmId, VmNote,
     command::{
         AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
         PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport,
@@ -305,6 +305,7 @@ fn vm_reports(u: &mut Unstructured<'_>, ledger: &Ledger, host: &HostId) -> Resul
                 incarnation: Incarnation(near(u, record.incarnation.0)?),
                 running: !one_in(u, 3)?,
                 readiness: readiness(u)?,
+                note: note(u)?,
             });
         }
     }
@@ -314,9 +315,18 @@ fn vm_reports(u: &mut Unstructured<'_>, ledger: &Ledger, host: &HostId) -> Resul
             incarnation: Incarnation(u.arbitrary()?),
             running: u.arbitrary()?,
             readiness: None,
+            note: note(u)?,
         });
     }
     Ok(reports)
+}
+
+fn note(u: &mut Unstructured<'_>) -> Result<VmNote> {
+    if !one_in(u, 8)? {
+        return Ok(VmNote::default());
+    }
+    let condition = *u.choose(&VmCondition::ALL)?;
+    Ok(VmNote { condition, detail: String::new(), reboots: u.int_in_range(0..=3)? })
 }
 
 /// What the planner would propose, and now and then something else.

@@ -113,7 +113,15 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
         })
     };
     let boot_id: String = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".into();
-    let vms = vec![v1::VmReport { vm: "v1".into(), incarnation: 1, running: true, readiness: 2 }];
+    let vms = vec![v1::VmReport {
+        vm: "v1".into(),
+        incarnation: 1,
+        running: true,
+        readiness: 2,
+        condition: 2,
+        detail: "vda: enospc".into(),
+        reboots: 1,
+    }];
     let hosts = vec![v1::ElectorateHost {
         host: "h1".into(),
         neighbour_address: "a:1".into(),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BootId, ClusterTime, EffectId, Epoch, EventSeq, HostId, Incarnation, Inventory, LogIndex, Opinion,
-    Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, inventory::Readiness,
+    Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, VmNote, inventory::Readiness,
 };
 
 /// A command as it stands in the log.
@@ -163,6 +163,9 @@ pub struct VmReport {
     pub running: bool,
     /// The best readiness that it reached.
     pub readiness: Option<Readiness>,
+    /// What else its hypervisor says of it.
+    #[serde(default, skip_serializing_if = "VmNote::is_empty")]
+    pub note: VmNote,
 }
 
 /// What an agent says of itself and its VMs.

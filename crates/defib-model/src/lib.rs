@@ -22,6 +22,7 @@ pub mod policy;
 pub mod resources;
 mod secret;
 pub mod time;
+mod vm_note;
 
 pub use command::{Command, Entry};
 pub use event::{Event, EventKind};
@@ -34,3 +35,4 @@ pub use opinion::Opinion;
 pub use policy::Policy;
 pub use resources::Resources;
 pub use time::{ClusterTime, Instant, Millis, UnixMillis};
+pub use vm_note::{VmCondition, VmNote};

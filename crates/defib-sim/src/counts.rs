@@ -109,6 +109,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::VmReady { .. } => "vm-ready",
         EventKind::VmDown { .. } => "vm-down",
         EventKind::VmGivenUp { .. } => "vm-given-up",
+        EventKind::VmConditionChanged { .. } => "vm-condition-changed",
+        EventKind::VmRebooted { .. } => "vm-rebooted",
         EventKind::HostRecovered { .. } => "host-recovered",
         EventKind::HostReadmitted { .. } => "host-readmitted",
         EventKind::HostQuarantined { .. } => "host-quarantined",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use defib_model::{
     BootId, EffectId, Epoch, HostId, Incarnation, InvalidName, Inventory, LogIndex, Policy, ReplicaId,
-    Subject, VmId,
+    Subject, VmCondition, VmId, VmNote,
     command::{AgentReport, Goodbye, VmReport},
     inventory::{Definition, Readiness},
 };
@@ -103,6 +103,44 @@ pub fn readiness(value: i32) -> Result<Option<Readiness>, WireError> {
     }
 }
 
+impl From<VmCondition> for v1::VmCondition {
+    fn from(condition: VmCondition) -> Self {
+        match condition {
+            VmCondition::Normal => Self::Unspecified,
+            VmCondition::Paused => Self::Paused,
+            VmCondition::IoError => Self::IoError,
+            VmCondition::Crashed => Self::Crashed,
+            VmCondition::Suspended => Self::Suspended,
+            VmCondition::MovedAway => Self::MovedAway,
+            VmCondition::Other => Self::Other,
+        }
+    }
+}
+
+/// A condition as a message has it. No decision hangs on it, so one of a newer release is only another one.
+fn condition(value: i32) -> VmCondition {
+    match v1::VmCondition::try_from(value) {
+        Ok(v1::VmCondition::Unspecified) => VmCondition::Normal,
+        Ok(v1::VmCondition::Paused) => VmCondition::Paused,
+        Ok(v1::VmCondition::IoError) => VmCondition::IoError,
+        Ok(v1::VmCondition::Crashed) => VmCondition::Crashed,
+        Ok(v1::VmCondition::Suspended) => VmCondition::Suspended,
+        Ok(v1::VmCondition::MovedAway) => VmCondition::MovedAway,
+        Ok(v1::VmCondition::Other) | Err(_) => VmCondition::Other,
+    }
+}
+
+/// Words of a host's that go to the log are no longer than this.
+const WORDS: usize = 300;
+
+/// The beginning of a text, if it is too long for the log.
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(WORDS) {
+        text.truncate(end);
+    }
+    text
+}
+
 impl From<&VmReport> for v1::VmReport {
     fn from(report: &VmReport) -> Self {
         Self {
@@ -110,6 +148,9 @@ impl From<&VmReport> for v1::VmReport {
             incarnation: report.incarnation.0,
             running: report.running,
             readiness: report.readiness.map_or(v1::Readiness::Unspecified, Into::into).into(),
+            condition: v1::VmCondition::from(report.note.condition).into(),
+            detail: report.note.detail.clone(),
+            reboots: report.note.reboots,
         }
     }
 }
@@ -122,6 +163,11 @@ impl TryFrom<v1::VmReport> for VmReport {
             incarnation: Incarnation(report.incarnation),
             running: report.running,
             readiness: readiness(report.readiness)?,
+            note: VmNote {
+                condition: condition(report.condition),
+                detail: shortened(report.detail),
+                reboots: report.reboots,
+            },
         })
     }
 }
@@ -192,12 +238,16 @@ mod tests {
             Just(Some(Readiness::GuestAgent)),
             Just(Some(Readiness::NodeReady))
         ];
-        let vm = ("[a-z][a-z0-9-]{0,20}", any::<u64>(), any::<bool>(), readiness).prop_map(
-            |(vm, at, running, ready)| VmReport {
+        let note = (0..VmCondition::ALL.len(), "[ -~ü]{0,20}", any::<u32>()).prop_map(
+            |(condition, detail, reboots)| VmNote { condition: VmCondition::ALL[condition], detail, reboots },
+        );
+        let vm = ("[a-z][a-z0-9-]{0,20}", any::<u64>(), any::<bool>(), readiness, note).prop_map(
+            |(vm, at, running, ready, note)| VmReport {
                 vm: VmId::new(&vm).unwrap(),
                 incarnation: Incarnation(at),
                 running,
                 readiness: ready,
+                note,
             },
         );
         ("[a-z][a-z0-9-]{0,20}", any::<u128>(), any::<u64>(), any::<bool>(), prop::collection::vec(vm, 0..8))
@@ -220,10 +270,24 @@ mod tests {
         fn any_strings_and_numbers_are_taken_or_refused_without_a_panic(
             host in ".{0,40}", boot in ".{0,40}", vm in ".{0,40}", kind in any::<i32>()
         ) {
-            let vms = vec![v1::VmReport { vm, incarnation: 1, running: true, readiness: kind }];
+            let condition = kind;
+            let report = v1::VmReport { vm, running: true, readiness: kind, condition, ..v1::VmReport::default() };
+            let vms = vec![report];
             let report = v1::AgentReport { host, boot_id: boot, epoch: 1, watchdog_armed: false, vms };
             let _ = AgentReport::try_from(report);
         }
+    }
+
+    #[test]
+    fn a_condition_of_a_newer_release_is_some_other_one_and_words_have_an_end() {
+        let said = v1::VmReport {
+            vm: "v".into(),
+            condition: 4711,
+            detail: "ü".repeat(WORDS + 9),
+            ..v1::VmReport::default()
+        };
+        let note = VmReport::try_from(said).unwrap().note;
+        assert_eq!((note.condition, note.detail.chars().count()), (VmCondition::Other, WORDS));
     }
 
     #[test]

@@ -11,28 +11,32 @@
 //! and a stop must not wait for another VM's.
 
 mod api;
+mod look;
 mod mark;
 mod status;
+mod words;
 
 use std::{collections::BTreeMap, path::PathBuf, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use defib_engine::guard::Input;
-use defib_model::{Epoch, HostId, Incarnation, Millis, VmId, inventory::Readiness};
-use virt::{connect::Connect, domain::Domain, error::Error, sys};
+use defib_model::{Epoch, HostId, Incarnation, Millis, VmCondition, VmId, VmNote};
+use virt::connect::Connect;
 
 use crate::{
     clock,
     hypervisor::{DriverHandle, Listing, StartOrder, Task, Tell, in_time, observed},
+    notes::Notes,
 };
-use mark::Mark;
+use api::{Happening, What};
+use look::{Held, destroy, limited, list};
 
 /// How often is looked without any event: events may get lost.
 const LOOK_EVERY: Millis = Millis(2000);
 /// How often while a guest's agent is awaited, or libvirt does not answer.
 const LOOK_OFTEN: Millis = Millis(500);
-/// How long a question or a stop is waited for.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How often reboots are told of one VM: a guest that does nothing else must not fill the log.
+const REBOOTS_EVERY: Millis = Millis(10_000);
 /// How long it may take to be connected before it is told that it does.
 const CONNECT_PATIENCE: Millis = Millis(5000);
 /// A libvirtd that takes longer than this to take a connection hangs, and may have a start to make that an agent
@@ -40,6 +44,8 @@ const CONNECT_PATIENCE: Millis = Millis(5000);
 const CONNECTS_WITHIN: Millis = Millis(1000);
 /// … which it has taken up, so that its domain is listed, so long after it answers again.
 const SETTLED_AFTER: Millis = Millis(3000);
+/// Events that may wait to be taken; what is lost of them is only how something came, not that it did.
+const HAPPENINGS: usize = 4096;
 /// Starts under way at once.
 const STARTS: usize = 4;
 
@@ -52,16 +58,6 @@ pub struct Settings {
     pub uri: String,
     /// Where libvirt keeps the status of running domains.
     pub status_dir: PathBuf,
-}
-
-/// A domain of ours that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held {
-    incarnation: Incarnation,
-    readiness: Readiness,
-    /// A guest agent may still come.
-    awaited: bool,
-    paused: bool,
 }
 
 /// A start for one of the threads that make them.
@@ -87,7 +83,14 @@ struct Driver {
     settings: Settings,
     epoch: EpochNow,
     tell: Tell,
+    notes: Notes,
     handle: DriverHandle,
+    /// What libvirt's events told, for this thread to take.
+    happened: (Sender<Happening>, Receiver<Happening>),
+    /// How domains of ours ended, until it is seen that they did.
+    ends: BTreeMap<VmId, u32>,
+    /// When reboots of a VM were told last.
+    reboots_told: BTreeMap<VmId, defib_model::Instant>,
     connect: Option<Connect>,
     /// The attempt to connect, and since when it is under way.
     connecting: Option<(defib_model::Instant, Receiver<Result<Connect, String>>)>,
@@ -112,6 +115,7 @@ pub fn start(
     settings: Settings,
     epoch: EpochNow,
     tell: Tell,
+    notes: Notes,
     listing: Listing,
 ) -> std::io::Result<DriverHandle> {
     let (handle, tasks) = DriverHandle::new("libvirt");
@@ -136,7 +140,11 @@ pub fn start(
         settings,
         epoch,
         tell,
+        notes,
         handle: handle.clone(),
+        happened: bounded(HAPPENINGS),
+        ends: BTreeMap::new(),
+        reboots_told: BTreeMap::new(),
         connect: None,
         connecting: None,
         settled_at: clock::now(),
@@ -171,7 +179,7 @@ impl Driver {
                     self.look();
                     let often = self.connect.is_none()
                         || self.listing.is_some()
-                        || self.held.values().any(|held| held.awaited);
+                        || self.held.values().any(|held| held.awaited || held.missed);
                     look_at = clock::now().plus(if often { LOOK_OFTEN } else { LOOK_EVERY });
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -192,7 +200,7 @@ impl Driver {
         let now = clock::now();
         let (began, answer) = self
             .connecting
-            .get_or_insert_with(|| (now, api::connect(&self.settings.uri, self.handle.clone())));
+            .get_or_insert_with(|| (now, api::connect(&self.settings.uri, &self.handle, &self.happened.0)));
         let pending = *began;
         match answer.try_recv() {
             Ok(Ok(connect)) => {
@@ -238,6 +246,7 @@ impl Driver {
     /// Looks at what runs. Only a listing that succeeded as a whole says that something does not.
     fn look(&mut self) {
         let Some(connect) = self.connect.clone() else { return };
+        self.take_happenings();
         let before = self.held.clone();
         match limited(move || list(&connect, &before)) {
             Ok(found) => {
@@ -255,26 +264,85 @@ impl Driver {
         }
     }
 
-    fn compare(&mut self, found: BTreeMap<VmId, Held>) {
-        for (vm, held) in &self.held {
-            let same = found.get(vm).is_some_and(|now| now.incarnation == held.incarnation);
-            if !same {
-                tracing::warn!(%vm, incarnation = %held.incarnation, "its domain ended");
-                (self.tell)(observed(vm, held.incarnation, None));
+    /// Takes what libvirt's events told since the last look.
+    fn take_happenings(&mut self) {
+        while let Ok(Happening { domain, what }) = self.happened.1.try_recv() {
+            let Ok(vm) = VmId::new(&domain) else { continue };
+            let Some(held) = self.held.get_mut(&vm) else { continue };
+            match what {
+                What::Ended(how) => {
+                    self.ends.insert(vm, how);
+                }
+                What::Rebooted => held.reboots = held.reboots.saturating_add(1),
+                What::DiskFailed(detail) => {
+                    tracing::warn!(%vm, detail, "a disk of its domain failed");
+                    held.disk_failed = Some(detail);
+                }
             }
         }
-        for (vm, now) in &found {
-            let before = self.held.get(vm).filter(|held| held.incarnation == now.incarnation);
+    }
+
+    fn compare(&mut self, mut found: BTreeMap<VmId, Held>) {
+        let mut before = std::mem::take(&mut self.held);
+        for (vm, held) in &mut before {
+            let how = self.ends.remove(vm);
+            match found.get(vm) {
+                Some(now) if now.incarnation == held.incarnation => continue,
+                // Another one has taken its place.
+                Some(_) => {}
+                None if how.is_some_and(words::has_left) || held.note.condition == VmCondition::MovedAway => {
+                    // It runs elsewhere: whoever heard that it does not run would start it a second time.
+                    if held.note.condition != VmCondition::MovedAway {
+                        tracing::error!(%vm, incarnation = %held.incarnation, "somebody migrated it away");
+                    }
+                    let detail = words::ended(how).to_owned();
+                    let note = VmNote { condition: VmCondition::MovedAway, detail, ..held.note.clone() };
+                    found.insert(vm.clone(), Held { note, awaited: false, ..held.clone() });
+                    continue;
+                }
+                None if how.is_none() && !held.missed => {
+                    // The event that says how may still come.
+                    found.insert(vm.clone(), Held { missed: true, ..held.clone() });
+                    continue;
+                }
+                None => {}
+            }
+            let detail = words::ended(how);
+            tracing::warn!(%vm, incarnation = %held.incarnation, detail, "its domain ended");
+            let note =
+                VmNote { condition: VmCondition::Normal, detail: detail.to_owned(), ..held.note.clone() };
+            self.notes.set(vm, held.incarnation, note);
+            (self.tell)(observed(vm, held.incarnation, None));
+        }
+        for (vm, now) in &mut found {
+            let before = before.get(vm).filter(|held| held.incarnation == now.incarnation);
+            self.note(vm, now, before.map_or(VmCondition::Normal, |before| before.note.condition));
             if before.is_none_or(|before| before.readiness != now.readiness) {
                 (self.tell)(observed(vm, now.incarnation, Some(now.readiness)));
             }
-            match (before.is_some_and(|before| before.paused), now.paused) {
-                (false, true) => tracing::warn!(%vm, "its domain is paused"),
-                (true, false) => tracing::info!(%vm, "its domain goes on"),
-                _ => {}
+        }
+        self.reboots_told.retain(|vm, _| found.contains_key(vm));
+        self.held = found;
+    }
+
+    /// Tells what else there is to say of a domain.
+    fn note(&mut self, vm: &VmId, now: &mut Held, before: VmCondition) {
+        if now.reboots != now.note.reboots {
+            let at = clock::now();
+            if self.reboots_told.get(vm).is_none_or(|told| told.plus(REBOOTS_EVERY) <= at) {
+                self.reboots_told.insert(vm.clone(), at);
+                now.note.reboots = now.reboots;
+                tracing::info!(%vm, reboots = now.reboots, "its guest rebooted");
             }
         }
-        self.held = found;
+        if now.note.condition != before {
+            let (condition, detail) = (now.note.condition, &now.note.detail);
+            tracing::warn!(%vm, %condition, detail, "its domain is in another condition");
+        }
+        if self.notes.set(vm, now.incarnation, now.note.clone()) {
+            // The report is made anew.
+            (self.tell)(Input::Woke);
+        }
     }
 
     fn start(&mut self, order: &StartOrder) {
@@ -305,6 +373,8 @@ impl Driver {
             return Err("its definition must have one argument: the domain's XML".into());
         };
         let xml = mark::marked(xml, vm, incarnation, (self.epoch)(), &self.settings.host)?;
+        self.take_happenings();
+        self.ends.remove(vm);
         let start = Start { connect, vm: vm.clone(), incarnation, xml, not_after };
         self.starts.try_send(start).map_err(|_| "too many starts are under way on this host".to_owned())?;
         self.starting.insert(vm.clone(), incarnation);
@@ -317,13 +387,7 @@ impl Driver {
         self.starting.remove(&vm);
         if result.is_ok() {
             // Known at once, so that its end is told even if libvirt falls silent before it was ever listed.
-            let readiness = Readiness::PoweredOn;
-            self.held.entry(vm.clone()).or_insert(Held {
-                incarnation,
-                readiness,
-                awaited: true,
-                paused: false,
-            });
+            self.held.entry(vm.clone()).or_insert_with(|| Held::new(incarnation));
         }
         self.look();
         let runs = self.held.get(&vm).is_some_and(|held| held.incarnation == incarnation);
@@ -371,93 +435,6 @@ impl Driver {
         }
         Some(stopped)
     }
-}
-
-/// Makes a call, in a thread that may hang alone.
-fn limited<T: Send + 'static>(call: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, String> {
-    let (answer, received) = bounded(1);
-    let run = move || {
-        let _ = answer.send(call().map_err(|error| error.message().to_owned()));
-    };
-    thread::Builder::new()
-        .name("libvirt-call".into())
-        .spawn(run)
-        .map_err(|error| format!("no thread to ask it: {error}"))?;
-    received
-        .recv_timeout(CALL_PATIENCE)
-        .unwrap_or_else(|_| Err("it takes questions and does not answer".into()))
-}
-
-/// Stops what is ours of an incarnation up to `incarnation`. Whether it certainly does not run.
-fn destroy(connect: &Connect, vm: &VmId, incarnation: Incarnation) -> Result<bool, Error> {
-    let domains = active(connect)?;
-    let Some(domain) = domains.into_iter().find(|domain| domain.name().is_ok_and(|name| name == vm.as_str()))
-    else {
-        return Ok(true);
-    };
-    match mark_of(&domain)? {
-        Some(mark) if mark.incarnation <= incarnation => {
-            if let Err(error) = domain.destroy() {
-                tracing::warn!(%vm, %error, "its domain could not be destroyed");
-            }
-            Ok(!domain.is_active().unwrap_or(false) && connect.is_alive().unwrap_or(false))
-        }
-        // Newer, or not ours.
-        Some(_) | None => Ok(true),
-    }
-}
-
-fn active(connect: &Connect) -> Result<Vec<Domain>, Error> {
-    connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-}
-
-/// The mark of a domain that is running; `None`: it has none, or has ended meanwhile.
-fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
-    let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
-    match domain.metadata(kind, Some(mark::NAMESPACE), 0) {
-        Ok(xml) => Ok(Mark::answered(&xml)),
-        // By state and not by code: drivers differ in their codes. One that ends the connection is an error of its own.
-        Err(error) => match domain.is_active() {
-            Ok(false) => Ok(None),
-            Ok(true) if error.code().to_raw() == sys::VIR_ERR_NO_DOMAIN_METADATA => Ok(None),
-            Ok(true) => Err(error),
-            Err(_) => domain
-                .connect()
-                .and_then(|connect| if connect.is_alive()? { Ok(None) } else { Err(error.clone()) }),
-        },
-    }
-}
-
-/// All domains of ours that run.
-fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<BTreeMap<VmId, Held>, Error> {
-    let mut found = BTreeMap::new();
-    for domain in active(connect)? {
-        let Some(mark) = mark_of(&domain)? else { continue };
-        let Ok((state, _)) = domain.state() else { continue };
-        let paused = state.to_raw() == sys::VIR_DOMAIN_PAUSED;
-        let known = before.get(&mark.vm).filter(|held| held.incarnation == mark.incarnation);
-        let mut held = known.copied().unwrap_or(Held {
-            incarnation: mark.incarnation,
-            readiness: Readiness::PoweredOn,
-            awaited: true,
-            paused,
-        });
-        held.paused = paused;
-        if held.awaited {
-            let channel = domain.xml_desc(0).ok().and_then(|xml| mark::agent_channel(&xml));
-            match channel.as_deref() {
-                Some("connected") => {
-                    held.readiness = Readiness::GuestAgent;
-                    held.awaited = false;
-                }
-                Some(_) => {}
-                // Without a channel no agent ever comes.
-                None => held.awaited = false,
-            }
-        }
-        found.insert(mark.vm, held);
-    }
-    Ok(found)
 }
 
 impl std::fmt::Debug for Driver {

@@ -130,10 +130,11 @@ fn vm_row(vm: &v1::VmSummary) -> Vec<String> {
         host,
         vm.incarnation.to_string(),
         vm.readiness.clone(),
+        vm.condition.clone(),
     ]
 }
 
-const VM_HEAD: [&str; 6] = ["vm", "priority", "state", "host", "incarnation", "readiness"];
+const VM_HEAD: [&str; 7] = ["vm", "priority", "state", "host", "incarnation", "readiness", "condition"];
 
 pub(super) fn vm_table(vms: &[v1::VmSummary]) {
     table(&VM_HEAD, vms.iter().map(vm_row).collect());
@@ -141,7 +142,7 @@ pub(super) fn vm_table(vms: &[v1::VmSummary]) {
 
 pub(super) fn vm_json(vm: &v1::VmSummary) -> Value {
     json!({"id": vm.id, "priority": vm.priority, "state": vm.state, "host": vm.host,
-        "incarnation": vm.incarnation, "readiness": vm.readiness})
+        "incarnation": vm.incarnation, "readiness": vm.readiness, "condition": vm.condition})
 }
 
 /// `defib vm`.
@@ -163,11 +164,20 @@ pub(crate) async fn vm(cluster: &Cluster, command: VmCommand, output: Output) ->
                     &json!({"vm": vm_json(&summary), "why_not": answer.why_not, "attempts": answer.attempts,
                     "recovery": answer.recovery, "requires": answer.requires, "depends_on": answer.depends_on,
                     "groups": answer.groups, "would_go_to": answer.would_go_to,
-                    "would_not_go_because": answer.would_not_go_because}),
+                    "would_not_go_because": answer.would_not_go_because,
+                    "condition_detail": answer.condition_detail, "reboots": answer.reboots}),
                 );
                 return Ok(());
             }
+            let runs = !summary.condition.is_empty();
             vm_table(&[summary]);
+            if !answer.condition_detail.is_empty() {
+                let what = if runs { "its hypervisor says" } else { "how it ended" };
+                line(&format!("{what}: {}", answer.condition_detail));
+            }
+            if answer.reboots > 0 {
+                line(&format!("its guest rebooted {} times in this incarnation", answer.reboots));
+            }
             for why in &answer.why_not {
                 line(&format!("why not: {why}"));
             }

@@ -489,7 +489,9 @@ impl Guard {
                 digest = (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
             }
         };
-        for VmReport { vm, incarnation, running, readiness } in self.vms.report().into_iter().flatten() {
+        for VmReport { vm, incarnation, running, readiness, note: _ } in
+            self.vms.report().into_iter().flatten()
+        {
             take(vm.as_str().as_bytes());
             take(&[0, u8::from(running)]);
             take(&incarnation.0.to_le_bytes());

@@ -12,7 +12,7 @@ use alloc::{
 };
 
 use defib_model::{
-    EffectId, Incarnation, Instant, Millis, VmId,
+    EffectId, Incarnation, Instant, Millis, VmId, VmNote,
     command::VmReport,
     inventory::{Definition, Readiness},
     policy::LeasePolicy,
@@ -351,12 +351,12 @@ impl Vms {
             let state = self.vms.get(vm);
             for (incarnation, readiness) in state.into_iter().flat_map(|state| &state.running) {
                 let (vm, incarnation, readiness) = (vm.clone(), *incarnation, *readiness);
-                reports.push(VmReport { vm, incarnation, running: true, readiness });
+                reports.push(VmReport { vm, incarnation, running: true, readiness, note: VmNote::default() });
             }
             let may_run = state.is_some_and(|state| state.may_run().any(|one| one == known.incarnation));
             if known.burnt && !may_run {
-                let (vm, incarnation) = (vm.clone(), known.incarnation);
-                reports.push(VmReport { vm, incarnation, running: false, readiness: None });
+                let (vm, incarnation, note) = (vm.clone(), known.incarnation, VmNote::default());
+                reports.push(VmReport { vm, incarnation, running: false, readiness: None, note });
             }
         }
         Some(reports)

@@ -7,7 +7,7 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, EventKind, HostId, Incarnation, Millis, VmId,
+    BootId, EventKind, HostId, Incarnation, Millis, VmId, VmNote,
     command::{AgentReport, Placement, StartResult, Unplaced, VmReport},
     event::ProofKind,
     inventory::Readiness,
@@ -85,6 +85,7 @@ impl Ledger {
                 release,
             };
             record.readiness = None;
+            record.note = VmNote::default();
             record.changed = since;
             record.attempts = record.attempts.saturating_add(1);
             record.unplaced.clear();
@@ -172,6 +173,7 @@ impl Ledger {
             record.untried = untried;
             record.changed = now;
             record.readiness = None;
+            record.note = VmNote { detail: detail.into(), ..VmNote::default() };
             // What had run for long enough may well run again where it was.
             if lasted {
                 record.failed_on.clear();
@@ -273,9 +275,31 @@ impl Ledger {
         for report in relevant {
             if report.running {
                 self.running(&report.vm, host, report.readiness);
-            } else {
+                self.noted(&report.vm, host, &report.note);
+            } else if report.note.detail.is_empty() {
                 self.down(&report.vm, host, "its agent reports that it does not run", true);
+            } else {
+                self.down(&report.vm, host, &report.note.detail, true);
             }
+        }
+    }
+
+    /// What a hypervisor says of a VM beyond whether it runs: recorded and told, and nothing follows from it.
+    fn noted(&mut self, vm: &VmId, host: &HostId, note: &VmNote) {
+        let Some(record) = self.vms.get(vm).filter(|record| note.is_news_after(&record.note)) else { return };
+        let (recovery, incarnation) = (record.recovery, record.incarnation);
+        let changed = note.condition != record.note.condition;
+        // An agent that restarted has forgotten those that it had seen.
+        let rebooted = note.reboots > record.note.reboots;
+        self.update_vm(vm, |record| record.note = note.clone());
+        if changed {
+            let (vm, host, detail) = (vm.clone(), host.clone(), note.detail.clone());
+            let condition = note.condition;
+            self.event(recovery, EventKind::VmConditionChanged { vm, host, incarnation, condition, detail });
+        }
+        if rebooted {
+            let (vm, host, reboots) = (vm.clone(), host.clone(), note.reboots);
+            self.event(recovery, EventKind::VmRebooted { vm, host, incarnation, reboots });
         }
     }
 
@@ -319,6 +343,7 @@ impl Ledger {
             let reached = one.readiness.unwrap_or(Readiness::PoweredOn).max(Readiness::PoweredOn);
             !one.running
                 || matches!(record.place, Place::Intended { .. })
+                || one.note.is_news_after(&record.note)
                 || record.readiness.is_none_or(|held| held < reached)
         })
     }

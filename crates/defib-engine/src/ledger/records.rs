@@ -8,7 +8,7 @@ use alloc::{
 
 use defib_model::{
     BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Millis, Opinion, RecoveryId,
-    ReplicaId, VmId, event::Phase, inventory::Readiness, policy::FencingPolicy,
+    ReplicaId, VmId, VmNote, event::Phase, inventory::Readiness, policy::FencingPolicy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -261,6 +261,9 @@ pub struct VmRecord {
     pub recovery: Option<RecoveryId>,
     /// Why it was released, while it is lost: the proof of its former host's death.
     pub lost_by: Option<ProofRecord>,
+    /// What else its hypervisor says of the newest incarnation; of one that does not run, how it ended. For people.
+    #[serde(default)]
+    pub note: VmNote,
 }
 
 impl Default for VmRecord {
@@ -276,6 +279,7 @@ impl Default for VmRecord {
             unplaced: Vec::new(),
             recovery: None,
             lost_by: None,
+            note: VmNote::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_model::{
-    BootId, Epoch, HostId, Incarnation, Policy, ReplicaId, VmId,
+    BootId, Epoch, HostId, Incarnation, Policy, ReplicaId, VmId, VmNote,
     command::{AgentReport, FenceResult, PowerOffReading, VmReport},
     inventory::{Readiness, SelfFence},
 };
@@ -223,6 +223,7 @@ impl Machine {
                     incarnation: instance.incarnation,
                     running: instance.running,
                     readiness: instance.readiness,
+                    note: VmNote::default(),
                 })
                 .collect(),
         }

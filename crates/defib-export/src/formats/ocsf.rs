@@ -120,7 +120,9 @@ fn entity(kind: &EventKind, subjects: &Subjects<'_>) -> Value {
             let incarnation = match kind {
                 EventKind::VmPlaced { incarnation, .. }
                 | EventKind::VmRunning { incarnation, .. }
-                | EventKind::VmDown { incarnation, .. } => Some(incarnation),
+                | EventKind::VmDown { incarnation, .. }
+                | EventKind::VmConditionChanged { incarnation, .. }
+                | EventKind::VmRebooted { incarnation, .. } => Some(incarnation),
                 _ => None,
             };
             if let (Some(incarnation), Some(fields)) = (incarnation, entity.as_object_mut()) {

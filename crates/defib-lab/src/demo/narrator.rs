@@ -264,7 +264,7 @@ impl Narrator {
             | EventKind::BrakeOverridden { .. } => {
                 self.step(at, Tone::Doubt, "brake", &kind.to_string(), false);
             }
-            EventKind::VmDown { .. } | EventKind::VmGivenUp { .. } => {
+            EventKind::VmDown { .. } | EventKind::VmGivenUp { .. } | EventKind::VmConditionChanged { .. } => {
                 self.step(at, Tone::Doubt, "down", &kind.to_string(), false);
             }
             EventKind::Disarmed { .. }
@@ -281,6 +281,7 @@ impl Narrator {
             EventKind::GoodbyeSaid { .. }
             | EventKind::ReplicasChanged { .. }
             | EventKind::WatchdogChanged { .. }
+            | EventKind::VmRebooted { .. }
             | EventKind::OperatorActed { .. }
             | EventKind::PolicyChanged { .. }
             | EventKind::InventoryChanged { .. }
