@@ -161,6 +161,8 @@ pub struct GuardThread {
     hinted: Instant,
     next_report: Instant,
     reported: Option<AgentReport>,
+    /// Which version of what was found was told to all.
+    told_found: u64,
     ordered_by: HashMap<EffectId, ReplicaId>,
     /// Since when the neighbours are told that the lease is held.
     told_held: Option<Instant>,
@@ -227,6 +229,7 @@ impl GuardThread {
             hinted: Instant(0),
             next_report: now,
             reported: None,
+            told_found: 0,
             ordered_by: HashMap::new(),
             told_held: None,
             bus,
@@ -301,6 +304,9 @@ impl GuardThread {
                 Ok(())
             }
             Said::ReportWanted(replica) => {
+                if let Some((_, found)) = self.notes.found_since(0) {
+                    self.outbox.to(replica, agent_message::Message::Findings(found));
+                }
                 if let Some(report) = self.whole_report() {
                     self.outbox.to(replica, agent_message::Message::Report((&report).into()));
                     if let Some(goodbye) = self.goodbye() {
@@ -547,6 +553,10 @@ impl GuardThread {
     }
 
     fn report(&mut self, now: Instant) {
+        if let Some((version, found)) = self.notes.found_since(self.told_found) {
+            self.told_found = version;
+            self.outbox.to_all(&agent_message::Message::Findings(found));
+        }
         let Some(report) = self.whole_report() else {
             self.next_report = now.plus(Millis(1000));
             return;

@@ -1,25 +1,35 @@
-//! What drivers see of VMs beside what the guard decides by. It goes into the reports, and nowhere else.
+//! What drivers see beside what the guard decides by. It goes to the replicas, and nowhere else.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use defib_model::{Incarnation, VmId, VmNote, command::AgentReport};
+use defib_model::{HostNote, Incarnation, VmId, VmNote, command::AgentReport};
+use defib_wire::v1;
+
+#[derive(Debug, Default)]
+struct Inner {
+    vms: BTreeMap<VmId, (Incarnation, VmNote)>,
+    host: HostNote,
+    found: v1::HostFindings,
+    /// Grows with every change of what was found.
+    found_version: u64,
+}
 
 /// The notes of all drivers.
 #[derive(Debug, Clone, Default)]
-pub struct Notes(Arc<Mutex<BTreeMap<VmId, (Incarnation, VmNote)>>>);
+pub struct Notes(Arc<Mutex<Inner>>);
 
 impl Notes {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<VmId, (Incarnation, VmNote)>> {
+    fn held(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What there is to say of an incarnation from now on; of its predecessors nothing is said any more. Whether that
     /// is another thing than before.
     pub fn set(&self, vm: &VmId, incarnation: Incarnation, note: VmNote) -> bool {
-        let mut held = self.held();
+        let held = &mut self.held().vms;
         let before = held.get(vm).filter(|(of, _)| *of == incarnation).map(|(_, before)| before);
         if before.map_or(note.is_empty(), |before| *before == note) {
             return false;
@@ -28,14 +38,59 @@ impl Notes {
         true
     }
 
+    /// Which domains run here that are not ours: names by UUIDs. Whether that is another thing than before.
+    pub fn set_unprotected(&self, domains: &BTreeMap<String, String>) -> bool {
+        let held = &mut self.held().host.unprotected;
+        let news = held != domains;
+        held.clone_from(domains);
+        news
+    }
+
+    /// What was found beside the VMs. Whether that is another thing than before.
+    pub fn set_found(&self, mut found: v1::HostFindings) -> bool {
+        let mut held = self.held();
+        found.trouble.clone_from(&held.found.trouble);
+        if held.found == found {
+            return false;
+        }
+        held.host.unreachable = found
+            .datastores
+            .iter()
+            .filter(|datastore| !datastore.trouble.is_empty())
+            .map(|datastore| (datastore.name.clone(), datastore.trouble.clone()))
+            .collect();
+        held.found = found;
+        held.found_version += 1;
+        true
+    }
+
+    /// Why the hypervisor's service answers nothing now; empty: it does. Whether that is another thing than before.
+    pub fn set_trouble(&self, why: &str) -> bool {
+        let mut held = self.held();
+        if held.found.trouble == why {
+            return false;
+        }
+        held.found.trouble = why.to_owned();
+        held.found_version += 1;
+        true
+    }
+
+    /// What was found, if it is another thing than at `version`; and the version.
+    #[must_use]
+    pub fn found_since(&self, version: u64) -> Option<(u64, v1::HostFindings)> {
+        let held = self.held();
+        (held.found_version != version).then(|| (held.found_version, held.found.clone()))
+    }
+
     /// Puts them into a report.
     pub fn add_to(&self, report: &mut AgentReport) {
         let held = self.held();
         for one in &mut report.vms {
-            if let Some((_, note)) = held.get(&one.vm).filter(|(of, _)| *of == one.incarnation) {
+            if let Some((_, note)) = held.vms.get(&one.vm).filter(|(of, _)| *of == one.incarnation) {
                 one.note = note.clone();
             }
         }
+        report.note = held.host.clone();
     }
 }
 
@@ -45,6 +100,14 @@ mod tests {
 
     use super::*;
 
+    fn report(notes: &Notes, vms: Vec<VmReport>) -> AgentReport {
+        let (host, note) = (HostId::new("h").unwrap(), HostNote::default());
+        let mut report =
+            AgentReport { host, boot: BootId(1), epoch: Epoch(1), watchdog_armed: false, vms, note };
+        notes.add_to(&mut report);
+        report
+    }
+
     #[test]
     fn a_note_is_of_one_incarnation_and_a_repeated_one_is_no_news() {
         let (notes, vm) = (Notes::default(), VmId::new("a").unwrap());
@@ -52,27 +115,42 @@ mod tests {
         assert!(!notes.set(&vm, Incarnation(1), VmNote::default()), "nothing to say is not said");
         assert!(notes.set(&vm, Incarnation(1), paused.clone()));
         assert!(!notes.set(&vm, Incarnation(1), paused.clone()));
-        let reported = |of| {
-            let one = VmReport {
-                vm: vm.clone(),
-                incarnation: of,
-                running: true,
-                readiness: None,
-                note: VmNote::default(),
-            };
-            let mut report = AgentReport {
-                host: HostId::new("h").unwrap(),
-                boot: BootId(1),
-                epoch: Epoch(1),
-                watchdog_armed: false,
-                vms: vec![one],
-            };
-            notes.add_to(&mut report);
-            report.vms.remove(0).note
+        let reported = |incarnation| {
+            let (vm, note) = (vm.clone(), VmNote::default());
+            let one = VmReport { vm, incarnation, running: true, readiness: None, note };
+            report(&notes, vec![one]).vms.remove(0).note
         };
         assert_eq!(reported(Incarnation(1)), paused);
         assert!(reported(Incarnation(2)).is_empty(), "of another incarnation");
         assert!(notes.set(&vm, Incarnation(1), VmNote::default()), "it goes on");
         assert!(reported(Incarnation(1)).is_empty());
+    }
+
+    #[test]
+    fn what_was_found_is_told_once_and_a_datastore_that_is_not_reached_goes_into_the_reports() {
+        let notes = Notes::default();
+        let datastore = |trouble: &str| v1::FoundDatastore {
+            name: "fast".into(),
+            trouble: trouble.into(),
+            ..v1::FoundDatastore::default()
+        };
+        let found = |trouble| v1::HostFindings {
+            datastores: vec![datastore(trouble)],
+            ..v1::HostFindings::default()
+        };
+        assert!(notes.found_since(0).is_none());
+        assert!(notes.set_found(found("its pool is not active")));
+        assert!(!notes.set_found(found("its pool is not active")));
+        let (version, told) = notes.found_since(0).unwrap();
+        assert_eq!(told, found("its pool is not active"));
+        assert!(notes.found_since(version).is_none());
+        assert_eq!(report(&notes, Vec::new()).note.unreachable["fast"], "its pool is not active");
+        assert!(notes.set_found(found("")));
+        assert!(notes.set_trouble("it hangs") && !notes.set_trouble("it hangs"));
+        assert!(!notes.set_found(found("")), "who hangs is not looked through");
+        let vms = BTreeMap::from([("0f1e".to_owned(), "other".to_owned())]);
+        assert!(notes.set_unprotected(&vms) && !notes.set_unprotected(&vms));
+        let note = report(&notes, Vec::new()).note;
+        assert!(note.unreachable.is_empty() && note.unprotected == vms);
     }
 }

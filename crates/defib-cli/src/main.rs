@@ -58,7 +58,7 @@ enum Command {
     Policy(commands::DocumentCommand),
     /// The inventory.
     #[command(subcommand)]
-    Inventory(commands::DocumentCommand),
+    Inventory(commands::InventoryCommand),
     /// Stops all automatic action.
     Pause(commands::Change),
     /// Allows automatic action again.

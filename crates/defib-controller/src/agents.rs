@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     certificates::Certificates,
     core::{Core, Message},
+    found::{self, Found},
     join::Joining,
 };
 
@@ -72,6 +73,8 @@ struct Inner {
     /// another network than the connection, and must not fall silent with the connection's.
     heard_under: BTreeMap<HostId, u64>,
     turned_away: BTreeMap<HostId, TurnedAway>,
+    /// What agents found beside their VMs, as they last said.
+    found: Found,
     news: News,
 }
 
@@ -119,6 +122,17 @@ impl Agents {
     #[must_use]
     pub fn version_of(&self, host: &HostId) -> Option<String> {
         self.inner().sessions.get(host).map(|session| session.agent_version.clone())
+    }
+
+    /// What agents found beside their VMs.
+    pub(crate) fn found(&self) -> Found {
+        self.inner().found.clone()
+    }
+
+    fn has_found(&self, host: &HostId, found: v1::HostFindings) {
+        let mut inner = self.inner();
+        inner.found.insert(host.clone(), found);
+        found::count(&inner.found);
     }
 
     /// Hosts as which two machines speak.
@@ -198,6 +212,7 @@ impl Agents {
         let gone = {
             let mut inner = self.inner();
             inner.news.electorate = electorate.clone();
+            inner.found.retain(|host, _| ledger.inventory().hosts.contains_key(host));
             let gone = |host: &HostId| {
                 !inner.sessions.contains_key(host) && !ledger.inventory().hosts.contains_key(host)
             };
@@ -368,6 +383,9 @@ impl AgentControl for AgentService {
         tokio::spawn(async move {
             loop {
                 match incoming.next().await {
+                    Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Findings(found)) })) => {
+                        agents.has_found(&host, found);
+                    }
                     Some(Ok(said)) => {
                         if let Err(error) = hear(&core, &host, said) {
                             tracing::warn!(%host, %error, "a message of its agent was dropped");
@@ -399,6 +417,7 @@ pub fn heard(host: &HostId, said: v1::AgentMessage) -> anyhow::Result<Input> {
     let Some(said) = said.message else { anyhow::bail!("it is empty, or of a newer release") };
     Ok(match said {
         agent_message::Message::Hello(_) => anyhow::bail!("hello came twice"),
+        agent_message::Message::Findings(_) => anyhow::bail!("what it found is for people, not for the loop"),
         agent_message::Message::Report(report) => {
             let report = AgentReport::try_from(report)?;
             anyhow::ensure!(report.host == *host, "it reports for host {}", report.host);

@@ -20,6 +20,7 @@ mod events;
 pub mod export;
 mod fencing_tests;
 mod forgeries;
+mod found;
 pub mod join;
 pub mod members;
 pub mod metrics;

@@ -115,6 +115,7 @@ impl Meter {
             .set(ledger.open_recoveries().filter(|(_, recovery)| recovery.brake.is_some()).count() as f64);
         crate::fencing_tests::gather(ledger);
         crate::conditions::gather(ledger);
+        crate::found::gather(ledger);
         gauge!("defib_vms_waiting").set(ledger.index().waiting.len() as f64);
         gauge!("defib_paused").set(if ledger.paused() { 1.0 } else { 0.0 });
         gauge!("defib_disarmed").set(if ledger.disarmed().is_some() { 1.0 } else { 0.0 });
@@ -179,6 +180,7 @@ fn describe() {
     crate::bmc_events::describe();
     crate::webhooks::describe();
     crate::conditions::describe();
+    crate::found::describe();
     for (name, text) in [
         ("defib_commit_seconds", "From a proposal of this replica to its commit, as its core saw it"),
         ("defib_fence_seconds", "From a fence's order to its outcome, on the replica that led"),

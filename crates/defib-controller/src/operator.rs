@@ -25,6 +25,7 @@ use crate::{
     core::{Core, Pulse, View},
     etcd, events,
     export::{self, Board},
+    found,
     members::{self, Members},
     views, what_if,
 };
@@ -122,10 +123,12 @@ impl OperatorService {
         Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents, certificates }
     }
 
-    /// What the ledger does not know: the release of a host's agent, and until when its certificate holds.
+    /// What the ledger does not know: the release of a host's agent, until when its certificate holds, and what it found.
     fn complete(&self, hosts: &mut [v1::HostDetail]) {
+        let found = self.agents.found();
         for host in hosts {
             let Ok(id) = HostId::new(&host.id) else { continue };
+            host.found = found.get(&id).map(found::lines).unwrap_or_default();
             host.agent_version = self.agents.version_of(&id).unwrap_or_default();
             host.certificate_until = self.certificates.end_of(&id);
         }
@@ -251,13 +254,14 @@ impl Operator for OperatorService {
         }
         let (cluster, me) = (self.cluster.clone(), self.me);
         let protection = self.admission.borrow().clone();
-        let etcd = Arc::clone(&self.etcd);
+        let (etcd, found) = (Arc::clone(&self.etcd), self.agents.found());
         let (mut status, now) = self
             .read(move |view| {
                 let mut status = views::status(view, &cluster, me, protection.as_deref());
                 let (line, attention) = etcd.tell(view.controller.ledger(), tokio::time::Instant::now());
                 status.etcd = line;
                 status.attention.extend(attention);
+                status.attention.extend(found::attention(view.controller.ledger(), &found));
                 (status, view.now)
             })
             .await?;
@@ -556,6 +560,29 @@ impl Operator for OperatorService {
         })
         .await
         .map(Response::new)
+    }
+
+    async fn discover(&self, request: Request<v1::DiscoverRequest>) -> Answer<v1::DiscoverResponse> {
+        let (_, message) = on_leader!(self, request, Role::Viewer, discover);
+        if !message.host.is_empty() {
+            self.epoch_of(&host_id(&message.host)?).await?;
+        }
+        let all = self.agents.found();
+        let hosts = all
+            .iter()
+            .filter(|(host, _)| message.host.is_empty() || message.host == host.as_str())
+            .map(|(host, found)| v1::HostFound {
+                host: host.to_string(),
+                connected: self.agents.version_of(host).is_some(),
+                found: Some(found.clone()),
+            })
+            .collect();
+        let ask = move |view: &View<'_>| {
+            let ledger = view.controller.ledger();
+            (found::discovered(ledger.inventory(), &all, &message), ledger.inventory_version())
+        };
+        let ((yaml, notes), version) = self.read(ask).await?;
+        Ok(Response::new(v1::DiscoverResponse { hosts, yaml, version, notes }))
     }
 
     async fn replica_change(&self, request: Request<v1::ReplicaChangeRequest>) -> Answer<v1::ActionResponse> {

@@ -212,6 +212,8 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
         certificate_until: String::new(),
         proof: record.proof.as_ref().map(|proof| proof.kind().to_string()).unwrap_or_default(),
         fencing: fencing(ledger, declared, record),
+        // Filled in by who hears its agent.
+        found: Vec::new(),
     })
 }
 

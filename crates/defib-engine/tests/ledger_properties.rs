@@ -10,9 +10,9 @@ use defib_engine::{
     placement::PlanOptions,
 };
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, Host, HostId, Incarnation,
-    Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, UnixMillis, Vm,
-    VmCondition, VmId, VmNote,
+    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, Host, HostId, HostNote,
+    Incarnation, Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, UnixMillis,
+    Vm, VmCondition, VmId, VmNote,
     chain::ChainVerifier,
     command::{
         AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
@@ -145,6 +145,18 @@ fn vm_report(ledger: &Ledger, at: u8, running: bool) -> VmReport {
     VmReport { vm, incarnation, running, readiness, note: VmNote { condition, ..VmNote::default() } }
 }
 
+/// Now and then a VM runs somewhere unprotected, or a datastore is gone.
+fn host_note(vm: u8, dice: u8) -> HostNote {
+    let mut note = HostNote::default();
+    if dice.is_multiple_of(8) {
+        note.unprotected.insert("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".into(), vm_id(vm).to_string());
+    }
+    if dice.is_multiple_of(5) {
+        note.unreachable.insert("fast".into(), "its pool is not active".into());
+    }
+    note
+}
+
 /// Mostly what somebody might say in this state, sometimes what nobody should.
 fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
     let host = host_id(who);
@@ -220,10 +232,11 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             epoch,
             watchdog_armed: c % 2 == 0,
             vms: vec![vm_report(ledger, a, b % 4 > 0)],
+            note: host_note(b, c),
         }),
         16..=18 => {
             let vms = if c > 200 { vec![vm_report(ledger, a, true)] } else { vec![] };
-            Command::Readmit { boot: boot(&host, b), host, epoch, vms }
+            Command::Readmit { boot: boot(&host, b), host, epoch, vms, note: host_note(a, c) }
         }
         19 => match b % 5 {
             0 => Command::ConfirmDead { host, epoch, operator: operator() },
@@ -270,8 +283,8 @@ fn opening() -> Vec<Entry> {
     commands.push(Command::SetPolicy { policy, replaces: 0, operator: operator() });
     commands.push(Command::SetInventory { inventory: inventory(), replaces: 0, operator: operator() });
     for at in 0..HOSTS {
-        let host = host_id(at);
-        commands.push(Command::Readmit { boot: boot(&host, 0), host, epoch: Epoch(0), vms: vec![] });
+        let (host, note) = (host_id(at), HostNote::default());
+        commands.push(Command::Readmit { boot: boot(&host, 0), host, epoch: Epoch(0), vms: vec![], note });
     }
     commands.into_iter().map(|command| entry(0, command)).collect()
 }

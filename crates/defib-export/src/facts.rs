@@ -292,6 +292,24 @@ impl Facts {
             EventKind::VmRebooted { .. } => {
                 Self::new("vm-rebooted", Low, C::EntityManagement, (3, "Update")).ecs(HOST_CHANGE)
             }
+            EventKind::UnprotectedChanged { runs: true, .. } => {
+                Self::new("unprotected-changed", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
+            EventKind::UnprotectedChanged { runs: false, .. } => {
+                Self::new("unprotected-changed", Informational, C::DetectionFinding, CLOSE)
+                    .ended(Outcome::Success, RESOLVED)
+            }
+            EventKind::DatastoreChanged { trouble: Some(_), .. } => {
+                Self::new("datastore-changed", High, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
+            EventKind::DatastoreChanged { trouble: None, .. } => {
+                Self::new("datastore-changed", Informational, C::DetectionFinding, CLOSE)
+                    .ended(Outcome::Success, RESOLVED)
+            }
             EventKind::VmGivenUp { .. } => {
                 Self::new("vm-given-up", High, C::EntityManagement, (12, "Suspend"))
                     .ended(Outcome::Failure, FAILURE)
@@ -415,6 +433,7 @@ impl<'a> Subjects<'a> {
             | EventKind::ProofContradicted { host, .. }
             | EventKind::HostQuarantined { host, .. }
             | EventKind::GoodbyeSaid { host, .. }
+            | EventKind::DatastoreChanged { host, .. }
             | EventKind::WatchdogChanged { host, .. } => Self::host(host),
             EventKind::BrakeOverridden { host, operator, .. } => {
                 Self { user: Some(&operator.name), ..Self::host(host) }
@@ -430,6 +449,7 @@ impl<'a> Subjects<'a> {
             | EventKind::VmRunning { vm, host, .. }
             | EventKind::VmDown { vm, host, .. }
             | EventKind::VmConditionChanged { vm, host, .. }
+            | EventKind::UnprotectedChanged { vm, host, .. }
             | EventKind::VmRebooted { vm, host, .. } => Self::vm(vm, Some(host)),
             EventKind::VmUnplaced { vm, .. }
             | EventKind::VmReady { vm, .. }

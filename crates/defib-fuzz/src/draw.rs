@@ -9,8 +9,9 @@ use defib_engine::{
     placement::PlanOptions,
 };
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Epoch, EventSeq, GroupId, HostId, Incarnation, Inventory,
-    LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject, VmCondition, VmId, VmNote,
+    BootId, ClusterTime, Command, EffectId, Epoch, EventSeq, GroupId, HostId, HostNote, Incarnation,
+    Inventory, LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject,
+    VmCondition, VmId, VmNote,
     command::{
         AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
         PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport,
@@ -321,6 +322,20 @@ fn vm_reports(u: &mut Unstructured<'_>, ledger: &Ledger, host: &HostId) -> Resul
     Ok(reports)
 }
 
+fn host_note(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<HostNote> {
+    let mut note = HostNote::default();
+    for vm in ledger.inventory().vms.keys() {
+        if one_in(u, 24)? {
+            // By its name, since its definition has no UUID.
+            note.unprotected.insert("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".into(), vm.to_string());
+        }
+    }
+    if one_in(u, 8)? {
+        note.unreachable.insert("fast".into(), "its pool is not active".into());
+    }
+    Ok(note)
+}
+
 fn note(u: &mut Unstructured<'_>) -> Result<VmNote> {
     if !one_in(u, 8)? {
         return Ok(VmNote::default());
@@ -464,12 +479,14 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             };
             let vms = vm_reports(u, ledger, &host)?;
             let epoch = epoch(u, ledger, &host)?;
-            Command::AgentReported(AgentReport { host, boot, epoch, watchdog_armed: u.arbitrary()?, vms })
+            let (watchdog_armed, note) = (u.arbitrary()?, host_note(u, ledger)?);
+            Command::AgentReported(AgentReport { host, boot, epoch, watchdog_armed, vms, note })
         }
         11 | 12 => {
             let host = host(u)?;
             let vms = vm_reports(u, ledger, &host)?;
-            Command::Readmit { epoch: epoch(u, ledger, &host)?, host, boot: boot(u)?, vms }
+            let note = host_note(u, ledger)?;
+            Command::Readmit { epoch: epoch(u, ledger, &host)?, host, boot: boot(u)?, vms, note }
         }
         13 => {
             let goodbye = if u.arbitrary()? { Goodbye::Shutdown } else { Goodbye::AgentRestart };

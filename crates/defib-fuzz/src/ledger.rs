@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use arbitrary::{Result, Unstructured};
 use defib_engine::ledger::{Ledger, invariants};
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, LogIndex, ReplicaId, UnixMillis, chain::ChainVerifier,
+    BootId, ClusterTime, Command, Entry, HostNote, LogIndex, ReplicaId, UnixMillis, chain::ChainVerifier,
     command::Operator,
 };
 use defib_wire::log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot};
@@ -111,7 +111,7 @@ pub(crate) fn seen_hosts() -> Ledger {
     apply(Command::SetInventory { inventory, replaces: 0, operator });
     for host in hosts {
         let epoch = defib_model::Epoch(0);
-        apply(Command::Readmit { host, epoch, boot: BootId(1), vms: Vec::new() });
+        apply(Command::Readmit { host, epoch, boot: BootId(1), vms: Vec::new(), note: HostNote::default() });
     }
     ledger
 }

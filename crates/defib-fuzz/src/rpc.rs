@@ -148,12 +148,18 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
         term: 3,
     };
     vec![
+        from_agent(agent_message::Message::Findings(v1::HostFindings {
+            domains: vec![v1::FoundDomain { name: "v2".into(), running: true, ..v1::FoundDomain::default() }],
+            ..v1::HostFindings::default()
+        })),
         from_agent(agent_message::Message::Report(v1::AgentReport {
             host: "h1".into(),
             boot_id: boot_id.clone(),
             epoch: 1,
             watchdog_armed: true,
             vms,
+            unprotected: [("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".to_owned(), "v2".to_owned())].into(),
+            unreachable: [("fast".to_owned(), "its pool is not active".to_owned())].into(),
         })),
         from_agent(outcome(v1::order_outcome::Outcome::Running(v1::Running {}))),
         from_agent(outcome(v1::order_outcome::Outcome::NotRunning(v1::NotRunning {

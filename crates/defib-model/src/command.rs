@@ -14,8 +14,8 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BootId, ClusterTime, EffectId, Epoch, EventSeq, HostId, Incarnation, Inventory, LogIndex, Opinion,
-    Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, VmNote, inventory::Readiness,
+    BootId, ClusterTime, EffectId, Epoch, EventSeq, HostId, HostNote, Incarnation, Inventory, LogIndex,
+    Opinion, Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, VmNote, inventory::Readiness,
 };
 
 /// A command as it stands in the log.
@@ -181,6 +181,9 @@ pub struct AgentReport {
     pub watchdog_armed: bool,
     /// All VMs that it knows.
     pub vms: Vec<VmReport>,
+    /// What else it says of its host.
+    #[serde(default, skip_serializing_if = "HostNote::is_empty")]
+    pub note: HostNote,
 }
 
 /// Why a host will be silent for a while.
@@ -396,6 +399,9 @@ pub enum Command {
         boot: BootId,
         /// What its agent reported of its VMs.
         vms: Vec<VmReport>,
+        /// What else it says of its host.
+        #[serde(default, skip_serializing_if = "HostNote::is_empty")]
+        note: HostNote,
     },
     /// An operator trusts a quarantined host again: it may come back, and its returns are forgotten.
     LiftQuarantine {

@@ -347,6 +347,24 @@ pub enum EventKind {
         /// How often in this incarnation, as far as its agent remembers.
         reboots: u32,
     },
+    /// A domain with the UUID or the name of a VM runs on a host without Defib's mark, or does not any more.
+    UnprotectedChanged {
+        /// Which VM.
+        vm: VmId,
+        /// Where.
+        host: HostId,
+        /// Whether it runs there.
+        runs: bool,
+    },
+    /// A datastore went out of a host's reach, or came back.
+    DatastoreChanged {
+        /// Which host.
+        host: HostId,
+        /// Which datastore.
+        datastore: String,
+        /// Why it is not reached; `None`: it is, again.
+        trouble: Option<String>,
+    },
     /// A VM failed too often and waits for a human.
     VmGivenUp {
         /// Which VM.

@@ -17,12 +17,12 @@ pub mod event;
 pub mod export;
 pub mod ids;
 pub mod inventory;
+mod note;
 pub mod opinion;
 pub mod policy;
 pub mod resources;
 mod secret;
 pub mod time;
-mod vm_note;
 
 pub use command::{Command, Entry};
 pub use event::{Event, EventKind};
@@ -31,8 +31,8 @@ pub use ids::{
     ReplicaId, SinkId, Subject, VmId,
 };
 pub use inventory::{Host, Inventory, Vm};
+pub use note::{HostNote, VmCondition, VmNote};
 pub use opinion::Opinion;
 pub use policy::Policy;
 pub use resources::Resources;
 pub use time::{ClusterTime, Instant, Millis, UnixMillis};
-pub use vm_note::{VmCondition, VmNote};

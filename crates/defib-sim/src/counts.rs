@@ -111,6 +111,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::VmGivenUp { .. } => "vm-given-up",
         EventKind::VmConditionChanged { .. } => "vm-condition-changed",
         EventKind::VmRebooted { .. } => "vm-rebooted",
+        EventKind::UnprotectedChanged { .. } => "unprotected-changed",
+        EventKind::DatastoreChanged { .. } => "datastore-changed",
         EventKind::HostRecovered { .. } => "host-recovered",
         EventKind::HostReadmitted { .. } => "host-readmitted",
         EventKind::HostQuarantined { .. } => "host-quarantined",

@@ -1,10 +1,10 @@
 //! Between the messages and the model: total in both directions, never a panic.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use defib_model::{
-    BootId, EffectId, Epoch, HostId, Incarnation, InvalidName, Inventory, LogIndex, Policy, ReplicaId,
-    Subject, VmCondition, VmId, VmNote,
+    BootId, EffectId, Epoch, HostId, HostNote, Incarnation, InvalidName, Inventory, LogIndex, Policy,
+    ReplicaId, Subject, VmCondition, VmId, VmNote,
     command::{AgentReport, Goodbye, VmReport},
     inventory::{Definition, Readiness},
 };
@@ -141,6 +141,10 @@ fn shortened(mut text: String) -> String {
     text
 }
 
+fn shortened_all(words: HashMap<String, String>) -> BTreeMap<String, String> {
+    words.into_iter().map(|(what, word)| (shortened(what), shortened(word))).collect()
+}
+
 impl From<&VmReport> for v1::VmReport {
     fn from(report: &VmReport) -> Self {
         Self {
@@ -180,6 +184,8 @@ impl From<&AgentReport> for v1::AgentReport {
             epoch: report.epoch.0,
             watchdog_armed: report.watchdog_armed,
             vms: report.vms.iter().map(Into::into).collect(),
+            unprotected: report.note.unprotected.clone().into_iter().collect(),
+            unreachable: report.note.unreachable.clone().into_iter().collect(),
         }
     }
 }
@@ -201,6 +207,10 @@ impl TryFrom<v1::AgentReport> for AgentReport {
             epoch: Epoch(report.epoch),
             watchdog_armed: report.watchdog_armed,
             vms,
+            note: HostNote {
+                unprotected: shortened_all(report.unprotected),
+                unreachable: shortened_all(report.unreachable),
+            },
         })
     }
 }
@@ -256,6 +266,13 @@ mod tests {
                 boot: BootId(boot),
                 epoch: Epoch(epoch),
                 watchdog_armed,
+                note: HostNote {
+                    unprotected: vms
+                        .iter()
+                        .map(|one| (one.incarnation.to_string(), one.vm.to_string()))
+                        .collect(),
+                    unreachable: vms.iter().map(|one| (one.note.detail.clone(), "gone".into())).collect(),
+                },
                 vms,
             })
     }
@@ -273,7 +290,7 @@ mod tests {
             let condition = kind;
             let report = v1::VmReport { vm, running: true, readiness: kind, condition, ..v1::VmReport::default() };
             let vms = vec![report];
-            let report = v1::AgentReport { host, boot_id: boot, epoch: 1, watchdog_armed: false, vms };
+            let report = v1::AgentReport { host, boot_id: boot, epoch: 1, vms, ..v1::AgentReport::default() };
             let _ = AgentReport::try_from(report);
         }
     }

@@ -102,8 +102,38 @@ async fn a_vm_that_somebody_migrates_away_is_not_said_to_have_ended() {
     driver.order_start(&name("another"), 1);
     driver.hears(started(&name("another"), 1)).await;
     assert!(!driver.has(&ended(&moved, 1)), "{:?}", driver.told);
+    assert!(driver.note(&moved, 1).detail.contains("migrated"), "{:?}", driver.note(&moved, 1));
     // On this host it certainly does not run.
     driver.order_stop(&moved, 1);
     driver.hears(stopped(&moved, 1, true)).await;
     assert!(to.virsh(&["list", "--name"]).await.contains(&moved));
+}
+
+#[tokio::test]
+async fn a_start_that_anothers_lock_on_its_disk_refuses_is_told_with_that_reason() {
+    let test = "a_start_that_anothers_lock_on_its_disk_refuses_is_told";
+    let (Some(one), Some(other)) = (LibvirtHost::new(test), LibvirtHost::new(test)) else { return };
+    let locked = name("locked");
+    let disk = one.folder.path().join("disk");
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let xml = beating(&locked, &one, &disk.display().to_string());
+    let (here, there) = (Driver::start(one.settings()), Driver::start(other.settings()));
+    for driver in [&here, &there] {
+        driver.hears(Input::HypervisorListed).await;
+    }
+    here.order_start_of(&locked, 1, xml.clone());
+    here.hears(started(&locked, 1)).await;
+    there.order_start_of(&locked, 2, xml.clone());
+    wait_until("a refusal", || {
+        there.told.lock().unwrap().iter().any(
+            |input| matches!(input, Input::StartFinished { result: Err(why), .. } if why.contains("lock")),
+        )
+    })
+    .await;
+    assert!(!there.has(&running(&locked, 2)));
+    // A power cut takes the lock with it.
+    kill(Pid::from_raw(one.qemu(&locked).unwrap()), Signal::SIGKILL).unwrap();
+    here.hears(ended(&locked, 1)).await;
+    there.order_start_of(&locked, 3, xml);
+    there.hears(started(&locked, 3)).await;
 }

@@ -13,7 +13,7 @@ use defib_engine::guard::{Input, VmObserved};
 use defib_lab::needs;
 use defib_model::command::{AgentReport, VmReport};
 use defib_model::inventory::{Definition, Readiness};
-use defib_model::{BootId, Epoch, HostId, Incarnation, VmCondition, VmId, VmNote};
+use defib_model::{BootId, Epoch, HostId, HostNote, Incarnation, VmCondition, VmId, VmNote};
 use defib_tests::{skip, wait_until};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -216,11 +216,20 @@ impl Driver {
             readiness: None,
             note: VmNote::default(),
         };
-        let host = HostId::new("h1").unwrap();
+        self.report(vec![one]).vms.remove(0).note
+    }
+
+    /// What goes into a report about the host.
+    pub(crate) fn host_note(&self) -> HostNote {
+        self.report(Vec::new()).note
+    }
+
+    fn report(&self, vms: Vec<VmReport>) -> AgentReport {
+        let (host, note) = (HostId::new("h1").unwrap(), HostNote::default());
         let mut report =
-            AgentReport { host, boot: BootId(1), epoch: Epoch(4), watchdog_armed: false, vms: vec![one] };
+            AgentReport { host, boot: BootId(1), epoch: Epoch(4), watchdog_armed: false, vms, note };
         self.notes.add_to(&mut report);
-        report.vms.remove(0).note
+        report
     }
 
     /// Waits until the report about incarnation 1 has this condition, and these words.

@@ -6,7 +6,9 @@
 #![cfg(feature = "libvirt")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
+mod cluster;
 mod conditions;
+mod discovery;
 mod harness;
 
 use std::fs;

@@ -12,7 +12,7 @@ use virt::{
     sys,
 };
 
-use super::{mark, words};
+use super::{Start, mark, words};
 use mark::Mark;
 
 /// How long a question or a stop is waited for.
@@ -49,6 +49,9 @@ impl Held {
         }
     }
 }
+
+/// What runs: what is ours; and of what is not, the names by UUIDs.
+pub(super) type Listed = (BTreeMap<VmId, Held>, BTreeMap<String, String>);
 
 /// Makes a call, in a thread that may hang alone.
 pub(super) fn limited<T: Send + 'static>(
@@ -91,7 +94,7 @@ fn active(connect: &Connect) -> Result<Vec<Domain>, Error> {
 }
 
 /// The mark of a domain that is running; `None`: it has none, or has ended meanwhile.
-fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
+pub(super) fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
     let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
     match domain.metadata(kind, Some(mark::NAMESPACE), 0) {
         Ok(xml) => Ok(Mark::answered(&xml)),
@@ -107,11 +110,17 @@ fn mark_of(domain: &Domain) -> Result<Option<Mark>, Error> {
     }
 }
 
-/// All domains of ours that run.
-pub(super) fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<BTreeMap<VmId, Held>, Error> {
-    let mut found = BTreeMap::new();
+/// All domains that run.
+pub(super) fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<Listed, Error> {
+    let (mut found, mut unprotected) = (BTreeMap::new(), BTreeMap::new());
     for domain in active(connect)? {
-        let Some(mark) = mark_of(&domain)? else { continue };
+        let Some(mark) = mark_of(&domain)? else {
+            // One that has ended meanwhile is nobody's business.
+            if domain.is_active().unwrap_or(true) {
+                unprotected.insert(domain.uuid_string()?, domain.name()?);
+            }
+            continue;
+        };
         let Ok((state, reason)) = domain.state() else { continue };
         let paused = match reason {
             Enum::Known(DomainStateReason::Paused(reason)) => Some(reason.to_raw()),
@@ -140,5 +149,67 @@ pub(super) fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<B
         }
         found.insert(mark.vm, held);
     }
-    Ok(found)
+    Ok((found, unprotected))
+}
+
+/// Starts a VM: by its definition, or by taking over the very machine where it runs here already.
+///
+/// # Errors
+/// Why not. What libvirt may have done nevertheless, the next look finds.
+pub(super) fn begin(connect: &Connect, start: &Start) -> Result<(), String> {
+    let words = |error: Error| error.message().to_owned();
+    let domains = connect.list_all_domains(0).map_err(words)?;
+    let named = |domain: &Domain| domain.name().is_ok_and(|name| name == start.vm.as_str());
+    if let Some(domain) = domains.into_iter().find(named) {
+        if domain.is_active().map_err(words)? {
+            return adopt(&domain, start);
+        }
+        if domain.autostart().map_err(words)? {
+            return Err(format!(
+                "libvirt here would start it by itself after a reboot of this host, beside the one that runs: remove its definition here with: virsh undefine --keep-nvram {}",
+                start.vm
+            ));
+        }
+    }
+    connect.create_domain_xml(&start.xml, 0).map(|_| ()).map_err(words)
+}
+
+/// Takes over a domain that runs without our mark. Its definition on this host goes first, so that from the moment
+/// when it is ours nothing but us starts it anywhere; the inventory has one.
+fn adopt(domain: &Domain, start: &Start) -> Result<(), String> {
+    let words = |error: Error| error.message().to_owned();
+    if mark_of(domain).map_err(words)?.is_some() {
+        return Err("a domain of its name runs here under another incarnation".into());
+    }
+    let uuid = domain.uuid_string().map_err(words)?;
+    if start.uuid.as_ref() != Some(&uuid) {
+        return Err(format!(
+            "a domain of its name runs here with the UUID {uuid}, not that of its definition: it is another machine; rename one of the two"
+        ));
+    }
+    if domain.is_persistent().map_err(words)? {
+        let keep = sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+        // An older libvirt has no TPM to keep.
+        let undefined = domain
+            .undefine_flags(keep | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM)
+            .or_else(|_| domain.undefine_flags(keep));
+        undefined.map_err(|error| {
+            format!(
+                "it runs here and can't be taken over, because its definition here can't be removed: {}",
+                error.message()
+            )
+        })?;
+    }
+    let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
+    domain
+        .set_metadata(
+            kind,
+            Some(&start.mark),
+            Some("defib"),
+            Some(mark::NAMESPACE),
+            sys::VIR_DOMAIN_AFFECT_LIVE,
+        )
+        .map_err(|error| format!("it runs here and can't be marked as ours: {}", error.message()))?;
+    tracing::warn!(vm = %start.vm, "it ran here unprotected: it is taken over");
+    Ok(())
 }

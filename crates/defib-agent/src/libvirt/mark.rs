@@ -101,6 +101,18 @@ pub(super) fn marked(
     Ok(format!("{}{tag}>{mark}{inside}</metadata>{}", &definition[..whole.start], &definition[whole.end..]))
 }
 
+/// The mark as an element, for a domain that runs already: libvirt adds the namespace itself.
+pub(super) fn element(vm: &VmId, incarnation: Incarnation, epoch: Epoch, host: &HostId) -> String {
+    format!("<vm vm='{vm}' incarnation='{incarnation}' epoch='{epoch}' host='{host}'/>")
+}
+
+/// The UUID in a definition.
+pub(super) fn uuid_of(definition: &str) -> Option<String> {
+    let document = Document::parse(definition).ok()?;
+    let uuid = child(document.root_element(), "uuid")?.text()?.trim().to_ascii_lowercase();
+    Some(uuid)
+}
+
 /// The state of the guest agent's channel; `None`: there is none.
 pub(super) fn agent_channel(xml: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
@@ -185,8 +197,10 @@ mod tests {
             assert_eq!(Mark::answered(other), None, "{other}");
         }
         // As libvirt 9.0 answers.
+        let written = element(&vm(), Incarnation(1), Epoch(7), &HostId::new("h1").unwrap());
         let ours = Mark::answered("<vm vm='cp-1' incarnation='1' epoch='7' host='h1'/>");
         assert_eq!(ours, Some(Mark { vm: vm(), incarnation: Incarnation(1), epoch: Epoch(7) }));
+        assert_eq!(Mark::answered(&written), ours);
     }
 
     #[test]

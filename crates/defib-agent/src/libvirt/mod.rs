@@ -11,12 +11,14 @@
 //! and a stop must not wait for another VM's.
 
 mod api;
+mod definition;
 mod look;
 mod mark;
 mod status;
+mod survey;
 mod words;
 
-use std::{collections::BTreeMap, path::PathBuf, thread, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use defib_engine::guard::Input;
@@ -29,10 +31,12 @@ use crate::{
     notes::Notes,
 };
 use api::{Happening, What};
-use look::{Held, destroy, limited, list};
+use look::{Held, begin, destroy, limited, list};
 
 /// How often is looked without any event: events may get lost.
 const LOOK_EVERY: Millis = Millis(2000);
+/// How often is looked at what else there is on the host.
+const SURVEY_EVERY: Millis = Millis(4000);
 /// How often while a guest's agent is awaited, or libvirt does not answer.
 const LOOK_OFTEN: Millis = Millis(500);
 /// How often reboots are told of one VM: a guest that does nothing else must not fill the log.
@@ -66,6 +70,9 @@ struct Start {
     vm: VmId,
     incarnation: Incarnation,
     xml: String,
+    /// For a domain that runs already: what it must be, and what makes it ours.
+    uuid: Option<String>,
+    mark: String,
     not_after: defib_model::Instant,
 }
 
@@ -105,6 +112,9 @@ struct Driver {
     starting: BTreeMap<VmId, Incarnation>,
     starts: Sender<Start>,
     started: Receiver<Started>,
+    /// Who looks at what else there is, and when to ask again.
+    survey: Sender<Connect>,
+    survey_at: defib_model::Instant,
 }
 
 /// Starts the driver's threads.
@@ -124,11 +134,10 @@ pub fn start(
     for number in 0..STARTS {
         let (wanted, done, handle) = (wanted.clone(), done.clone(), handle.clone());
         thread::Builder::new().name(format!("libvirt-start-{number}")).spawn(move || {
-            for Start { connect, vm, incarnation, xml, not_after } in wanted {
-                let create = || {
-                    connect.create_domain_xml(&xml, 0).map(|_| ()).map_err(|error| error.message().to_owned())
-                };
-                let result = in_time(clock::now(), not_after).and_then(|()| create());
+            for start in wanted {
+                let result =
+                    in_time(clock::now(), start.not_after).and_then(|()| begin(&start.connect, &start));
+                let Start { vm, incarnation, .. } = start;
                 if done.send(Started { vm, incarnation, result }).is_err() {
                     return;
                 }
@@ -136,6 +145,7 @@ pub fn start(
             }
         })?;
     }
+    let survey = survey::start(notes.clone(), Arc::clone(&tell))?;
     let driver = Driver {
         settings,
         epoch,
@@ -155,6 +165,8 @@ pub fn start(
         starting: BTreeMap::new(),
         starts,
         started,
+        survey,
+        survey_at: clock::now(),
     };
     thread::Builder::new().name("libvirt".into()).spawn(move || driver.run(&tasks))?;
     Ok(handle)
@@ -240,6 +252,8 @@ impl Driver {
                 "libvirt does not answer: VMs run on untouched, none can be started here"
             );
             self.why_silent = why.to_owned();
+            self.notes.set_trouble(why);
+            (self.tell)(Input::Woke);
         }
     }
 
@@ -248,12 +262,22 @@ impl Driver {
         let Some(connect) = self.connect.clone() else { return };
         self.take_happenings();
         let before = self.held.clone();
-        match limited(move || list(&connect, &before)) {
-            Ok(found) => {
+        let asked = connect.clone();
+        match limited(move || list(&asked, &before)) {
+            Ok((found, unprotected)) => {
                 if let Some(since) = self.silent_since.take() {
                     let ms = clock::now().nanos_since(since) / 1_000_000;
                     tracing::info!(ms, vms = found.len(), "libvirt answers");
                     self.why_silent.clear();
+                    self.notes.set_trouble("");
+                }
+                if self.notes.set_unprotected(&unprotected) {
+                    (self.tell)(Input::Woke);
+                }
+                if self.survey_at <= clock::now() {
+                    self.survey_at = clock::now().plus(SURVEY_EVERY);
+                    // One that still looks is left alone.
+                    let _ = self.survey.try_send(connect);
                 }
                 self.compare(found);
                 if let Some(listing) = self.listing.take_if(|_| self.settled_at <= clock::now()) {
@@ -292,11 +316,12 @@ impl Driver {
                 Some(_) => {}
                 None if how.is_some_and(words::has_left) || held.note.condition == VmCondition::MovedAway => {
                     // It runs elsewhere: whoever heard that it does not run would start it a second time.
-                    if held.note.condition != VmCondition::MovedAway {
+                    let mut note = held.note.clone();
+                    if note.condition != VmCondition::MovedAway {
                         tracing::error!(%vm, incarnation = %held.incarnation, "somebody migrated it away");
+                        note.condition = VmCondition::MovedAway;
+                        note.detail = words::ended(how).to_owned();
                     }
-                    let detail = words::ended(how).to_owned();
-                    let note = VmNote { condition: VmCondition::MovedAway, detail, ..held.note.clone() };
                     found.insert(vm.clone(), Held { note, awaited: false, ..held.clone() });
                     continue;
                 }
@@ -372,10 +397,13 @@ impl Driver {
         let [xml] = definition.arguments.as_slice() else {
             return Err("its definition must have one argument: the domain's XML".into());
         };
-        let xml = mark::marked(xml, vm, incarnation, (self.epoch)(), &self.settings.host)?;
+        let epoch = (self.epoch)();
+        let uuid = mark::uuid_of(xml);
+        let xml = mark::marked(xml, vm, incarnation, epoch, &self.settings.host)?;
+        let mark = mark::element(vm, incarnation, epoch, &self.settings.host);
         self.take_happenings();
         self.ends.remove(vm);
-        let start = Start { connect, vm: vm.clone(), incarnation, xml, not_after };
+        let start = Start { connect, vm: vm.clone(), incarnation, xml, uuid, mark, not_after };
         self.starts.try_send(start).map_err(|_| "too many starts are under way on this host".to_owned())?;
         self.starting.insert(vm.clone(), incarnation);
         Ok(true)

@@ -182,6 +182,9 @@ pub(crate) async fn host(cluster: &Cluster, command: HostCommand, output: Output
             if !answer.certificate_until.is_empty() {
                 line(&format!("its certificate ends: {}", answer.certificate_until));
             }
+            for found in &answer.found {
+                line(&format!("found: {found}"));
+            }
             if !answer.proof.is_empty() {
                 line(&format!("proof: {}", answer.proof));
             }

@@ -31,6 +31,37 @@ pub(crate) enum DocumentCommand {
     },
 }
 
+/// What to do with the inventory.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InventoryCommand {
+    #[command(flatten)]
+    Document(DocumentCommand),
+    /// Prints the inventory with the domains that agents found and that are not protected, to be read, changed and
+    /// applied. Changes nothing.
+    Discover {
+        /// Only those of this host.
+        #[arg(long, default_value = "")]
+        host: String,
+        /// Also domains that don't run: once they are protected, they are started.
+        #[arg(long)]
+        stopped: bool,
+    },
+}
+
+/// `defib inventory`.
+pub(crate) async fn inventory(
+    cluster: &Cluster,
+    command: InventoryCommand,
+    output: Output,
+) -> Result<(), Failure> {
+    match command {
+        InventoryCommand::Document(command) => document(cluster, command, output).await,
+        InventoryCommand::Discover { host, stopped } => {
+            super::found::discover(cluster, host, stopped, output).await
+        }
+    }
+}
+
 /// Which file.
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
@@ -48,9 +79,9 @@ pub(crate) struct Apply {
 }
 
 macro_rules! document {
-    ($name:ident, $get:ident, $wanted:expr, $diff:ident, $apply:ident) => {
+    ($visible:vis, $name:ident, $get:ident, $wanted:expr, $diff:ident, $apply:ident) => {
         /// Reads, compares or replaces it.
-        pub(crate) async fn $name(
+        $visible async fn $name(
             cluster: &Cluster,
             command: DocumentCommand,
             output: Output,
@@ -96,8 +127,8 @@ macro_rules! document {
     };
 }
 
-document!(policy, get_policy, v1::GetPolicyRequest {}, diff_policy, apply_policy);
-document!(inventory, get_inventory, v1::GetInventoryRequest {}, diff_inventory, apply_inventory);
+document!(pub(crate), policy, get_policy, v1::GetPolicyRequest {}, diff_policy, apply_policy);
+document!(, document, get_inventory, v1::GetInventoryRequest {}, diff_inventory, apply_inventory);
 
 fn changes(version: u64, diff: &[String], output: Output) {
     if output == Output::Json {

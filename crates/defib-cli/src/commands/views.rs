@@ -17,6 +17,9 @@ pub(crate) enum VmCommand {
         /// Only those of this host.
         #[arg(long, default_value = "")]
         host: String,
+        /// Instead, the domains that agents found and that are not protected.
+        #[arg(long)]
+        unprotected: bool,
     },
     /// One VM, and why it does not run.
     Show {
@@ -148,7 +151,10 @@ pub(super) fn vm_json(vm: &v1::VmSummary) -> Value {
 /// `defib vm`.
 pub(crate) async fn vm(cluster: &Cluster, command: VmCommand, output: Output) -> Result<(), Failure> {
     match command {
-        VmCommand::List { host } => {
+        VmCommand::List { host, unprotected: true } => {
+            return super::found::list(cluster, host, output).await;
+        }
+        VmCommand::List { host, unprotected: false } => {
             let answer =
                 ask!(cluster, list_vms, v1::ListVmsRequest { host: host.clone(), state: String::new() })?;
             match output {

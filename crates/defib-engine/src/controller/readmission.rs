@@ -74,9 +74,9 @@ impl Controller {
             self.propose_once(now, key, || Command::AgentReported(report), effects);
         }
         for (report, epoch) in clean {
-            let AgentReport { host, boot, vms, .. } = report;
+            let AgentReport { host, boot, vms, note, .. } = report;
             let key = Proposed::Readmit(host.clone(), epoch);
-            self.propose_once(now, key, || Command::Readmit { host, epoch, boot, vms }, effects);
+            self.propose_once(now, key, || Command::Readmit { host, epoch, boot, vms, note }, effects);
         }
         let Role::Leader { term } = self.role else { return };
         let applied = self.ledger.applied();

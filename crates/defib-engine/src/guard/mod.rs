@@ -51,7 +51,7 @@ mod words;
 use alloc::{string::ToString, vec::Vec};
 
 use defib_model::{
-    BootId, Epoch, Instant, Millis, ReplicaId,
+    BootId, Epoch, HostNote, Instant, Millis, ReplicaId,
     command::{AgentReport, VmReport},
 };
 use lease::Lease;
@@ -477,7 +477,14 @@ impl Guard {
         }
         let vms = self.vms.report()?;
         let (host, boot, epoch) = (self.config.host.clone(), self.boot, self.epoch);
-        Some(AgentReport { host, boot, epoch, watchdog_armed: self.watchdog_armed, vms })
+        Some(AgentReport {
+            host,
+            boot,
+            epoch,
+            watchdog_armed: self.watchdog_armed,
+            vms,
+            note: HostNote::default(),
+        })
     }
 
     /// Changes whenever the report of the VMs does: FNV-1a, 64 bits.

@@ -8,7 +8,7 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, Epoch, EventKind, HostId, Millis, Opinion, ReplicaId,
+    BootId, Epoch, EventKind, HostId, HostNote, Millis, Opinion, ReplicaId,
     command::{ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport},
     event::{Phase, ProofKind},
 };
@@ -138,7 +138,14 @@ impl Ledger {
         }
     }
 
-    pub(super) fn readmit(&mut self, host: &HostId, epoch: Epoch, boot: BootId, vms: &[VmReport]) {
+    pub(super) fn readmit(
+        &mut self,
+        host: &HostId,
+        epoch: Epoch,
+        boot: BootId,
+        vms: &[VmReport],
+        note: &HostNote,
+    ) {
         let Some(record) = self.hosts.get(host) else {
             return self.refuse("readmit", format!("host {host} is not in the inventory"));
         };
@@ -220,6 +227,7 @@ impl Ledger {
             record.recovery = None;
         }
         self.event(open, EventKind::HostReadmitted { host: host.clone(), epoch, boot });
+        self.host_noted(host, note);
         self.host_changed(host);
         // Incarnations recorded here keep their place; the agent's orders carry on from the new epoch.
         let here: Vec<_> = self.index.on_host.get(host).into_iter().flatten().cloned().collect();

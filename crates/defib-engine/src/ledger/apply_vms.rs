@@ -58,6 +58,11 @@ impl Ledger {
         if !mutated!(PlaceUnchecked) {
             let admitted = self.index.placer.admits(&placement.vm, &placement.host);
             admitted.map_err(|constraint| constraint.to_string())?;
+            if record.place == Place::Never
+                && let Some(constraint) = self.index.placer.namesake(&placement.vm)
+            {
+                return Err(constraint.to_string());
+            }
         }
         let (release, from) = match &record.place {
             Place::Never => (ReleaseRecord::NeverPlaced, None),
@@ -222,6 +227,7 @@ impl Ledger {
             return self.new_boot_proves(report);
         }
         self.report_vms(&report.host, &report.vms);
+        self.host_noted(&report.host, &report.note);
     }
 
     /// A boot that was never heard before: nothing of the former one runs.
@@ -284,25 +290,6 @@ impl Ledger {
         }
     }
 
-    /// What a hypervisor says of a VM beyond whether it runs: recorded and told, and nothing follows from it.
-    fn noted(&mut self, vm: &VmId, host: &HostId, note: &VmNote) {
-        let Some(record) = self.vms.get(vm).filter(|record| note.is_news_after(&record.note)) else { return };
-        let (recovery, incarnation) = (record.recovery, record.incarnation);
-        let changed = note.condition != record.note.condition;
-        // An agent that restarted has forgotten those that it had seen.
-        let rebooted = note.reboots > record.note.reboots;
-        self.update_vm(vm, |record| record.note = note.clone());
-        if changed {
-            let (vm, host, detail) = (vm.clone(), host.clone(), note.detail.clone());
-            let condition = note.condition;
-            self.event(recovery, EventKind::VmConditionChanged { vm, host, incarnation, condition, detail });
-        }
-        if rebooted {
-            let (vm, host, reboots) = (vm.clone(), host.clone(), note.reboots);
-            self.event(recovery, EventKind::VmRebooted { vm, host, incarnation, reboots });
-        }
-    }
-
     /// Whether a report was written in the present epoch of its host. One that was not may be of a boot that is over,
     /// late by any time (a connection that nobody closed, a replica that was frozen): every boot is let in under an
     /// epoch of its own, so no former boot can know it, and the present one hears of it with its first
@@ -335,7 +322,7 @@ impl Ledger {
         if record.boot != Some(report.boot) {
             return self.may_prove(record, report);
         }
-        if record.watchdog_armed != report.watchdog_armed {
+        if record.watchdog_armed != report.watchdog_armed || report.note.is_news_after(&record.note) {
             return true;
         }
         report.vms.iter().filter(|one| self.may_run(&report.host, one)).any(|one| {

@@ -2,7 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use defib_model::{HostId, Inventory, RecoveryId, VmId, inventory::Priority};
+use defib_model::{HostId, HostNote, Inventory, RecoveryId, VmId, inventory::Priority};
 
 use super::{
     Ledger,
@@ -71,6 +71,7 @@ impl Index {
         };
         for (id, host) in hosts {
             index.placer.set_host(id, usability(host));
+            index.placer.set_note(id, &host.note);
             if matches!(host.standing, Standing::Active | Standing::Condemned) {
                 index.in_use.insert(id.clone());
             }
@@ -83,6 +84,12 @@ impl Index {
         }
         index.inherits_breach = index.placer.check().is_err();
         index
+    }
+
+    /// Follows what an agent says of its host.
+    pub(super) fn host_noted(&mut self, host: &HostId, note: &HostNote) {
+        self.placer.set_note(host, note);
+        self.room_changes = self.room_changes.saturating_add(1);
     }
 
     /// Follows one VM's record; `before` is where it may have run until now.

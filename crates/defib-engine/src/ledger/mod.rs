@@ -14,6 +14,7 @@ mod export;
 mod fencing;
 mod index;
 pub mod invariants;
+mod notes;
 mod records;
 mod settle;
 
@@ -180,7 +181,7 @@ impl Ledger {
                 self.start_ended(vm, *incarnation, host, result);
             }
             Command::AgentReported(report) => self.agent_reported(report),
-            Command::Readmit { host, epoch, boot, vms } => self.readmit(host, *epoch, *boot, vms),
+            Command::Readmit { host, epoch, boot, vms, note } => self.readmit(host, *epoch, *boot, vms, note),
             Command::LiftQuarantine { host, operator } => self.lift_quarantine(host, operator),
             Command::GoodbyeSaid { host, boot, epoch, goodbye } => {
                 self.goodbye_said(host, *boot, *epoch, *goodbye);

@@ -7,8 +7,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Millis, Opinion, RecoveryId,
-    ReplicaId, VmId, VmNote, event::Phase, inventory::Readiness, policy::FencingPolicy,
+    BootId, ClusterTime, Epoch, EventSeq, HostId, HostNote, Incarnation, LogIndex, Millis, Opinion,
+    RecoveryId, ReplicaId, VmId, VmNote, event::Phase, inventory::Readiness, policy::FencingPolicy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,10 @@ pub struct HostRecord {
     /// Whether its fencing would work, by method; absent: not tested yet.
     #[serde(default)]
     pub fencing_tests: Vec<TestRecord>,
+    /// What else its agent said of it last. It outlives the host's death: what ran there unprotected may come back with
+    /// it, and is not ours to start elsewhere.
+    #[serde(default)]
+    pub note: HostNote,
 }
 
 impl Default for HostRecord {
@@ -120,6 +124,7 @@ impl Default for HostRecord {
             expected_silent_until: None,
             doubt: None,
             fencing_tests: Vec::new(),
+            note: HostNote::default(),
         }
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct HostSlot {
     pub(super) labels: BTreeSet<String>,
     pub(super) spare: bool,
     pub(super) usable: Usability,
+    /// Datastores that it does not reach.
+    pub(super) unreachable: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +34,7 @@ pub(super) struct VmSlot {
     /// Numbers of the rules that bind it.
     pub(super) rules: Vec<usize>,
     pub(super) first_host: Option<usize>,
+    pub(super) datastore: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +57,21 @@ pub(super) struct Domains {
     pub(super) rules: Vec<RuleSlot>,
     /// See [`Self::examples`].
     examples: Vec<usize>,
+}
+
+/// The hexadecimal digits of a UUID, however it is written.
+pub(super) fn digits(uuid: &str) -> String {
+    uuid.chars().filter(char::is_ascii_hexdigit).map(|digit| digit.to_ascii_lowercase()).collect()
+}
+
+/// The UUIDs in a definition that is XML.
+fn uuids(definition: &str) -> impl Iterator<Item = String> + '_ {
+    definition
+        .split("<uuid>")
+        .skip(1)
+        .filter_map(|rest| rest.split('<').next())
+        .map(digits)
+        .filter(|digits| digits.len() == 32)
 }
 
 impl Domains {
@@ -271,6 +289,12 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
         .collect();
     let mut resource_names: Vec<String> = alloc::vec!["CPU".to_string(), "memory".to_string()];
     resource_names.extend(named.into_iter().cloned());
+    let mut machines: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (number, vm) in inventory.vms.values().enumerate() {
+        for uuid in vm.definition.arguments.iter().flat_map(|text| uuids(text)) {
+            machines.entry(uuid).or_default().push(number);
+        }
+    }
     let host_numbers: BTreeMap<HostId, usize> =
         inventory.hosts.keys().cloned().enumerate().map(|(number, id)| (id, number)).collect();
     let vm_numbers: BTreeMap<VmId, usize> =
@@ -284,6 +308,7 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
             labels: host.labels.clone(),
             spare: host.spare,
             usable: Usability::Unusable(Reason::NeverSeen),
+            unreachable: BTreeSet::new(),
         })
         .collect();
     let mut domains = Domains::default();
@@ -315,6 +340,7 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
             requires: vm.requires.clone(),
             rules: Vec::new(),
             first_host: vm.first_host.as_ref().and_then(|host| host_numbers.get(host).copied()),
+            datastore: vm.datastore.clone(),
         })
         .collect();
     let mut counters = 0;
@@ -373,5 +399,8 @@ pub(super) fn build(inventory: &Inventory) -> Placer {
         domains: Arc::new(domains),
         resource_names: Arc::new(resource_names),
         occupancy,
+        machines: Arc::new(machines),
+        elsewhere: BTreeMap::new(),
+        namesakes: BTreeMap::new(),
     }
 }

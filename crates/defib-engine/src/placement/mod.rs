@@ -20,7 +20,7 @@ use alloc::{
     vec::Vec,
 };
 
-use defib_model::{HostId, Inventory, VmId, inventory::Priority};
+use defib_model::{HostId, HostNote, Inventory, VmId, inventory::Priority};
 use index::{Domains, HostSlot, Occupancy, VmSlot};
 pub use plan::SWAPS_TRIED;
 pub use reasons::{Because, Constraint, Excluded, Exclusion, Reason, SoftBreak, Usability};
@@ -92,6 +92,12 @@ pub struct Placer {
     domains: Arc<Domains>,
     resource_names: Arc<Vec<String>>,
     occupancy: Occupancy,
+    /// VMs by the UUIDs in their definitions.
+    machines: Arc<BTreeMap<String, Vec<usize>>>,
+    /// Where the machine that a VM is runs without being ours.
+    elsewhere: BTreeMap<usize, BTreeSet<usize>>,
+    /// Where another machine of a VM's name does.
+    namesakes: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl Placer {
@@ -106,6 +112,59 @@ impl Placer {
         if let Some(slot) = self.host_numbers.get(host).and_then(|number| self.hosts.get_mut(*number)) {
             slot.usable = usable;
         }
+    }
+
+    /// What the agent of a host says of it.
+    pub fn set_note(&mut self, host: &HostId, note: &HostNote) {
+        let Some(number) = self.host_numbers.get(host).copied() else { return };
+        if let Some(slot) = self.hosts.get_mut(number) {
+            slot.unreachable = note.unreachable.keys().cloned().collect();
+        }
+        for places in [&mut self.elsewhere, &mut self.namesakes] {
+            places.retain(|_, hosts| {
+                hosts.remove(&number);
+                !hosts.is_empty()
+            });
+        }
+        for (uuid, name) in &note.unprotected {
+            let (same, namesake) = self.meant(uuid, name);
+            let same: Vec<usize> = same.to_vec();
+            for vm in same {
+                self.elsewhere.entry(vm).or_default().insert(number);
+            }
+            if let Some(vm) = namesake {
+                self.namesakes.entry(vm).or_default().insert(number);
+            }
+        }
+    }
+
+    /// The VMs that a domain is, by its UUID; and the one that only has its name.
+    fn meant(&self, uuid: &str, name: &str) -> (&[usize], Option<usize>) {
+        let same = self.machines.get(&index::digits(uuid)).map(Vec::as_slice).unwrap_or_default();
+        let namesake = VmId::new(name).ok().and_then(|vm| self.vm_numbers.get(&vm)).copied();
+        (same, namesake.filter(|vm| !same.contains(vm)))
+    }
+
+    /// The VMs that may be among the domains that run somewhere unprotected.
+    #[must_use]
+    pub fn unprotected_of(&self, note: &HostNote) -> BTreeSet<VmId> {
+        let meant = note.unprotected.iter().flat_map(|(uuid, name)| {
+            let (same, namesake) = self.meant(uuid, name);
+            same.iter().copied().chain(namesake)
+        });
+        meant.filter_map(|vm| self.vms.get(vm)).map(|vm| vm.id.clone()).collect()
+    }
+
+    /// What forbids the first start of a VM: a machine of its name that runs unprotected. Whoever declared it may well
+    /// have meant that one, and got its UUID wrong.
+    #[must_use]
+    pub fn namesake(&self, vm: &VmId) -> Option<Constraint> {
+        self.vm_numbers.get(vm).and_then(|vm| self.namesake_of(*vm))
+    }
+
+    fn namesake_of(&self, vm: usize) -> Option<Constraint> {
+        let host = self.namesakes.get(&vm)?.first()?;
+        Some(Constraint::Namesake { host: self.hosts.get(*host)?.id.clone() })
     }
 
     /// A VM runs or is intended on a host; it leaves where it was.

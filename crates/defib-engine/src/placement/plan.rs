@@ -45,13 +45,24 @@ impl Placer {
         if let Usability::Unusable(reason) = slot.usable {
             return Some(Constraint::Unusable(reason));
         }
-        if first_placement && slot.spare {
+        let elsewhere = self.elsewhere.get(&vm);
+        if let Some(other) = elsewhere.and_then(|hosts| hosts.iter().find(|other| **other != host)) {
+            return Some(Constraint::RunsUnprotected { host: self.hosts[*other].id.clone() });
+        }
+        if first_placement && let Some(constraint) = self.namesake_of(vm) {
+            return Some(constraint);
+        }
+        // One that runs there already takes nothing that was kept free.
+        if first_placement && slot.spare && elsewhere.is_none() {
             return Some(Constraint::Spare);
         }
         if let Some(label) = wanted.requires.iter().find(|label| !slot.labels.contains(*label))
             && !mutated!(IgnoreRequirements)
         {
             return Some(Constraint::Label(label.clone()));
+        }
+        if let Some(datastore) = wanted.datastore.as_ref().filter(|name| slot.unreachable.contains(*name)) {
+            return Some(Constraint::Datastore(datastore.clone()));
         }
         if let Some(resource) = occupancy.short_of(host, &wanted.need)
             && !mutated!(IgnoreCapacity)

@@ -34,10 +34,22 @@ pub enum Usability {
 pub enum Constraint {
     /// The host is not in use.
     Unusable(Reason),
+    /// The very same machine, by its UUID, runs on another host without Defib's mark.
+    RunsUnprotected {
+        /// Where.
+        host: HostId,
+    },
+    /// It never ran, and a domain of its name and of another UUID runs somewhere without Defib's mark.
+    Namesake {
+        /// Where.
+        host: HostId,
+    },
     /// The host is kept free for recoveries.
     Spare,
     /// The host lacks a label.
     Label(String),
+    /// The host does not reach the VM's datastore.
+    Datastore(String),
     /// The host has too little left of a resource.
     Capacity {
         /// Which.
@@ -58,8 +70,11 @@ impl Constraint {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Unusable(_) => "not-in-use",
+            Self::RunsUnprotected { .. } => "runs-unprotected",
+            Self::Namesake { .. } => "namesake",
             Self::Spare => "spare",
             Self::Label(_) => "label",
+            Self::Datastore(_) => "datastore",
             Self::Capacity { .. } => "capacity",
             Self::AntiAffinity { .. } => "anti-affinity",
         }
@@ -74,8 +89,16 @@ impl fmt::Display for Constraint {
             Self::Unusable(Reason::Suspected) => f.write_str("suspected"),
             Self::Unusable(Reason::Quarantined) => f.write_str("quarantined"),
             Self::Unusable(Reason::Assumed) => f.write_str("assumed to have failed"),
+            Self::RunsUnprotected { host } => {
+                write!(f, "it runs on {host} unprotected, and would run twice")
+            }
+            Self::Namesake { host } => write!(
+                f,
+                "a domain of its name, but with another UUID, runs on {host} unprotected: give it that UUID, or another name"
+            ),
             Self::Spare => f.write_str("kept spare for recoveries"),
             Self::Label(label) => write!(f, "without label {label}"),
+            Self::Datastore(datastore) => write!(f, "datastore {datastore} is not reached"),
             Self::Capacity { resource } => write!(f, "too little {resource} left"),
             Self::AntiAffinity { group, level } => write!(f, "anti-affinity of group {group} per {level}"),
         }

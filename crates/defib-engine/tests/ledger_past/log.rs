@@ -2,8 +2,8 @@
 
 use defib_engine::ledger::{Ledger, Place, Standing, invariants};
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, Epoch, Host, HostId, Inventory, LogIndex, Opinion, ReplicaId,
-    Resources, UnixMillis, Vm, VmId, VmNote,
+    BootId, ClusterTime, Command, Entry, Epoch, Host, HostId, HostNote, Inventory, LogIndex, Opinion,
+    ReplicaId, Resources, UnixMillis, Vm, VmId, VmNote,
     command::{AgentReport, Operator, OpinionChange, Placement, PowerOffReading, VmReport},
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -119,12 +119,25 @@ impl Log {
 
     pub(crate) fn readmit_unheard(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
         let epoch = self.epoch(name);
-        self.apply(Command::Readmit { host: host(name), epoch, boot, vms: vms.to_vec() });
+        self.apply(Command::Readmit {
+            host: host(name),
+            epoch,
+            boot,
+            vms: vms.to_vec(),
+            note: HostNote::default(),
+        });
     }
 
     pub(crate) fn report(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
         let (host, epoch, vms) = (host(name), self.epoch(name), vms.to_vec());
-        self.apply(Command::AgentReported(AgentReport { host, boot, epoch, watchdog_armed: false, vms }));
+        self.apply(Command::AgentReported(AgentReport {
+            host,
+            boot,
+            epoch,
+            watchdog_armed: false,
+            vms,
+            note: HostNote::default(),
+        }));
     }
 
     pub(crate) fn opinions(&mut self, name: &str, opinion: Opinion) {

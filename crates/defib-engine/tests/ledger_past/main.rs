@@ -8,7 +8,7 @@ mod reports;
 
 use defib_engine::ledger::{Place, Standing};
 use defib_model::{
-    Command, Incarnation, LogIndex, Millis, Opinion, Policy, ReplicaId,
+    Command, HostNote, Incarnation, LogIndex, Millis, Opinion, Policy, ReplicaId,
     command::{FenceResult, Goodbye, PowerOffReading, StartResult, VmReport},
     event::Phase,
     inventory::Definition,
@@ -181,7 +181,13 @@ fn a_host_is_let_in_under_its_present_epoch_only() {
     let former = log.epoch("h1");
     log.opinions("h1", Opinion::Dead);
     log.opinions("h1", Opinion::Alive);
-    log.apply(Command::Readmit { host: host("h1"), epoch: former, boot: A, vms: Vec::new() });
+    log.apply(Command::Readmit {
+        host: host("h1"),
+        epoch: former,
+        boot: A,
+        vms: Vec::new(),
+        note: HostNote::default(),
+    });
     assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
     log.readmit("h1", A, &[]);
     assert_eq!(log.standing("h1"), Standing::Active);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_model::{
-    BootId, Epoch, HostId, Incarnation, Policy, ReplicaId, VmId, VmNote,
+    BootId, Epoch, HostId, HostNote, Incarnation, Policy, ReplicaId, VmId, VmNote,
     command::{AgentReport, FenceResult, PowerOffReading, VmReport},
     inventory::{Readiness, SelfFence},
 };
@@ -215,6 +215,7 @@ impl Machine {
             boot: self.boot(),
             epoch: self.epoch,
             watchdog_armed: self.watchdog,
+            note: HostNote::default(),
             vms: self
                 .vms
                 .iter()

@@ -264,7 +264,11 @@ impl Narrator {
             | EventKind::BrakeOverridden { .. } => {
                 self.step(at, Tone::Doubt, "brake", &kind.to_string(), false);
             }
-            EventKind::VmDown { .. } | EventKind::VmGivenUp { .. } | EventKind::VmConditionChanged { .. } => {
+            EventKind::VmDown { .. }
+            | EventKind::VmGivenUp { .. }
+            | EventKind::VmConditionChanged { .. }
+            | EventKind::UnprotectedChanged { runs: true, .. }
+            | EventKind::DatastoreChanged { trouble: Some(_), .. } => {
                 self.step(at, Tone::Doubt, "down", &kind.to_string(), false);
             }
             EventKind::Disarmed { .. }
@@ -282,6 +286,8 @@ impl Narrator {
             | EventKind::ReplicasChanged { .. }
             | EventKind::WatchdogChanged { .. }
             | EventKind::VmRebooted { .. }
+            | EventKind::UnprotectedChanged { runs: false, .. }
+            | EventKind::DatastoreChanged { trouble: None, .. }
             | EventKind::OperatorActed { .. }
             | EventKind::PolicyChanged { .. }
             | EventKind::InventoryChanged { .. }

@@ -96,6 +96,24 @@ impl fmt::Display for EventKind {
                     "vm {vm}: its guest on {host} rebooted ({reboots} times as incarnation {incarnation})"
                 )
             }
+            Self::UnprotectedChanged { vm, host, runs: true } => {
+                write!(
+                    f,
+                    "vm {vm}: a domain of its UUID or name runs on {host} unprotected; it is not started beside it"
+                )
+            }
+            Self::UnprotectedChanged { vm, host, runs: false } => {
+                write!(f, "vm {vm}: no domain of its UUID or name runs on {host} unprotected any more")
+            }
+            Self::DatastoreChanged { host, datastore, trouble: None } => {
+                write!(f, "host {host}: datastore {datastore} is reached again")
+            }
+            Self::DatastoreChanged { host, datastore, trouble: Some(trouble) } => {
+                write!(
+                    f,
+                    "host {host}: datastore {datastore} is not reached, so no VM of it starts there: {trouble}"
+                )
+            }
             Self::VmGivenUp { vm, attempts } => {
                 write!(
                     f,

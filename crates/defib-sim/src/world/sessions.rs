@@ -474,7 +474,7 @@ impl World {
 /// What an agent says, as an input. A host speaks only for itself.
 fn heard(host: &HostId, said: agent_message::Message) -> Option<Message> {
     Some(match said {
-        agent_message::Message::Hello(_) => return None,
+        agent_message::Message::Hello(_) | agent_message::Message::Findings(_) => return None,
         agent_message::Message::Report(report) => {
             let report = AgentReport::try_from(report).ok().filter(|report| report.host == *host)?;
             Message::Input(Input::Reported(report))

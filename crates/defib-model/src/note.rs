@@ -1,6 +1,7 @@
-//! What a hypervisor says of a VM beyond whether it runs. People are told of it; nothing is started or stopped for it.
+//! What hypervisors say beyond which VMs run: of a VM, for people alone; and of a host, so that nothing is started where
+//! it must not be.
 
-use alloc::string::String;
+use alloc::{collections::BTreeMap, string::String};
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -90,5 +91,31 @@ impl VmNote {
     #[must_use]
     pub fn is_news_after(&self, held: &Self) -> bool {
         self.condition != held.condition || self.reboots != held.reboots
+    }
+}
+
+/// What an agent says of its host beyond its VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct HostNote {
+    /// Domains that run there without Defib's mark: their names by their UUIDs. A VM with such a UUID is that very
+    /// machine, so it is started nowhere else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unprotected: BTreeMap<String, String>,
+    /// Datastores that the host does not reach, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unreachable: BTreeMap<String, String>,
+}
+
+impl HostNote {
+    /// Whether there is nothing to say.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether anything changed since `held`. Other words for the same are no change.
+    #[must_use]
+    pub fn is_news_after(&self, held: &Self) -> bool {
+        self.unprotected != held.unprotected || !self.unreachable.keys().eq(held.unreachable.keys())
     }
 }
