@@ -1,5 +1,5 @@
-//! What agents found beside the VMs that are protected: shown to people, and written as an inventory that would protect it.
-//! Nothing is decided here: a VM is protected when an operator applies that inventory.
+//! What agents found beside the VMs that are protected: shown to people, and written as an inventory that would
+//! protect it. Nothing is decided here: a VM is protected when an operator applies that inventory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -261,7 +261,7 @@ mod tests {
         let file =
             |what: &str| v1::FoundFile { what: what.into(), path: format!("/x/{what}"), sharing: local };
         wished.files = vec![file("loader"), file("nvram")];
-        let mut off = domain("off");
+        let mut off = domain("resting");
         off.running = false;
         let mut unwanted = domain("unwanted");
         unwanted.policy.insert("protect".into(), "no".into());
@@ -277,7 +277,7 @@ mod tests {
         {
             assert!(yaml.contains(wanted), "{wanted}: {yaml}");
         }
-        for missing in ["twin", "unwanted", "id: off"] {
+        for missing in ["twin", "unwanted", "id: resting"] {
             assert!(!yaml.contains(missing), "{missing}: {yaml}");
         }
         for told in [
@@ -292,6 +292,6 @@ mod tests {
         assert!(!notes.contains("loader"), "{notes}");
         let stopped = v1::DiscoverRequest { host: "h2".into(), stopped: true };
         let (yaml, _) = discovered(&Inventory::default(), &all, &stopped);
-        assert!(yaml.contains("id: off") && !yaml.contains("web-1"), "{yaml}");
+        assert!(yaml.contains("id: resting") && !yaml.contains("web-1"), "{yaml}");
     }
 }

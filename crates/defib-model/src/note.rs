@@ -1,5 +1,5 @@
-//! What hypervisors say beyond which VMs run: of a VM, for people alone; and of a host, so that nothing is started where
-//! it must not be.
+//! What hypervisors say beyond which VMs run: of a VM, for people alone; and of a host, so that nothing is started
+//! where it must not be.
 
 use alloc::{collections::BTreeMap, string::String};
 use core::fmt;

@@ -98,7 +98,7 @@ pub(super) fn described(xml: &str) -> Option<Described> {
 
 /// Whether several hosts can have the file system of a path in common.
 pub(super) fn sharing(path: &str) -> v1::FileSharing {
-    // A device's node says nothing of what is behind it.
+    // What is behind a device its path does not say.
     match statfs(Path::new(path)) {
         Ok(_) | Err(_) if path.starts_with("/dev/") => v1::FileSharing::Unspecified,
         Ok(found) if SHARED.contains(&(found.filesystem_type().0 & 0xffff_ffff)) => v1::FileSharing::Shared,
