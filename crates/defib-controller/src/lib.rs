@@ -32,3 +32,4 @@ pub mod sessions;
 pub mod views;
 pub mod webhooks;
 pub mod what_if;
+mod who;

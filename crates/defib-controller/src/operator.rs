@@ -9,8 +9,8 @@ use defib_model::{
 use defib_observe::documents::{
     diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
 };
-use defib_pki::{PeerIdentity, Role};
-use defib_rpc::{caller, may_be_done};
+use defib_pki::Role;
+use defib_rpc::may_be_done;
 use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Operator};
 use futures_util::Stream;
 use tokio::sync::watch;
@@ -28,14 +28,13 @@ use crate::{
     found,
     members::{self, Members},
     views, what_if,
+    who::{BEHALF, Who, need, who},
 };
 
 /// How long a change of the replicas is waited for. Whoever asked waits a little longer.
 const CHANGE_WAIT: Duration = Duration::from_secs(8);
 /// How long a follower waits for the leader's answer.
 const FORWARD_WAIT: Duration = Duration::from_secs(9);
-/// On whose behalf a replica forwards a call.
-const BEHALF: &str = "x-defib-behalf";
 
 /// The service that operators call.
 #[derive(Clone)]
@@ -57,42 +56,6 @@ impl std::fmt::Debug for OperatorService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OperatorService").field("me", &self.me).finish_non_exhaustive()
     }
-}
-
-/// Who calls, and what they may.
-#[derive(Debug, Clone)]
-struct Who {
-    name: String,
-    role: Role,
-    forwarded: bool,
-}
-
-fn who<T>(request: &Request<T>) -> Result<Who, Status> {
-    let identity = caller(request)?;
-    let behalf = request.metadata().get(BEHALF).and_then(|value| value.to_str().ok());
-    let (identity, forwarded) = match (identity, behalf) {
-        // Only a replica may speak for an operator: it has checked the certificate.
-        (PeerIdentity::Replica(_), Some(text)) => (
-            text.parse::<PeerIdentity>().map_err(|error| Status::permission_denied(error.to_string()))?,
-            true,
-        ),
-        (identity, _) => (identity, false),
-    };
-    match identity {
-        PeerIdentity::Operator { role, name } => Ok(Who { name: name.to_string(), role, forwarded }),
-        other => Err(Status::permission_denied(format!("{other} is no operator"))),
-    }
-}
-
-fn need(who: &Who, role: Role) -> Result<(), Status> {
-    if who.role >= role {
-        return Ok(());
-    }
-    tracing::warn!(operator = who.name, has = %who.role, needs = %role, "a call was denied");
-    Err(Status::permission_denied(format!(
-        "operator {} has the role {}; this needs {role}",
-        who.name, who.role
-    )))
 }
 
 fn overloaded(error: impl std::fmt::Display) -> Status {
