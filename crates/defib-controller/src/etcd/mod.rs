@@ -15,6 +15,6 @@ mod worker;
 
 pub(crate) use board::{Board, describe};
 #[cfg(feature = "etcd")]
-pub use status::Report;
+pub use status::{Domains, Report};
 #[cfg(feature = "etcd")]
 pub(crate) use worker::start;

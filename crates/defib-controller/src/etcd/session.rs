@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     board::Found,
     documents::{Refusal, parse, store_name},
-    status::{Published, Report, writes},
+    status::{Domains, Published, Report, writes},
     worker::{Ended, Worker},
 };
 use crate::{
@@ -77,6 +77,7 @@ pub(super) struct Session<'a> {
     errors: BTreeSet<DocumentKind>,
     waiting: BTreeMap<DocumentKind, Waiting>,
     published: Published,
+    domains: Domains,
 }
 
 impl<'a> Session<'a> {
@@ -91,6 +92,7 @@ impl<'a> Session<'a> {
             errors: BTreeSet::new(),
             waiting: BTreeMap::new(),
             published: Published::new(),
+            domains: Domains::default(),
         }
     }
 
@@ -314,8 +316,9 @@ impl<'a> Session<'a> {
 
     async fn publish(&mut self) -> Result<(), Ended> {
         let (cluster, me, term) = (self.worker.cluster.clone(), self.worker.me, self.term);
-        let report = self.worker.core.ask(move |view| Report::read(view, &cluster, me, term)).await?;
-        let wanted = report.entries(&self.keys);
+        let known = self.domains.version();
+        let report = self.worker.core.ask(move |view| Report::read(view, &cluster, me, term, known)).await?;
+        let wanted = report.entries(&self.keys, &mut self.domains);
         let writes = writes(&self.published, &wanted);
         if writes.is_empty() {
             return Ok(());
