@@ -20,7 +20,7 @@ use defib_controller::{
 use defib_engine::{controller::Controller, ledger::Ledger};
 use defib_etcd::Keys;
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, Epoch, HostId, Incarnation, Inventory, Opinion, ReplicaId,
+    BootId, ClusterTime, Command, Entry, Epoch, HostId, HostNote, Incarnation, Inventory, Opinion, ReplicaId,
     Resources, UnixMillis, VmId,
     command::{Operator, OpinionChange, Placement},
     inventory::{Definition, FaultDomain, Host, Priority, Readiness, SelfFence, Vm},
@@ -92,7 +92,16 @@ fn settled() -> Result<Ledger> {
     apply(&mut ledger, Command::SetInventory { inventory, replaces: 0, operator });
     for number in 0..HOSTS {
         let boot = BootId(number as u128 + 1);
-        apply(&mut ledger, Command::Readmit { host: host(number)?, epoch: Epoch(0), boot, vms: Vec::new() });
+        apply(
+            &mut ledger,
+            Command::Readmit {
+                host: host(number)?,
+                epoch: Epoch(0),
+                boot,
+                vms: Vec::new(),
+                note: HostNote::default(),
+            },
+        );
     }
     let placements = vms.into_iter().map(|vm| {
         let host = vm.first_host.context("each has a first host")?;

@@ -309,7 +309,7 @@ fn start_log(
     };
     // A loop that is behind slows the log down instead of losing what it says.
     let sink = Box::new(move |output| messages.send(Message::Driver(output)).is_ok());
-    Ok(Driver::start(driver, sink)?)
+    Driver::start(driver, sink).with_context(|| format!("data-dir {}", config.data_dir.display()))
 }
 
 /// Checks everything that can be checked without starting: certificates, addresses, the directory.

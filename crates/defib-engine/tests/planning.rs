@@ -349,3 +349,26 @@ proptest! {
         }
     }
 }
+
+/// Two hosts of one rack, the second without a session, and two VMs that may not share it: the larger is of the higher
+/// tier, and only the second host has room for it.
+#[test]
+fn a_lower_tier_takes_no_place_from_a_higher_one_that_needs_a_host_without_a_session() {
+    let hosts = [(0, 4, 1, false, false, true), (0, 4, 8, false, false, true)];
+    let vms = [(1, 8, 1, false, None, None), (1, 1, 3, false, None, None)];
+    let groups = [(BTreeSet::from([0, 1]), vec![(true, 1, true)])];
+    let mut world = build(&hosts, &vms, &groups, false);
+    let wanted = [vm_id(0), vm_id(1)];
+    let placed = |world: &World| {
+        let plan = world.placer.plan(&wanted, &world.options);
+        plan.placements.into_iter().map(|planned| (planned.vm, planned.host)).collect::<Vec<_>>()
+    };
+    assert_eq!(placed(&world), [(vm_id(0), host_id(1))]);
+    world.options.unreached = BTreeSet::from([host_id(1)]);
+    assert_eq!(placed(&world), [(vm_id(0), host_id(1))], "nothing else has room for it");
+    // Where nobody needs it, it is left alone.
+    let mut world = build(&hosts, &vms[1..], &[], false);
+    world.options.unreached = BTreeSet::from([host_id(1)]);
+    let plan = world.placer.plan(&[vm_id(0)], &world.options);
+    assert_eq!(plan.placements[0].host, host_id(0), "though the other has more room");
+}

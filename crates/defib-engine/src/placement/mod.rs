@@ -34,7 +34,7 @@ pub struct PlanOptions {
     pub prefer: BTreeMap<VmId, HostId>,
     /// VMs that run for the first time: they prefer their declared host and leave the spares alone.
     pub first_placements: BTreeSet<VmId>,
-    /// Hosts that can't be told anything now: taken only for VMs that find no place without them.
+    /// Hosts that can't be told anything now: taken only if some VM finds no place without them.
     pub unreached: BTreeSet<HostId>,
 }
 
@@ -199,14 +199,21 @@ impl Placer {
         let number = |vm: &VmId| self.vm_numbers.get(vm).copied();
         let unreached: BTreeSet<usize> =
             options.unreached.iter().filter_map(|host| self.host_numbers.get(host).copied()).collect();
-        let mut occupancy = self.occupancy.clone();
-        let wanted = wanted.iter().filter_map(number).collect();
-        let mut plan = self.plan_on(&mut occupancy, wanted, options, &unreached);
+        let plan_without = |without: &BTreeSet<usize>| {
+            let wanted = wanted.iter().filter_map(number).collect();
+            self.plan_on(&mut self.occupancy.clone(), wanted, options, without)
+        };
+        let mut plan = plan_without(&unreached);
         if !unreached.is_empty() && !plan.unplaced.is_empty() {
-            let left = plan.unplaced.iter().filter_map(|left| number(&left.vm)).collect();
-            let rest = self.plan_on(&mut occupancy, left, options, &BTreeSet::new());
-            plan.placements.extend(rest.placements);
-            plan.unplaced = rest.unplaced;
+            // All of them anew: what was left out must not find that a lower tier took what it could use.
+            let whole = plan_without(&BTreeSet::new());
+            let same =
+                whole.unplaced.iter().map(|left| &left.vm).eq(plan.unplaced.iter().map(|left| &left.vm));
+            if same {
+                plan.unplaced = whole.unplaced;
+            } else {
+                plan = whole;
+            }
         }
         plan
     }

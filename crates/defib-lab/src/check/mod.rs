@@ -85,6 +85,12 @@ impl Verdicts {
 #[must_use]
 pub fn check(evidence: &Evidence) -> Verdicts {
     let mut verdicts = Verdicts::default();
+    if evidence.events().is_empty() {
+        // Nothing can be found in nothing.
+        for judged_by_events in ["I2", "I4", "I5", "I7", "I9"] {
+            verdicts.add(judged_by_events, vec!["no replica told anything".to_owned()]);
+        }
+    }
     verdicts.add("I1", truth::at_most_one(evidence));
     verdicts.add("I2", stream::proof_before_restart(evidence));
     verdicts.add("I2", truth::dead_when_proven(evidence));

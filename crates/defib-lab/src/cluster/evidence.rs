@@ -83,6 +83,7 @@ impl Cluster {
         let operator = self.operator();
         let streams = RefCell::new(BTreeMap::new());
         let same = wait_until("all replicas tell the same", PATIENCE, || async {
+            *streams.borrow_mut() = follower.streams();
             let mut committed = 0;
             for ports in self.ports() {
                 committed = operator.status_of(ports.id).await?.event_seq.max(committed);

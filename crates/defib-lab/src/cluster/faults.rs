@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use anyhow::{Context, bail};
@@ -25,6 +26,14 @@ pub struct Fallen {
     pub id: u64,
     /// How it ended.
     pub status: ExitStatus,
+}
+
+impl Fallen {
+    /// Whether somebody killed it, as an operator or the kernel may; it did not end for a reason of its own.
+    #[must_use]
+    pub fn was_killed(&self) -> bool {
+        self.status.signal() == Some(Signal::SIGKILL as i32)
+    }
 }
 
 impl fmt::Display for Fallen {

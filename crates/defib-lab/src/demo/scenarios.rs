@@ -108,7 +108,7 @@ async fn dark_bmc(stage: &mut Stage<'_>) -> anyhow::Result<()> {
 
 async fn leader_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let host = victim();
-    let leader = stage.cluster.operator().status().await?.leader;
+    let mut leader = stage.cluster.operator().status().await?.leader;
     ensure!(leader != 0, "there is no leader to kill");
     let at = stage.cluster.plug_out(&host, false).await?;
     let recovery = stage.fault(
@@ -120,8 +120,10 @@ async fn leader_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let lost = recovery.lost().clone();
     let mut killed_at = None;
     let mut led_at = None;
-    stage
+    let recovered = stage
         .recover(recovery, |seen, cluster| match &seen.event.kind {
+            // Another one took over before there was a proof.
+            EventKind::LeaderStarted { leader: new, .. } if killed_at.is_none() => leader = new.0,
             EventKind::DeathProven { .. } if killed_at.is_none() => {
                 cluster.kill_replica(leader);
                 killed_at = Some(monotonic_ns());
@@ -133,15 +135,17 @@ async fn leader_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
             }
             _ => {}
         })
-        .await?;
+        .await;
+    if let Some(killed_at) = killed_at {
+        let text = format!("the leader, replica {leader}, was killed with -9 then");
+        stage.narrator.step(killed_at, Tone::Fault, "fault", &text, false);
+        // Whatever came of it: what is judged is what all replicas tell.
+        stage.cluster.restart_replica(leader)?;
+        let text = format!("replica {leader} is started again");
+        stage.narrator.step(monotonic_ns(), Tone::Plain, "restart", &text, false);
+    }
+    recovered?;
     let Some(killed_at) = killed_at else { bail!("the leader was not killed: no proof was seen") };
-    stage.narrator.step(
-        killed_at,
-        Tone::Fault,
-        "fault",
-        &format!("the leader, replica {leader}, was killed with -9 then"),
-        false,
-    );
     let Some(led_at) = led_at else { bail!("no other replica took over") };
     let blackout = millis_between(killed_at, led_at);
     stage.measured.insert("next_commit_after_kill_ms".to_owned(), blackout);
@@ -161,14 +165,6 @@ async fn leader_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     if resets > 1 {
         stage.found.push(("I4", format!("{host} was switched off {resets} times")));
     }
-    stage.cluster.restart_replica(leader)?;
-    stage.narrator.step(
-        monotonic_ns(),
-        Tone::Plain,
-        "restart",
-        &format!("replica {leader} is started again"),
-        false,
-    );
     stage.bring_back().await
 }
 

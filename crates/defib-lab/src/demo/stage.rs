@@ -13,7 +13,7 @@ use super::peers::Fault;
 use super::report::Outcome;
 use crate::check::check;
 use crate::clock::{millis_between, monotonic_ns};
-use crate::cluster::{Cluster, Follower, Options, Seen, wait_until};
+use crate::cluster::{Cluster, Fallen, Follower, Options, Seen, wait_until};
 use crate::measure::{Recovery, Steps};
 use crate::oracle::Life;
 
@@ -95,8 +95,21 @@ impl<'a> Stage<'a> {
         recovery
     }
 
+    /// Starts replicas again that somebody else killed, as systemd does in production. What ended for a reason of its
+    /// own stays, and fails the scenario.
+    fn tend_replicas(&mut self) {
+        for fallen in self.cluster.fallen().into_iter().filter(Fallen::was_killed) {
+            self.narrator
+                .note(&format!("somebody killed replica {}: not we; it is started again", fallen.id));
+            if let Err(error) = self.cluster.restart_replica(fallen.id) {
+                self.narrator.note(&format!("replica {} can't be started again: {error:#}", fallen.id));
+            }
+        }
+    }
+
     /// Takes and tells the next event.
     pub(super) async fn next(&mut self) -> Option<Seen> {
+        self.tend_replicas();
         let seen = self.follower.next(Duration::from_millis(50)).await?;
         self.narrator.event(&seen, self.cluster.inventory());
         Some(seen)
@@ -266,6 +279,7 @@ impl<'a> Stage<'a> {
         if let Err(error) = played {
             problems.push(format!("{error:#}"));
         }
+        self.tend_replicas();
         problems.extend(self.cluster.fallen_replicas());
         let mut invariants = BTreeMap::new();
         match self.cluster.evidence(&self.follower, self.fault_at_ns, &self.struck).await {
