@@ -82,8 +82,8 @@ impl Domains {
 }
 
 impl Report {
-    /// Reads it for whoever knows where hosts are by the inventory of version `known`. Runs on the loop's thread, and so
-    /// only copies, and as little as it can.
+    /// Reads it for whoever knows where hosts are by the inventory of version `known`. Runs on the loop's thread, and
+    /// so only copies, and as little as it can.
     #[must_use]
     pub fn read(view: &View<'_>, cluster: &str, replica: u64, term: u64, known: u64) -> Self {
         let ledger = view.controller.ledger();
