@@ -61,6 +61,8 @@ const LOOKS: &[(&[&str], &str)] = &[
     (&["policy", "diff", "POLICY"], "act-after: 900ms"),
     (&["policy", "check", "POLICY"], "act-after: 900ms"),
     (&["inventory", "get"], "control-plane"),
+    (&["inventory", "discover"], "control-plane"),
+    (&["vm", "list", "--unprotected"], "DEFINED THERE"),
     (&["inventory", "diff", "INVENTORY"], "spare"),
     (&["inventory", "check", "INVENTORY"], "spare"),
     (&["replica", "list"], "voter"),
@@ -182,7 +184,7 @@ async fn what_only_looks_answers_as_a_table_and_as_json_and_a_dry_run_changes_no
     for (arguments, pointers) in [
         (&["status"][..], &["/brakes", "/hosts/quarantined", "/vms/unprotected", "/event_hash"][..]),
         (&["host", "list"], &["/0/opinions/0/opinion", "/0/opinions/2/replica", "/0/vms"]),
-        (&["host", "show", "h1"], &["/opinions/0/silent_ms", "/fencing/0"]),
+        (&["host", "show", "h1"], &["/opinions/0/silent_ms", "/fencing/0", "/found"]),
         (&["replica", "list"], &["/0/matched", "/0/voter"]),
         (&["events", "verify"], &["/last", "/hash"]),
         (&["pki", "show", "CERTIFICATE"], &["/subject", "/expires_in_days"]),

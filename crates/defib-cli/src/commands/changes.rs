@@ -129,6 +129,7 @@ fn host_json(host: &v1::HostDetail) -> Value {
             "silent_ms": one.silent_ms})).collect::<Vec<_>>(),
         "watchdog_armed": host.watchdog_armed, "self_fence": host.self_fence, "connected": host.connected,
         "agent_version": host.agent_version, "certificate_until": host.certificate_until, "fencing": host.fencing,
+        "found": host.found,
         "vms": host.vms.iter().map(vm_json).collect::<Vec<_>>()})
 }
 
