@@ -57,13 +57,13 @@ impl Certificates {
         let line = |who: &str, trouble: &str, end: String| {
             format!(
                 "the certificate of {who} {trouble} (at {end}): put a new one in its place, by defib pki issue or by joining \
-                 again"
+                 again, and restart it: what it showed last is what counts here"
             )
         };
         let mut lines = Vec::new();
         let trouble = certificate_trouble(&own, now);
         if !trouble.is_empty() {
-            lines.push(line("this replica", trouble, own.end()));
+            lines.push(line(&own.subject, trouble, own.end()));
         }
         let hosts = self.hosts();
         let mut ending: Vec<(&HostId, &CertificateInfo)> =

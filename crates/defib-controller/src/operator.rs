@@ -86,7 +86,7 @@ impl OperatorService {
         Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents, certificates }
     }
 
-    /// What the ledger does not know: the release of a host's agent, until when its certificate holds, and what it found.
+    /// What the ledger does not know: the release of a host's agent, the end of its certificate, and what it found.
     fn complete(&self, hosts: &mut [v1::HostDetail]) {
         let found = self.agents.found();
         for host in hosts {
@@ -240,6 +240,12 @@ impl Operator for OperatorService {
             replica.matched = matched.get(&replica.id).copied().unwrap_or(0);
             replica.address = self.members.control_of(replica.id).unwrap_or_default();
             replica.reachable = replica.id == self.me || self.members.reachable(replica.id).await;
+            if !replica.reachable && replica.voter {
+                status.attention.push(format!(
+                    "replica {} does not answer at {}; without a majority of them nothing is decided; see: defib replica list",
+                    replica.id, replica.address
+                ));
+            }
         }
         Ok(Response::new(status))
     }

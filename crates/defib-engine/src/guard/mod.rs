@@ -9,8 +9,9 @@
 //! and nobody asked says otherwise (the double quorum, design 4.1). From the moment at which coverage ends, the
 //! watchdog is not petted, and at 3/5 of the watchdog's time the VMs are stopped hard; the rest is for the stopping
 //! itself, and what does not end in it, the hardware ends. Once that moment has passed, only the lease saves the VMs,
-//! not the neighbours any more, however late this process noticed (it may have been frozen): a majority of unexpired
-//! promises says that no majority of replicas has voted expiry; the neighbours' answers say nothing of the past.
+//! not the neighbours any more: a majority of unexpired promises says that no majority of replicas has voted expiry;
+//! the neighbours' answers say nothing of the past. A process that stood still until the watchdog's time was over has
+//! been away, as below.
 //!
 //! # After a restart of the agent
 //! A new process knows no promise. The former one may have lost its coverage at a moment L that the new one can't
@@ -122,7 +123,7 @@ impl Guard {
         let resume_until =
             resume.filter(|_| same_boot).map_or(Instant(0), |hint| hint.covered_until.min(limit));
         let watchdog = timing.watchdog;
-        let margin = now.plus(Millis(watchdog.0.saturating_mul(2) / 5));
+        let margin = now.plus(margin(watchdog));
         let (mut loss, mut absent_from) = (None, None);
         if now >= resume_until {
             loss = Some(match resume.filter(|_| same_boot) {
@@ -221,6 +222,15 @@ impl Guard {
         let (watchdog, stopping) = (self.config.timing.watchdog, self.stopping);
         if self.loss.is_none() && now >= end {
             self.loss = Some(Loss { since: end, stop_at: end.plus(stop_after(watchdog)) });
+        }
+        if let Some(loss) = &mut self.loss
+            && !stopping
+            && self.absent_from.is_none()
+            && now >= loss.since.plus(watchdog)
+        {
+            // It stood still beyond its bound, which is as if it had been away.
+            self.absent_from = Some(loss.since.plus(watchdog));
+            loss.stop_at = now.plus(margin(watchdog));
         }
         self.stopping = (stopping || self.loss.is_some_and(|loss| now >= loss.stop_at))
             && !mutated!(LeaseLossStopsNothing);
@@ -562,6 +572,11 @@ impl Guard {
     fn has_left(&self) -> bool {
         self.left == Some(self.epoch)
     }
+}
+
+/// How long a process that was away, or stood still, may look for coverage before it stops the VMs.
+const fn margin(watchdog: Millis) -> Millis {
+    Millis(watchdog.0.saturating_mul(2) / 5)
 }
 
 /// When to stop the VMs after coverage has ended: early enough for the stopping itself.

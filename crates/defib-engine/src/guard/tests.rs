@@ -277,6 +277,27 @@ fn an_agent_that_was_away_beyond_its_bound_goes_on_if_most_hosts_have_held_no_le
 }
 
 #[test]
+fn an_agent_that_stood_still_beyond_its_bound_is_as_one_that_was_away() {
+    let stood_still = || {
+        let mut host = Host::running(1, 1, 1);
+        host.now = 25_000;
+        assert!(!stops(&host.step(Input::Woke)) && !host.guard.may_pet(ms(host.now)));
+        host
+    };
+    let mut host = stood_still();
+    without(&mut host, 12_000);
+    assert!(matches!(host.guard.lease(ms(host.now)), LeaseState::Exempt { .. }));
+    let mut host = stood_still();
+    without(&mut host, 11_000);
+    host.now += 800;
+    assert!(stops(&host.step(Input::Woke)), "a death may have been proven at 15 s");
+    // One that comes back before that must not wait: VMs are to be gone by then.
+    let mut host = Host::running(1, 1, 1);
+    host.now = 14_900;
+    assert!(stops(&host.step(Input::Woke)));
+}
+
+#[test]
 fn an_agent_that_was_away_beyond_its_bound_stops_its_vms_if_most_hosts_may_have_held_leases_meanwhile() {
     let mut host = was_away();
     without(&mut host, 11_000);

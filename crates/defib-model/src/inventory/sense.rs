@@ -187,7 +187,10 @@ impl Inventory {
                 format!("there is no driver {driver:?}; give one of: {}", DRIVERS.join(", ")),
             ));
         }
-        if vm.definition.arguments.is_empty() {
+        if vm.definition.arguments.iter().any(|argument| argument.contains('\0')) {
+            return Err(("arguments", "hold a NUL, which no program can be given".into()));
+        }
+        if vm.definition.arguments.first().is_none_or(String::is_empty) {
             let what = match driver.as_str() {
                 "process" => "the program that process runs, and its arguments",
                 _ => "what the driver needs to start the VM",
