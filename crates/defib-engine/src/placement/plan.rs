@@ -253,21 +253,35 @@ impl Placer {
         let mut placed: Vec<usize> = Vec::with_capacity(wanted.len());
         let mut reasons: BTreeMap<usize, Because> = BTreeMap::new();
         let mut unplaced = Vec::new();
-        for vm in wanted {
-            if let Some((host, because)) = self.best(occupancy, vm, options, without) {
-                occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
-                placed.push(vm);
-                reasons.insert(vm, because);
-            } else if let Some(moved) = self.make_room(occupancy, vm, &placed, options, without) {
-                placed.push(vm);
-                reasons.insert(vm, Because::RoomMade { moved: self.vms[moved].id.clone() });
-                reasons.insert(moved, Because::MovedFor { vm: self.vms[vm].id.clone() });
-            } else {
-                unplaced.push(Unplaced {
-                    vm: self.vms[vm].id.clone(),
-                    exclusions: self.exclusions(occupancy, vm, options, without),
-                });
+        for tier in wanted.chunk_by(|one, other| self.vms[*one].priority == self.vms[*other].priority) {
+            let mut left = Vec::new();
+            for vm in tier.iter().copied() {
+                if let Some((host, because)) = self.best(occupancy, vm, options, without) {
+                    occupancy.add(&self.hosts, &self.vms, &self.domains, vm, host);
+                    placed.push(vm);
+                    reasons.insert(vm, because);
+                } else if let Some(moved) = self.make_room(occupancy, vm, &placed, options, without) {
+                    placed.push(vm);
+                    reasons.insert(vm, Because::RoomMade { moved: self.vms[moved].id.clone() });
+                    reasons.insert(moved, Because::MovedFor { vm: self.vms[vm].id.clone() });
+                } else {
+                    left.push(vm);
+                }
             }
+            // Room that was made for a later one changes what is short where.
+            left.retain(|vm| {
+                let found = self.best(occupancy, *vm, options, without);
+                if let Some((host, because)) = found.clone() {
+                    occupancy.add(&self.hosts, &self.vms, &self.domains, *vm, host);
+                    placed.push(*vm);
+                    reasons.insert(*vm, because);
+                }
+                found.is_none()
+            });
+            unplaced.extend(left.into_iter().map(|vm| Unplaced {
+                vm: self.vms[vm].id.clone(),
+                exclusions: self.exclusions(occupancy, vm, options, without),
+            }));
         }
         let placements = placed
             .into_iter()
