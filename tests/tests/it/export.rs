@@ -68,6 +68,7 @@ async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
     // Nobody listens on the discard port of a lab's machine: this one is dead all the time.
     policy.events.sinks = BTreeMap::from([
         (SinkId::new("archive")?, sink(file, Format::Native)),
+        (SinkId::new("console")?, sink(Target::Stdout, Format::Native)),
         (SinkId::new("siem")?, sink(hook(url), Format::Ocsf)),
         (SinkId::new("dead")?, sink(hook("http://127.0.0.1:9/"), Format::Ocsf)),
     ]);
@@ -79,7 +80,7 @@ async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
 async fn wait_until_delivered(cluster: &Cluster) -> anyhow::Result<()> {
     wait_until("all is delivered and signed", AMPLE, || async {
         let answer = all_delivered(cluster, Some("dead")).await?;
-        ensure!(answer.sinks.len() == 3, "{} sinks", answer.sinks.len());
+        ensure!(answer.sinks.len() == 4, "{} sinks", answer.sinks.len());
         for sink in answer.sinks.iter().filter(|sink| sink.id == "dead") {
             ensure!(sink.state == "failing" && sink.delivered_seq == 0, "{sink:?}");
         }
@@ -124,6 +125,23 @@ async fn truth(cluster: &Cluster) -> anyhow::Result<BTreeMap<u64, Event>> {
         events.insert(seen.event.seq.0, seen.event);
     }
     Ok(events)
+}
+
+/// What the leaders wrote to their standard outputs is all of it, together.
+fn check_console(cluster: &Cluster, events: &BTreeMap<u64, Event>) -> anyhow::Result<()> {
+    let mut told = BTreeSet::new();
+    for replica in 1..=3 {
+        // Beside them stand the lines of its log.
+        for event in
+            cluster.replica_log(replica)?.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok())
+        {
+            assert_eq!(events.get(&event.seq.0).map(|known| &known.hash), Some(&event.hash), "{event:?}");
+            told.insert(event.seq.0);
+        }
+    }
+    let missing: Vec<&u64> = events.keys().rev().skip(2).filter(|seq| !told.contains(*seq)).collect();
+    assert!(missing.is_empty(), "events {missing:?} were written nowhere");
+    Ok(())
 }
 
 /// One query tells a recovery's whole story, and every cause leads to an event before it.
@@ -212,6 +230,16 @@ async fn what_an_operator_gives_up_for_a_sink_is_not_sent_and_the_stream_says_so
     rig.defib(["sink", "give-up", "siem", "--upto", "7", "--yes", "--reason", "event 7 is too large"])
         .await
         .done();
+    // An attempt that was under way may still be made.
+    wait_until("the sink is served behind what was given up", AMPLE, || async {
+        let begins =
+            |line: &str| ["serving a sink", "sink=siem", "after=7"].iter().all(|word| line.contains(word));
+        let logs =
+            (1..=3).map(|replica| rig.cluster.replica_log(replica)).collect::<anyhow::Result<Vec<_>>>()?;
+        ensure!(logs.iter().any(|log| log.lines().any(begins)), "no log says so");
+        Ok(())
+    })
+    .await?;
     receiver.refuses.store(false, Ordering::SeqCst);
     wait_until_delivered(&rig.cluster).await?;
 
@@ -289,6 +317,7 @@ async fn nothing_is_missing_while_leaders_are_killed_and_receivers_refuse() -> a
     let leaders =
         events.values().filter(|event| matches!(event.kind, EventKind::LeaderStarted { .. })).count();
     assert!(leaders >= 3, "leaders changed {leaders} times");
+    check_console(cluster, &events)?;
     check_story(&records, &events);
     check_the_tool(&rig, &archive).await?;
     eprintln!(
