@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use anyhow::ensure;
+use clap::{Parser, Subcommand, ValueEnum};
 use defib_agent::{
     config::Config,
     join,
@@ -23,8 +24,33 @@ struct Arguments {
     /// The agent's configuration.
     #[arg(long, global = true, env = "DEFIB_AGENT_CONFIG", default_value = "/etc/defib/agent.yaml")]
     config: PathBuf,
+    /// Where heartbeats go: by the network only, or to Kafka as well. Without it: as the configuration says, which is to
+    /// Kafka as well if it has a section `bus`. The network is never left out: only it brings leases.
+    #[arg(long, value_enum)]
+    heartbeats: Option<Heartbeats>,
     #[command(subcommand)]
     command: Option<What>,
+}
+
+/// See [`Arguments::heartbeats`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Heartbeats {
+    Network,
+    Kafka,
+}
+
+impl Heartbeats {
+    /// Makes the configuration say so.
+    fn choose(self, config: &mut Config) -> anyhow::Result<()> {
+        match self {
+            Self::Network => config.bus = None,
+            Self::Kafka => ensure!(
+                config.bus.is_some(),
+                "--heartbeats kafka: the configuration has no section `bus`, which says which brokers and which topic"
+            ),
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,12 +96,21 @@ fn main() -> ExitCode {
 /// again, so the unit does not.
 const HOST_SHUTS_DOWN: u8 = 8;
 
+/// What the file says, and the command line beside it.
+fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
+    let mut config = Config::read(&arguments.config)?;
+    if let Some(heartbeats) = arguments.heartbeats {
+        heartbeats.choose(&mut config)?;
+    }
+    Ok(config)
+}
+
 fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     install_cryptography();
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match &arguments.command {
         None | Some(What::Run) => {
-            let config = Config::read(&arguments.config)?;
+            let config = configuration(arguments)?;
             config.log.start()?;
             let runtime = runtime()?;
             let result = runtime.block_on(async { run::run(config, stop_signal()?).await });
@@ -86,13 +121,13 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             });
         }
         Some(What::CheckConfig) => {
-            for note in run::check(&Config::read(&arguments.config)?)? {
+            for note in run::check(&configuration(arguments)?)? {
                 say(&note);
             }
             say(&format!("{}: good", arguments.config.display()));
         }
         Some(What::PrintConfig) => {
-            say(&serde_saphyr::to_string(&Config::read(&arguments.config)?)?);
+            say(&serde_saphyr::to_string(&configuration(arguments)?)?);
         }
         Some(What::Join { token_file, out, dry_run }) => {
             say(&if *dry_run {

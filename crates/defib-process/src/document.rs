@@ -56,6 +56,9 @@ fn in_words(message: &str) -> String {
         };
         return format!("is no whole number from 0 to {most}");
     }
+    if message.starts_with("multiple YAML documents") {
+        return "a second document begins here; give it a file of its own".to_owned();
+    }
     match message {
         "expected mapping start" => {
             "fields with values belong here, such as `name: value`, and something else is"
@@ -170,6 +173,8 @@ mod tests {
     #[test]
     fn problems_name_file_line_and_field() {
         assert_eq!(message("host: h1\n"), "");
+        let two = message("host: h1\n---\nhost: h1\n");
+        assert!(two.ends_with("a second document begins here; give it a file of its own"), "{two}");
         assert!(message("\nhots: h1\n").starts_with("a.yaml:2:1: unknown field `hots`"));
         assert_eq!(message("\nhost: h2\n"), "a.yaml:2:1: top.host: is not h1");
     }

@@ -516,4 +516,8 @@ async fn completions_name_the_commands_and_keys_are_private() {
     fs::write(&config, text).unwrap();
     let told = run("defib-agent", ["--config", &config, "check-config"]).await.done();
     assert!(told.contains("remembered: nothing") && !work.path().join("state").exists(), "{told}");
+    let by_kafka = ["--config", &config, "--heartbeats", "kafka", "check-config"];
+    let told = run("defib-agent", by_kafka).await.failed(1);
+    assert!(told.contains("--heartbeats kafka: the configuration has no section `bus`"), "{told}");
+    run("defib-agent", ["--config", &config, "--heartbeats", "network", "check-config"]).await.done();
 }
