@@ -24,8 +24,8 @@ struct Arguments {
     /// The agent's configuration.
     #[arg(long, global = true, env = "DEFIB_AGENT_CONFIG", default_value = "/etc/defib/agent.yaml")]
     config: PathBuf,
-    /// Where heartbeats go: by the network only, or to Kafka as well. Without it: as the configuration says, which is to
-    /// Kafka as well if it has a section `bus`. The network is never left out: only it brings leases.
+    /// Where heartbeats go: by the network only, or to Kafka as well. Without it: as the configuration says, which is
+    /// to Kafka as well if it has a section `bus`. The network is never left out: only it brings leases.
     #[arg(long, value_enum)]
     heartbeats: Option<Heartbeats>,
     #[command(subcommand)]
