@@ -13,11 +13,9 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use common::{Figure, size};
+use common::{Figure, racks, size};
 use defib_engine::placement::{Placer, PlanOptions, Reason, Usability};
-use defib_model::inventory::{
-    Definition, FaultDomain, Group, Host, Priority, Readiness, SelfFence, SpreadRule, Vm,
-};
+use defib_model::inventory::{Definition, Group, Priority, Readiness, SpreadRule, Vm};
 use defib_model::{GroupId, HostId, Inventory, Resources, VmId};
 
 const HOSTS: usize = 5000;
@@ -115,21 +113,7 @@ fn plan(inventory: &Inventory, dead: usize, rounds: usize) -> Result<(Vec<f64>, 
 }
 
 fn inventory(members: usize, limit: u32) -> Result<Inventory> {
-    let mut inventory = Inventory { levels: vec!["rack".to_owned()], ..Inventory::default() };
-    for number in 0..HOSTS {
-        let id = HostId::new(&format!("host-{number:05}"))?;
-        let host = Host {
-            id: id.clone(),
-            domain: FaultDomain(vec![format!("rack-{:03}", number / HOSTS_PER_RACK)]),
-            capacity: Resources::new(128_000, 512 * 1024),
-            labels: BTreeSet::new(),
-            fencing: Vec::new(),
-            self_fence: SelfFence::None,
-            spare: false,
-            neighbour_address: None,
-        };
-        inventory.hosts.insert(id, host);
-    }
+    let mut inventory = racks(HOSTS, HOSTS_PER_RACK)?;
     let priorities = [Priority::Critical, Priority::High, Priority::Medium, Priority::Low];
     let sizes = [(2_000, 4096), (4_000, 8192), (8_000, 16_384), (4_000, 32_768)];
     let count = HOSTS * VMS_PER_HOST;

@@ -11,7 +11,7 @@ mod common;
 use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use common::{Figure, size};
+use common::{Figure, racks, size};
 use defib_consensus::replica::{Membership, RoleChange};
 use defib_controller::{
     core::View,
@@ -23,7 +23,7 @@ use defib_model::{
     BootId, ClusterTime, Command, Entry, Epoch, HostId, HostNote, Incarnation, Inventory, Opinion, ReplicaId,
     Resources, UnixMillis, VmId,
     command::{Operator, OpinionChange, Placement},
-    inventory::{Definition, FaultDomain, Host, Priority, Readiness, SelfFence, Vm},
+    inventory::{Definition, Priority, Readiness, Vm},
 };
 
 const HOSTS: usize = 5000;
@@ -133,21 +133,7 @@ fn miss(ledger: &mut Ledger, missed: usize) -> Result<()> {
 }
 
 fn inventory() -> Result<Inventory> {
-    let mut inventory = Inventory { levels: vec!["rack".to_owned()], ..Inventory::default() };
-    for number in 0..HOSTS {
-        let id = host(number)?;
-        let host = Host {
-            id: id.clone(),
-            domain: FaultDomain(vec![format!("rack-{:03}", number / HOSTS_PER_RACK)]),
-            capacity: Resources::new(128_000, 512 * 1024),
-            labels: BTreeSet::new(),
-            fencing: Vec::new(),
-            self_fence: SelfFence::None,
-            spare: false,
-            neighbour_address: None,
-        };
-        inventory.hosts.insert(id, host);
-    }
+    let mut inventory = racks(HOSTS, HOSTS_PER_RACK)?;
     for number in 0..HOSTS * VMS_PER_HOST {
         let id = VmId::new(&format!("vm-{number:06}"))?;
         let vm = Vm {

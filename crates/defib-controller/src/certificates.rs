@@ -66,11 +66,11 @@ impl Certificates {
             lines.push(line(&own.subject, trouble, own.end()));
         }
         let hosts = self.hosts();
-        let mut ending: Vec<(&HostId, &CertificateInfo)> =
-            hosts.iter().filter(|(_, info)| !certificate_trouble(info, now).is_empty()).collect();
-        ending.sort_by_key(|(_, info)| info.not_after);
-        for (host, info) in ending.iter().take(NAMED_MAX) {
-            lines.push(line(&format!("host {host}"), certificate_trouble(info, now), info.end()));
+        let judged = hosts.iter().map(|(host, info)| (host, info, certificate_trouble(info, now)));
+        let mut ending: Vec<_> = judged.filter(|(.., trouble)| !trouble.is_empty()).collect();
+        ending.sort_by_key(|(_, info, _)| info.not_after);
+        for (host, info, trouble) in ending.iter().take(NAMED_MAX) {
+            lines.push(line(&format!("host {host}"), trouble, info.end()));
         }
         if let Some(more) = ending.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
             lines.push(format!("the certificates of {more} more hosts end soon or have expired"));

@@ -7,8 +7,10 @@ mod connect;
 mod listen;
 mod places;
 mod renew;
+mod seldom;
 
 pub use connect::{Connecting, channel, may_be_done};
 pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
 pub use places::{Place, Places};
 pub use renew::{certificate_trouble, keep_renewed};
+pub use seldom::Seldom;

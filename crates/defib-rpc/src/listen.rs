@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use crate::places::Places;
+use crate::{places::Places, seldom::Seldom};
 
 /// How long a handshake may take: a stranger must not hold a place for longer.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -128,7 +128,7 @@ impl Incoming {
         let acceptor = TlsAcceptor::from(tls);
         let (turns, places) =
             (Arc::new(Semaphore::new(HANDSHAKES)), Places::new(usize::MAX, HANDSHAKES_EACH));
-        let refusals = Arc::new(Refusals::default());
+        let refusals = Arc::new(Refusals(Seldom::new(TOLD_EVERY)));
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -169,23 +169,14 @@ impl Incoming {
     }
 }
 
-/// Tells of connections that came to nothing, not more often than somebody can read it.
-#[derive(Debug, Default)]
-struct Refusals(Mutex<(Option<Instant>, u64)>);
+/// Tells of connections that came to nothing.
+struct Refusals(Seldom<()>);
 
 impl Refusals {
     fn tell(&self, address: SocketAddr, why: impl fmt::Display) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, untold) = &mut *told;
-        let now = Instant::now();
-        if last.is_some_and(|last| now < last + TOLD_EVERY) {
-            *untold += 1;
-            return;
+        if let Some(unsaid) = self.0.turn((), Instant::now()) {
+            tracing::warn!(%address, error = %why, unsaid, "a connection was refused");
         }
-        *last = Some(now);
-        let untold = core::mem::take(untold);
-        drop(told);
-        tracing::warn!(%address, error = %why, untold, "a connection was refused");
     }
 }
 

@@ -1,5 +1,9 @@
 //! What all benchmarks print: one JSON line per figure, read by `cargo xtask bench`.
 
+use defib_model::{
+    HostId, Inventory, Resources,
+    inventory::{FaultDomain, Host, SelfFence},
+};
 use serde_json::{Map, Value, json};
 
 /// One figure. Its target names fields of the same line.
@@ -56,4 +60,25 @@ pub(crate) fn quantile(samples: &[f64], share: f64) -> f64 {
 /// A size that the environment may change.
 pub(crate) fn size(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// So many alike hosts, `host-00000` and on, in racks of so many, and no VMs.
+#[allow(dead_code, reason = "not every benchmark has an inventory")]
+pub(crate) fn racks(hosts: usize, per_rack: usize) -> anyhow::Result<Inventory> {
+    let mut inventory = Inventory { levels: vec!["rack".to_owned()], ..Inventory::default() };
+    for number in 0..hosts {
+        let id = HostId::new(&format!("host-{number:05}"))?;
+        let host = Host {
+            id: id.clone(),
+            domain: FaultDomain(vec![format!("rack-{:03}", number / per_rack)]),
+            capacity: Resources::new(128_000, 512 * 1024),
+            labels: std::collections::BTreeSet::new(),
+            fencing: Vec::new(),
+            self_fence: SelfFence::None,
+            spare: false,
+            neighbour_address: None,
+        };
+        inventory.hosts.insert(id, host);
+    }
+    Ok(inventory)
 }

@@ -1,7 +1,7 @@
 //! How soon an event of a whole cluster is there for a reader: three `defibd`, one of which asks a majority whether it
 //! still leads before it delivers. Counted from the time that the event itself tells, which is before its commit.
 
-use std::{path::Path, sync::mpsc, time::Duration};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use defib_lab::{
@@ -13,12 +13,9 @@ use defib_model::{
     SinkId,
     export::{ContentMode, Filter, Format, SinkPolicy, Target},
 };
-use rdkafka::{
-    ClientConfig, Message as _,
-    consumer::{BaseConsumer, Consumer as _},
-};
+use rdkafka::{Message as _, message::BorrowedMessage};
 
-use crate::{AMPLE, common::Figure};
+use crate::{AMPLE, common::Figure, reader};
 
 const TOPIC: &str = "cluster";
 
@@ -37,7 +34,7 @@ pub(crate) async fn delivery(broker: &Broker, place: &Path, rounds: usize) -> Re
     let mut policy = options.policy.clone();
     let cluster = Cluster::start(options).await?;
     cluster.settle(AMPLE).await?;
-    let arrivals = reader(broker.address())?;
+    let arrivals = reader(broker.address(), "bench-cluster", TOPIC, lateness)?;
     let (mut arrivals, mut samples) = (Some(arrivals), Vec::new());
     let mut before = u64::MAX;
     for round in 0..=rounds {
@@ -67,30 +64,9 @@ pub(crate) async fn delivery(broker: &Broker, place: &Path, rounds: usize) -> Re
     Ok(())
 }
 
-/// Tells of each event how long after its own time it was there.
-fn reader(brokers: String) -> Result<mpsc::Receiver<(u64, f64)>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "bench-cluster")
-        .set("auto.offset.reset", "earliest")
-        .create()?;
-    consumer.subscribe(&[TOPIC])?;
-    let (sender, seen) = mpsc::sync_channel(1 << 16);
-    std::thread::Builder::new().name("reader".into()).spawn(move || {
-        loop {
-            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let now_ms = wall_ns() as f64 / 1e6;
-            let event: Option<serde_json::Value> =
-                message.payload().and_then(|bytes| serde_json::from_slice(bytes).ok());
-            let told = event.and_then(|event| {
-                Some((event["metadata"]["sequence"].as_u64()?, now_ms - event["time"].as_f64()?))
-            });
-            if let Some(told) = told
-                && sender.send(told).is_err()
-            {
-                return;
-            }
-        }
-    })?;
-    Ok(seen)
+/// The sequence of an event, and how long after its own time it was there.
+fn lateness(message: &BorrowedMessage<'_>) -> Option<(u64, f64)> {
+    let now_ms = wall_ns() as f64 / 1e6;
+    let event: serde_json::Value = serde_json::from_slice(message.payload()?).ok()?;
+    Some((event["metadata"]["sequence"].as_u64()?, now_ms - event["time"].as_f64()?))
 }

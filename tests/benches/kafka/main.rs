@@ -40,7 +40,7 @@ use nix::{
 use rdkafka::{
     ClientConfig, Message as _,
     consumer::{BaseConsumer, Consumer as _},
-    message::Headers as _,
+    message::{BorrowedMessage, Headers as _},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -115,11 +115,16 @@ async fn wait_until_settled(served: &Served, head: EventSeq) -> anyhow::Result<(
     .await
 }
 
-/// Tells when each sequence was there for a reader.
-fn reader(address: String, topic: &str) -> anyhow::Result<mpsc::Receiver<(u64, Instant)>> {
+/// Tells what `tell` makes of each record of a topic as soon as it is there.
+fn reader<Told: Send + 'static>(
+    address: String,
+    group: &str,
+    topic: &str,
+    tell: impl Fn(&BorrowedMessage<'_>) -> Option<Told> + Send + 'static,
+) -> anyhow::Result<mpsc::Receiver<Told>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", address)
-        .set("group.id", "bench")
+        .set("group.id", group)
         .set("auto.offset.reset", "earliest")
         .create()?;
     consumer.subscribe(&[topic])?;
@@ -127,19 +132,21 @@ fn reader(address: String, topic: &str) -> anyhow::Result<mpsc::Receiver<(u64, I
     std::thread::Builder::new().name("reader".into()).spawn(move || {
         loop {
             let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let now = Instant::now();
-            let sequence = message.headers().and_then(|headers| {
-                let found = headers.iter().find(|header| header.key == "ce_sequence")?.value?;
-                std::str::from_utf8(found).ok()?.parse().ok()
-            });
-            if let Some(sequence) = sequence
-                && sender.send((sequence, now)).is_err()
+            if let Some(told) = tell(&message)
+                && sender.send(told).is_err()
             {
                 return;
             }
         }
     })?;
     Ok(seen)
+}
+
+/// The sequence of a record, and when it was there.
+fn arrival(message: &BorrowedMessage<'_>) -> Option<(u64, Instant)> {
+    let now = Instant::now();
+    let found = message.headers()?.iter().find(|header| header.key == "ce_sequence")?.value?;
+    Some((std::str::from_utf8(found).ok()?.parse().ok()?, now))
 }
 
 /// From a commit to a reader: one event at a time, as in peace.
@@ -149,7 +156,7 @@ async fn delivery(broker: &Broker, rounds: usize) -> anyhow::Result<()> {
     // The first makes the topic, which a reader wants to be there.
     served.heads.send_replace(EventSeq(1));
     wait_until_settled(&served, EventSeq(1)).await?;
-    let seen = Arc::new(Mutex::new(reader(broker.address(), "delivery")?));
+    let seen = Arc::new(Mutex::new(reader(broker.address(), "bench", "delivery", arrival)?));
     let mut samples = Vec::new();
     for number in 1..=(WARM + rounds) as u64 {
         let begin = Instant::now();

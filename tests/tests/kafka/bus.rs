@@ -200,6 +200,18 @@ impl Replica {
     }
 }
 
+/// A replica that hears h0 by the bus alone, and the others by the network as well.
+async fn listen_to_beats(brokers: &str) -> anyhow::Result<(Replica, Hosts)> {
+    make(brokers, &[BEATS, BMCS, DEAD]).await?;
+    let replica = Replica::start(brokers)?;
+    let hosts = Hosts::start(replica.address, brokers)?;
+    // The network is as quick as the bus, so the bus brings no news; until h0 is cut off.
+    replica.wait_for("known", 20).await;
+    hosts.reached.store(false, Ordering::Relaxed);
+    replica.wait_for("counted", 100).await;
+    Ok((replica, hosts))
+}
+
 pub(crate) async fn make(brokers: &str, topics: &[&str]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> = settings(brokers).create()?;
     let wanted: Vec<NewTopic<'_>> =
@@ -249,14 +261,8 @@ async fn a_broker_that_is_killed_poisoned_and_emptied_brings_nobody_a_false_vote
     let scratch = tempfile::tempdir()?;
     let mut broker = Broker::start(&jars, scratch.path(), None).await?;
     let brokers = broker.address();
-    make(&brokers, &[BEATS, BMCS, DEAD]).await?;
-    let replica = Replica::start(&brokers)?;
-    let hosts = Hosts::start(replica.address, &brokers)?;
+    let (replica, hosts) = listen_to_beats(&brokers).await?;
 
-    // The network is as quick as the bus, so the bus brings no news; until h0 is cut off.
-    replica.wait_for("known", 20).await;
-    hosts.reached.store(false, Ordering::Relaxed);
-    replica.wait_for("counted", 100).await;
     assert_eq!(replica.said("h0"), Some(Opinion::Asks), "silent for five seconds, but for the bus");
     replica.assert_accuses_nobody();
 
@@ -323,12 +329,7 @@ async fn beats_are_read_from_another_broker_too_and_its_silence_accuses_nobody()
     let scratch = tempfile::tempdir()?;
     let Some(mut broker) = tansu::start("tansu-bus", scratch.path()).await? else { return Ok(()) };
     let brokers = broker.address();
-    make(&brokers, &[BEATS, BMCS, DEAD]).await?;
-    let replica = Replica::start(&brokers)?;
-    let hosts = Hosts::start(replica.address, &brokers)?;
-    replica.wait_for("known", 20).await;
-    hosts.reached.store(false, Ordering::Relaxed);
-    replica.wait_for("counted", 100).await;
+    let (replica, _hosts) = listen_to_beats(&brokers).await?;
     replica.assert_accuses_nobody();
     broker.pause(true);
     let unanswered = || replica.reader.counters().unanswered.load(Ordering::Relaxed);

@@ -6,6 +6,8 @@ use defib_wire::v1;
 use nix::sys::statfs::statfs;
 use roxmltree::{Document, Node};
 
+use super::mark::child;
+
 /// The namespace of the element by which a domain's owner says how it wants to be protected.
 pub(super) const POLICY: &str = "https://defib.dev/xmlns/libvirt/policy/1";
 
@@ -32,10 +34,6 @@ pub(super) struct Described {
     /// The pools that its disks name.
     pub(super) pools: Vec<String>,
     pub(super) policy: BTreeMap<String, String>,
-}
-
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
-    node.children().find(|child| child.tag_name().name() == name)
 }
 
 fn text<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {

@@ -1,12 +1,8 @@
 //! What becomes of requests: each is counted, and refusals are told, not more often than somebody can read them.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
+use defib_rpc::Seldom;
 use metrics::counter;
 use tokio::time::Instant;
 
@@ -72,10 +68,13 @@ impl Became {
 }
 
 /// Counts, and tells now and then.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    /// When each was told last, and how many came since.
-    told: Mutex<BTreeMap<Became, (Instant, u64)>>,
+#[derive(Debug)]
+pub(super) struct Tally(Seldom<Became>);
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self(Seldom::new(TOLD_EVERY))
+    }
 }
 
 impl Tally {
@@ -84,42 +83,9 @@ impl Tally {
         if became == Became::Accepted {
             return;
         }
-        if let Some(unsaid) = self.turn(became, Instant::now()) {
+        if let Some(unsaid) = self.0.turn(became, Instant::now()) {
             let (result, hint) = (became.as_str(), became.hint());
             tracing::warn!(%from, result, why, unsaid, hint, "what came for BMCs' events was refused");
         }
-    }
-
-    /// How many were not told of, if it is time to tell.
-    fn turn(&self, became: Became, now: Instant) -> Option<u64> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.get_mut(&became) {
-            Some((last, unsaid)) if now < *last + TOLD_EVERY => {
-                *unsaid += 1;
-                None
-            }
-            Some(entry) => Some(std::mem::replace(entry, (now, 0)).1),
-            None => {
-                told.insert(became, (now, 0));
-                Some(0)
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_flood_is_told_once_a_minute_with_its_number() {
-        let (tally, now) = (Tally::default(), Instant::now());
-        assert_eq!(tally.turn(Became::NoPost, now), Some(0));
-        for _ in 0..1000 {
-            assert_eq!(tally.turn(Became::NoPost, now + TOLD_EVERY / 2), None);
-        }
-        assert_eq!(tally.turn(Became::NoTls, now), Some(0), "of another kind");
-        assert_eq!(tally.turn(Became::NoPost, now + TOLD_EVERY), Some(1000));
-        assert_eq!(tally.turn(Became::NoPost, now + TOLD_EVERY * 2), Some(0));
     }
 }

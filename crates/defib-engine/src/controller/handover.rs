@@ -15,6 +15,12 @@ const SESSIONS_WAIT: Millis = Millis(5000);
 /// For how long a host is expected to come back whose session has just ended.
 const SESSION_GAP: Millis = Millis(1000);
 
+/// How many of these hosts one replica misses.
+fn missed_by(replica: ReplicaId, hosts: &[&HostRecord]) -> usize {
+    let only = BTreeSet::from([replica]);
+    hosts.iter().filter(|record| record.opinions_at_least(Opinion::Asks, &only) > 0).count()
+}
+
 impl Controller {
     /// The hosts in use that a quorum of observers hears and whose agents have no session with this replica. None of
     /// them can be told anything as long as it leads.
@@ -61,26 +67,18 @@ impl Controller {
     /// no leader for them. Agents may not know its address, or a network may be cut.
     #[must_use]
     pub fn deafness(&self, replica: ReplicaId) -> Option<(usize, usize)> {
-        let only = BTreeSet::from([replica]);
-        let (mut missed, mut heard) = (0_usize, 0_usize);
-        for (_, record) in self.heard() {
-            heard += 1;
-            missed += record.opinions_at_least(Opinion::Asks, &only);
-        }
-        (missed * 2 > heard).then_some((missed, heard))
+        let heard: Vec<&HostRecord> = self.heard().map(|(_, record)| record).collect();
+        let missed = missed_by(replica, &heard);
+        (missed * 2 > heard.len()).then_some((missed, heard.len()))
     }
 
     /// Who hears most hosts of all others, if it hears more than half of those that a quorum hears; of equals the next
     /// one after this replica, so that all have their turn should none of them have sessions.
     fn successor(&self) -> Option<ReplicaId> {
         let heard: Vec<&HostRecord> = self.heard().map(|(_, record)| record).collect();
-        let misses = |replica: ReplicaId| {
-            let only = BTreeSet::from([replica]);
-            heard.iter().filter(|record| record.opinions_at_least(Opinion::Asks, &only) > 0).count()
-        };
         let others = self.ledger.voters().iter().copied().filter(|voter| *voter != self.me);
         others
-            .map(|replica| (misses(replica), replica < self.me, replica))
+            .map(|replica| (missed_by(replica, &heard), replica < self.me, replica))
             .filter(|(missed, ..)| missed * 2 < heard.len())
             .min()
             .map(|(.., replica)| replica)

@@ -83,13 +83,11 @@ impl Cluster {
         let operator = self.operator();
         let streams = RefCell::new(BTreeMap::new());
         let same = wait_until("all replicas tell the same", PATIENCE, || async {
+            let statuses = self.ports().iter().map(|ports| operator.status_of(ports.id));
+            let statuses = futures_util::future::try_join_all(statuses).await;
+            // Taken once and judged as it is: more may come at any moment. And taken though a replica does not answer.
             *streams.borrow_mut() = follower.streams();
-            let mut committed = 0;
-            for ports in self.ports() {
-                committed = operator.status_of(ports.id).await?.event_seq.max(committed);
-            }
-            // Taken once and judged as it is: more may come at any moment.
-            *streams.borrow_mut() = follower.streams();
+            let committed = statuses?.iter().map(|status| status.event_seq).max().unwrap_or(0);
             for ports in self.ports() {
                 let last = streams.borrow().get(&ports.id).map_or(0, Stream::last);
                 ensure!(last >= committed, "replica {} told {last} of {committed} events", ports.id);
