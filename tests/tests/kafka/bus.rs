@@ -329,7 +329,7 @@ async fn beats_are_read_from_another_broker_too_and_its_silence_accuses_nobody()
     let scratch = tempfile::tempdir()?;
     let Some(mut broker) = tansu::start("tansu-bus", scratch.path()).await? else { return Ok(()) };
     let brokers = broker.address();
-    let (replica, _hosts) = listen_to_beats(&brokers).await?;
+    let (replica, hosts) = listen_to_beats(&brokers).await?;
     replica.assert_accuses_nobody();
     broker.pause(true);
     let unanswered = || replica.reader.counters().unanswered.load(Ordering::Relaxed);
@@ -339,5 +339,7 @@ async fn beats_are_read_from_another_broker_too_and_its_silence_accuses_nobody()
     broker.pause(false);
     replica.wait_for("counted", 20).await;
     replica.assert_accuses_nobody();
+    hosts.speaks.store(false, Ordering::Relaxed);
+    wait_until("h0 is voted dead", || replica.said("h0") == Some(Opinion::Dead)).await;
     Ok(())
 }

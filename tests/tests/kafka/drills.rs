@@ -19,7 +19,7 @@ use defib_model::{
     export::{ContentMode, Filter, Format, SinkPolicy, SinkTls, Target},
 };
 use defib_tests::{all_delivered, skip, validators::assert_valid};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     certificates::certificates,
@@ -107,15 +107,19 @@ impl Receivers {
     }
 }
 
-/// Makes events all the time: a policy that says the same in other words is a new version of it.
-fn chatter(operator: Operator, mut policy: Policy) -> JoinHandle<()> {
-    tokio::spawn(async move {
+/// Makes events all the time, until it is dropped: a policy that says the same in other words is a new version of it.
+fn chatter(operator: Operator, mut policy: Policy) -> JoinSet<()> {
+    let mut chatter = JoinSet::new();
+    chatter.spawn(async move {
         loop {
             policy.events.spool ^= 1;
             // While nobody leads, nobody takes it.
             let _ = operator.apply_policy(&files::policy(&policy)).await;
+            // What fails at once would never let go.
+            tokio::task::yield_now().await;
         }
-    })
+    });
+    chatter
 }
 
 async fn leader(cluster: &Cluster) -> anyhow::Result<u64> {
@@ -151,6 +155,23 @@ async fn wait_until_flowing(cluster: &Cluster) -> anyhow::Result<()> {
         for sink in cluster.operator().sinks().await?.sinks {
             let keeps_up = sink.lag_events < 300 || sink.kind == "syslog";
             ensure!(sink.trouble.is_empty() && keeps_up, "{sink:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until each topic has a signature: without one nothing in it proves anything yet.
+async fn wait_until_signed(cluster: &Cluster) -> anyhow::Result<()> {
+    let first = Cell::new(None);
+    wait_until("a signature is delivered", AMPLE, || async {
+        let answer = cluster.operator().sinks().await?;
+        ensure!(answer.signed_seq > 0, "nothing is signed");
+        let signed = first.get().unwrap_or(answer.signed_seq);
+        first.set(Some(signed));
+        for sink in answer.sinks.iter().filter(|sink| TOPICS.iter().any(|(topic, ..)| *topic == sink.id)) {
+            // The event after those that are signed says so.
+            ensure!(sink.delivered_seq > signed, "{sink:?}");
         }
         Ok(())
     })
@@ -290,6 +311,7 @@ async fn nothing_is_missing_while_leaders_the_broker_and_receivers_are_killed() 
     cluster.plug_out("h1", false).await?;
     let until = Instant::now() + Duration::from_secs(seconds);
     // In the middle of it, where partitions are never read at one moment.
+    wait_until_signed(&cluster).await?;
     wait_until_flowing(&cluster).await?;
     prove(&all.broker.address(), TOPICS[0].0, &cluster, None).await?;
     let faults = break_things(&mut cluster, &mut all, until).await?;
@@ -299,7 +321,7 @@ async fn nothing_is_missing_while_leaders_the_broker_and_receivers_are_killed() 
         Ok(())
     })
     .await?;
-    chatter.abort();
+    drop(chatter);
     let head = wait_until_delivered(&cluster).await?;
 
     let keys =

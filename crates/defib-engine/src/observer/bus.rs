@@ -126,13 +126,15 @@ struct Reading {
     begun: Instant,
     /// What is read next.
     next: u64,
+    /// The furthest end that was answered.
+    end: u64,
     /// The newest mark that was passed, and all after it.
     marks: VecDeque<Mark>,
 }
 
 impl Reading {
     fn from(asked_at: Instant, end: u64) -> Self {
-        Self { begun: asked_at, next: end, marks: VecDeque::from([Mark { asked_at, end }]) }
+        Self { begun: asked_at, next: end, end, marks: VecDeque::from([Mark { asked_at, end }]) }
     }
 
     fn mark(&mut self, mark: Mark) {
@@ -207,14 +209,22 @@ impl Observer {
     /// What a partition held when it was asked. `true`: what was to be read next is not there, so records were taken
     /// away, or the topic was made anew. Its reading is over, and begins again where the shell says so; until then this
     /// is said again, lest a shell misses it.
+    ///
+    /// Ends only grow. One that is nearer than another before it is of another log. One that grew, but not yet as far
+    /// as what was handed out, is late: some brokers hand a record out before they count it (Tansu does). It is no
+    /// mark, so it proves nobody's silence. A log that was cut within this little is told by the broker to whoever
+    /// reads on there.
     #[must_use]
     pub fn bus_holds(&mut self, partition: Partition, extent: &Extent) -> bool {
         let Some(reading) = self.bus.readings.get_mut(&partition) else { return true };
-        if extent.end < extent.read_to || extent.first > reading.next {
+        if extent.end < reading.end || extent.first > reading.next {
             self.bus.readings.remove(&partition);
             return true;
         }
-        reading.mark(Mark { asked_at: extent.asked_at, end: extent.end });
+        reading.end = extent.end;
+        if extent.end >= extent.read_to {
+            reading.mark(Mark { asked_at: extent.asked_at, end: extent.end });
+        }
         false
     }
 

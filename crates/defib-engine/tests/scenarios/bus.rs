@@ -33,6 +33,8 @@ pub(crate) struct Bus {
     cut: BTreeSet<HostId>,
     /// Until when nobody reads.
     lag_until: u64,
+    /// By how many records every third answer is late, beside what was handed out already; the one before fails.
+    late: usize,
 }
 
 impl World {
@@ -69,9 +71,14 @@ impl World {
             bus.next.insert(life, end);
             return;
         };
-        let extent =
-            Extent { asked_at: clock, read_to: next as u64, first: bus.first as u64, end: end as u64 };
-        if replica.observer.bus_holds(LANE, &extent) {
+        let (read_to, first) = (next as u64, bus.first as u64);
+        let told = match (bus.late, now / PACE % 3) {
+            (0, _) | (_, 0) => Some(end),
+            (_, 1) => None,
+            (late, _) => Some(next - late),
+        };
+        let extent = told.map(|told| Extent { asked_at: clock, read_to, first, end: told as u64 });
+        if extent.is_some_and(|extent| replica.observer.bus_holds(LANE, &extent)) {
             // What was to be read is gone: it is read on from the end.
             replica.observer.bus_begins(LANE, clock, end as u64);
             bus.next.insert(life, end);
@@ -97,8 +104,8 @@ impl World {
 }
 
 impl Scenario {
-    /// `bus start`, `bus down`, `bus up`, `bus cut h1`, `bus lag 3000`, `bus replay h1`, `bus truncate`,
-    /// `bus power-lost h1`
+    /// `bus start`, `bus down`, `bus up`, `bus cut h1`, `bus lag 3000`, `bus late 1`, `bus replay h1`,
+    /// `bus truncate`, `bus power-lost h1`
     pub(crate) fn bus(&mut self, rest: &[&str]) -> Answer {
         if rest == ["start"] {
             self.world.bus = Some(Bus { up: true, ..Bus::default() });
@@ -114,6 +121,7 @@ impl Scenario {
             (["up"], None) => bus.up = true,
             (["cut", _], Some(host)) => drop(bus.cut.insert(host)),
             (["lag", span], None) => bus.lag_until = now + number(span)?,
+            (["late", records], None) => bus.late = number(records)? as usize,
             (["truncate"], None) => bus.first = bus.records.len(),
             (["replay", _], Some(host)) => {
                 let again: Vec<Record> = bus
@@ -125,7 +133,11 @@ impl Scenario {
                 bus.records.extend(again);
             }
             (["power-lost", _], Some(host)) => bus.records.push(Record::PowerLost(host)),
-            _ => return Err("a bus can start, be down, up, cut, lag, truncate, replay, power-lost".into()),
+            _ => {
+                return Err(
+                    "a bus can start, be down, up, cut, lag, late, truncate, replay, power-lost".into()
+                );
+            }
         }
         Ok(())
     }

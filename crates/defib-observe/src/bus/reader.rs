@@ -21,6 +21,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
     message::BorrowedMessage,
+    types::RDKafkaErrorCode,
 };
 
 use super::{BMC_EVENTS, Batch, BusConfig, BusCounters, HEARTBEATS, Told, dead_letters::DeadLetters};
@@ -254,10 +255,13 @@ impl Reader {
                     told.push(Told::Begins { partition, asked_at, end });
                 }
             }
-            self.read(&mut told);
+            let gone = self.read(&mut told);
             if !told.is_empty() {
                 let lost = self.lost.clone();
                 self.observer.tell(Instruction::Bus(Batch { told, lost }));
+            }
+            if gone {
+                self.begin_anew();
             }
         }
     }
@@ -305,8 +309,10 @@ impl Reader {
         self.read_to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, told: &mut Vec<Told>) {
+    /// Reads what is there. `true`: a broker says that what was to be read next is not.
+    fn read(&self, told: &mut Vec<Told>) -> bool {
         let mut newest = BTreeMap::new();
+        let mut gone = false;
         let mut patience = PATIENCE;
         while told.len() < BATCH {
             match self.consumer.poll(patience) {
@@ -316,14 +322,18 @@ impl Reader {
                     newest.insert(place.partition, place.offset.saturating_add(1));
                     told.push(self.translate(place, &record));
                 }
-                // What becomes of the partition is seen by its extent.
-                Some(Err(error)) => tracing::debug!(%error, "the bus"),
+                // Of other errors: what becomes of the partition is seen by its extent.
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the bus");
+                    gone |= is_gone(&error);
+                }
             }
             patience = Duration::ZERO;
         }
         if !newest.is_empty() {
             self.positions().extend(newest);
         }
+        gone
     }
 
     fn place(&self, record: &BorrowedMessage<'_>) -> Option<Place> {
@@ -356,5 +366,25 @@ impl Reader {
             }
             Told::Poison(place)
         })
+    }
+}
+
+/// Whether a broker says that nothing can be read where it was to be read on: the log was cut there, and may have grown
+/// again since, so that its end does not show it.
+fn is_gone(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AutoOffsetReset, LogTruncation, OffsetOutOfRange};
+    matches!(error.rdkafka_error_code(), Some(AutoOffsetReset | LogTruncation | OffsetOutOfRange))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_brokers_word_on_the_place_says_that_records_are_gone() {
+        let of = |code| is_gone(&KafkaError::MessageConsumption(code));
+        assert!(of(RDKafkaErrorCode::AutoOffsetReset), "out of range, and no reset is allowed");
+        assert!(of(RDKafkaErrorCode::LogTruncation));
+        assert!(!of(RDKafkaErrorCode::AllBrokersDown) && !of(RDKafkaErrorCode::UnknownTopicOrPartition));
     }
 }
