@@ -8,10 +8,12 @@ use crate::disk::{Crash, MemoryDisk};
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Cut the model's log back by so many entries, then append these sizes.
+    /// Cut the model's log back by so many entries, then append these sizes. Nothing more is committed while there is
+    /// no quorum: the next leader may cut all of it back.
     Append {
         back: u64,
         sizes: Vec<usize>,
+        quorum: bool,
     },
     Vote,
     Mark,
@@ -30,9 +32,10 @@ struct Model {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let size = prop_oneof![3 => 1..200_usize, 1 => 500..3000_usize];
     let step = prop_oneof![
-        6 => (0..4_u64, prop::collection::vec(prop_oneof![3 => 1..200_usize, 1 => 500..3000_usize], 1..4))
-            .prop_map(|(back, sizes)| Step::Append { back, sizes }),
+        6 => (0..12_u64, prop::collection::vec(size, 1..4), prop::bool::weighted(0.4))
+            .prop_map(|(back, sizes, quorum)| Step::Append { back, sizes, quorum }),
         1 => Just(Step::Vote),
         2 => Just(Step::Mark),
         2 => Just(Step::Spare),
@@ -73,7 +76,9 @@ impl World {
 
     fn found(&self) -> Model {
         let log = self.log.as_ref().unwrap();
-        let entries = log.entries().iter().filter(|entry| entry.index > self.base.0).cloned().collect();
+        // By their place, as Raft asks for them.
+        let entries = (self.base.0 + 1..=log.last_index()).filter_map(|index| log.entry(index).cloned());
+        let entries = entries.collect();
         Model { hard_state: log.hard_state().clone(), entries }
     }
 
@@ -81,7 +86,7 @@ impl World {
     fn step(&mut self, step: &Step) -> (Model, Result<(), ConsensusError>) {
         let mut after = self.model.clone();
         let result = match step {
-            Step::Append { back, sizes } => {
+            Step::Append { back, sizes, quorum } => {
                 let last = self.base.0 + after.entries.len() as u64;
                 let first =
                     (last + 1).saturating_sub(*back).max(after.hard_state.commit + 1).max(self.base.0 + 1);
@@ -94,7 +99,8 @@ impl World {
                     .collect();
                 after.entries.truncate(usize::try_from(first - self.base.0 - 1).unwrap());
                 after.entries.extend(entries.iter().cloned());
-                after.hard_state = hard_state(self.term, 1, (first - 1).max(after.hard_state.commit));
+                let committed = if *quorum { first - 1 } else { 0 };
+                after.hard_state = hard_state(self.term, 1, committed.max(after.hard_state.commit));
                 let state = after.hard_state.clone();
                 self.log().append(&Batch { hard_state: state, entries: &entries, reset: None })
             }
@@ -212,7 +218,7 @@ fn survives_everywhere(script: &[Step]) -> u64 {
 /// A compaction that is cut short may leave a segment of votes as the oldest: the next one begins at any entry.
 #[test]
 fn a_crash_in_a_compaction_may_leave_a_segment_without_entries() {
-    let append = |back, sizes: &[usize]| Step::Append { back, sizes: sizes.to_vec() };
+    let append = |back, sizes: &[usize]| Step::Append { back, sizes: sizes.to_vec(), quorum: true };
     let points = survives_everywhere(&[
         append(0, &[19, 125, 148]),
         append(1, &[86, 2587, 515]),
@@ -229,7 +235,7 @@ fn a_crash_in_a_compaction_may_leave_a_segment_without_entries() {
 
 #[test]
 fn a_crash_at_every_single_write_loses_nothing() {
-    let append = |back, sizes: &[usize]| Step::Append { back, sizes: sizes.to_vec() };
+    let append = |back, sizes: &[usize]| Step::Append { back, sizes: sizes.to_vec(), quorum: true };
     let script = [
         append(0, &[100]),
         append(0, &[700, 20, 900]),

@@ -130,17 +130,22 @@ impl<D: Disk> Log<D> {
             }
             let start = frame.entries.first().map(|entry| entry.index);
             if let Some(start) = start {
-                let empty = self.last_index() == 0 && frame.reset.is_none();
-                if empty && start > 1 {
+                let begins = self.last_index() == 0 && start > 1;
+                // What this segment began with was never committed: a later leader has cut all of it back, and more.
+                let begins_before = self.base_unknown && start <= self.base.0;
+                if frame.reset.is_none() && (begins || begins_before) {
                     // Older segments were dropped, though perhaps not all that could have been: one may be left that
                     // holds votes only. The term before the first entry is not known, so that entry
                     // becomes the base, unless a snapshot tells the term later; see `adopt_snapshot`.
-                    self.base = (start - 1, 0);
-                    self.base_unknown = true;
+                    self.entries.clear();
+                    self.base = (start.saturating_sub(1), 0);
+                    self.base_unknown = start > 1;
                 }
-                let before = frame.reset.map_or_else(|| self.last_index(), |(index, _)| index);
-                if start > before + 1 || start == 0 {
-                    let what = format!("entry {start} follows entry {before}");
+                let (base, before) =
+                    frame.reset.map_or_else(|| (self.base.0, self.last_index()), |(index, _)| (index, index));
+                if start <= base || start > before + 1 {
+                    let what =
+                        format!("entry {start} follows entry {before}, in a log that begins behind {base}");
                     return Err(damaged(self, offset, what));
                 }
             }

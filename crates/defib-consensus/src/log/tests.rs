@@ -107,6 +107,35 @@ fn compaction_drops_whole_segments_and_keeps_the_rest() {
     assert_eq!(log.last_index(), 50);
 }
 
+/// The oldest segment that is left may begin with what a former leader had not committed, and a later one cut back
+/// beyond the segment's beginning.
+#[test]
+fn entries_that_were_cut_back_are_no_beginning_of_what_is_left() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk).unwrap();
+    // Nothing is committed from 4 on, and that goes on in the second segment.
+    let mut append = |term, commit, entries: &[Entry]| {
+        log.append(&Batch { hard_state: hard_state(term, 1, commit), entries, reset: None }).unwrap();
+        log.segments.len()
+    };
+    let mut last = 0;
+    while append(1, last.min(3), &[entry(last + 1, 1, 300)]) == 1 {
+        last += 1;
+    }
+    append(2, last + 1, &(4..=last + 4).map(|index| entry(index, 2, 9)).collect::<Vec<_>>());
+    append(2, last + 4, &[entry(last + 5, 2, 9)]);
+    log.compact(last + 2).unwrap();
+    assert_eq!(log.segments.len(), 1, "the first segment is gone");
+    let before = contents(&log);
+    drop(log);
+    let mut log = Log::open(disk, OWNER, SEGMENT).unwrap();
+    log.adopt_snapshot(last + 2, 2).unwrap();
+    log.check_commit().unwrap();
+    log.compact(last + 2).unwrap();
+    assert_eq!(contents(&log), before);
+    assert_eq!(log.entry(last + 4).map(|entry| entry.index), Some(last + 4));
+}
+
 #[test]
 fn a_log_that_starts_behind_the_snapshot_is_refused() {
     let disk = MemoryDisk::new();
