@@ -522,11 +522,13 @@ impl Observer {
         let mut next = match watched.opinion {
             Opinion::Alive => Some(ask_at),
             Opinion::Asks => Some(if now >= act_at { now.plus(RECHECK) } else { act_at }),
-            Opinion::Dead => isolated.then(|| now.plus(RECHECK)),
+            Opinion::Dead if isolated => Some(now.plus(RECHECK)),
+            Opinion::Dead => (now < act_at).then_some(act_at),
         };
-        // A vote that is not in the log yet may be old when there is a leader again. Whoever is cut off then can't know
-        // whether it is still true, and asks.
-        let unsaid = isolated && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
+        // A vote that is not in the log yet may be old when there is a leader again. Whoever is cut off then, or stood
+        // still since, can't know whether it is still true, and asks.
+        let stale = isolated || now < act_at;
+        let unsaid = stale && watched.opinion == Opinion::Dead && watched.view.recorded != Opinion::Dead;
         let said = if unsaid { Opinion::Asks } else { watched.opinion };
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |held| held.min(at)));
         if let Some(at) = listen_again {

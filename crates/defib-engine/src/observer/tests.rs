@@ -205,6 +205,25 @@ fn a_vote_that_is_not_in_the_log_is_withheld_while_the_observer_is_cut_off() {
 }
 
 #[test]
+fn a_vote_that_is_not_in_the_log_is_withheld_when_the_observer_stood_still() {
+    let mut world = World::new(8, &Policy::default());
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    world.run(1500, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Dead);
+    // Nobody took it to the log, and for ten seconds nobody was heard: the host may be back since.
+    world.now += 10_000;
+    world.observer.stalled(MS(world.now), Millis(10_000));
+    world.wake();
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
+    // The others are heard again at once; it is given the time that hosts have to come back.
+    world.run(5000, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Asks);
+    world.run(1500, 100);
+    assert_eq!(world.opinions_of(0).last().unwrap().1, Opinion::Dead);
+}
+
+#[test]
 fn a_stall_of_the_observer_itself_worsens_no_opinion() {
     let mut world = World::new(3, &Policy::fast());
     world.run(1000, 20);
