@@ -19,7 +19,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
-    guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal},
+    guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal, ResumeHint},
     observer::{Ack, Beat},
 };
 use defib_model::{
@@ -57,8 +57,6 @@ const _: () = assert!(
     TEND.0 * 5 + 1000 <= LeasePolicy::WATCHDOG_MIN.0,
     "late by a second, the watchdog must still be looked after in time"
 );
-/// How often the resume hint is written.
-const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
 const REPORT_AGAIN: Millis = Millis(10_000);
 
@@ -157,8 +155,8 @@ pub struct GuardThread {
     next_beat: Instant,
     next_tend: Instant,
     next_hint: Instant,
-    /// Until when the hint in the file says that this host is covered.
-    hinted: Instant,
+    /// What the file says.
+    hinted: ResumeHint,
     next_report: Instant,
     reported: Option<AgentReport>,
     /// Which version of what was found was told to all.
@@ -226,7 +224,7 @@ impl GuardThread {
             next_beat: now,
             next_tend: now,
             next_hint: now,
-            hinted: Instant(0),
+            hinted: ResumeHint { covered_until: Instant(0) },
             next_report: now,
             reported: None,
             told_found: 0,
@@ -263,11 +261,10 @@ impl GuardThread {
                 self.next_tend = now.plus(TEND);
                 self.tend()?;
             }
-            // At once where cover begins: whoever takes over within the second must not find that there was none.
-            let begins = self.hinted <= now && self.guard.resume_hint().covered_until > now;
-            if now >= self.next_hint || begins {
-                self.next_hint = now.plus(HINT);
-                self.write_hint();
+            let hint = self.guard.resume_hint();
+            if now >= self.next_hint || self.hinted.is_old(now, hint) {
+                self.next_hint = now.plus(ResumeHint::EVERY);
+                self.write_hint(hint);
             }
             self.report(now);
         }
@@ -533,9 +530,8 @@ impl GuardThread {
         Ok(())
     }
 
-    fn write_hint(&mut self) {
-        let hint = self.guard.resume_hint();
-        self.hinted = hint.covered_until;
+    fn write_hint(&mut self, hint: ResumeHint) {
+        self.hinted = hint;
         // Volatile and only ever cautious: no fsync, and an old one is no harm.
         let temporary = self.hint_file.with_extension("new");
         let written = fs::write(&temporary, hint.covered_until.0.to_string())

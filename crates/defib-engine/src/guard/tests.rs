@@ -238,6 +238,19 @@ fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
     assert!(!host.guard.may_pet(ms(host.now)));
 }
 
+#[test]
+fn a_hint_is_written_again_where_cover_begins_or_jumps() {
+    let until = |at| ResumeHint { covered_until: ms(at) };
+    assert!(until(0).is_old(ms(100), until(2100)), "cover begins");
+    assert!(!until(2100).is_old(ms(300), until(2300)), "it grows, as it does all the time");
+    assert!(
+        until(2100).is_old(ms(300), until(6300)),
+        "the lease that follows neighbours' answers lasts longer"
+    );
+    assert!(!until(6300).is_old(ms(7000), until(6300)), "nothing covers");
+    assert!(!until(6300).is_old(ms(1000), until(900)), "what is over is written in its turn");
+}
+
 /// Its agent is away from 10 s on, so its lease ends at 13 s and its bound is 15 s, and comes back at 25 s.
 fn was_away() -> Host {
     let host = Host::running(1, 1, 1);

@@ -106,6 +106,21 @@ pub struct ResumeHint {
     pub covered_until: Instant,
 }
 
+impl ResumeHint {
+    /// How often it is written, if nothing makes it [old](Self::is_old) before.
+    pub const EVERY: Millis = Millis(1000);
+
+    /// Whether a `newer` one must take its place at once: cover begins, or reaches further by more than it grows from
+    /// one writing to the next, as where a first lease follows what neighbours said. Whoever takes over within the
+    /// second must not find that there was none, or that it ends long before that of the neighbours does.
+    #[must_use]
+    pub fn is_old(self, now: Instant, newer: Self) -> bool {
+        let begins = self.covered_until <= now;
+        let jumped = newer.covered_until > self.covered_until.plus(Self::EVERY.times(2));
+        newer.covered_until > now && (begins || jumped)
+    }
+}
+
 /// What an order tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verb {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
-    guard::{self, Effect, Guard, Input, LeaseState, Outcome, Timing},
+    guard::{self, Effect, Guard, Input, LeaseState, Outcome, ResumeHint, Timing},
     observer::{Ack, Beat},
 };
 use defib_model::{
@@ -23,8 +23,6 @@ use crate::clock::MS;
 const SENT: usize = 1024;
 /// How often the watchdog is looked after.
 const TEND: Millis = Millis(200);
-/// How often the resume hint is written.
-const HINT: Millis = Millis(1000);
 /// How often an unchanged report is sent again.
 const REPORT_AGAIN: Millis = Millis(10_000);
 /// How long a supervisor waits before it starts an agent again.
@@ -380,9 +378,10 @@ impl World {
         self.queue.push(clock.when(local.plus(TEND)), Act::Tend { host, life });
         let machine = &mut self.machines[host];
         let Some(agent) = machine.agent.as_deref_mut() else { return };
-        if local >= agent.next_hint {
-            agent.next_hint = local.plus(HINT);
-            machine.hint = Some(agent.guard.resume_hint());
+        let hint = agent.guard.resume_hint();
+        if local >= agent.next_hint || machine.hint.is_some_and(|former| former.is_old(local, hint)) {
+            agent.next_hint = local.plus(ResumeHint::EVERY);
+            machine.hint = Some(hint);
         }
         let mut armed = false;
         if machine.self_fence == SelfFence::Watchdog && agent.guard.may_pet(local) {
