@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use defib_model::{HostNote, Incarnation, VmId, VmNote, command::AgentReport};
+use defib_pki::CertificateInfo;
 use defib_wire::v1;
 
 #[derive(Debug, Default)]
@@ -50,6 +52,8 @@ impl Notes {
     pub fn set_found(&self, mut found: v1::HostFindings) -> bool {
         let mut held = self.held();
         found.trouble.clone_from(&held.found.trouble);
+        found.certificate_begin = held.found.certificate_begin;
+        found.certificate_end = held.found.certificate_end;
         if held.found == found {
             return false;
         }
@@ -73,6 +77,18 @@ impl Notes {
         held.found.trouble = why.to_owned();
         held.found_version += 1;
         true
+    }
+
+    /// Which certificate new connections are shown: sessions last for longer than certificates, and whoever holds one
+    /// has seen only the certificate that it began with.
+    pub fn set_certificate(&self, shown: &CertificateInfo) {
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (begin, end) = (seconds(shown.not_before), seconds(shown.not_after));
+        let mut held = self.held();
+        if (held.found.certificate_begin, held.found.certificate_end) != (begin, end) {
+            (held.found.certificate_begin, held.found.certificate_end) = (begin, end);
+            held.found_version += 1;
+        }
     }
 
     /// What was found, if it is another thing than at `version`; and the version.

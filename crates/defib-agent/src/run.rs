@@ -120,15 +120,18 @@ pub enum Ended {
 /// Why it can't start or go on: the process ends, its supervisor starts it again, and VMs run on meanwhile.
 pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<Ended> {
     let (credentials, host, cluster) = credentials(&config)?;
-    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
+    let notes = Notes::default();
+    let noting = notes.clone();
+    let shows = move |certificate| noting.set_certificate(&certificate);
+    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone(), shows)?);
     let boot = read_boot(&config.boot_id_file)?;
     let listener = bind(config.neighbour.listen).context("neighbour.listen")?;
     let store = Store::open(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let durable = store.read()?;
     let kept = store.read_places()?;
-    let (places, notes) = Places::settle(kept.clone(), boot, &mut config);
-    notes.iter().for_each(|note| tracing::warn!("{note}"));
+    let (places, warnings) = Places::settle(kept.clone(), boot, &mut config);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     // Nearly every start finds it as it is, and VMs wait for the agent meanwhile.
     if kept.as_ref() != Some(&places) {
         store.write_places(&places)?;
@@ -151,7 +154,6 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let (handle, said) = guard_thread::handle()?;
     let to_guard = handle.clone();
     let tell: Tell = Arc::new(move |input| to_guard.input(input));
-    let notes = Notes::default();
     let (processes, process_thread) = hypervisor::prepare(driver)?;
     #[cfg_attr(not(feature = "libvirt"), expect(unused_mut, reason = "there is no other driver"))]
     let mut drivers = vec![processes];

@@ -129,9 +129,15 @@ impl Agents {
         self.inner().found.clone()
     }
 
-    fn has_found(&self, host: &HostId, found: v1::HostFindings) {
+    fn has_found(&self, host: &HostId, mut found: v1::HostFindings) {
+        let [begin, end] = [&mut found.certificate_begin, &mut found.certificate_end].map(std::mem::take);
+        self.certificates.said(host, begin, end);
         let mut inner = self.inner();
-        inner.found.insert(host.clone(), found);
+        if found == v1::HostFindings::default() {
+            inner.found.remove(host);
+        } else {
+            inner.found.insert(host.clone(), found);
+        }
         found::count(&inner.found);
     }
 

@@ -1,14 +1,14 @@
-//! Whose certificates end: this replica's own, and those that agents have shown it.
+//! Whose certificates end: this replica's own, those that agents have shown it or told of, and the other replicas'.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use defib_model::{HostId, inventory::Host};
-use defib_pki::{CertificateInfo, Credentials};
-use defib_rpc::certificate_trouble;
+use defib_pki::{CertificateInfo, Credentials, rfc3339};
+use defib_rpc::{Unshown, certificate_trouble};
 use metrics::{describe_gauge, gauge};
 
 /// So many hosts are named one by one.
@@ -18,6 +18,34 @@ const NAMED_MAX: usize = 5;
 #[expect(clippy::disallowed_methods, reason = "certificates live in wall-clock time")]
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+fn line(whose: &str, trouble: &str, end: &str) -> String {
+    format!(
+        "the certificate of {whose} {trouble} (at {end}): put a new one in its place, by defib pki issue or by joining again; \
+         it is shown within a minute, and nothing needs a restart"
+    )
+}
+
+fn ends(whose: &str, info: &CertificateInfo, now: SystemTime) -> Option<String> {
+    let trouble = certificate_trouble(info, now);
+    (!trouble.is_empty()).then(|| line(whose, trouble, &info.end()))
+}
+
+/// What is wrong with the certificate that another replica shows in new connections.
+pub(crate) fn of_replica(
+    id: u64,
+    shown: &Result<CertificateInfo, Unshown>,
+    now: SystemTime,
+) -> Option<String> {
+    let whose = format!("replica {id}");
+    match shown {
+        Ok(info) => ends(&whose, info, now),
+        Err(Unshown::Expired { since }) => {
+            Some(line(&whose, "has expired: nobody lets it in any more", &rfc3339(*since)))
+        }
+        Err(Unshown::Unreached(_)) => None,
+    }
 }
 
 /// What was shown. Kept when a session ends, because a certificate that is over lets nobody open another.
@@ -41,6 +69,21 @@ impl Certificates {
         self.hosts().insert(host.clone(), certificate);
     }
 
+    /// A host's agent says when the certificate begins and ends that it shows by now, in seconds since 1970; 0: it
+    /// says nothing. A session goes on for longer than the certificate with which it was opened.
+    pub(crate) fn said(&self, host: &HostId, begin: u64, end: u64) {
+        let time = |seconds: u64| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        let (Some(not_before), Some(not_after)) = (time(begin), time(end)) else { return };
+        if let Some(shown) = self.hosts().get_mut(host).filter(|_| end > 0) {
+            (shown.not_before, shown.not_after) = (not_before, not_after);
+        }
+    }
+
+    /// When this replica's own ends.
+    pub(crate) fn own_end(&self) -> String {
+        self.own.info().end()
+    }
+
     /// Drops what hosts have shown that are not in the inventory any more.
     pub(crate) fn keep(&self, hosts: &BTreeMap<HostId, Host>) {
         self.hosts().retain(|host, _| hosts.contains_key(host));
@@ -51,26 +94,15 @@ impl Certificates {
         self.hosts().get(host).map(CertificateInfo::end).unwrap_or_default()
     }
 
-    /// Whose certificates end soon, or have.
-    pub(crate) fn attention(&self, now: SystemTime) -> Vec<String> {
-        let own = self.own.info();
-        let line = |who: &str, trouble: &str, end: String| {
-            format!(
-                "the certificate of {who} {trouble} (at {end}): put a new one in its place, by defib pki issue or by joining \
-                 again, and restart it: what it showed last is what counts here"
-            )
-        };
-        let mut lines = Vec::new();
-        let trouble = certificate_trouble(&own, now);
-        if !trouble.is_empty() {
-            lines.push(line(&own.subject, trouble, own.end()));
-        }
+    /// Whose certificates end soon, or have: that of this replica, `me`, and those of hosts.
+    pub(crate) fn attention(&self, me: u64, now: SystemTime) -> Vec<String> {
+        let mut lines: Vec<_> = ends(&format!("replica {me}"), &self.own.info(), now).into_iter().collect();
         let hosts = self.hosts();
         let judged = hosts.iter().map(|(host, info)| (host, info, certificate_trouble(info, now)));
         let mut ending: Vec<_> = judged.filter(|(.., trouble)| !trouble.is_empty()).collect();
         ending.sort_by_key(|(_, info, _)| info.not_after);
         for (host, info, trouble) in ending.iter().take(NAMED_MAX) {
-            lines.push(line(&format!("host {host}"), trouble, info.end()));
+            lines.push(line(&format!("host {host}"), trouble, &info.end()));
         }
         if let Some(more) = ending.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
             lines.push(format!("the certificates of {more} more hosts end soon or have expired"));
@@ -102,8 +134,6 @@ pub(crate) fn describe() {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use defib_model::ReplicaId;
     use defib_pki::{ClusterName, PeerIdentity, default_validity};
 
@@ -129,18 +159,29 @@ mod tests {
         let issued = authority.issue(&identity, &["127.0.0.1".into()], default_validity(&identity), begin);
         let files = issued.unwrap().write_new(&directory.path().join("r1")).unwrap();
         let certificates = Certificates::new(Credentials::load(&files, begin).unwrap());
-        assert!(certificates.attention(begin).is_empty());
+        assert!(certificates.attention(1, begin).is_empty());
         for (host, days) in [("h1", 365), ("h2", 20), ("h3", 10)] {
             let (host, info) = of(host, begin, days);
             certificates.shown(&host, info);
         }
         let now = begin + Duration::from_secs(15 * 86_400);
-        let lines = certificates.attention(now);
+        let lines = certificates.attention(1, now);
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].starts_with("the certificate of host h3 has expired"), "{lines:?}");
         assert!(lines[1].starts_with("the certificate of host h2 ends soon"), "{lines:?}");
+        // It was renewed, and its session goes on.
+        let (h3, since) = (HostId::new("h3").unwrap(), |time: SystemTime| {
+            time.duration_since(UNIX_EPOCH).unwrap().as_secs()
+        });
+        certificates.said(&h3, 0, 0);
+        assert_eq!(certificates.attention(1, now), lines, "an older agent says nothing of it");
+        certificates.said(&h3, u64::MAX, u64::MAX);
+        assert_eq!(certificates.attention(1, now), lines, "no time that there is");
+        certificates.said(&h3, since(now), since(now) + 365 * 86_400);
+        assert_eq!(certificates.attention(1, now), lines[1..]);
+        assert_eq!(certificates.end_of(&h3), rfc3339(now + Duration::from_secs(365 * 86_400)));
         certificates.keep(&BTreeMap::new());
-        assert!(certificates.attention(now).is_empty());
+        assert!(certificates.attention(1, now).is_empty());
         assert!(certificates.end_of(&HostId::new("h3").unwrap()).is_empty());
     }
 }

@@ -4,11 +4,12 @@
 //! votes once it has caught up. Whatever leaves too few living voters for a decision is refused, because the decision
 //! that would undo it could not be made either.
 
+mod look;
 mod orders;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,8 +19,10 @@ use defib_consensus::{
 };
 use defib_model::ReplicaId;
 use defib_pki::{PeerIdentity, server_name};
+use rustls::ClientConfig;
 
 use crate::config::Config;
+use look::Looks;
 
 pub(crate) use orders::order;
 
@@ -33,6 +36,7 @@ pub struct Members {
     control: Mutex<BTreeMap<u64, String>>,
     peers: Mutex<BTreeMap<u64, PeerAddress>>,
     own: (u64, String),
+    looks: Looks,
 }
 
 fn peer_address(id: u64, address: &str) -> PeerAddress {
@@ -43,9 +47,9 @@ fn peer_address(id: u64, address: &str) -> PeerAddress {
 }
 
 impl Members {
-    /// As the configuration names them.
+    /// As the configuration names them; with `tls` it is asked how they answer.
     #[must_use]
-    pub fn new(config: &Config, handle: Handle) -> Self {
+    pub fn new(config: &Config, handle: Handle, tls: Arc<ClientConfig>) -> Self {
         Self {
             handle,
             control: Mutex::new(
@@ -53,6 +57,7 @@ impl Members {
             ),
             peers: Mutex::new(peer_addresses(config)),
             own: (config.replica, own_address(config)),
+            looks: Looks::new(tls),
         }
     }
 
@@ -118,12 +123,6 @@ impl Members {
             peers.clone()
         };
         self.handle.set_peers(peers)
-    }
-
-    /// Whether a replica accepts connections now.
-    pub async fn reachable(&self, id: u64) -> bool {
-        let Some(address) = self.control_of(id) else { return false };
-        dial(&address, Duration::from_millis(300)).await.is_ok()
     }
 }
 

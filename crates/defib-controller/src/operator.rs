@@ -1,5 +1,7 @@
 //! The operator API. Any replica takes any call; what only the leader can answer is forwarded to it.
 
+mod status;
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use defib_model::{
@@ -19,7 +21,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 use crate::{
     admission,
     agents::Agents,
-    certificates::{Certificates, wall},
+    certificates::Certificates,
     channels::Channels,
     commands::{self, Acted, NotKnown},
     core::{Core, Pulse, View},
@@ -207,47 +209,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Operator for OperatorService {
     async fn get_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::Status> {
-        // Without a leader a status is needed most: then this replica tells what it knows.
-        let who = who(&request)?;
-        need(&who, Role::Viewer)?;
-        if let Ok(Some(mut leader)) = self.leader(&who).await
-            && let Ok(answer) = leader.get_status(Self::forward(&who, request.into_inner())?).await
-        {
-            return Ok(answer);
-        }
-        let (cluster, me) = (self.cluster.clone(), self.me);
-        let protection = self.admission.borrow().clone();
-        let (etcd, found) = (Arc::clone(&self.etcd), self.agents.found());
-        let (mut status, now) = self
-            .read(move |view| {
-                let mut status = views::status(view, &cluster, me, protection.as_deref());
-                let (line, attention) = etcd.tell(view.controller.ledger(), tokio::time::Instant::now());
-                status.etcd = line;
-                status.attention.extend(attention);
-                status.attention.extend(found::attention(view.controller.ledger(), &found));
-                (status, view.now)
-            })
-            .await?;
-        let (log, matched) = self.members.log();
-        status.attention.extend(self.board.attention());
-        status.attention.extend(self.agents.attention(now));
-        status.attention.extend(self.certificates.attention(wall()));
-        status.attention.extend(self.members.unknown_founders().iter().map(|founder| {
-            format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
-        }));
-        for replica in &mut status.replicas {
-            replica.commit = if replica.id == self.me { log.commit } else { 0 };
-            replica.matched = matched.get(&replica.id).copied().unwrap_or(0);
-            replica.address = self.members.control_of(replica.id).unwrap_or_default();
-            replica.reachable = replica.id == self.me || self.members.reachable(replica.id).await;
-            if !replica.reachable && replica.voter {
-                status.attention.push(format!(
-                    "replica {} does not answer at {}; without a majority of them nothing is decided; see: defib replica list",
-                    replica.id, replica.address
-                ));
-            }
-        }
-        Ok(Response::new(status))
+        self.whole_status(request).await
     }
 
     async fn list_hosts(&self, request: Request<v1::ListHostsRequest>) -> Answer<v1::ListHostsResponse> {
@@ -466,6 +428,17 @@ impl Operator for OperatorService {
             })
             .await?;
         let replaces = message.expected_version.unwrap_or(version);
+        if version > 0 && version == replaces && before == after {
+            let dry_run = if message.dry_run { "dry run: " } else { "" };
+            let message = format!("{dry_run}policy version {version} is in force already");
+            return Ok(Response::new(v1::ApplyResponse {
+                accepted: true,
+                message,
+                log_index: 0,
+                version,
+                diff: Vec::new(),
+            }));
+        }
         let operator = Person { name: who.name, reason: message.reason };
         let answer = self.act(Command::SetPolicy { policy, replaces, operator }, message.dry_run).await?;
         Ok(Response::new(applied(answer, version, message.dry_run, diff(&before, &after))))
@@ -510,8 +483,12 @@ impl Operator for OperatorService {
             .await?;
         let replaces = message.expected_version.unwrap_or(version);
         let operator = Person { name: who.name, reason: message.reason };
-        let answer =
+        let mut answer =
             self.act(Command::SetInventory { inventory, replaces, operator }, message.dry_run).await?;
+        if answer.accepted && before == after {
+            // Not for nothing: what its hosts and VMs need may have been mended outside of it.
+            answer.message.push_str("; only what was given up is tried again now");
+        }
         Ok(Response::new(applied(answer, version, message.dry_run, diff(&before, &after))))
     }
 

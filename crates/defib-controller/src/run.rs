@@ -89,7 +89,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         "the certificate is that of {}, but the configuration says replica {me}",
         credentials.identity()
     );
-    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone())?);
+    tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone(), drop)?);
     let signing_key = config.events.key()?;
     let clock = Clock::start();
     let meter = Arc::new(Meter::install(me)?);
@@ -170,8 +170,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let _ = ended.send(the_loop.run());
     })?;
 
-    let members = Arc::new(Members::new(&config, handle.clone()));
-    let channels = Arc::new(Channels::new(ClientTls::build(&credentials, &[b"h2"])?));
+    let as_client = ClientTls::build(&credentials, &[b"h2"])?;
+    let members = Arc::new(Members::new(&config, handle.clone(), Arc::clone(&as_client)));
+    let channels = Arc::new(Channels::new(as_client));
     let (answer, admission) = watch::channel(None);
     tokio::spawn(admission::keep(core.clone(), pulse_seen.clone(), answer));
     let peers = Peers::new(Arc::clone(&members), Arc::clone(&channels), heartbeats.instructor());

@@ -566,6 +566,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
             matched: 0,
             reachable: *id == me,
             address: String::new(),
+            certificate_until: String::new(),
             voter: view.membership.voters.contains(id),
         });
     }

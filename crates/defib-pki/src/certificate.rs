@@ -193,7 +193,9 @@ pub(crate) fn bad_file(path: &Path, reason: &str) -> PkiError {
     PkiError::BadFile { path: path.to_path_buf(), reason: reason.to_owned() }
 }
 
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+/// A time as operators are shown it, in UTC.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
     // A time that this format can't hold (after the year 9999) is still shown, as what it is.
     OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_else(|_| format!("{time:?}"))
 }

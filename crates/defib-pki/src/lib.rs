@@ -25,6 +25,7 @@ pub use authority::{
 };
 pub use certificate::{
     CertificateInfo, SpkiPin, check_certificate, fingerprint, inspect_certificate, peer_identity_from_der,
+    rfc3339,
 };
 pub use error::PkiError;
 pub use files::{CERTIFICATE_FILE, KEY_FILE, TlsFiles};

@@ -1,11 +1,16 @@
 //! The calling side.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use defib_pki::CertificateInfo;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     ConnectError, Status,
     transport::{Channel, Endpoint, Uri},
@@ -53,25 +58,67 @@ pub fn channel(connecting: Connecting, tls: Arc<ClientConfig>) -> Channel {
         .connect_with_connector_lazy(service_fn(move |_: Uri| {
             let (connecting, tls) = (connecting.clone(), Arc::clone(&tls));
             async move {
-                let dial = async {
-                    let tcp = TcpStream::connect(&connecting.address).await?;
-                    tcp.set_nodelay(true)?;
-                    let name = ServerName::try_from(connecting.server_name.clone())
-                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                    TlsConnector::from(tls).connect(name, tcp).await
-                };
-                match tokio::time::timeout(timeout, dial).await {
-                    Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
-                    Ok(Err(error)) => {
-                        Err(io::Error::new(error.kind(), format!("{}: {error}", connecting.address)))
-                    }
-                    Err(_) => Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("{}: no connection within {timeout:?}", connecting.address),
-                    )),
-                }
+                let stream = dial(&connecting, tls).await;
+                stream
+                    .map(TokioIo::new)
+                    .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", connecting.address)))
             }
         }))
+}
+
+async fn dial(connecting: &Connecting, tls: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let timeout = connecting.timeout;
+    let dial = async {
+        let tcp = TcpStream::connect(&connecting.address).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(connecting.server_name.clone())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        TlsConnector::from(tls).connect(name, tcp).await
+    };
+    tokio::time::timeout(timeout, dial).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))
+    })
+}
+
+/// Why nobody's certificate was seen in a new connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unshown {
+    /// The other side shows one that is over.
+    #[error("its certificate has expired")]
+    Expired {
+        /// Since when.
+        since: SystemTime,
+    },
+    /// There is no connection.
+    #[error("{0}")]
+    Unreached(String),
+}
+
+impl Unshown {
+    fn of(error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+                not_after, ..
+            })) => Self::Expired { since: UNIX_EPOCH + Duration::from_secs(not_after.as_secs()) },
+            _ => Self::Unreached(error.to_string()),
+        }
+    }
+}
+
+/// The certificate that the other side shows in a connection that begins now, and ends at once: one that is open may
+/// have begun with a former one.
+///
+/// # Errors
+/// When none can be made.
+pub async fn shown_certificate(
+    connecting: &Connecting,
+    tls: Arc<ClientConfig>,
+) -> Result<CertificateInfo, Unshown> {
+    let stream = dial(connecting, tls).await.map_err(|error| Unshown::of(&error))?;
+    let chain = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let shown = chain.ok_or_else(|| Unshown::Unreached("it shows no certificate".into()))?;
+    CertificateInfo::of(shown).map_err(|error| Unshown::Unreached(error.to_string()))
 }
 
 /// Whether a call that failed like this may have been carried out all the same: it was sent, and what came back is

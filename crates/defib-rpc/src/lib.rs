@@ -9,7 +9,7 @@ mod places;
 mod renew;
 mod seldom;
 
-pub use connect::{Connecting, channel, may_be_done};
+pub use connect::{Connecting, Unshown, channel, may_be_done, shown_certificate};
 pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
 pub use places::{Place, Places};
 pub use renew::{certificate_trouble, keep_renewed};

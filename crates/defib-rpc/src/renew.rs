@@ -28,16 +28,19 @@ pub fn certificate_trouble(info: &CertificateInfo, now: SystemTime) -> &'static 
 }
 
 /// Shows the certificate of `files` in new connections as soon as it is a new one: on SIGHUP at once, else within
-/// a minute. Runs for as long as the process does. What is wrong is logged once, and the former certificate stays.
+/// a minute. Runs for as long as the process does, and tells `tell` which one it shows: now, and whenever that is
+/// another one. What is wrong is logged once, and the former certificate stays.
 ///
 /// # Errors
 /// When the kernel refuses the handler.
 pub fn keep_renewed(
     credentials: Credentials,
     files: TlsFiles,
+    tell: impl Fn(CertificateInfo) + Send + 'static,
 ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
+        tell(credentials.info());
         let mut told = String::new();
         loop {
             let (held, paths) = (credentials.clone(), files.clone());
@@ -49,6 +52,7 @@ pub fn keep_renewed(
                         fingerprint = info.fingerprint,
                         "certificate renewed; new connections show it"
                     );
+                    tell(info);
                     String::new()
                 }
                 Ok(Ok(None)) => certificate_trouble(&credentials.info(), wall()).to_owned(),

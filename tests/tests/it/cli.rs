@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use defib_lab::cluster::wait_until;
-use defib_model::EventKind;
+use defib_model::inventory::Host;
+use defib_model::{EventKind, HostId};
+use defib_observe::documents::inventory_to_yaml;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -374,7 +376,17 @@ async fn exit_codes_are_those_of_the_page() {
             "{told}"
         );
     }
-    // 4: not there.
+    // 4: not there. A host that nobody heard yet has no recovery, however slow this machine is.
+    let mut inventory = rig.cluster.inventory().clone();
+    let spare = Host {
+        id: HostId::new("spare").unwrap(),
+        fencing: Vec::new(),
+        ..inventory.hosts.values().next().unwrap().clone()
+    };
+    let spare = Host { neighbour_address: Some("127.0.0.1:1".into()), ..spare };
+    inventory.hosts.insert(spare.id.clone(), spare);
+    let file = rig.write("with-spare.yaml", &inventory_to_yaml(&inventory));
+    rig.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
     for arguments in [
         &["host", "show", "h99"][..],
         &["host", "fence", "h99", "--yes"],
@@ -383,7 +395,7 @@ async fn exit_codes_are_those_of_the_page() {
         &["vm", "show", "no-such-vm"],
         &["vm", "list", "--host", "h99"],
         &["recovery", "explain", "99"],
-        &["recovery", "explain", "h1"],
+        &["recovery", "explain", "spare"],
         &["plan", "fail-host", "h99"],
     ] {
         let told = rig.defib_list(arguments).await.failed(4);

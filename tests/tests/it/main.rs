@@ -18,6 +18,7 @@ mod kills;
 mod membership;
 mod operator;
 mod paths;
+mod renewed_certificates;
 mod restarts;
 mod rig;
 mod siem;

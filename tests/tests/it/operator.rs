@@ -118,8 +118,14 @@ async fn a_follower_takes_every_call_and_the_leader_answers() {
     assert!(answer.accepted && answer.log_index > 0, "{answer:?}");
     let now = follower.get_policy(v1::GetPolicyRequest {}).await.unwrap().into_inner();
     assert_eq!((now.version, now.yaml.contains("90ms")), (held.version + 1, true));
-    let again = follower.apply_policy(apply).await.unwrap().into_inner();
+    let again = follower.apply_policy(apply.clone()).await.unwrap().into_inner();
     assert!(!again.accepted, "an older version must not replace it: {again:?}");
+    // What is in force already is not put into force once more.
+    apply.expected_version = None;
+    let again = follower.apply_policy(apply).await.unwrap().into_inner();
+    assert!(again.accepted && again.log_index == 0 && again.diff.is_empty(), "{again:?}");
+    let still = follower.get_policy(v1::GetPolicyRequest {}).await.unwrap().into_inner();
+    assert_eq!((again.version, still.version), (now.version, now.version));
 
     // Pause: who did it is told, and nothing but it ends it.
     let pause = |paused| v1::PauseRequest { paused, reason: "maintenance".into(), dry_run: false };

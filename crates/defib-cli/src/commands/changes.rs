@@ -253,13 +253,14 @@ fn replica_row(one: &v1::ReplicaStatus, all: &[v1::ReplicaStatus]) -> Vec<String
         if one.reachable { "yes" } else { "no" }.into(),
         log,
         behind,
+        if one.certificate_until.is_empty() { "?".into() } else { one.certificate_until.clone() },
     ]
 }
 
-fn replica_json(one: &v1::ReplicaStatus) -> Value {
+pub(super) fn replica_json(one: &v1::ReplicaStatus) -> Value {
     json!({"id": one.id, "role": one.role, "voter": one.voter, "address": one.address,
         "reachable": one.reachable, "session": one.session, "matched": one.matched, "applied": one.applied,
-        "commit": one.commit})
+        "commit": one.commit, "certificate_until": one.certificate_until})
 }
 
 /// `defib replica`.
@@ -274,7 +275,7 @@ pub(crate) async fn replica(
             let status = ask!(cluster, get_status, v1::GetStatusRequest {})?;
             match output {
                 Output::Table => table(
-                    &["replica", "role", "part", "address", "answers", "log", "behind"],
+                    &["replica", "role", "part", "address", "answers", "log", "behind", "certificate until"],
                     status.replicas.iter().map(|one| replica_row(one, &status.replicas)).collect(),
                 ),
                 Output::Json => {

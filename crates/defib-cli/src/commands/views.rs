@@ -4,6 +4,7 @@ use clap::Subcommand;
 use defib_wire::v1;
 use serde_json::{Value, json};
 
+use super::changes::replica_json;
 use crate::{
     cluster::{Cluster, Failure, ask},
     output::{Output, json, line, table},
@@ -80,6 +81,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
             "event_seq": status.event_seq, "event_hash": status.event_hash,
             "policy_version": status.policy_version, "inventory_version": status.inventory_version,
             "etcd": status.etcd,
+            "replicas": status.replicas.iter().map(replica_json).collect::<Vec<_>>(),
             "recoveries": status.recoveries.iter().map(recovery_json).collect::<Vec<_>>(),
         }));
         return Ok(());

@@ -1,15 +1,21 @@
 //! What operators want of the replicas: judged, then carried out and waited for.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use defib_consensus::replica::{Membership, MembershipChange};
 use defib_model::{ReplicaId, command::ReplicaOrder};
+use defib_pki::{CertificateInfo, rfc3339};
+use defib_rpc::Unshown;
 use defib_wire::v1;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Status;
 
-use super::{Members, dial};
+use super::{Members, dial, look::Shown};
 use crate::{
+    certificates::wall,
     core::{Core, Overloaded},
     proposals::Fate,
 };
@@ -152,6 +158,22 @@ fn too_few(order: &ReplicaOrder, members: &Membership, heard: &BTreeSet<u64>) ->
     })
 }
 
+/// Why a replica must not lead that shows this to whoever comes.
+fn unfit(id: ReplicaId, shown: &Shown, now: SystemTime) -> Option<String> {
+    let (why, advice) = match shown {
+        Ok(info) if info.expires_in(now).is_some() => return None,
+        // Connections go by whole seconds.
+        Ok(CertificateInfo { not_after: since, .. }) | Err(Unshown::Expired { since }) => (
+            format!("its certificate has expired at {}", rfc3339(*since)),
+            "put a new one in its place first (defib pki issue)",
+        ),
+        Err(Unshown::Unreached(why)) => (why.clone(), "look at it and at the network between"),
+    };
+    Some(format!(
+        "r{id} can't be reached in a new connection, and agents and operators need one to its leader: {why}; {advice}"
+    ))
+}
+
 /// Waits until it is worth looking again; false: no time is left.
 async fn a_moment(at: Instant) -> bool {
     let next = Instant::now() + LOOK_EVERY;
@@ -216,11 +238,19 @@ impl Members {
         let (wait, mut counted) = (Instant::now() + HEAR_WAIT, self.handle.heard());
         loop {
             let heard = self.heard_since(&mut counted);
-            let Some(problem) = too_quiet(order, &members, &heard) else { return Ok(Ok(verdict)) };
+            let Some(problem) = too_quiet(order, &members, &heard) else { break };
             if !a_moment(wait).await {
                 return Ok(Err(problem));
             }
         }
+        // One that was added since the files were written is somewhere that they don't say.
+        if let ReplicaOrder::Lead { id } = *order
+            && self.control_of(id.0).is_some()
+            && let Some(why) = unfit(id, &self.look(id.0).await, wall())
+        {
+            return Ok(Err(why));
+        }
+        Ok(Ok(verdict))
     }
 
     /// Does what was judged to make sense, and waits until it is done, or until then.

@@ -314,6 +314,11 @@ impl Checks {
         self.promises.reached_a_majority(now, replica);
     }
 
+    /// A replica runs, and reaches another one.
+    pub(crate) fn reached(&mut self, replica: u64, other: u64) {
+        self.promises.reached(replica, other);
+    }
+
     pub(crate) fn lease_held(&mut self, now: u64, host: usize, until: u64) {
         self.promises.held(&mut self.common, now, host, until);
         self.outage.held(now, host, until);

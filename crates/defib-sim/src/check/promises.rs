@@ -79,6 +79,14 @@ impl Promises {
         self.reached.insert(replica, now);
     }
 
+    /// What `other` knew when it reached a majority last may come to `replica`.
+    pub(super) fn reached(&mut self, replica: u64, other: u64) {
+        if let Some(theirs) = self.reached.get(&other).copied() {
+            let own = self.reached.entry(replica).or_insert(theirs);
+            *own = theirs.max(*own);
+        }
+    }
+
     pub(super) fn granted(
         &mut self,
         common: &mut Common,

@@ -75,9 +75,7 @@ impl World {
         }
         let at = clock.when(defib_model::Instant(run.next_tick));
         self.queue.push(at, Act::RaftTick { replica: number, life });
-        if self.reaches_a_majority(number) {
-            self.checks.reached_a_majority(self.now, self.replicas[number].id);
-        }
+        self.tell_whom_it_reaches(number);
         if ticks > 0 {
             self.raft_input(number, RaftInput::Ticks(ticks));
         }
@@ -86,14 +84,26 @@ impl World {
     /// Checkers learn at once who reaches a majority again: what it hears then may reach it before its next tick.
     pub(crate) fn who_reaches_a_majority(&mut self) {
         for number in 0..self.replicas.len() {
-            if self.reaches_a_majority(number) {
-                self.checks.reached_a_majority(self.now, self.replicas[number].id);
+            self.tell_whom_it_reaches(number);
+        }
+    }
+
+    /// Who reaches no majority may reach somebody who did a moment ago: what that one tells is no older than that.
+    pub(crate) fn tell_whom_it_reaches(&mut self, number: usize) {
+        let id = self.replicas[number].id;
+        if self.reaches_a_majority(number) {
+            self.checks.reached_a_majority(self.now, id);
+        } else if self.replicas[number].is_up() {
+            for other in 0..self.replicas.len() {
+                if other != number && self.reaches(number, other) {
+                    self.checks.reached(id, self.replicas[other].id);
+                }
             }
         }
     }
 
     /// Whether a replica reaches a majority: by itself, or because it reaches somebody who does, and may lead.
-    pub(crate) fn reaches_a_majority(&self, number: usize) -> bool {
+    fn reaches_a_majority(&self, number: usize) -> bool {
         self.reaches_most(number)
             || (0..self.replicas.len()).any(|other| self.reaches(number, other) && self.reaches_most(other))
     }

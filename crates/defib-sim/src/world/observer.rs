@@ -205,9 +205,7 @@ impl World {
         self.checks.beat_heard(now, taken);
         if let Some(ack) = ack.filter(|ack| ack.granted) {
             let until = now + ack.lease_ms * MS;
-            if self.reaches_a_majority(number) {
-                self.checks.reached_a_majority(now, id);
-            }
+            self.tell_whom_it_reaches(number);
             self.checks.promises_at(now, id, applied);
             self.checks.lease_promised(now, id, host, heard.boot, until);
         }

@@ -1,0 +1,107 @@
+//! How the cluster is, and what needs an operator.
+
+use std::sync::Arc;
+
+use defib_pki::{Role, rfc3339};
+use defib_rpc::Unshown;
+use defib_wire::v1;
+use tonic::{Request, Response};
+
+use super::{Answer, OperatorService};
+use crate::{
+    certificates::{of_replica, wall},
+    found, views,
+    who::{need, who},
+};
+
+impl OperatorService {
+    /// The leader's answer; if it gives none this replica's own, which says so: without a leader a status is needed
+    /// most.
+    pub(super) async fn whole_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::Status> {
+        let who = who(&request)?;
+        need(&who, Role::Viewer)?;
+        let role = self.read(|view| view.role).await?;
+        let mut unasked = None;
+        match self.leader(&who).await {
+            Ok(Some(mut leader)) => {
+                match leader.get_status(Self::forward(&who, request.into_inner())?).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(status) => unasked = Some(status),
+                }
+            }
+            Ok(None) => {}
+            // That there is no leader is said anyway.
+            Err(status) => unasked = Some(status).filter(|_| role.leader.is_some()),
+        }
+        let mut status = self.own_status().await?;
+        if let (Some(why), Some(leader)) = (unasked, role.leader) {
+            status.attention.insert(
+                0,
+                format!(
+                    "replica {leader} leads and can't be asked ({}): what follows is what replica {} knows, which may be old",
+                    why.message(),
+                    self.me
+                ),
+            );
+        }
+        Ok(Response::new(status))
+    }
+
+    /// What this replica knows.
+    async fn own_status(&self) -> Result<v1::Status, tonic::Status> {
+        let (cluster, me) = (self.cluster.clone(), self.me);
+        let protection = self.admission.borrow().clone();
+        let (etcd, found) = (Arc::clone(&self.etcd), self.agents.found());
+        let (mut status, now) = self
+            .read(move |view| {
+                let mut status = views::status(view, &cluster, me, protection.as_deref());
+                let (line, attention) = etcd.tell(view.controller.ledger(), tokio::time::Instant::now());
+                status.etcd = line;
+                status.attention.extend(attention);
+                status.attention.extend(found::attention(view.controller.ledger(), &found));
+                (status, view.now)
+            })
+            .await?;
+        status.attention.extend(self.board.attention());
+        status.attention.extend(self.agents.attention(now));
+        status.attention.extend(self.certificates.attention(self.me, wall()));
+        status.attention.extend(self.members.unknown_founders().iter().map(|founder| {
+            format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
+        }));
+        self.complete_replicas(&mut status).await;
+        Ok(status)
+    }
+
+    /// What the ledger does not know of the replicas: how far their logs are, and how they answer.
+    async fn complete_replicas(&self, status: &mut v1::Status) {
+        let (log, matched) = self.members.log();
+        let others = status.replicas.iter().map(|replica| replica.id).filter(|id| *id != self.me);
+        let mut shown = self.members.shown(others).await;
+        for replica in &mut status.replicas {
+            replica.matched = matched.get(&replica.id).copied().unwrap_or(0);
+            replica.address = self.members.control_of(replica.id).unwrap_or_default();
+            if replica.id == self.me {
+                replica.commit = log.commit;
+                replica.certificate_until = self.certificates.own_end();
+                continue;
+            }
+            let Some(shown) = shown.remove(&replica.id) else { continue };
+            status.attention.extend(of_replica(replica.id, &shown, wall()));
+            replica.reachable = shown.is_ok();
+            replica.certificate_until = match &shown {
+                Ok(info) => info.end(),
+                Err(Unshown::Expired { since }) => rfc3339(*since),
+                Err(Unshown::Unreached(_)) => String::new(),
+            };
+            if let Err(Unshown::Unreached(why)) = shown
+                && replica.voter
+            {
+                status.attention.push(format!(
+                    "replica {} does not answer at {} ({why}); without a majority of them nothing is decided; see: defib \
+                     replica list",
+                    replica.id, replica.address
+                ));
+            }
+        }
+    }
+}
