@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -11,6 +11,9 @@ use defib_bmc::{BmcFuture, CredentialRef, Identity, PowerOff, RedfishEndpoint, T
 use defib_lab::redfish::{EmulatorConfig, RedfishEmulator, Running};
 use tempfile::NamedTempFile;
 use tokio::time::Instant;
+
+/// For how long leaves count in tests.
+const COUNTS_FOR: Duration = Duration::from_secs(1);
 
 /// Starts an emulated BMC. With the entry by which it is reached as that of `h1`, with short pauses, and the file with
 /// its credentials, which must outlive the entry.
@@ -48,6 +51,33 @@ impl WriteGate for Closed {
     fn may_write(&self) -> BmcFuture<'_, bool> {
         Box::pin(std::future::ready(false))
     }
+
+    fn counts_for(&self) -> Duration {
+        COUNTS_FOR
+    }
+}
+
+/// The gate of a replica that does not lead any more once it was asked so many times.
+#[derive(Debug)]
+pub struct ClosesAfter(AtomicU32);
+
+impl ClosesAfter {
+    /// After so many.
+    #[must_use]
+    pub const fn asked(times: u32) -> Self {
+        Self(AtomicU32::new(times))
+    }
+}
+
+impl WriteGate for ClosesAfter {
+    fn may_write(&self) -> BmcFuture<'_, bool> {
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        Box::pin(std::future::ready(left.is_ok()))
+    }
+
+    fn counts_for(&self) -> Duration {
+        COUNTS_FOR
+    }
 }
 
 /// The gate of a replica that stood still for so long while its leave was on its way, and does not lead any more.
@@ -74,6 +104,10 @@ impl WriteGate for LateThenClosed {
             }
             is_first
         })
+    }
+
+    fn counts_for(&self) -> Duration {
+        COUNTS_FOR
     }
 }
 

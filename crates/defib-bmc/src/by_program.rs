@@ -56,13 +56,23 @@ pub(crate) trait ByProgram: fmt::Debug + Send + Sync {
     }
 }
 
-async fn switch_on<T: ByProgram>(driver: &T, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
-    if let Err(error) = driver.read(deadline).await {
-        return ResetOutcome::NotSent(error);
-    }
+/// Asks the program for a change, if that may be. It logs in before it asks the BMC: that time can't be taken out.
+async fn control<T: ByProgram>(
+    driver: &T,
+    action: &str,
+    gate: &dyn WriteGate,
+    deadline: Instant,
+) -> ResetOutcome {
     match timeout_at(deadline, may_write(gate)).await {
-        Ok(true) => driver.control("on", deadline).await,
+        Ok(true) => driver.control(action, deadline).await,
         Ok(false) | Err(_) => ResetOutcome::NotSent(driver.error(ErrorKind::Revoked)),
+    }
+}
+
+async fn switch_on<T: ByProgram>(driver: &T, gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+    match driver.read(deadline).await {
+        Ok(_) => control(driver, "on", gate, deadline).await,
+        Err(error) => ResetOutcome::NotSent(error),
     }
 }
 
@@ -73,8 +83,8 @@ impl<T: ByProgram> Steps for T {
         Ok((self.read(deadline).await?, ()))
     }
 
-    async fn ask_off(&self, (): (), deadline: Instant) -> ResetOutcome {
-        self.control("off", deadline).await
+    async fn ask_off(&self, (): (), gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+        control(self, "off", gate, deadline).await
     }
 }
 

@@ -113,14 +113,30 @@ impl RedfishClient {
         BmcError::new(&self.endpoint.host, kind)
     }
 
-    /// One request on the warm connection, or on a new one; once more on a new one if the warm one turned out dead.
-    async fn exchange(&self, call: &Call<'_>, deadline: Instant) -> Result<Answer, BmcError> {
+    /// One request on the warm connection, or on a new one. If the warm one turned out dead, what only asks is sent once
+    /// more on a new one; what writes is not, for it may have arrived.
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        gate: Option<&dyn WriteGate>,
+        deadline: Instant,
+    ) -> Result<Answer, BmcError> {
         let (host, limits) = (self.endpoint.host.as_str(), &self.endpoint.limits);
         let warm = lock(&self.idle).take().filter(Connection::is_open);
+        if let Some(gate) = gate {
+            let mut connection = match warm {
+                Some(connection) => connection,
+                None => dial(host, &self.address, &self.tls, limits, deadline).await?,
+            };
+            // Last: whatever is waited for before makes the permission older.
+            self.may_write(gate, deadline).await?;
+            let answer = connection.call(host, &self.address, call, limits, deadline).await?;
+            return Ok(self.keep(connection, answer));
+        }
         if let Some(mut connection) = warm {
             match connection.call(host, &self.address, call, limits, deadline).await {
                 Ok(answer) => return Ok(self.keep(connection, answer)),
-                // The BMC may have closed it, or restarted, since we used it last. All that we send may be sent twice.
+                // The BMC may have closed it, or restarted, since we used it last.
                 Err(error) if connection.used && is_stale(&error) => {
                     tracing::debug!(host, error = %error, "warm connection was dead, connecting again");
                 }
@@ -139,12 +155,14 @@ impl RedfishClient {
         answer
     }
 
-    /// A request with our session; logs in first if there is none, and again, once, if it is not known any more.
+    /// A request with our session; logs in first if there is none, and again, once, if it is not known any more. One that
+    /// changes anything comes with its gate, which is asked each time right before it is sent.
     pub(crate) async fn authorized(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
+        gate: Option<&dyn WriteGate>,
         deadline: Instant,
     ) -> Result<Answer, BmcError> {
         let mut session = self.session(deadline).await?;
@@ -152,7 +170,7 @@ impl RedfishClient {
         loop {
             let authorization = session.authorization();
             let call = Call { method: method.clone(), path, body: body.clone(), authorization };
-            let answer = self.exchange(&call, deadline).await?;
+            let answer = self.exchange(&call, gate, deadline).await?;
             if answer.status != StatusCode::UNAUTHORIZED || second_try {
                 if let (Session::Basic { .. }, Ok(mut refusals)) = (&session, self.login.try_lock()) {
                     refusals.accepted();
@@ -240,7 +258,7 @@ impl RedfishClient {
             body: login_body(credentials),
             authorization: Authorization::None,
         };
-        match judge_login(&self.exchange(&call, deadline).await?, &credentials.password) {
+        match judge_login(&self.exchange(&call, None, deadline).await?, &credentials.password) {
             LoginAnswer::Session(session) => Ok(session),
             LoginAnswer::NoSessions => basic(),
             LoginAnswer::Failed(kind) => Err(self.error(kind)),
@@ -253,12 +271,12 @@ impl RedfishClient {
         deadline: Instant,
     ) -> Result<ServiceRoot, BmcError> {
         let call = Call { method: Method::GET, path: SERVICE_ROOT, body: Bytes::new(), authorization };
-        let answer = self.exchange(&call, deadline).await?;
+        let answer = self.exchange(&call, None, deadline).await?;
         Ok(ServiceRoot::parse(&self.json(SERVICE_ROOT, &answer)?))
     }
 
     pub(crate) async fn get(&self, path: &str, deadline: Instant) -> Result<Value, BmcError> {
-        let answer = self.authorized(Method::GET, path, Bytes::new(), deadline).await?;
+        let answer = self.authorized(Method::GET, path, Bytes::new(), None, deadline).await?;
         self.json(path, &answer)
     }
 
@@ -376,6 +394,7 @@ impl RedfishClient {
         system: &str,
         reset: Option<Reset>,
         kinds: &[&str],
+        gate: &dyn WriteGate,
         deadline: Instant,
     ) -> ResetOutcome {
         let chosen = match &reset {
@@ -387,7 +406,7 @@ impl RedfishClient {
             return ResetOutcome::NotSent(self.unsupported(system, what));
         };
         let body = serde_json::json!({ "ResetType": kind }).to_string();
-        match self.authorized(Method::POST, &reset.target, body.into(), deadline).await {
+        match self.authorized(Method::POST, &reset.target, body.into(), Some(gate), deadline).await {
             Ok(answer) if answer.status.is_success() => {
                 ResetOutcome::Accepted { answer: answer.status.to_string() }
             }
@@ -401,6 +420,7 @@ impl RedfishClient {
                     ResetOutcome::Refused(error)
                 }
             }
+            Err(error) if matches!(&*error.kind, ErrorKind::Revoked) => ResetOutcome::NotSent(error),
             Err(error) => ResetOutcome::Unknown(error),
         }
     }
@@ -424,10 +444,7 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        if let Err(error) = self.may_write(gate, deadline).await {
-            return ResetOutcome::NotSent(error);
-        }
-        self.send_reset(&reading.system, reset, SWITCH_ON, deadline).await
+        self.send_reset(&reading.system, reset, SWITCH_ON, gate, deadline).await
     }
 
     /// Asks the BMC of the host to restart itself, after its identity was read and matched; the host runs on. For an
@@ -451,13 +468,10 @@ impl RedfishClient {
             Ok(found) => found,
             Err(error) => return ResetOutcome::NotSent(error),
         };
-        if let Err(error) = self.may_write(gate, deadline).await {
-            return ResetOutcome::NotSent(error);
-        }
-        self.send_reset(&manager, Some(reset), RESTART, deadline).await
+        self.send_reset(&manager, Some(reset), RESTART, gate, deadline).await
     }
 
-    pub(crate) async fn may_write(&self, gate: &dyn WriteGate, deadline: Instant) -> Result<(), BmcError> {
+    async fn may_write(&self, gate: &dyn WriteGate, deadline: Instant) -> Result<(), BmcError> {
         let wait = deadline.saturating_duration_since(Instant::now());
         match within(&self.endpoint.host, Phase::Operation, wait, deadline, may_write(gate)).await? {
             true => Ok(()),
@@ -470,7 +484,7 @@ impl RedfishClient {
         if let Some(Session::Token { token, location: Some(path) }) = session {
             let authorization = Authorization::Token(token);
             let call = Call { method: Method::DELETE, path: &path, body: Bytes::new(), authorization };
-            if let Err(error) = self.exchange(&call, deadline).await {
+            if let Err(error) = self.exchange(&call, None, deadline).await {
                 // It will run out by itself; until then it counts against the BMC's few sessions.
                 tracing::warn!(host = self.endpoint.host, error = %error.chain(), "session not closed");
             }
@@ -506,8 +520,13 @@ impl Steps for RedfishClient {
         Ok((reading, (system, reset)))
     }
 
-    async fn ask_off(&self, (system, reset): Self::Ticket, deadline: Instant) -> ResetOutcome {
-        self.send_reset(&system, reset, SWITCH_OFF, deadline).await
+    async fn ask_off(
+        &self,
+        (system, reset): Self::Ticket,
+        gate: &dyn WriteGate,
+        deadline: Instant,
+    ) -> ResetOutcome {
+        self.send_reset(&system, reset, SWITCH_OFF, gate, deadline).await
     }
 }
 

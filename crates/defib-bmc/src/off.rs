@@ -22,16 +22,13 @@ const POLL_MAX: Duration = Duration::from_millis(250);
 /// controllers do what they are asked and never say so.
 const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
 
-/// A permission to write counts from when it was asked for, and no longer than this. Whoever stood still meanwhile may
-/// have been replaced long ago: its host was fenced by another, came back, and is in use.
-const PERMITTED_FOR: Duration = Duration::from_secs(1);
-
-/// Asks whether a write may be sent now. An answer that was too long on its way is asked for again.
+/// Asks whether a write may be sent now. An answer that was too long on its way is asked for again: whoever stood still
+/// meanwhile may have been replaced long ago: its host was fenced by another, came back, and is in use.
 pub(crate) async fn may_write(gate: &dyn WriteGate) -> bool {
     loop {
         let asked = Instant::now();
         let may = gate.may_write().await;
-        if !may || asked.elapsed() < PERMITTED_FOR {
+        if !may || asked.elapsed() < gate.counts_for() {
             return may;
         }
         tracing::warn!(after = ?asked.elapsed(), "a permission to write to a BMC came late, asking again");
@@ -47,8 +44,14 @@ pub(crate) trait Steps: Sync {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<(PowerReading, Self::Ticket), BmcError>> + Send;
-    /// Asks once for power off.
-    fn ask_off(&self, ticket: Self::Ticket, deadline: Instant) -> impl Future<Output = ResetOutcome> + Send;
+    /// Asks once for power off, after everything that takes time: the gate is asked right before the request leaves, for
+    /// each request that does.
+    fn ask_off(
+        &self,
+        ticket: Self::Ticket,
+        gate: &dyn WriteGate,
+        deadline: Instant,
+    ) -> impl Future<Output = ResetOutcome> + Send;
 }
 
 /// What is known so far.
@@ -95,12 +98,7 @@ pub(crate) async fn power_off<S: Steps>(
                     return FenceOutcome::Refused { cause, requests: progress.requests };
                 }
                 if unanswered.is_none() && progress.is_due(limits) {
-                    match timeout_at(order.deadline, may_write(order.gate)).await {
-                        Ok(true) => {}
-                        Ok(false) => return FenceOutcome::Revoked { requests: progress.requests },
-                        Err(_) => break,
-                    }
-                    let mut asking = Box::pin(steps.ask_off(ticket, order.deadline));
+                    let mut asking = Box::pin(steps.ask_off(ticket, order.gate, order.deadline));
                     progress.requests += 1;
                     match timeout(LOOK_UNANSWERED, &mut asking).await {
                         Ok(outcome) => {
@@ -177,7 +175,11 @@ impl Progress {
     /// A request was answered, or was never sent: then nothing more can be done.
     fn answered(&mut self, outcome: ResetOutcome, host: &str, limits: &Limits) -> Result<(), FenceOutcome> {
         if let ResetOutcome::NotSent(cause) = outcome {
-            return Err(FenceOutcome::Refused { cause, requests: self.requests - 1 });
+            let requests = self.requests - 1;
+            return Err(match &*cause.kind {
+                ErrorKind::Revoked => FenceOutcome::Revoked { requests },
+                _ => FenceOutcome::Refused { cause, requests },
+            });
         }
         tracing::info!(host, outcome = %outcome, "asked for power off");
         let wait = if let ResetOutcome::Accepted { .. } = outcome {
@@ -307,7 +309,10 @@ mod tests {
             Ok((PowerReading { state, identity, system: "/s".into(), took: Duration::ZERO }, ()))
         }
 
-        async fn ask_off(&self, _ticket: (), deadline: Instant) -> ResetOutcome {
+        async fn ask_off(&self, _ticket: (), gate: &dyn WriteGate, deadline: Instant) -> ResetOutcome {
+            if !may_write(gate).await {
+                return ResetOutcome::NotSent(BmcError::new("h1", ErrorKind::Revoked));
+            }
             self.asked.fetch_add(1, Ordering::Relaxed);
             let answer = next(&self.answers);
             if answer == HANGS {
@@ -443,6 +448,10 @@ mod tests {
             let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
             Box::pin(std::future::ready(left.is_ok()))
         }
+
+        fn counts_for(&self) -> Duration {
+            Duration::from_millis(100)
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -466,6 +475,10 @@ mod tests {
                 }
                 is_first
             })
+        }
+
+        fn counts_for(&self) -> Duration {
+            Duration::from_millis(100)
         }
     }
 

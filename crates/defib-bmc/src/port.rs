@@ -19,6 +19,9 @@ pub type BmcFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait WriteGate: Send + Sync + fmt::Debug {
     /// `false` stops the operation before anything is sent.
     fn may_write(&self) -> BmcFuture<'_, bool>;
+
+    /// For how long such an answer counts, from when it was asked for: the election timeout.
+    fn counts_for(&self) -> Duration;
 }
 
 /// A gate without a keeper: for an operator's own tools and for tests, never for automatic fencing.
@@ -28,6 +31,10 @@ pub struct AlwaysAllowed;
 impl WriteGate for AlwaysAllowed {
     fn may_write(&self) -> BmcFuture<'_, bool> {
         Box::pin(ready(true))
+    }
+
+    fn counts_for(&self) -> Duration {
+        Duration::MAX
     }
 }
 

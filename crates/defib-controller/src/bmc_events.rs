@@ -29,11 +29,18 @@ const HINTS_APART: Duration = Duration::from_millis(20);
 
 /// A subscription at a BMC is made and deleted by whoever leads, and a majority has just confirmed that.
 #[derive(Debug)]
-struct Gate(Core);
+struct Gate {
+    core: Core,
+    election: Duration,
+}
 
 impl WriteGate for Gate {
     fn may_write(&self) -> BmcFuture<'_, bool> {
-        Box::pin(async { self.0.confirm().await })
+        Box::pin(async { self.core.confirm().await })
+    }
+
+    fn counts_for(&self) -> Duration {
+        self.election
     }
 }
 
@@ -43,7 +50,7 @@ pub(crate) fn queue() -> (mpsc::Sender<Heard>, mpsc::Receiver<Heard>) {
 }
 
 /// Starts to hear what is `sent`, and to follow BMCs whenever this replica leads. Those without a stream are told to
-/// send to `webhooks`.
+/// send to `webhooks`. `election`: the log's election timeout.
 pub(crate) fn start(
     power: &Arc<Power>,
     webhooks: Option<Arc<Webhooks>>,
@@ -51,8 +58,9 @@ pub(crate) fn start(
     peers: Peers,
     core: &Core,
     pulse: &watch::Receiver<Pulse>,
+    election: Duration,
 ) {
-    let gate = Arc::new(Gate(core.clone()));
+    let gate = Arc::new(Gate { core: core.clone(), election });
     let pushed = webhooks.map(|to| Pushed { to, gate });
     tokio::spawn(run(Arc::clone(power), pushed, sent, peers, core.clone(), pulse.clone()));
 }

@@ -1,6 +1,6 @@
 //! Hands effects to the world and brings back what came of them. Decides nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use defib_act::Power;
 use defib_bmc::{BmcFuture, WriteGate};
@@ -26,6 +26,7 @@ pub struct Effects {
     power: Arc<Power>,
     agents: Arc<Agents>,
     meter: Arc<Meter>,
+    election: Duration,
 }
 
 /// A write to a BMC needs a leadership that a majority has just confirmed, and the intent must still stand.
@@ -33,6 +34,7 @@ pub struct Effects {
 struct Gate {
     core: Core,
     order: FenceOrder,
+    election: Duration,
 }
 
 impl WriteGate for Gate {
@@ -52,6 +54,10 @@ impl WriteGate for Gate {
             stands.await.unwrap_or(false)
         })
     }
+
+    fn counts_for(&self) -> Duration {
+        self.election
+    }
 }
 
 fn now() -> tokio::time::Instant {
@@ -59,7 +65,7 @@ fn now() -> tokio::time::Instant {
 }
 
 impl Effects {
-    /// Workers that report to `core`.
+    /// Workers that report to `core`. `election`: the log's election timeout.
     #[must_use]
     pub const fn new(
         runtime: Handle,
@@ -67,8 +73,9 @@ impl Effects {
         power: Arc<Power>,
         agents: Arc<Agents>,
         meter: Arc<Meter>,
+        election: Duration,
     ) -> Self {
-        Self { runtime, core, power, agents, meter }
+        Self { runtime, core, power, agents, meter, election }
     }
 
     fn report(core: &Core, input: Input) {
@@ -91,8 +98,9 @@ impl Effects {
     /// Powers off and reads back.
     pub fn fence(&self, order: FenceOrder) {
         let (core, power, meter) = (self.core.clone(), Arc::clone(&self.power), Arc::clone(&self.meter));
+        let election = self.election;
         self.runtime.spawn(async move {
-            let gate = Gate { core: core.clone(), order: order.clone() };
+            let gate = Gate { core: core.clone(), order: order.clone(), election };
             let began = now();
             let result = power.fence(&order, &gate, began).await;
             meter.fence_took(began.elapsed());

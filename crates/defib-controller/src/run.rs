@@ -150,9 +150,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         None => None,
     };
     let power = Arc::new(Power::new(authority, config.fence_agents.clone()));
+    let election = config.raft.election();
     let runtime = tokio::runtime::Handle::current();
-    let effects =
-        Effects::new(runtime, core.clone(), Arc::clone(&power), Arc::clone(&agents), Arc::clone(&meter));
+    let effects = Effects::new(
+        runtime,
+        core.clone(),
+        Arc::clone(&power),
+        Arc::clone(&agents),
+        Arc::clone(&meter),
+        election,
+    );
     let (pulse, pulse_seen) = watch::channel(Pulse::default());
     let (ended, core_ended) = tokio::sync::oneshot::channel();
     let the_loop = Loop::new(
@@ -251,7 +258,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     fencing_tests::start(&power, &core, &pulse_seen);
     let (to_ear, sent) = bmc_events::queue();
     let addresses = webhooks.as_ref().map(|listening| Arc::clone(&listening.addresses));
-    bmc_events::start(&power, addresses, sent, peers, &core, &pulse_seen);
+    bmc_events::start(&power, addresses, sent, peers, &core, &pulse_seen, election);
     if let Some(listening) = webhooks {
         webhooks::start(listening, to_ear)?;
     }

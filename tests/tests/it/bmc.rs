@@ -14,7 +14,7 @@ use defib_bmc::{
 use defib_lab::redfish::{
     Answer, Body, EmulatorConfig, Faults, Hang, Plug, Running, SessionFault, SystemConfig,
 };
-use defib_tests::bmc::{Closed, LateThenClosed, emulated, order};
+use defib_tests::bmc::{Closed, ClosesAfter, LateThenClosed, emulated, order};
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -489,6 +489,34 @@ async fn without_the_right_to_write_nothing_is_written() {
     let on = rig.client.power_on(&Closed, Instant::now() + AMPLE).await;
     assert!(matches!(on, ResetOutcome::NotSent(_)));
     assert_eq!(rig.resets().len(), 0);
+}
+
+/// The BMC has taken it, perhaps: whoever does not lead any more must not send it again, seconds later.
+#[tokio::test]
+async fn a_reset_that_was_not_answered_is_not_sent_again_without_leave() {
+    let rig = rig_with(Faults { hang: Hang::Reset, ..Faults::default() }).await;
+    let mut endpoint = rig.endpoint.clone();
+    endpoint.limits.request = Duration::from_millis(300);
+    let client = RedfishClient::new(endpoint).unwrap();
+    // Its connection was used before, so it may be taken for one that has died.
+    client.prepare(Instant::now() + AMPLE).await.unwrap();
+    let outcome = client.power_off_and_confirm(order(AMPLE, &ClosesAfter::asked(1))).await;
+    assert!(matches!(outcome, FenceOutcome::Revoked { requests: 1 }), "{outcome}");
+    assert_eq!(rig.resets(), ["ForceOff"]);
+    let on = client.power_on(&ClosesAfter::asked(0), Instant::now() + AMPLE).await;
+    assert!(matches!(on, ResetOutcome::NotSent(_)), "{on}");
+    assert_eq!(rig.resets(), ["ForceOff"]);
+}
+
+/// Nor is it after a new login.
+#[tokio::test]
+async fn a_reset_that_was_refused_for_its_session_is_not_sent_again_without_leave() {
+    let rig = rig_with(Faults { reset: Some(Answer::times(401, 1)), ..Faults::default() }).await;
+    rig.client.prepare(Instant::now() + AMPLE).await.unwrap();
+    let outcome = rig.client.power_off_and_confirm(order(AMPLE, &ClosesAfter::asked(1))).await;
+    assert!(matches!(outcome, FenceOutcome::Revoked { requests: 0 }), "{outcome}");
+    assert_eq!((rig.resets().len(), rig.logins()), (1, 2), "it was refused, and a new session was made");
+    assert!(rig.is_on().await);
 }
 
 #[tokio::test]

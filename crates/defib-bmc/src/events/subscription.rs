@@ -139,8 +139,7 @@ impl<'a> Subscriber<'a> {
         body: Bytes,
         deadline: Instant,
     ) -> Result<crate::transport::Answer, BmcError> {
-        self.client.may_write(&*self.webhook.gate, deadline).await?;
-        self.client.authorized(method, path, body, deadline).await
+        self.client.authorized(method, path, body, Some(&*self.webhook.gate), deadline).await
     }
 
     async fn delete(&self, path: &str, deadline: Instant) -> Result<(), BmcError> {
