@@ -18,6 +18,9 @@ const POLL_MIN: Duration = Duration::from_millis(10);
 /// Polling slows down to this between a request and `Off`, so that a small controller has time for its work.
 const POLL_MAX: Duration = Duration::from_millis(250);
 
+/// An observation that the deadline ended after less than this tells nothing of the BMC, however fast that is.
+const CUT_SHORT: Duration = Duration::from_millis(50);
+
 /// A request that was not answered for so long is left to itself, and the power is looked at meanwhile: some
 /// controllers do what they are asked and never say so.
 const LOOK_UNANSWERED: Duration = Duration::from_secs(1);
@@ -65,6 +68,8 @@ struct Progress {
     trouble: Option<BmcError>,
     /// Failures in a row, of observations or of requests.
     failures: u32,
+    /// Observations that failed since the last good one.
+    blind: u32,
     requests: u32,
     accepted: u32,
     last_request: Option<ResetOutcome>,
@@ -135,6 +140,7 @@ pub(crate) async fn power_off<S: Steps>(
                     progress.trouble = Some(cause);
                 }
                 progress.failures += 1;
+                progress.blind += 1;
                 backoff(host, progress.failures, limits)
             }
         };
@@ -159,6 +165,7 @@ impl Progress {
     fn saw_off(&mut self, reading: PowerReading) {
         self.off.push(reading);
         self.trouble = None;
+        self.blind = 0;
         self.failures = 0;
     }
 
@@ -166,6 +173,7 @@ impl Progress {
         self.off.clear();
         self.last = Some(reading);
         self.trouble = None;
+        self.blind = 0;
     }
 
     fn is_due(&self, limits: &Limits) -> bool {
@@ -230,7 +238,7 @@ impl Progress {
         let usual = self.last.as_ref().map_or(Duration::ZERO, |reading| reading.took);
         match &*cause.kind {
             ErrorKind::Timeout { phase: Phase::Operation, after } => {
-                self.failures <= 1 && *after <= usual * 2
+                self.blind <= 1 && *after <= (usual * 2).max(CUT_SHORT)
             }
             _ => false,
         }

@@ -320,6 +320,11 @@ impl World {
             }
             return self.task_maybe_done(id);
         }
+        // As the gate's answers do: whoever was confirmed so long ago may have a successor by now.
+        let election = self.plan.log.tick_ms * self.plan.log.election_ticks as u64 * MS;
+        if self.now - asked >= election && !mutants::fence_without_lead() {
+            return self.ask_gate(id, method, replica);
+        }
         let writer = self.replicas[replica].id;
         self.checks.bmc_write(self.now, writer, &self.machines[host].id, attempt, asked);
         if let Some(task) = self.tasks.get_mut(&id) {
