@@ -319,6 +319,10 @@ where
                         _ => (404, "try /metrics or /healthz\n".to_owned()),
                     };
                     let mut response = Response::new(Full::new(Bytes::from(body)));
+                    // Prometheus 3 takes nothing whose kind is not said.
+                    let kind =
+                        hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
                     *response.status_mut() = hyper::StatusCode::from_u16(status)
                         .unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
                     Ok::<_, Infallible>(response)

@@ -15,7 +15,7 @@ use defib_model::{
 
 use super::{
     Controller, Effect, FIRST_HOST_WAIT, FIRST_SPREAD_WAIT, FenceOrder, PlannedAt, PowerQuestion, Proposed,
-    REDELIVER_AFTER,
+    REDELIVER_AFTER, bounded::bounded,
 };
 use crate::{
     ledger::{Place, Recovery, Standing},
@@ -366,7 +366,7 @@ impl Controller {
                 host: planned.host,
             });
         }
-        let unplaced: Vec<Unplaced> = plan
+        let mut unplaced: Vec<Unplaced> = plan
             .unplaced
             .into_iter()
             .map(|left| Unplaced {
@@ -379,6 +379,9 @@ impl Controller {
             .collect();
         if placements.is_empty() && unplaced.is_empty() {
             return;
+        }
+        if !bounded(&mut placements, &mut unplaced) {
+            self.planned_at = None;
         }
         self.propose_once(now, Proposed::Place, || Command::Place { placements, unplaced }, effects);
     }

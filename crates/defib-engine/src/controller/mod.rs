@@ -6,6 +6,7 @@
 //! until reality agrees, so that a new leader simply goes on. After each call perform the returned effects
 //! in order, then feed back what came of them.
 
+mod bounded;
 mod effects;
 mod handover;
 mod leader;
