@@ -26,7 +26,7 @@ use tonic::Code;
 
 use crate::{
     cluster::{Cluster, Failure},
-    output::{Output, json as print_json, line},
+    output::{Output, json as print_json, line, raw},
 };
 
 /// Events.
@@ -178,9 +178,9 @@ impl Printer {
         }
         self.due = Some(record.seq.saturating_add(1));
         let event = serde_json::from_str::<Event>(&record.json);
-        let text = match (self.output, &event) {
-            (Output::Table, Ok(event)) => format!("{:>6}  {}", record.seq, event.kind),
-            (Output::Json, _) | (Output::Table, Err(_)) => record.json.clone(),
+        let told = match &event {
+            Ok(event) => format!("{:>6}  {}", record.seq, event.kind),
+            Err(_) => record.json.clone(),
         };
         match event {
             Ok(event) if serde_json::to_string(&event).is_ok_and(|text| text == record.json) => {
@@ -189,7 +189,10 @@ impl Printer {
             // From a newer release: its hash can't be computed here, and what follows it not be judged by it.
             Ok(_) | Err(_) => self.chain = ChainVerifier::new(),
         }
-        line(&text);
+        match self.output {
+            Output::Table => line(&told),
+            Output::Json => raw(&record.json),
+        }
         Ok(())
     }
 }
