@@ -8,7 +8,7 @@ use std::{
 };
 
 use defib_kafka::Brokers;
-use defib_model::{HostId, Millis, export::check_topic};
+use defib_model::{HostId, Millis, address::check_told, export::check_topic};
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
 use serde::{Deserialize, Serialize};
@@ -220,6 +220,16 @@ impl Config {
                 "must name at least one replica, each once, with numbers from 1".into(),
             ));
         }
+        let mut taken: BTreeMap<&str, u64> = BTreeMap::new();
+        for ReplicaAddress { id, address } in &self.replicas {
+            check_told(address).map_err(|why| ("replicas", format!("address of replica {id}: {why}")))?;
+            if let Some(other) = taken.insert(address, *id) {
+                let why = format!(
+                    "address of replica {id}: {address} is that of replica {other} too; give each its own"
+                );
+                return Err(("replicas", why));
+            }
+        }
         Ok(())
     }
 }
@@ -260,6 +270,17 @@ mod tests {
             |line: &str| message(&format!("{GOOD}bus: {{ kafka: {{ brokers: [\"k:9092\"] }}, {line} }}\n"));
         assert!(bus("topic: a b").starts_with("agent.yaml:7:1: bus: topic: "), "{}", bus("topic: a b"));
         assert!(bus("topic: beats, interval: 1ms").contains("bus: interval: "));
+        for (address, told) in [
+            ("xx", "\"xx\" is not host:port"),
+            (":0", "\":0\" is not host:port"),
+            ("0.0.0.0:1", "0.0.0.0:1 means every machine"),
+        ] {
+            let told_now = message(&GOOD.replace("127.0.0.1:1", address));
+            let wanted = format!("agent.yaml:4:1: replicas: address of replica 1: {told}");
+            assert!(told_now.starts_with(&wanted), "{told_now}");
+        }
+        let twice = GOOD.replace("neighbour:", "  - { id: 2, address: \"127.0.0.1:1\" }\nneighbour:");
+        assert!(message(&twice).contains("127.0.0.1:1 is that of replica 1 too"), "{}", message(&twice));
         assert!(message(&GOOD.replace("id: 1", "id: 0")).starts_with("agent.yaml:4:1: replicas: must name"));
     }
 }

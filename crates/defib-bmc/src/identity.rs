@@ -2,20 +2,7 @@
 
 use std::fmt;
 
-/// Values that manufacturers ship when nobody filled in the field; they identify no machine.
-const PLACEHOLDERS: [&str; 11] = [
-    "",
-    "0",
-    "na",
-    "none",
-    "null",
-    "unknown",
-    "default",
-    "defaultstring",
-    "notspecified",
-    "systemserialnumber",
-    "tobefilledbyoem",
-];
+use defib_model::inventory::significant;
 
 /// What the configuration says about a host: at least one identifier is needed before anything is sent to its BMC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +37,7 @@ impl Identity {
 
     /// True when at least one identifier could tell one machine from another.
     pub fn is_usable(&self) -> bool {
-        significant(self.uuid.as_deref()).is_some() || significant(self.serial.as_deref()).is_some()
+        [&self.uuid, &self.serial].into_iter().flatten().any(|identifier| significant(identifier).is_some())
     }
 
     /// True when at least one configured identifier was reported and equal, and none was reported and different.
@@ -76,15 +63,7 @@ impl Identity {
 
 /// `None` when one of the sides says nothing.
 fn compare(configured: Option<&str>, reported: Option<&str>) -> Option<bool> {
-    Some(significant(configured)? == significant(reported)?)
-}
-
-/// The comparable part of an identifier, or nothing when it identifies no machine.
-fn significant(raw: Option<&str>) -> Option<String> {
-    let normal: String =
-        raw?.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
-    let uniform = normal.len() > 1 && ["0", "f"].iter().any(|filler| normal.replace(filler, "").is_empty());
-    (!uniform && !PLACEHOLDERS.contains(&normal.as_str())).then_some(normal)
+    Some(significant(configured?)? == significant(reported?)?)
 }
 
 fn write_pair(f: &mut fmt::Formatter<'_>, uuid: Option<&str>, serial: Option<&str>) -> fmt::Result {

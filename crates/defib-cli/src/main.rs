@@ -86,7 +86,8 @@ fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
             // Whoever closed standard error wants to know the code only.
-            let _ = writeln!(std::io::stderr(), "defib: {failure}");
+            let message = failure.to_string();
+            let _ = writeln!(std::io::stderr(), "defib: {}", output::visible_lines(&message));
             std::process::ExitCode::from(failure.code())
         }
     }
@@ -105,7 +106,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             // Into memory first: the generator panics when a reader goes away.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "defib", &mut script);
-            output::line(String::from_utf8_lossy(&script).trim_end());
+            output::raw(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
         Command::Pki(command) => pki::run(command, cli.output),

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::webhooks::WebhookConfig;
 
+mod addresses;
+
 /// What the file holds.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -210,6 +212,7 @@ impl Config {
             let told = format!("names {} paths; hosts use {PATHS_MAX} at most", self.listen.heartbeat.len());
             return Err(("listen.heartbeat", told));
         }
+        addresses::check(self)?;
         if self.listen.join.is_some() != self.join.is_some() {
             return Err(("join", "listen.join and join go together".into()));
         }
@@ -351,6 +354,56 @@ replicas:
             assert!(told.contains(":17:") && told.contains("env: NAME"), "{told}");
             assert!(!told.contains("c0ffee"), "{told}");
         }
+    }
+
+    #[test]
+    fn addresses_by_which_nobody_is_found_are_refused() {
+        let two = format!("{GOOD}  - {{ id: 2, peers: \"r2:1\", control: \"r2:2\" }}\n");
+        assert_eq!(message(&two), "");
+        for (from, to, told) in [
+            ("\"r2:1\"", "\"10.0.0.1\"", "10:1: replicas: peers of replica 2: \"10.0.0.1\" is not host:port"),
+            (
+                "\"r2:1\"",
+                "\"http://x/y\"",
+                "10:1: replicas: peers of replica 2: \"http://x/y\" is not host:port",
+            ),
+            ("\"r2:2\"", "\"x:99999\"", "10:1: replicas: control of replica 2: \"x:99999\" is not host:port"),
+            (
+                "\"r2:2\"",
+                "\"0.0.0.0:2\"",
+                "10:1: replicas: control of replica 2: 0.0.0.0:2 means every machine",
+            ),
+            (
+                "\"r2:1\"",
+                "\"127.0.0.1:1\"",
+                "10:1: replicas: peers of replica 2: 127.0.0.1:1 is peers of replica 1",
+            ),
+            (
+                "control: \"127.0.0.1:2\" }",
+                "control: \"127.0.0.1:2\", heartbeat: { management: xx } }",
+                "10:1: replicas: heartbeat.management of replica 1: \"xx\" is not host:port",
+            ),
+            (
+                "control: \"127.0.0.1:2\" }",
+                "control: \"127.0.0.1:2\", heartbeat: { mangement: \"r1:3\" } }",
+                "10:1: replicas: heartbeat.mangement of replica 1: this replica listens on no path of that name; \
+                 listen.heartbeat has: management",
+            ),
+            (
+                "management: \"127.0.0.1:3\"",
+                "management: \"0.0.0.0:3\"",
+                "9:3: listen.heartbeat: management: agents would be told to beat to 0.0.0.0:3",
+            ),
+        ] {
+            assert!(two.contains(from), "{from}");
+            let told_now = message(&two.replace(from, to));
+            assert!(told_now.starts_with(&format!("DIR/replica.yaml:{told}")), "{told_now}\n{told}");
+        }
+        let everywhere = two.replace("management: \"127.0.0.1:3\"", "management: \"0.0.0.0:3\"").replace(
+            "control: \"127.0.0.1:2\" }",
+            "control: \"127.0.0.1:2\", heartbeat: { management: \"r1:3\" } }",
+        );
+        assert_eq!(message(&everywhere), "");
     }
 
     #[test]

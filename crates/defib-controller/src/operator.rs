@@ -132,10 +132,10 @@ impl OperatorService {
         Ok(request)
     }
 
-    /// What the operator is told of a forwarded call that failed. What a viewer may call changes nothing: it may be
-    /// said again to another replica, and the operator's tool does so.
-    fn unanswered(status: Status, role: Role) -> Status {
-        if role == Role::Viewer || !may_be_done(&status) {
+    /// What the operator is told of a forwarded call that failed. What changes nothing may be said again to another
+    /// replica, and the operator's tool does so.
+    fn unanswered(status: Status, changes: bool) -> Status {
+        if !changes || !may_be_done(&status) {
             return status;
         }
         unknown(&format!("{}, so the outcome is unknown", status.message()))
@@ -193,12 +193,19 @@ fn unknown(why: &str) -> Status {
 
 /// Takes the call here, or forwards it to the leader.
 macro_rules! on_leader {
-    ($self:ident, $request:ident, $role:expr, $method:ident) => {{
+    ($self:ident, $request:ident, Role::Viewer, $method:ident) => {
+        on_leader!($self, $request, Role::Viewer, $method, false)
+    };
+    ($self:ident, $request:ident, $role:expr, $method:ident) => {
+        on_leader!($self, $request, $role, $method, !$request.get_ref().dry_run)
+    };
+    ($self:ident, $request:ident, $role:expr, $method:ident, $changes:expr) => {{
+        let changes = $changes;
         let who = who(&$request)?;
         need(&who, $role)?;
         if let Some(mut leader) = $self.leader(&who).await? {
             let answer = leader.$method(OperatorService::forward(&who, $request.into_inner())?).await;
-            return answer.map_err(|status| OperatorService::unanswered(status, $role));
+            return answer.map_err(|status| OperatorService::unanswered(status, changes));
         }
         (who, $request.into_inner())
     }};
@@ -556,4 +563,12 @@ fn applied(answer: v1::ActionResponse, version: u64, dry_run: bool, diff: Vec<St
         version,
         diff,
     }
+}
+
+#[cfg(test)]
+#[test]
+fn the_outcome_is_unknown_only_of_what_may_change_something() {
+    let lost = || Status::from_error("the connection ended".into());
+    assert_eq!(OperatorService::unanswered(lost(), true).code(), tonic::Code::Aborted);
+    assert_ne!(OperatorService::unanswered(lost(), false).code(), tonic::Code::Aborted);
 }

@@ -11,12 +11,15 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 mod fencing;
+mod identity;
+mod names;
 mod sense;
 
 pub use fencing::{
     CipherSuite, EventSource, FenceAgentTarget, FenceMethod, FencingLevel, IpmiTarget, RedfishTarget,
     SelfFence,
 };
+pub use identity::significant;
 
 use crate::{GroupId, HostId, Millis, Resources, VmId};
 
@@ -255,7 +258,7 @@ impl Inventory {
                 }
             }
         }
-        self.validate_targets()?;
+        self.distinct_targets(|identifier| Some(identifier.to_ascii_lowercase()))?;
         for (id, vm) in &self.vms {
             if let Some(host) = &vm.first_host
                 && !self.hosts.contains_key(host)

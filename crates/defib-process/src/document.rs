@@ -4,6 +4,10 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+/// So much may be in any file, beside what goes by its size.
+const NODES: usize = 250_000;
+const SCALAR_BYTES: usize = 64 << 20;
+
 /// A document that can't be used. Nothing was changed by it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{file}:{} {message}", at.map(|(line, column)| format!("{line}:{column}:")).unwrap_or_default())]
@@ -24,11 +28,23 @@ pub type WrongField = (&'static str, String);
 /// # Errors
 /// What the parser says, with its place.
 pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, DocumentError> {
-    serde_saphyr::from_str(text).map_err(|error| {
+    // Unless aliases multiply it, a byte of the file makes no more than this. Aliases have bounds of their own.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: NODES.saturating_add(text.len()),
+            max_events: NODES.saturating_add(text.len()).saturating_mul(2),
+            max_total_scalar_bytes: SCALAR_BYTES.saturating_add(text.len()),
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let at = error.location().map(|location| (location.line(), location.column()));
         let plain = error.without_snippet().to_string();
         // The place stands in front already.
-        let message = in_words(plain.split(" at line ").next().unwrap_or_default());
+        let plain = plain.split(" at line ").next().unwrap_or_default();
+        if let Some(breach) = plain.strip_prefix("budget breached: ") {
+            return DocumentError { file: file.into(), at, message: too_much(breach) };
+        }
+        let message = in_words(plain);
         let field = at.and_then(|(line, column)| key_before(text, line, column));
         let message = match field {
             // Unless it is named already.
@@ -39,6 +55,21 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, Docum
         };
         DocumentError { file: file.into(), at, message }
     })
+}
+
+/// What a file has too much of, to who wrote it.
+fn too_much(breach: &str) -> String {
+    let what = breach.split(' ').next().unwrap_or_default();
+    if what == "Depth" {
+        return "is nested too deeply from here on; write it with fewer levels".to_owned();
+    }
+    let why = match what {
+        "Aliases" | "Anchors" | "AliasAnchorRatio" | "MergeKeys" => {
+            "has too many anchors and aliases up to here"
+        }
+        _ => "holds far more up to here than its size lets expect",
+    };
+    format!("{why}; write out what aliases (`*name`) stand for, or make the file smaller")
 }
 
 /// What the parser says in the words of who wrote it, said to who wrote the file.
@@ -221,6 +252,25 @@ mod tests {
             ),
         ] {
             assert_eq!(told(&good.replace(from, to)), wanted);
+        }
+    }
+
+    #[test]
+    fn a_file_may_be_as_large_as_it_is_and_aliases_that_multiply_it_are_refused_in_words() {
+        let list: String = (0..300_000).map(|number| format!("- {number}\n")).collect();
+        assert_eq!(from_yaml::<Vec<u32>>("a.yaml", &list).map(|numbers| numbers.len()), Ok(300_000));
+        let mut bomb = String::from("- &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..8 {
+            let of = format!("*a{}", level - 1);
+            bomb += &format!("- &a{level} [{}]\n", vec![of; 10].join(", "));
+        }
+        for (text, wanted) in [
+            (bomb, "aliases (`*name`)"),
+            (format!("{}{}", "[".repeat(100), "]".repeat(100)), "nested too deeply"),
+        ] {
+            let told = from_yaml::<serde::de::IgnoredAny>("a.yaml", &text).unwrap_err().to_string();
+            assert!(told.starts_with("a.yaml:") && told.contains(wanted), "{told}");
+            assert!(!told.contains("budget"), "{told}");
         }
     }
 

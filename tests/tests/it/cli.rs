@@ -308,7 +308,7 @@ async fn any_replica_takes_any_command_and_what_an_operator_did_is_in_the_stream
 }
 
 #[tokio::test]
-async fn a_follower_of_the_events_sees_the_new_ones_and_survives_the_replica_that_it_asked() {
+async fn a_follower_of_the_events_sees_the_new_ones_and_survives_the_restart_of_every_replica() {
     let mut rig = Rig::small().await;
     let from = rig.json(&["status"]).await["event_seq"].as_u64().unwrap() + 1;
     let mut command = Command::new(program("defib"));
@@ -320,25 +320,37 @@ async fn a_follower_of_the_events_sees_the_new_ones_and_survives_the_replica_tha
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut seen = Vec::new();
-    for reason in ["first", "second"] {
+    // Each replica is restarted once, as in an upgrade: whoever was asked before is asked again.
+    for restarted in [Some(1), Some(2), Some(3), None] {
+        let reason = format!("before {restarted:?}");
         // Where the leader was killed, the next one comes first.
-        rig.wait_for(&["pause", "--reason", reason], "no new verdict").await;
+        rig.wait_for(&["pause", "--reason", &reason], "no new verdict").await;
         loop {
             let line = timeout(AMPLE, lines.next_line()).await.unwrap().unwrap().expect("the stream goes on");
+            // For programs, a text is as it is.
             let event: defib_model::Event = serde_json::from_str(&line).unwrap();
             seen.push(event.seq.0);
-            if line.contains(reason) {
+            if line.contains(&reason.escape_default().to_string()) {
                 break;
             }
         }
-        // The CLI asks the first replica first.
-        rig.cluster.kill_replica(1);
+        let Some(id) = restarted else { break };
+        rig.cluster.kill_replica(id);
+        rig.cluster.restart_replica(id).unwrap();
+        rig.cluster.settle(AMPLE).await.unwrap();
     }
     let wanted: Vec<u64> = (from..from + seen.len() as u64).collect();
     assert_eq!(seen, wanted, "none is missing and none comes twice");
     child.kill().await.unwrap();
-    rig.cluster.restart_replica(1).unwrap();
-    rig.cluster.settle(AMPLE).await.unwrap();
+
+    // What another operator wrote steers nobody's terminal, and forges no line.
+    let forged = "a\u{1b}[31mRED\n  9999  host h1: death proven\u{202e}";
+    rig.wait_for(&["pause", "--reason", forged], "no new verdict").await;
+    let told = rig.defib(["events"]).await.done();
+    assert!(told.contains("a\\u{1b}[31mRED\\n  9999  host h1: death proven\\u{202e}"), "{told}");
+    assert!(!told.contains(['\u{1b}', '\u{202e}']) && !told.contains("\n  9999"), "{told}");
+    let acted = rig.acted().await;
+    assert!(acted.iter().any(|(_, _, reason)| reason == forged), "{acted:?}");
     rig.assert_calm();
 }
 

@@ -87,11 +87,11 @@ impl Walk {
                 _ => String::new(),
             };
             let script = format!(
-                "set -eu\nunset DEFIB DEFIB_CONFIG\ncd {}\n{}{passed_on}{MARKER}={} {} exec {command}",
+                "set -eu\nunset DEFIB DEFIB_CONFIG BIN\ncd {}\n{}\n{}{passed_on}export {MARKER}={}\nexec {command}",
                 self.work.path().display(),
+                self.built(),
                 self.exports,
                 self.marker,
-                self.path()
             );
             let start = Program {
                 path: "/bin/sh".into(),
@@ -105,17 +105,19 @@ impl Walk {
         out
     }
 
-    fn path(&self) -> String {
-        format!("PATH={}:$PATH", self.bin.display())
+    /// Where cargo puts what the page builds. The programs are found where the page installs them, or not at all.
+    fn built(&self) -> String {
+        format!("export BUILT={}", self.bin.display())
     }
 
     async fn shell(&self, script: &str) -> Ran {
         let mut command = Command::new("/bin/sh");
-        let script = format!("set -eu\nexport {}\n{}{script}", self.path(), self.exports);
+        let script = format!("set -eu\n{}\n{}{script}", self.built(), self.exports);
         command
             .args(["-c", &script])
             .current_dir(self.work.path())
             .env_remove("DEFIB_CONFIG")
+            .env_remove("BIN")
             .env_remove("DEFIB");
         ended(command).await
     }
@@ -212,6 +214,16 @@ fn the_paths_of_the_examples_are_those_that_the_units_give_and_allow() {
             }
         }
     }
+    for unit in ["defibd", "defib-agent", "defib-shutdown"] {
+        let unit = read(&format!("systemd/{unit}.service"));
+        for program in unit.lines().filter_map(|line| line.split_once("/usr/bin/")).map(|(_, rest)| rest) {
+            let name = program.split(' ').next().unwrap();
+            let installed = page.lines().any(|line| {
+                line.contains("install -D -m 0755") && line.contains(&format!("\"$BUILT/{name}\""))
+            });
+            assert!(installed && page.contains("BIN=/usr/bin"), "the page does not install {name}");
+        }
+    }
     let operator = read("examples/operator.yaml");
     assert!(paths(&operator).iter().all(|path| path.starts_with("/etc/defib/operator/")), "{operator}");
 }
@@ -222,7 +234,7 @@ async fn the_walk_through_works_as_it_is_written_with_three_replicas_and_two_age
     assert_ports_are_free();
     let page = fs::read_to_string(root().join("docs/operations/deploy.md")).unwrap();
     let blocks = blocks(&page);
-    assert!(blocks.len() >= 9, "{blocks:?}");
+    assert!(blocks.len() >= 10, "{blocks:?}");
     let mut walk = Walk::new();
     let mut told = String::new();
     let mut per_host = Vec::new();

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     cluster::{Cluster, Failure, ask, change},
     files::read,
-    output::{Output, json, line},
+    output::{Output, document as print_document, json, line},
 };
 
 /// What to do with a document.
@@ -91,7 +91,7 @@ macro_rules! document {
                     let document = ask!(cluster, $get, $wanted)?;
                     match output {
                         Output::Json => json(&json!({"version": document.version, "yaml": document.yaml})),
-                        Output::Table => line(document.yaml.trim_end()),
+                        Output::Table => print_document(&document.yaml),
                     }
                     return Ok(());
                 }

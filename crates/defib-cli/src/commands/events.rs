@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
@@ -22,12 +23,17 @@ use defib_process::read_yaml;
 use defib_wire::v1;
 use serde::Deserialize;
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     cluster::{Cluster, Failure},
-    output::{Output, json as print_json, line},
+    output::{Output, json as print_json, line, raw},
 };
+
+/// Between two rounds of asking all replicas.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// Rounds in which nobody answers, before a stream that was heard once is given up: a replica starts anew in less.
+const UNANSWERED_ROUNDS: u32 = 60;
 
 /// Events.
 #[derive(Debug, Args)]
@@ -178,9 +184,9 @@ impl Printer {
         }
         self.due = Some(record.seq.saturating_add(1));
         let event = serde_json::from_str::<Event>(&record.json);
-        let text = match (self.output, &event) {
-            (Output::Table, Ok(event)) => format!("{:>6}  {}", record.seq, event.kind),
-            (Output::Json, _) | (Output::Table, Err(_)) => record.json.clone(),
+        let told = match &event {
+            Ok(event) => format!("{:>6}  {}", record.seq, event.kind),
+            Err(_) => record.json.clone(),
         };
         match event {
             Ok(event) if serde_json::to_string(&event).is_ok_and(|text| text == record.json) => {
@@ -189,8 +195,42 @@ impl Printer {
             // From a newer release: its hash can't be computed here, and what follows it not be judged by it.
             Ok(_) | Err(_) => self.chain = ChainVerifier::new(),
         }
-        line(&text);
+        match self.output {
+            Output::Table => line(&told),
+            Output::Json => raw(&record.json),
+        }
         Ok(())
+    }
+}
+
+/// What came of asking one replica after the other.
+#[derive(Debug, Default)]
+struct Round {
+    /// Some replica took the question.
+    answered: bool,
+    problems: Vec<String>,
+    /// What a replica said that does not keep the events which are due.
+    gone: Option<String>,
+}
+
+impl Round {
+    fn problem(&mut self, id: u64, status: &Status) {
+        if status.code() == Code::OutOfRange {
+            // Another replica may still have them.
+            self.gone = Some(status.message().to_owned());
+        } else {
+            self.problems.push(format!("replica {id}: {}", status.message()));
+        }
+    }
+
+    fn failure(self, next: u64) -> Failure {
+        match self.gone {
+            Some(gone) => Failure::NotWhole(gone),
+            None => Failure::Unreachable(format!(
+                "the stream ended before event {next}: {}",
+                self.problems.join("; ")
+            )),
+        }
     }
 }
 
@@ -212,57 +252,60 @@ pub(crate) async fn events(
     let mut printer = Printer { chain: ChainVerifier::new(), due, output };
     let mut next = arguments.from;
     let mut left = arguments.limit;
-    let (mut problems, mut gone) = (Vec::new(), None);
-    for (id, client) in &cluster.replicas {
-        let request = v1::StreamEventsRequest { from_seq: next, follow: arguments.follow, limit: left };
-        let mut stream = match client.clone().stream_events(request).await {
-            Ok(stream) => stream.into_inner(),
-            Err(status) => {
-                problems.push(format!("replica {id}: {}", status.message()));
-                continue;
-            }
-        };
-        loop {
-            match stream.message().await {
-                Ok(Some(record)) => {
-                    match &mut collected {
-                        Some((_, text)) => {
-                            text.push_str(&record.json);
-                            text.push('\n');
-                        }
-                        None => printer.take(&record)?,
-                    }
-                    next = record.seq.saturating_add(1);
-                    if arguments.limit != 0 {
-                        left = left.saturating_sub(1);
-                        if left == 0 {
-                            return Ok(());
-                        }
-                    }
-                }
-                Ok(None) if arguments.follow => break,
-                Ok(None) => {
-                    let Some((wanted, text)) = collected else { return Ok(()) };
-                    let mut verifier = Verifier::new(wanted);
-                    read(&mut verifier, &format!("replica {id}"), text.as_bytes())?;
-                    return tell(&verifier.finish(), output);
-                }
-                // Another replica may still have them.
-                Err(status) if status.code() == Code::OutOfRange => {
-                    gone = Some(status.message().to_owned());
-                    break;
-                }
+    let (mut round, mut unanswered) = (Round::default(), UNANSWERED_ROUNDS);
+    loop {
+        for (id, client) in &cluster.replicas {
+            let request = v1::StreamEventsRequest { from_seq: next, follow: arguments.follow, limit: left };
+            let mut stream = match client.clone().stream_events(request).await {
+                Ok(stream) => stream.into_inner(),
                 Err(status) => {
-                    problems.push(format!("replica {id}: {}", status.message()));
-                    break;
+                    round.problem(*id, &status);
+                    continue;
+                }
+            };
+            round.answered = true;
+            loop {
+                match stream.message().await {
+                    Ok(Some(record)) => {
+                        match &mut collected {
+                            Some((_, text)) => {
+                                text.push_str(&record.json);
+                                text.push('\n');
+                            }
+                            None => printer.take(&record)?,
+                        }
+                        next = record.seq.saturating_add(1);
+                        // What another replica could not give is here.
+                        round = Round { answered: true, ..Round::default() };
+                        if arguments.limit != 0 {
+                            left = left.saturating_sub(1);
+                            if left == 0 {
+                                return Ok(());
+                            }
+                        }
+                    }
+                    Ok(None) if arguments.follow => break,
+                    Ok(None) => {
+                        let Some((wanted, text)) = collected else { return Ok(()) };
+                        let mut verifier = Verifier::new(wanted);
+                        read(&mut verifier, &format!("replica {id}"), text.as_bytes())?;
+                        return tell(&verifier.finish(), output);
+                    }
+                    Err(status) => {
+                        round.problem(*id, &status);
+                        break;
+                    }
                 }
             }
         }
+        unanswered = if round.answered { 0 } else { unanswered.saturating_add(1) };
+        if !arguments.follow || round.gone.is_some() || unanswered > UNANSWERED_ROUNDS {
+            return Err(round.failure(next));
+        }
+        // Whoever was asked restarted meanwhile, and is back.
+        tokio::time::sleep(ROUND_PAUSE).await;
+        round = Round::default();
     }
-    if let Some(gone) = gone {
-        return Err(Failure::NotWhole(gone));
-    }
-    Err(Failure::Unreachable(format!("the stream ended before event {next}: {}", problems.join("; "))))
 }
 
 /// Reads a topic from its beginning to its end.

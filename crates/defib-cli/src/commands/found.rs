@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Failure, ask},
-    output::{Output, json, line, table},
+    output::{Output, document, json, line, table},
 };
 
 fn domain_json(host: &v1::HostFound, domain: &v1::FoundDomain) -> Value {
@@ -81,8 +81,8 @@ pub(super) async fn discover(
         answer.version
     ));
     for note in &answer.notes {
-        line(&format!("# {}", note.replace(['\n', '\r'], " ")));
+        line(&format!("# {note}"));
     }
-    line(answer.yaml.trim_end());
+    document(&answer.yaml);
     Ok(())
 }

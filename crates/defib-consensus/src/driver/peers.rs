@@ -14,8 +14,40 @@ const BACKOFF_MS: (u64, u64) = (20, 1000);
 /// A connection that lived so long had worked; the next attempt need not wait.
 const PROVEN_MS: u64 = 2000;
 
+/// A peer that can't be reached for so long is told of: one that starts anew is back sooner.
+const TELL_AFTER_MS: u64 = 2000;
+/// And again after so long.
+const TELL_EVERY_MS: u64 = 60_000;
+
+/// Since when a peer can't be reached, and whether it is time to say so.
+#[derive(Debug, Default)]
+struct Absence {
+    since: Option<u64>,
+    tell_at: u64,
+}
+
+impl Absence {
+    /// It could not be reached now either. Whether that is to be told.
+    fn goes_on(&mut self, now_ms: u64) -> bool {
+        if self.since.is_none() {
+            self.since = Some(now_ms);
+            self.tell_at = now_ms.saturating_add(TELL_AFTER_MS);
+        }
+        let due = now_ms >= self.tell_at;
+        if due {
+            self.tell_at = now_ms.saturating_add(TELL_EVERY_MS);
+        }
+        due
+    }
+
+    fn ends(&mut self) {
+        self.since = None;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Peer {
+    absence: Absence,
     address: Option<PeerAddress>,
     outbound: Option<Box<Connection>>,
     inbound: Option<Box<Connection>>,
@@ -58,6 +90,7 @@ impl Peers {
             let peer = self.peers.entry(id).or_default();
             if peer.address.as_ref() != Some(&address) {
                 peer.address = Some(address);
+                peer.absence.ends();
                 peer.outbound = None;
                 peer.dial_at = 0;
                 peer.backoff_ms = 0;
@@ -98,9 +131,20 @@ impl Peers {
                         tracing::info!(peer = id, "connected to peer");
                         peer.outbound = Some(connection);
                         peer.connected_at = now_ms;
+                        peer.absence.ends();
                     }
                     Err(error) => {
-                        tracing::debug!(peer = id, error, "cannot connect to peer");
+                        let address = peer.address.as_ref().map_or("", |address| address.address.as_str());
+                        if peer.absence.goes_on(now_ms) {
+                            tracing::warn!(
+                                peer = id,
+                                address,
+                                error,
+                                "a peer can't be reached; look whether it runs and whether this is its address"
+                            );
+                        } else {
+                            tracing::debug!(peer = id, address, error, "cannot connect to peer");
+                        }
                         back_off(peer, now_ms, wait);
                     }
                 }
@@ -220,4 +264,19 @@ fn lose_outbound(
         reports.push(Report::Snapshot { peer: id, sent: false });
     }
     reports.push(Report::Unreachable(id));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_stays_away_is_told_of_now_and_then_and_one_that_starts_anew_never() {
+        let mut absence = Absence::default();
+        let told: Vec<u64> =
+            (0..200).map(|second| second * 1000).filter(|now| absence.goes_on(*now)).collect();
+        assert_eq!(told, [2000, 62_000, 122_000, 182_000]);
+        absence.ends();
+        assert!(!absence.goes_on(200_000) && !absence.goes_on(201_999) && absence.goes_on(202_000));
+    }
 }

@@ -412,7 +412,8 @@ impl Run {
             self.tell_founders_at = now_ms + TELL_FOUNDERS_EVERY_MS;
             tracing::warn!(
                 ?founders,
-                "the first election waits until every first replica was heard once; these were not: start them"
+                "the first election waits until every first replica was heard once; these were not: start them, or mend \
+                 their addresses"
             );
         }
         self.handle.shared.set_unknown_founders(founders);

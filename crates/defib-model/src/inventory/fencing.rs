@@ -5,7 +5,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Inventory, InventoryError};
+use super::{Inventory, InventoryError, identity::significant};
 use crate::HostId;
 
 /// How a host makes sure by itself that its VMs stop when its lease is lost.
@@ -289,25 +289,37 @@ impl FenceAgentTarget {
 pub struct FencingLevel(pub Vec<FenceMethod>);
 
 impl Inventory {
-    /// No two hosts may have one target: one of the entries is wrong, and would switch off the other host.
-    pub(super) fn validate_targets(&self) -> Result<(), InventoryError> {
-        let mut owners: BTreeMap<String, &HostId> = BTreeMap::new();
+    /// No two hosts may have one target: one of the entries is wrong, and would switch off the other host. Two
+    /// identifiers are one if their normal forms are.
+    pub(super) fn distinct_targets(
+        &self,
+        normal: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), InventoryError> {
+        let mut owners: BTreeMap<String, (&HostId, String)> = BTreeMap::new();
         for (id, host) in &self.hosts {
             for method in host.fencing.iter().flat_map(|level| &level.0) {
-                let uuid = method.uuid().map(|uuid| format!("uuid {}", uuid.to_ascii_lowercase()));
-                let serial = method.serial().map(|serial| format!("serial {}", serial.to_ascii_lowercase()));
+                let recorded = |kind: &str, identifier: Option<&str>| {
+                    let identifier = identifier?;
+                    let shown = format!("{kind} {}", identifier.escape_debug());
+                    Some((format!("{kind} {}", normal(identifier)?), shown))
+                };
+                let uuid = recorded("uuid", method.uuid());
+                let serial = recorded("serial", method.serial());
                 let device = match method {
-                    FenceMethod::FenceAgent(target) => Some(format!("{method} with {:?}", target.options)),
+                    FenceMethod::FenceAgent(target) => {
+                        let device = format!("{method} with {:?}", target.options);
+                        Some((device.clone(), device))
+                    }
                     FenceMethod::Redfish(_) | FenceMethod::Ipmi(_) => None,
                 };
-                for target in [uuid, serial, device].into_iter().flatten() {
-                    if let Some(other) = owners.insert(target.clone(), id)
-                        && other != id
-                    {
+                for (target, shown) in [uuid, serial, device].into_iter().flatten() {
+                    let Some((other, theirs)) = owners.insert(target, (id, shown.clone())) else { continue };
+                    if other != id {
+                        let as_what = if theirs == shown { String::new() } else { format!(" as {theirs}") };
                         return Err(InventoryError {
                             field: format!("hosts.{id}.fencing"),
                             message: format!(
-                                "{target} is recorded for host {other} too; one of the two is wrong"
+                                "{shown} is recorded for host {other} too{as_what}; one of the two is wrong"
                             ),
                         });
                     }
@@ -315,6 +327,38 @@ impl Inventory {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what can never fence: a level that does nothing, and an identifier that identifies no machine.
+    pub(super) fn vet_fencing(&self) -> Result<(), InventoryError> {
+        for (id, host) in &self.hosts {
+            for (number, level) in host.fencing.iter().enumerate() {
+                if level.0.is_empty() {
+                    return Err(InventoryError {
+                        field: format!("hosts.{id}.fencing[{number}]"),
+                        message:
+                            "a level has no method, so it can prove nothing; give it one, or leave it out"
+                                .into(),
+                    });
+                }
+                for (place, method) in level.0.iter().enumerate() {
+                    let identifiers = [("uuid", method.uuid()), ("serial", method.serial())];
+                    for (name, identifier) in identifiers {
+                        let Some(identifier) = identifier else { continue };
+                        if significant(identifier).is_none() {
+                            return Err(InventoryError {
+                                field: format!("hosts.{id}.fencing[{number}][{place}].{name}"),
+                                message: format!(
+                                    "{identifier:?} identifies no machine: many have it; give this host's own {name}, or \
+                                     leave it out and give the other one of uuid and serial"
+                                ),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        self.distinct_targets(significant)
     }
 }
 
@@ -385,7 +429,7 @@ mod tests {
         let without = hosts(redfish(Some("1")), redfish(None)).unwrap_err();
         assert!(without.starts_with("hosts.h2.fencing[0][0].uuid: has neither uuid nor serial"), "{without}");
         let shared = hosts(redfish(Some("AB")), ipmi("ab")).unwrap_err();
-        assert!(shared.contains("uuid ab is recorded for host h1 too"), "{shared}");
+        assert!(shared.contains("uuid ab is recorded for host h1 too as uuid AB"), "{shared}");
         let shared =
             hosts(FenceMethod::FenceAgent(outlet("3")), FenceMethod::FenceAgent(outlet("3"))).unwrap_err();
         assert!(

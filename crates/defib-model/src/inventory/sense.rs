@@ -159,6 +159,8 @@ impl Inventory {
                 return wrong(field(), format!("{level} is there twice; name each level once"));
             }
         }
+        self.vet_names()?;
+        self.vet_fencing()?;
         let mut neighbours: BTreeMap<&str, &Host> = BTreeMap::new();
         for (id, host) in &self.hosts {
             let Some(address) = &host.neighbour_address else { continue };

@@ -168,7 +168,10 @@ fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryEr
         place(places, "hosts", &entry.id)?;
         let id = HostId::new(&entry.id.value)
             .map_err(|error| name(&format!("hosts.{}", entry.id.value), error))?;
-        let domain = entry.domain.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let domain = match entry.domain.as_str() {
+            "" => Vec::new(),
+            domain => domain.split('/').map(str::to_owned).collect(),
+        };
         let mut fencing = Vec::new();
         for (level, methods) in entry.fencing.into_iter().enumerate() {
             for (number, method) in methods.iter().enumerate() {
@@ -490,6 +493,66 @@ groups:
             "{}",
             message(&twice)
         );
+    }
+
+    #[test]
+    fn names_that_look_like_others_and_fencing_that_can_never_work_are_refused_with_line_and_field() {
+        for (from, to, told) in [
+            ("domain: r2", "domain: \"r2 \"", "23:9: hosts.h2.domain: \"r2 \" has a blank at an end"),
+            ("domain: r2", "domain: \"\\tr2\"", "23:9: hosts.h2.domain: \"\\tr2\" has a blank at an end"),
+            ("domain: r2", "domain: \" \"", "23:9: hosts.h2.domain: \" \" is no name"),
+            ("levels: [rack]", "levels: [\" rack\"]", "2:1: fault-domain-levels: \" rack\" has a blank"),
+            ("labels: [avx512]", "labels: [avx512, \"\"]", "4:9: hosts.h1.labels: \"\" is no name"),
+            ("gpu: 1", "\"\": 1", "4:9: hosts.h1.capacity.named: \"\" is no name"),
+            (
+                "named: { gpu: 1 }",
+                "named: { \"g\\epu\": 1 }",
+                "4:9: hosts.h1.capacity.named: \"g\\u{1b}pu\" has a",
+            ),
+            (
+                "    readiness: guest-agent",
+                "    datastore: \"d \"\n    readiness: guest-agent",
+                "27:9: vms.cp-1.datastore: \"d \" has a blank at an end",
+            ),
+            (
+                "      - - ipmi:",
+                "      - []\n      - - ipmi:",
+                "4:9: hosts.h1.fencing[1]: a level has no method",
+            ),
+            (
+                "serial: S1",
+                "serial: \" \"",
+                "16:11: hosts.h1.fencing[1][0].serial: \" \" identifies no machine",
+            ),
+            (
+                "uuid: 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0",
+                "uuid: 00000000-0000-0000-0000-000000000000",
+                "11:11: hosts.h1.fencing[0][0].uuid: \"00000000-0000-0000-0000-000000000000\" identifies no machine",
+            ),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            let text = GOOD
+                .replace(from, to)
+                .replace("level: rack", if to.contains(" rack\"") { "level: host" } else { "level: rack" });
+            let told_now = message(&text);
+            assert!(told_now.starts_with(&format!("inventory.yaml:{told}")), "{told_now}\n{told}");
+        }
+        let second = |identity: &str| {
+            let fencing = format!(
+                "    fencing: [[redfish: {{ address: \"https://10.9.9.9\", {identity}, credentials: \"file:/x\" }}]]\n"
+            );
+            let text =
+                GOOD.replace("    capacity: { cpu: 1.5", &format!("{fencing}    capacity: {{ cpu: 1.5"));
+            inventory_from_yaml("inventory.yaml", &text)
+                .map_or_else(|error| error.to_string(), |_| String::new())
+        };
+        assert_eq!(
+            second("uuid: 0F1E2D3C4B5A69788796A5B4C3D2E1F0"),
+            "inventory.yaml:23:9: hosts.h2.fencing: uuid 0F1E2D3C4B5A69788796A5B4C3D2E1F0 is recorded for host h1 too as \
+             uuid 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0; one of the two is wrong"
+        );
+        assert!(second("serial: \"s-1 \"").contains("is recorded for host h1 too as serial S1"));
+        assert_eq!(second("serial: S2"), "");
     }
 
     #[test]
