@@ -21,15 +21,6 @@ const ANSWER_MAX: usize = 64 << 20;
 /// etcd refuses transactions of more than 128 operations, unless told otherwise.
 const WRITES_AT_ONCE: usize = 100;
 
-/// What stands at a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Value {
-    /// The revision that changed it last.
-    pub revision: u64,
-    /// What it holds.
-    pub text: Vec<u8>,
-}
-
 /// A document as it stands, and whether an error stands beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
