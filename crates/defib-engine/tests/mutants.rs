@@ -1,5 +1,5 @@
-//! Mistakes that no seed finds, because the simulator has no such world or because nothing in it is wrong for long: each
-//! makes a scenario read otherwise. See docs/testing/mutants.md.
+//! Mistakes that no seed finds, because the simulator has no such world or because nothing in it is wrong for long:
+//! each makes a scenario read otherwise. See docs/testing/mutants.md.
 
 #![cfg(feature = "mutants")]
 

@@ -14,7 +14,8 @@ use prost::Message as _;
 
 use crate::seeds::{noise, tagged};
 
-/// First byte 0: a beat; 1: an event of a BMC, its key up to the first line's end; 2: what an observer is told by a bus.
+/// First byte 0: a beat; 1: an event of a BMC, its key up to the first line's end; 2: what an observer is told by
+/// a bus.
 pub(crate) fn bus(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
     match mode % 3 {

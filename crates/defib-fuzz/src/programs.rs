@@ -12,8 +12,8 @@ use crate::seeds::tagged;
 
 const UUID: &str = "38947555-7742-3448-3784-823347823834";
 
-/// First byte 0: what ipmitool prints; 1: what it complains of; 2: logs and sensors; 3: a status of fence-agents, how it
-/// ended first; 4: a list of outlets; 5: metadata; 6: a secret, and behind a line's end what is printed.
+/// First byte 0: what ipmitool prints; 1: what it complains of; 2: logs and sensors; 3: a status of fence-agents, how
+/// it ended first; 4: a list of outlets; 5: metadata; 6: a secret, and behind a line's end what is printed.
 pub(crate) fn power_programs(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
     // As the output of any child is taken.

@@ -23,8 +23,8 @@ const FORMATS: [Format; 3] = [Format::Ocsf, Format::Ecs, Format::Native];
 const MODES: [ContentMode; 2] = [ContentMode::Binary, ContentMode::Structured];
 const EVENTS: usize = 6;
 
-/// First byte 0: a file; 1: how a good one is altered; 2: records, each with key, headers and value on lines of their own;
-/// 3: how good ones are altered.
+/// First byte 0: a file; 1: how a good one is altered; 2: records, each with key, headers and value on lines of their
+/// own; 3: how good ones are altered.
 pub(crate) fn event_stream(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
     match mode % 4 {

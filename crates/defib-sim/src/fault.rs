@@ -89,8 +89,8 @@ pub enum Fault {
     SlowDisk { replica: usize, ms: u64 },
     /// What was safe on a stopped replica's disk is altered; it is replaced by a new one.
     DiskCorrupt { replica: usize },
-    /// Something that was written to a stopped replica's disk is found at another place of it, over what was there; it is
-    /// replaced by a new one.
+    /// Something that was written to a stopped replica's disk is found at another place of it, over what was there; it
+    /// is replaced by a new one.
     DiskMisdirect { replica: usize },
     /// A replica is replaced by a new one.
     ReplicaReplace { replica: usize },

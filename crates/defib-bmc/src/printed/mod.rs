@@ -1,4 +1,5 @@
-//! What programs print that drive BMCs, and what it means: apart from starting them, so that it can be fed with anything.
+//! What programs print that drive BMCs, and what it means: apart from starting them, so that it can be
+//! fed with anything.
 
 pub mod event_log;
 pub mod fence_agent;

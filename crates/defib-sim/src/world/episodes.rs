@@ -364,8 +364,8 @@ impl World {
             && membership.voters.iter().all(well)
     }
 
-    /// What was safe on a stopped replica's disk is altered, or files of it are lost; or what was written at one place is
-    /// found at another one.
+    /// What was safe on a stopped replica's disk is altered, or files of it are lost; or what was written at one place
+    /// is found at another one.
     fn corrupt(&mut self, replica: usize, misdirected: bool) -> bool {
         if !self.one_may_be_lost() || self.leader() == Some(replica) || !self.replicas[replica].is_up() {
             return false;
