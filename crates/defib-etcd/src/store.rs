@@ -10,7 +10,7 @@ use etcd_client::{
     TxnOpResponse, TxnResponse, WatchClient, WatchOptions,
 };
 
-use crate::{Changes, EtcdConfig, Keys, StoreError, error::in_words};
+use crate::{Changes, EtcdConfig, Keys, StoreError, Value, error::in_words};
 
 /// How long a member may take for anything.
 const PATIENCE: Duration = Duration::from_secs(3);
