@@ -8,6 +8,7 @@
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod domains;
 pub mod durable;
 pub mod guard_thread;
 pub mod hypervisor;

@@ -22,8 +22,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 const OUTPUT_BYTES_MAX: u64 = 256 * 1024;
 /// How long a program's pipes may stay open after its end, by children that it left behind.
 const PIPES_AFTER_END: Duration = Duration::from_millis(500);
-/// How much of what a program printed goes into a message.
-const SAID_CHARS_MAX: usize = 300;
 
 /// A file without a name, in memory, for one child to read.
 #[derive(Debug)]
@@ -155,22 +153,6 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) {
     }
 }
 
-/// What a program printed, in one line and without its secrets.
-pub(crate) fn said(text: &str, secrets: &[&str]) -> String {
-    let mut text = text.to_owned();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        text = text.replace(secret, "…");
-    }
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ").chars().filter(|c| !c.is_control()).collect()
-}
-
-/// As much of it as goes into a message: the end, where programs say why they failed.
-pub(crate) fn end_of(line: &str) -> String {
-    let cut = line.chars().count().saturating_sub(SAID_CHARS_MAX);
-    line.chars().skip(cut).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,12 +237,5 @@ mod tests {
     async fn a_missing_program_says_so() {
         let program = Program { path: Path::new("no-such-program"), ..shell("") };
         assert!(matches!(run(program, ample()).await, Err(NotEnded::NotStarted(_))));
-    }
-
-    #[test]
-    fn messages_carry_the_end_of_the_text_and_no_secret() {
-        assert_eq!(said("a\n\n b geheim\u{7}\n", &["geheim", ""]), "a; b …");
-        assert_eq!(end_of(&format!("{}why", "x".repeat(1000))).len(), SAID_CHARS_MAX);
-        assert!(end_of(&format!("{}why", "x".repeat(1000))).ends_with("xwhy"));
     }
 }

@@ -13,19 +13,11 @@ use defib_model::inventory::FenceAgentTarget;
 use tokio::time::Instant;
 
 use crate::by_program::ByProgram;
-use crate::child::{Ended, MemoryFile, Program, end_of, said};
+use crate::child::{Ended, MemoryFile, Program};
+use crate::printed::{end_of, fence_agent, metadata::Metadata, said};
 use crate::{
-    BmcError, CredentialRef, ErrorKind, IdentityProblem, Limits, PowerReading, PowerState, ReportedIdentity,
-    ResetOutcome,
+    BmcError, CredentialRef, ErrorKind, IdentityProblem, Limits, PowerReading, ReportedIdentity, ResetOutcome,
 };
-
-mod metadata;
-
-use metadata::Metadata;
-
-/// What `status` ends with when the power is off. Alone it says little: an interpreter that does not find its
-/// script ends so, too.
-const OFF: i32 = 2;
 
 /// Configuration of one fencing device as a program of `fence-agents` sees it. Credentials are named, never held.
 #[derive(Debug, Clone)]
@@ -80,9 +72,13 @@ impl FenceAgentClient {
             .into_owned()
     }
 
+    /// All that it printed, in `errors`, without secrets: such programs complain on either of their outputs.
+    fn told(ended: Ended, secrets: &[&str]) -> Ended {
+        Ended { errors: said(&format!("{}\n{}", ended.errors, ended.output), secrets), ..ended }
+    }
+
     fn failed(&self, ended: &Ended) -> BmcError {
-        let said = end_of(&format!("{}; {}", ended.errors, said(&ended.output, &[])));
-        let said = format!("{}: {}", ended.status, said.trim_matches([';', ' ']));
+        let said = format!("{}: {}", ended.status, end_of(&ended.errors));
         self.error(ErrorKind::Program { program: self.name(), said })
     }
 
@@ -102,7 +98,7 @@ impl FenceAgentClient {
             input: None,
             files: Vec::new(),
         };
-        let ended = self.start(program, deadline).await?;
+        let ended = Self::told(self.start(program, deadline).await?, &[]);
         if !ended.status.success() {
             return Err(self.failed(&ended));
         }
@@ -147,7 +143,7 @@ impl FenceAgentClient {
         };
         let ended = self.start(program, deadline).await?;
         let secrets: Vec<&str> = secret.iter().map(|secret| secret.password.as_str()).collect();
-        Ok(Ended { errors: said(&ended.errors, &secrets), ..ended })
+        Ok(Self::told(ended, &secrets))
     }
 
     /// What the device calls the outlet that it is told to switch; an error unless it is the recorded name.
@@ -166,8 +162,7 @@ impl FenceAgentClient {
             return Err(self.failed(&ended));
         }
         let separator = options.get("separator").map_or(",", String::as_str);
-        let mut names = ended.output.lines().filter_map(|line| line.split_once(separator));
-        let found = names.find(|(outlet, _)| outlet.trim() == plug).map(|(_, name)| name.trim().to_owned());
+        let found = fence_agent::outlet(&ended.output, separator, &plug);
         if found.as_deref() != Some(expected.trim()) {
             let expected = expected.clone();
             return Err(self.error(ErrorKind::Identity(IdentityProblem::Outlet { expected, plug, found })));
@@ -192,25 +187,62 @@ impl ByProgram for FenceAgentClient {
         let start = Instant::now();
         let outlet = self.identify(deadline).await?;
         let ended = self.act("status", deadline).await?;
-        let says = |word: &str| ended.output.lines().any(|line| line.trim_end() == format!("Status: {word}"));
-        let state = match ended.status.code() {
-            Some(OFF) if says("OFF") && !says("ON") => PowerState::Off,
-            Some(0) if says("ON") && !says("OFF") => PowerState::On,
-            _ => return Err(self.failed(&ended)),
-        };
+        let state = fence_agent::power(&ended.output, ended.status.code());
+        let Some(state) = state else { return Err(self.failed(&ended)) };
         let identity = ReportedIdentity { outlet: Some(outlet.clone()), ..ReportedIdentity::default() };
         Ok(PowerReading { state, identity, system: outlet, took: start.elapsed() })
     }
 
     async fn control(&self, action: &str, deadline: Instant) -> ResetOutcome {
         match self.act(action, deadline).await {
-            Ok(ended) if ended.status.success() => {
-                ResetOutcome::Accepted { answer: end_of(&said(&ended.output, &[])) }
-            }
+            Ok(ended) if ended.status.success() => ResetOutcome::Accepted { answer: end_of(&ended.errors) },
             // It may have failed before or after the device took the order.
             Ok(ended) => ResetOutcome::Unknown(self.failed(&ended)),
             Err(error) if matches!(&*error.kind, ErrorKind::Timeout { .. }) => ResetOutcome::Unknown(error),
             Err(error) => ResetOutcome::NotSent(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    const PROGRAM: &str = r#"#!/bin/sh
+if [ "$1" = -o ]; then
+  echo '<resource-agent name="fence_x"><parameters><parameter name="action"/><parameter name="username"/>'
+  echo '<parameter name="password"/></parameters><actions><action name="off"/><action name="status"/></actions></resource-agent>'
+  exit 0
+fi
+cat
+cat /proc/self/fd/0 >&2
+exit 1
+"#;
+
+    #[tokio::test]
+    async fn a_password_that_the_program_prints_is_in_no_message() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str, mode: u32| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let credentials = file("credentials", "root\ngeheim\n", 0o600);
+        let client = FenceAgentClient::new(FenceAgentEndpoint {
+            host: "h1".into(),
+            agent: file("fence_x", PROGRAM, 0o700),
+            options: BTreeMap::new(),
+            credentials: Some(CredentialRef::File(credentials)),
+            outlet: None,
+            limits: Limits::default(),
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let told = client.read(deadline).await.unwrap_err().to_string();
+        assert!(told.contains("password=…") && !told.contains("geheim"), "{told}");
+        let told = format!("{:?}", client.control("off", deadline).await);
+        assert!(told.contains("password=…") && !told.contains("geheim"), "{told}");
     }
 }

@@ -12,17 +12,17 @@ use defib_model::inventory::CipherSuite;
 use tokio::time::Instant;
 
 use crate::by_program::ByProgram;
-use crate::child::{Ended, MemoryFile, Program, end_of, said};
+use crate::child::{Ended, MemoryFile, Program};
 use crate::endpoint::Address;
+use crate::printed::{
+    end_of,
+    event_log::{self, LogEntry, SensorReading},
+    ipmitool as answers, said,
+};
 use crate::{
     BmcError, CredentialError, CredentialRef, Credentials, EndpointError, ErrorKind, Identity,
-    IdentityProblem, Limits, PowerReading, PowerState, ReportedIdentity, ResetOutcome,
+    IdentityProblem, Limits, PowerReading, ResetOutcome,
 };
-
-mod answers;
-mod log;
-
-pub use log::{LogEntry, SensorReading};
 
 /// The port of RMCP+.
 const PORT: u16 = 623;
@@ -185,7 +185,7 @@ impl IpmiClient {
     pub async fn event_log(&self, deadline: Instant) -> Result<Vec<LogEntry>, BmcError> {
         // Without the names of the sensors, because looking those up makes ipmitool write: see `sensors`.
         let ended = self.session(&["-c"], &["sel list"], deadline).await?;
-        let entries = log::entries(&ended.output);
+        let entries = event_log::entries(&ended.output);
         // An empty log is told on standard error, and a log that could not be read as well.
         if entries.is_empty() && !ended.errors.contains("SEL has no entries") {
             return Err(self.trouble(&ended.errors));
@@ -196,10 +196,10 @@ impl IpmiClient {
     /// All sensors with what they read now.
     pub async fn sensors(&self, deadline: Instant) -> Result<Vec<SensorReading>, BmcError> {
         let info = self.session(&["-c"], &["sdr info"], deadline).await?;
-        match log::sensor_count(&info.output) {
+        match event_log::sensor_count(&info.output) {
             // Asked to list an empty repository, ipmitool erases it and fills it anew: we only read.
             Some(0) => Ok(Vec::new()),
-            Some(_) => Ok(log::sensors(&self.session(&["-c"], &["sdr list"], deadline).await?.output)),
+            Some(_) => Ok(event_log::sensors(&self.session(&["-c"], &["sdr list"], deadline).await?.output)),
             None => Err(self.trouble(&info.errors)),
         }
     }
@@ -229,11 +229,8 @@ impl ByProgram for IpmiClient {
         }
         commands.push(POWER);
         let ended = self.session(&["-v"], &commands, deadline).await?;
-        let Some(power) = answers::power(&ended.output) else { return Err(self.trouble(&ended.errors)) };
-        let identity = ReportedIdentity {
-            uuid: answers::guid(&ended.output).map(|bytes| answers::uuid(bytes, expected.uuid.as_deref())),
-            serial: answers::serial(&ended.output),
-            outlet: None,
+        let Some((state, identity)) = answers::reading(&ended.output, expected) else {
+            return Err(self.trouble(&ended.errors));
         };
         let system = self.address.authority.clone();
         if !expected.matches(&identity) {
@@ -245,11 +242,6 @@ impl ByProgram for IpmiClient {
             };
             return Err(self.error(ErrorKind::Identity(problem)));
         }
-        let state = match power {
-            "on" => PowerState::On,
-            "off" => PowerState::Off,
-            other => PowerState::Unknown(other.chars().take(64).collect()),
-        };
         Ok(PowerReading { state, identity, system, took: start.elapsed() })
     }
 

@@ -27,6 +27,7 @@ mod ipmi;
 mod off;
 mod port;
 mod power;
+pub mod printed;
 mod refusals;
 pub mod resources;
 mod session;
@@ -44,8 +45,9 @@ pub use events::{
 };
 pub use fence_agent::{FenceAgentClient, FenceAgentEndpoint};
 pub use identity::{Identity, ReportedIdentity};
-pub use ipmi::{IpmiClient, IpmiEndpoint, LogEntry, SensorReading};
+pub use ipmi::{IpmiClient, IpmiEndpoint};
 pub use port::{AlwaysAllowed, Bmc, BmcFuture, PowerOff, WriteGate};
 pub use power::{FenceOutcome, PowerReading, PowerState, ResetOutcome};
+pub use printed::event_log::{LogEntry, SensorReading};
 pub use survey::{SystemSeen, survey};
 pub use trust::{ObservedPin, Pin, PinParseError, Trust, fetch_pin};

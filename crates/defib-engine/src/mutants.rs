@@ -149,6 +149,25 @@ mod planted {
         IgnoreAntiAffinity, "ignore-anti-affinity", "hard rules of groups are ignored";
         IgnoreCapacity, "ignore-capacity", "capacity is ignored";
         IgnoreRequirements, "ignore-requirements", "labels that VMs require are ignored";
+        DeafIsHeard, "deaf-is-heard", "a host that speaks and hears nobody counts as heard";
+        DeafThoughLeased, "deaf-though-leased", "a host that holds a lease of the others counts as deaf all the same";
+        DeafWithoutPromise, "deaf-without-promise", "a host that was answered without a promise counts as deaf when it gets no lease";
+        BelieveAnyBoot, "believe-any-boot",
+            "another boot of a host is believed, and has its session, while the one in use is heard";
+        ObeyOtherBoot, "obey-other-boot", "an agent obeys an order that is meant for another boot of its host";
+        BelieveWholeSpans, "believe-whole-spans",
+            "an agent that was away believes how long a neighbour has held no lease, and knows no drift";
+        ForgetAbsence, "forget-absence",
+            "an agent that was away goes on by what its neighbours hold now, whatever they held meanwhile";
+        GoOnThoughCondemned, "go-on-though-condemned",
+            "an agent that was away, and is told that its host was condemned, goes on by its neighbours' word";
+        StartBesideUnprotected, "start-beside-unprotected",
+            "a VM that runs unprotected on a host is placed anywhere";
+        StartBesideNamesake, "start-beside-namesake", "a new VM is placed though a domain of its name runs somewhere";
+        IgnoreDatastores, "ignore-datastores", "a VM is placed where its datastore is not reached";
+        PlaceOnUnreached, "place-on-unreached", "VMs are placed on hosts that can't be told, though others fit";
+        LeadOutOfTouch, "lead-out-of-touch", "a leader that can reach no host keeps the lead";
+        BusForEver, "bus-for-ever", "a host that a bus hears is not voted dead, however long ago its lease ran out";
         AckBeforeSync, "ack-before-sync", "what a replica acknowledges is not on its disk yet (in the shell)";
         FenceWithoutLead, "fence-without-lead", "a BMC is written to without asking whether this replica leads (in the shell)";
     }

@@ -21,6 +21,8 @@ mod happen;
 mod machines;
 #[path = "scenarios/operate.rs"]
 mod operate;
+#[path = "scenarios/play.rs"]
+mod play;
 #[path = "scenarios/show.rs"]
 mod show;
 #[path = "scenarios/world.rs"]
@@ -31,7 +33,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use commands::Scenario;
+use play::play;
 
 fn files() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
@@ -44,39 +46,6 @@ fn files() -> Vec<PathBuf> {
     let only = std::env::var("SCENARIO").ok();
     files.retain(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only.as_str())));
     files
-}
-
-/// Runs a scenario: what it should read, and what went wrong, with lines.
-fn play(text: &str) -> (String, Vec<(usize, String)>) {
-    let mut scenario = Scenario::new();
-    let (mut written, mut wrong) = (String::new(), Vec::new());
-    let mut lines = text.lines().enumerate().peekable();
-    let mut printed = String::new();
-    while let Some((number, line)) = lines.next() {
-        written.push_str(line);
-        written.push('\n');
-        if line == "----" {
-            let mut expected = String::new();
-            while let Some((_, line)) = lines.next_if(|(_, line)| !line.is_empty()) {
-                expected.push_str(line);
-                expected.push('\n');
-            }
-            if expected != printed {
-                wrong.push((number + 1, format!("--- expected\n{expected}--- printed\n{printed}")));
-            }
-            if printed.contains("VIOLATION") || printed.contains("cannot ") {
-                wrong.push((number + 1, printed.clone()));
-            }
-            written.push_str(&printed);
-            printed.clear();
-        } else if !line.starts_with('#') {
-            printed.push_str(&scenario.line(line));
-        }
-    }
-    if !printed.is_empty() {
-        wrong.push((text.lines().count(), format!("nothing expects\n{printed}")));
-    }
-    (written, wrong)
 }
 
 #[test]

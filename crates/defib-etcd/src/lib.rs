@@ -22,7 +22,7 @@ pub use error::StoreError;
 pub use keys::Keys;
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "client")]
-pub use store::{Reading, Standing, Store, Value, Write};
+pub use store::{Reading, Standing, Store, Write};
 
 /// Enough for any cluster of etcd, which has 3 or 5 members.
 const ENDPOINTS_MAX: usize = 16;
@@ -32,6 +32,15 @@ const LEASE_MAX: Duration = Duration::from_secs(600);
 
 fn ten_seconds() -> String {
     "10s".into()
+}
+
+/// What stands at a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// The revision that changed it last.
+    pub revision: u64,
+    /// What it holds.
+    pub text: Vec<u8>,
 }
 
 /// Where etcd is, how we show each other who we are, and where in it our keys are.

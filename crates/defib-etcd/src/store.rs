@@ -10,7 +10,7 @@ use etcd_client::{
     TxnOpResponse, TxnResponse, WatchClient, WatchOptions,
 };
 
-use crate::{Changes, EtcdConfig, Keys, StoreError, error::in_words};
+use crate::{Changes, EtcdConfig, Keys, StoreError, Value, error::in_words};
 
 /// How long a member may take for anything.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -20,15 +20,6 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const ANSWER_MAX: usize = 64 << 20;
 /// etcd refuses transactions of more than 128 operations, unless told otherwise.
 const WRITES_AT_ONCE: usize = 100;
-
-/// What stands at a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Value {
-    /// The revision that changed it last.
-    pub revision: u64,
-    /// What it holds.
-    pub text: Vec<u8>,
-}
 
 /// A document as it stands, and whether an error stands beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

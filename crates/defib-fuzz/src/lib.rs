@@ -4,7 +4,9 @@
 //! places: under libFuzzer (`tests/fuzz`, by `cargo xtask fuzz`), and as an ordinary test that replays seeds and old
 //! crashes (`crates/defib-fuzz/tests/regressions.rs`). docs/fuzzing.md says how to add one.
 
+mod bus;
 mod documents;
+mod domains;
 mod draw;
 mod events;
 mod guard;
@@ -13,10 +15,13 @@ mod log_directory;
 mod peers;
 mod pki;
 mod planner;
+mod programs;
 mod redfish;
 mod rpc;
 mod seeds;
 mod state;
+mod stores;
+mod streams;
 mod wire;
 
 pub use seeds::dictionary;
@@ -35,15 +40,19 @@ pub struct Target {
 /// All targets, by name.
 pub const TARGETS: &[Target] = &[
     Target { name: "agent_rpc", run: rpc::agent, seeds: rpc::agent_seeds },
+    Target { name: "bus", run: bus::bus, seeds: bus::bus_seeds },
     Target { name: "certificate", run: pki::certificate, seeds: pki::certificate_seeds },
     Target { name: "config", run: documents::config, seeds: documents::config_seeds },
     Target { name: "datagram", run: wire::datagram, seeds: wire::datagram_seeds },
+    Target { name: "etcd_document", run: stores::etcd_document, seeds: stores::etcd_document_seeds },
     Target { name: "event_file", run: events::event_file, seeds: events::event_file_seeds },
+    Target { name: "event_stream", run: streams::event_stream, seeds: streams::event_stream_seeds },
     Target { name: "guard", run: guard::guard, seeds: seeds::noise },
     Target { name: "guard_state", run: state::guard_state, seeds: state::guard_state_seeds },
     Target { name: "inventory", run: documents::inventory, seeds: documents::inventory_seeds },
     Target { name: "join_token", run: pki::join_token, seeds: pki::join_token_seeds },
     Target { name: "ledger", run: ledger::ledger, seeds: seeds::noise },
+    Target { name: "libvirt_xml", run: domains::libvirt_xml, seeds: domains::libvirt_xml_seeds },
     Target {
         name: "log_directory",
         run: log_directory::log_directory,
@@ -55,6 +64,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "peer_messages", run: peers::messages, seeds: peers::messages_seeds },
     Target { name: "planner", run: planner::planner, seeds: seeds::noise },
     Target { name: "policy", run: documents::policy, seeds: documents::policy_seeds },
+    Target { name: "power_programs", run: programs::power_programs, seeds: programs::power_programs_seeds },
     Target { name: "redfish", run: redfish::redfish, seeds: redfish::redfish_seeds },
     Target { name: "snapshot", run: state::snapshot, seeds: state::snapshot_seeds },
 ];

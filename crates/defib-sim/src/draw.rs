@@ -72,6 +72,8 @@ fn draw(plan: &mut Plan, rng: &mut Rng) {
         Profile::Smoke => return smoke(plan, rng),
         Profile::Outage => return worse::outage(plan, rng),
         Profile::Liars => return worse::liars(plan, rng),
+        Profile::Twins => return worse::twins(plan, rng),
+        Profile::Disks => return worse::disks(plan, rng),
         Profile::Dark => {
             dark(plan, rng);
             true

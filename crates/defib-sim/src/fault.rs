@@ -89,6 +89,9 @@ pub enum Fault {
     SlowDisk { replica: usize, ms: u64 },
     /// What was safe on a stopped replica's disk is altered; it is replaced by a new one.
     DiskCorrupt { replica: usize },
+    /// Something that was written to a stopped replica's disk is found at another place of it, over what was there; it
+    /// is replaced by a new one.
+    DiskMisdirect { replica: usize },
     /// A replica is replaced by a new one.
     ReplicaReplace { replica: usize },
     /// A replica's wall clock jumps by so many milliseconds.
@@ -122,6 +125,9 @@ pub enum Fault {
     HostReset { host: usize },
     /// A host comes and goes.
     Flap { host: usize },
+    /// A clone of a host, from a copy of its disk: it boots with the same name and certificate, and lives beside it.
+    /// Its number is behind those of all hosts that are declared.
+    Twin { twin: usize },
     /// A VM ends by itself.
     VmCrash { vm: usize },
     /// A host's hypervisor fails so many starts.
@@ -155,7 +161,7 @@ pub struct Episode {
 
 impl Fault {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 59] = [
+    pub const KINDS: [&'static str; 61] = [
         "loss",
         "duplicate",
         "replay",
@@ -183,6 +189,7 @@ impl Fault {
         "disk-full",
         "slow-disk",
         "disk-corrupt",
+        "disk-misdirect",
         "replica-replace",
         "wall-jump",
         "leader-move",
@@ -199,6 +206,7 @@ impl Fault {
         "rack-cut",
         "host-reset",
         "flap",
+        "twin",
         "vm-crash",
         "start-fails",
         "stop-stuck",
@@ -218,7 +226,7 @@ impl Fault {
     ];
 
     /// Kinds that the profile `full` does not draw.
-    pub const ELSEWHERE: [&'static str; 2] = ["straggle", "old-orders"];
+    pub const ELSEWHERE: [&'static str; 4] = ["straggle", "old-orders", "disk-misdirect", "twin"];
 
     /// The name of its kind.
     #[must_use]
@@ -251,6 +259,7 @@ impl Fault {
             Self::DiskFull { .. } => "disk-full",
             Self::SlowDisk { .. } => "slow-disk",
             Self::DiskCorrupt { .. } => "disk-corrupt",
+            Self::DiskMisdirect { .. } => "disk-misdirect",
             Self::ReplicaReplace { .. } => "replica-replace",
             Self::WallJump { .. } => "wall-jump",
             Self::LeaderMove { .. } => "leader-move",
@@ -267,6 +276,7 @@ impl Fault {
             Self::RackCut { .. } => "rack-cut",
             Self::HostReset { .. } => "host-reset",
             Self::Flap { .. } => "flap",
+            Self::Twin { .. } => "twin",
             Self::VmCrash { .. } => "vm-crash",
             Self::StartFails { .. } => "start-fails",
             Self::StopStuck { .. } => "stop-stuck",

@@ -29,7 +29,7 @@ enum Format {
 
 #[derive(Debug, Args)]
 struct World {
-    /// What kind of world: smoke, full, drift, dark, outage, half, stale or liars.
+    /// What kind of world: smoke, full, drift, dark, outage, half, stale, liars, twins or disks.
     #[arg(long, default_value = "full", value_parser = Profile::from_str)]
     profile: Profile,
 }

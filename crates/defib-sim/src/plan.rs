@@ -36,11 +36,15 @@ pub enum Profile {
     Stale,
     /// BMCs and operators who vouch for what is not true.
     Liars,
+    /// A clone of a host lives beside it.
+    Twins,
+    /// Replicas lose their power, and one of their disks has written something to the wrong place.
+    Disks,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Smoke,
         Self::Full,
         Self::Drift,
@@ -49,6 +53,8 @@ impl Profile {
         Self::Half,
         Self::Stale,
         Self::Liars,
+        Self::Twins,
+        Self::Disks,
     ];
 
     /// Its name.
@@ -63,6 +69,8 @@ impl Profile {
             Self::Half => "half",
             Self::Stale => "stale",
             Self::Liars => "liars",
+            Self::Twins => "twins",
+            Self::Disks => "disks",
         }
     }
 }
@@ -149,7 +157,7 @@ pub struct Plan {
     pub inventory: Inventory,
     /// How they tune it.
     pub policy: Policy,
-    /// The hosts, in the order of their names.
+    /// The hosts, in the order of their names; behind them clones of some, which bear the same names.
     pub hosts: Vec<HostPlan>,
     /// How long each VM's guest needs until its agent answers.
     pub guest_ms: BTreeMap<VmId, u64>,
@@ -193,6 +201,15 @@ pub(crate) fn host_id(number: usize) -> HostId {
 }
 
 impl Plan {
+    /// The number of each host; a clone has another one.
+    pub(crate) fn host_numbers(&self) -> BTreeMap<HostId, usize> {
+        let mut numbers = BTreeMap::new();
+        for (at, host) in self.hosts.iter().enumerate() {
+            numbers.entry(host.id.clone()).or_insert(at);
+        }
+        numbers
+    }
+
     /// Draws everything.
     #[must_use]
     pub fn draw(seed: u64, profile: Profile) -> Self {

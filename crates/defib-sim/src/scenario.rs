@@ -81,6 +81,8 @@ fn names(text: Option<&str>) -> impl Iterator<Item = &str> {
 #[derive(Debug)]
 struct Scenario {
     plan: Plan,
+    /// Hosts that have a clone.
+    twins: Vec<HostId>,
     world: Option<World>,
     printed: String,
 }
@@ -139,7 +141,7 @@ impl Scenario {
             safety_ms: 0,
             liveness_ms: 0,
         };
-        Self { plan, world: None, printed: String::new() }
+        Self { plan, twins: Vec::new(), world: None, printed: String::new() }
     }
 
     fn line(&mut self, line: &str) {
@@ -240,7 +242,7 @@ impl Scenario {
         }
     }
 
-    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare`
+    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare twin`
     fn host(&mut self, rest: &[&str]) -> Answer {
         let id = self.known_host(rest.first())?;
         let Some(host) = self.plan.inventory.hosts.get_mut(&id) else { return Ok(()) };
@@ -262,6 +264,9 @@ impl Scenario {
         }
         host.labels.extend(names(option(rest, "labels")).map(String::from));
         host.spare |= rest.contains(&"spare");
+        if rest.contains(&"twin") {
+            self.twins.push(id);
+        }
         Ok(())
     }
 
@@ -341,6 +346,7 @@ impl Scenario {
             .inventory
             .hosts
             .keys()
+            .chain(&self.twins)
             .map(|id| HostPlan {
                 id: id.clone(),
                 ppm: 0,

@@ -285,3 +285,69 @@ pub(crate) fn liars(plan: &mut Plan, rng: &mut Rng) {
     let at_ms = rng.below(plan.safety_ms / 2);
     plan.a_death(rng, at_ms);
 }
+
+/// A host has a clone, which comes when all is well or when a leader has just gone, and stays for long. Whoever is
+/// heard is the host; of the clone an operator is told, and that is all. Others die meanwhile, so that much is placed.
+pub(crate) fn twins(plan: &mut Plan, rng: &mut Rng) {
+    // Whoever stands still while its clone asks is taken for one that has rebooted, and nobody can tell them apart.
+    let (host, replica) = (rng.index(plan.hosts.len()), rng.index(plan.replicas));
+    let twin = plan.hosts.len();
+    let mut clone = plan.hosts[host].clone();
+    clone.boot_ms = rng.between(500, 6000);
+    let at_ms = rng.between(200, plan.safety_ms / 2);
+    for _ in 0..rng.between(1, 4) {
+        let other = rng.index(plan.hosts.len());
+        if other != host {
+            let at_ms = rng.below(plan.safety_ms);
+            plan.happens(at_ms, rng.between(500, 8000), Fault::PowerCut { host: other });
+        }
+    }
+    plan.hosts.push(clone);
+    plan.happens(at_ms, rng.between(5000, 30_000), Fault::Twin { twin });
+    match rng.below(4) {
+        0 => plan.happens(at_ms + rng.between(0, 8000), 0, Fault::LeaderMove { replica }),
+        1 => {
+            let (at_ms, power) = (at_ms + rng.between(0, 8000), rng.permille(500));
+            plan.happens(at_ms, rng.between(50, 3000), Fault::ReplicaCrash { replica, power });
+        }
+        2 => {
+            let cut = Fault::HostFromReplica { host, replica, way: Way::Both };
+            plan.happens(at_ms, rng.between(1000, 12_000), cut);
+        }
+        _ => {}
+    }
+    if rng.permille(300) {
+        // The first one dies while its clone lives: then the clone is what is left of the host.
+        let dies = at_ms + plan.hosts[twin].boot_ms + rng.between(2000, 6000);
+        plan.happens(dies, rng.between(500, 8000), Fault::PowerCut { host });
+    }
+}
+
+/// Replicas lose their power at their writes, hosts die, and one disk finds what it wrote at another place. One copy is
+/// lost then at most, whatever the others have synced or not.
+pub(crate) fn disks(plan: &mut Plan, rng: &mut Rng) {
+    plan.log.segment_bytes = 8192;
+    plan.log.snapshot_every = rng.between(20, 120);
+    let misdirected = rng.between(2000, plan.safety_ms * 3 / 4);
+    let mut at_ms = rng.between(200, 2000);
+    while at_ms + 3000 < plan.safety_ms {
+        let replica = rng.index(plan.replicas);
+        // Copies are made anew from peers, one at a time.
+        if !(misdirected.saturating_sub(3000)..misdirected + 8000).contains(&at_ms) {
+            let (after, power) = (rng.below(20), rng.permille(700));
+            match rng.below(4) {
+                0 => plan.happens(at_ms, 0, Fault::FsyncError { replica }),
+                1 => plan.happens(at_ms, rng.between(50, 1500), Fault::DiskFull { replica }),
+                _ => plan.happens(at_ms, 0, Fault::ReplicaCrashAtWrite { replica, after, power }),
+            }
+        }
+        plan.a_death(rng, at_ms);
+        at_ms += rng.between(2000, 9000);
+    }
+    let replica = rng.index(plan.replicas);
+    plan.happens(misdirected, 0, Fault::DiskMisdirect { replica });
+    if rng.permille(500) {
+        let other = (replica + 1) % plan.replicas;
+        plan.happens(misdirected + 1500, 0, Fault::DiskMisdirect { replica: other });
+    }
+}

@@ -11,8 +11,17 @@ use crate::tools;
 const STRIDE: u64 = 1_000_000;
 
 /// What is run, and of how many seeds of `full` one of the others.
-const PROFILES: [(&str, u64); 7] =
-    [("full", 1), ("dark", 20), ("outage", 20), ("half", 20), ("stale", 20), ("liars", 20), ("drift", 20)];
+const PROFILES: [(&str, u64); 9] = [
+    ("full", 1),
+    ("dark", 20),
+    ("outage", 20),
+    ("half", 20),
+    ("stale", 20),
+    ("liars", 20),
+    ("drift", 20),
+    ("twins", 20),
+    ("disks", 20),
+];
 
 pub(crate) fn run(seeds: u64, from: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();

@@ -12,8 +12,8 @@ use virt::{
     sys,
 };
 
-use super::{Start, mark, words};
-use mark::Mark;
+use super::{Start, words};
+use crate::domains::mark::{self, Mark};
 
 /// How long a question or a stop is waited for.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);

@@ -11,9 +11,7 @@
 //! and a stop must not wait for another VM's.
 
 mod api;
-mod definition;
 mod look;
-mod mark;
 mod status;
 mod survey;
 mod words;
@@ -27,6 +25,7 @@ use virt::connect::Connect;
 
 use crate::{
     clock,
+    domains::mark,
     hypervisor::{DriverHandle, Listing, StartOrder, Task, Tell, in_time, observed},
     notes::Notes,
 };

@@ -9,10 +9,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use roxmltree::Document;
 
-use super::mark::Mark;
-use crate::process::pidfd;
+use crate::{
+    domains::status::{self, Status},
+    process::pidfd,
+};
 
 /// How long a killed process may take to be gone.
 const GONE_WITHIN_MS: u16 = 2000;
@@ -28,23 +29,22 @@ fn is_domain(pid: i32, vm: &VmId) -> bool {
 fn running(vm: &VmId) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    numbers.filter(|pid| is_domain(*pid, vm)).collect()
+    numbers.filter(|pid| *pid > 1 && is_domain(*pid, vm)).collect()
 }
 
 /// Kills the domain if it is ours and an incarnation up to `incarnation`. Whether it certainly does not run.
 pub(super) fn stop(directory: &Path, vm: &VmId, incarnation: Incarnation) -> bool {
     let text = fs::read_to_string(directory.join(format!("{vm}.xml"))).unwrap_or_default();
-    let Ok(document) = Document::parse(&text) else {
+    let Some(Status { mark, pid }) = status::read(&text) else {
         // No status: libvirt runs no such domain. Should a process look like one, nobody knows whose it is.
         return running(vm).is_empty();
     };
-    match Mark::find(&document) {
+    match mark {
         Some(mark) if mark.vm == *vm && mark.incarnation <= incarnation => {}
         // Somebody else's, or a newer one: what is meant does not run.
         Some(_) | None => return true,
     }
-    let pid = document.root_element().attribute("pid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
-    for pid in running(vm).into_iter().chain([pid]).filter(|pid| *pid > 1 && is_domain(*pid, vm)) {
+    for pid in running(vm).into_iter().chain(pid).filter(|pid| is_domain(*pid, vm)) {
         let pid = Pid::from_raw(pid);
         let Ok(handle) = pidfd(pid) else { continue };
         tracing::warn!(%vm, %incarnation, %pid, "libvirt does not answer: its process is killed");

@@ -10,14 +10,17 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use defib_engine::guard::Input;
 use defib_wire::v1;
-use roxmltree::Document;
 use virt::{connect::Connect, domain::Domain, error::Error, storage_pool::StoragePool, sys};
 
-use super::{
-    definition::{datastore, described, sharing},
-    look::mark_of,
+use super::look::mark_of;
+use crate::{
+    domains::{
+        definition::{datastore, described, sharing},
+        pool::kind_and_directory,
+    },
+    hypervisor::Tell,
+    notes::Notes,
 };
-use crate::{hypervisor::Tell, notes::Notes};
 
 /// Domains that are told of at most.
 const DOMAINS: usize = 1000;
@@ -117,16 +120,7 @@ fn pool_of(pool: &StoragePool, probes: &mut BTreeMap<String, Probe>) -> Option<v
     let xml = pool.xml_desc(0).ok()?;
     let active = pool.is_active().ok()?;
     let info = pool.info().ok();
-    let document = Document::parse(&xml).ok()?;
-    let root = document.root_element();
-    let kind = root.attribute("type").unwrap_or_default().to_owned();
-    let path = root
-        .children()
-        .find(|node| node.tag_name().name() == "target")
-        .and_then(|target| target.children().find(|node| node.tag_name().name() == "path"))
-        .and_then(|path| path.text());
-    let has_directory = matches!(kind.as_str(), "dir" | "fs" | "netfs" | "gluster" | "vstorage");
-    let target = path.filter(|_| has_directory).map(|path| path.trim().to_owned()).unwrap_or_default();
+    let (kind, target) = kind_and_directory(&xml)?;
     let trouble = if !active {
         Some("its pool is not active".to_owned())
     } else if target.is_empty() {

@@ -192,6 +192,31 @@ impl MemoryDisk {
         true
     }
 
+    /// What was written at one place is found at another one, too, as after a write that a disk has misdirected. What
+    /// does not fit there is left out; returns false if nothing was altered.
+    pub fn misdirect(&self, from: (&str, u64), to: (&str, u64), length: u64) -> bool {
+        let mut state = self.lock();
+        let place = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let (begin, length, target) = (place(from.1), place(length), place(to.1));
+        let (Some(from), Some(to)) = (state.names.get(from.0).copied(), state.names.get(to.0).copied())
+        else {
+            return false;
+        };
+        let Some(source) = state.files.get(&from).and_then(|file| file.durable.get(begin..)) else {
+            return false;
+        };
+        let written = source[..length.min(source.len())].to_vec();
+        let Some(contents) = state.files.get_mut(&to) else { return false };
+        let mut altered = false;
+        for bytes in [&mut contents.now, &mut contents.durable] {
+            let room = bytes.get_mut(target..).unwrap_or_default();
+            let fits = written.len().min(room.len());
+            altered |= room[..fits] != written[..fits];
+            room[..fits].copy_from_slice(&written[..fits]);
+        }
+        altered
+    }
+
     /// A copy of everything that would survive the loss of all unsynced changes, as an old backup would be.
     #[must_use]
     pub fn durable_copy(&self) -> Self {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Why a document is not in force, as it is written beside its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// The document's key.
     key: String,
     /// The revision that is refused.
@@ -21,7 +21,7 @@ pub(super) struct Refusal {
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
     /// What is wrong, and what to do.
-    pub(super) message: String,
+    pub message: String,
 }
 
 impl Refusal {
@@ -31,14 +31,14 @@ impl Refusal {
     }
 
     /// Of a document that can be read, and must not be in force now.
-    pub(super) fn judged(key: &str, value: &Value, message: String) -> Self {
+    pub fn judged(key: &str, value: &Value, message: String) -> Self {
         let text = std::str::from_utf8(&value.text).unwrap_or_default();
         let at = field_of(&message).and_then(|field| place_of(&field, text));
         Self::new(key, value.revision, at, message)
     }
 
     /// What stands beside the key.
-    pub(super) fn to_json(&self) -> Vec<u8> {
+    pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).unwrap_or_else(|error| error.to_string().into_bytes())
     }
 }
@@ -54,7 +54,7 @@ fn field_of(message: &str) -> Option<String> {
 }
 
 /// Reads what stands at a key.
-pub(super) fn parse(kind: DocumentKind, key: &str, value: &Value) -> Result<Document, Box<Refusal>> {
+pub fn parse(kind: DocumentKind, key: &str, value: &Value) -> Result<Document, Box<Refusal>> {
     let refused = |error: DocumentError| Box::new(Refusal::new(key, value.revision, error.at, error.message));
     let text = std::str::from_utf8(&value.text).map_err(|error| {
         let message = format!("is no text: {error}");
@@ -70,11 +70,7 @@ pub(super) fn parse(kind: DocumentKind, key: &str, value: &Value) -> Result<Docu
 ///
 /// A store that is restored from a backup may keep its id while its revisions begin anew at lower numbers: then it is
 /// another store.
-pub(super) fn store_name<'a>(
-    id: &str,
-    revision: u64,
-    records: impl Iterator<Item = &'a DocumentRecord>,
-) -> String {
+pub fn store_name<'a>(id: &str, revision: u64, records: impl Iterator<Item = &'a DocumentRecord>) -> String {
     // How often it was restored, and the greatest revision that was seen since.
     let of_it = records.filter_map(|record| {
         let (known, restored) = record.at.store.split_once('+').unwrap_or((&record.at.store, "0"));

@@ -4,8 +4,7 @@
 //! changes nothing but how fresh the documents are, and [`Board`] tells that.
 
 mod board;
-#[cfg(feature = "etcd")]
-mod documents;
+pub mod documents;
 #[cfg(feature = "etcd")]
 mod session;
 #[cfg(feature = "etcd")]

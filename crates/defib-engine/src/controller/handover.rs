@@ -52,7 +52,7 @@ impl Controller {
     /// Whether most hosts that are heard can't be told anything.
     fn is_out_of_touch(&self) -> bool {
         // As cheap as it is nearly always: this is asked at every step.
-        if self.reports.len() * 2 > self.ledger.index().in_use.len() {
+        if self.reports.len() * 2 > self.ledger.index().in_use.len() || mutated!(LeadOutOfTouch) {
             return false;
         }
         let (mut heard, mut unreached) = (0_usize, 0_usize);

@@ -340,7 +340,10 @@ impl Controller {
         }
         options.first_placements = first.iter().cloned().collect();
         let in_use = self.ledger.index().in_use.iter();
-        options.unreached = in_use.filter(|host| self.long_unreached(now, host)).cloned().collect();
+        options.unreached = in_use
+            .filter(|host| self.long_unreached(now, host) && !mutated!(PlaceOnUnreached))
+            .cloned()
+            .collect();
         wanted.extend(first);
         let plan = self.ledger.index().placer.plan(&wanted, &options);
         let tried: Vec<_> = plan

@@ -240,9 +240,10 @@ impl Guard {
     /// What the input has done to coverage.
     fn cover(&mut self, now: Instant) {
         let Timing { lease, watchdog, answer_freshness } = self.config.timing;
+        let since = self.absent_from.filter(|_| !mutated!(ForgetAbsence));
         self.exempt_until = self
             .neighbours
-            .exempt_until(now, &self.config.host, &self.electorate, answer_freshness, self.absent_from)
+            .exempt_until(now, &self.config.host, &self.electorate, answer_freshness, since)
             .filter(|_| !self.stopping_for_good() && !mutated!(NoExemption))
             .unwrap_or_default();
         if now < self.exempt_until {
@@ -268,8 +269,8 @@ impl Guard {
     }
 
     /// Its agent was away for too long, and a replica says that it was condemned.
-    const fn stopping_for_good(&self) -> bool {
-        self.absent_from.is_some() && self.overtaken
+    fn stopping_for_good(&self) -> bool {
+        self.absent_from.is_some() && self.overtaken && !mutated!(GoOnThoughCondemned)
     }
 
     fn acknowledged(&mut self, now: Instant, replica: ReplicaId, sent_at: Instant, ack: &Ack) {
@@ -298,7 +299,7 @@ impl Guard {
         let (vm, incarnation) = order.verb.subject();
         let mut refuse =
             |refusal| effects.push(vms::report(&order.effect, vm, incarnation, Outcome::Refused(refusal)));
-        if let Some(meant) = order.boot.filter(|boot| *boot != self.boot) {
+        if let Some(meant) = order.boot.filter(|boot| *boot != self.boot && !mutated!(ObeyOtherBoot)) {
             return refuse(Refusal::OtherBoot { meant });
         }
         if order.term < self.term && !mutated!(ObeyOldTerm) {

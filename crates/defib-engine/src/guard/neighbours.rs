@@ -30,7 +30,8 @@ const DOUBT: u64 = 8;
 impl Neighbours {
     /// Takes an answer that came at `now`; one to an older question than the newest that was answered is ignored.
     pub(super) fn answered(&mut self, now: Instant, host: &HostId, asked_at: Instant, answer: Answer) {
-        let span = Millis(answer.without_for.0 - answer.without_for.0.div_ceil(DOUBT));
+        let doubted = if mutated!(BelieveWholeSpans) { 0 } else { answer.without_for.0.div_ceil(DOUBT) };
+        let span = Millis(answer.without_for.0 - doubted);
         // It may have answered at any moment up to now.
         let answered = Answered { asked_at, answer, without_since: now.minus(span) };
         match self.answers.get_mut(host) {

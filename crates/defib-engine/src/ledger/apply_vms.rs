@@ -261,7 +261,7 @@ impl Ledger {
     #[must_use]
     pub fn other_boot_waits(&self, host: &HostId, boot: BootId) -> Option<String> {
         let record = self.hosts.get(host)?;
-        if !matches!(record.standing, Standing::Active | Standing::Condemned) {
+        if !matches!(record.standing, Standing::Active | Standing::Condemned) || mutated!(BelieveAnyBoot) {
             return None;
         }
         let in_use = record.boot.filter(|in_use| *in_use != boot)?;

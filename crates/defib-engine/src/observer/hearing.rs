@@ -37,10 +37,11 @@ impl Hearing {
         let heard = echo.is_some_and(|echo| answered.is_some_and(|answered| answered <= echo));
         if heard {
             *self = Self::default();
-        } else if beat.lease_held_ms > 0 {
+        } else if beat.lease_held_ms > 0 && !mutated!(DeafThoughLeased) {
             // It hears a majority of the others.
             self.deaf_since = None;
-        } else if self.unheeded_since.is_some_and(|since| since.plus(lease) <= now) {
+        } else if self.unheeded_since.is_some_and(|since| since.plus(lease) <= now) && !mutated!(DeafIsHeard)
+        {
             self.deaf_since.get_or_insert(now);
         }
         self.deaf_since != before

@@ -365,7 +365,7 @@ impl Observer {
         if granted && !mutated!(PromiseNotKept) {
             watched.promised_until = watched.promised_until.max(now.plus(self.policy.lease.promise()));
         }
-        if granted {
+        if granted || mutated!(DeafWithoutPromise) {
             watched.hearing.granted(now);
         }
         let ack = Ack {
@@ -498,7 +498,7 @@ impl Observer {
         // Of a host that another witness heard meanwhile, as long as its VMs may run.
         let withheld = silent
             && watched.opinion != Opinion::Dead
-            && now < watched.runs_nothing_at(&self.policy, started)
+            && (now < watched.runs_nothing_at(&self.policy, started) || mutated!(BusForEver))
             && self.bus.speaks_for(watched, act_after);
         if withheld {
             self.bus.withhold(watched);

@@ -46,10 +46,15 @@ impl Placer {
             return Some(Constraint::Unusable(reason));
         }
         let elsewhere = self.elsewhere.get(&vm);
-        if let Some(other) = elsewhere.and_then(|hosts| hosts.iter().find(|other| **other != host)) {
+        if let Some(other) = elsewhere.and_then(|hosts| hosts.iter().find(|other| **other != host))
+            && !mutated!(StartBesideUnprotected)
+        {
             return Some(Constraint::RunsUnprotected { host: self.hosts[*other].id.clone() });
         }
-        if first_placement && let Some(constraint) = self.namesake_of(vm) {
+        if first_placement
+            && let Some(constraint) = self.namesake_of(vm)
+            && !mutated!(StartBesideNamesake)
+        {
             return Some(constraint);
         }
         // One that runs there already takes nothing that was kept free.
@@ -61,7 +66,9 @@ impl Placer {
         {
             return Some(Constraint::Label(label.clone()));
         }
-        if let Some(datastore) = wanted.datastore.as_ref().filter(|name| slot.unreachable.contains(*name)) {
+        if let Some(datastore) = wanted.datastore.as_ref().filter(|name| slot.unreachable.contains(*name))
+            && !mutated!(IgnoreDatastores)
+        {
             return Some(Constraint::Datastore(datastore.clone()));
         }
         if let Some(resource) = occupancy.short_of(host, &wanted.need)

@@ -36,7 +36,7 @@ pub(super) fn check(
     let few = reachable.iter().filter(|well| **well).count() * 2 <= reachable.len();
     for (number, host) in common.hosts.iter().enumerate() {
         let Some(record) = ledger.hosts().get(host) else { continue };
-        if common.excused.contains(&number) {
+        if common.excused.contains(&number) || common.host_numbers.get(host) != Some(&number) {
             continue;
         }
         let well = reachable[number];

@@ -2,6 +2,7 @@
 //! counts any more after a later one was heard.
 
 use super::Common;
+use crate::world::Machine;
 
 /// The newest that one life of a replica's observer took of a host: boot, and number by path.
 #[derive(Debug, Clone, Default)]
@@ -9,6 +10,8 @@ struct Newest {
     life: u32,
     boot: u128,
     numbers: Vec<(u8, u64)>,
+    /// Boots that were heard before this one.
+    former: Vec<u128>,
 }
 
 /// A heartbeat as its sender wrote it.
@@ -37,8 +40,16 @@ impl Heartbeats {
     pub(super) fn taken(&mut self, common: &mut Common, now: u64, beat: Taken) {
         let newest = &mut self.newest[beat.replica][beat.host];
         if (newest.life, newest.boot) != (beat.life, beat.boot) {
-            let late = newest.life == beat.life && beat.boot < newest.boot;
-            *newest = Newest { life: beat.life, boot: beat.boot, numbers: Vec::new() };
+            let mut former = std::mem::take(&mut newest.former);
+            if newest.life != beat.life {
+                former.clear();
+            }
+            // Boots of one machine are numbered in their order; a clone's begin elsewhere.
+            let older =
+                Machine::of_boot(beat.boot) == Machine::of_boot(newest.boot) && beat.boot < newest.boot;
+            let late = former.contains(&beat.boot) || (newest.life == beat.life && older);
+            former.push(newest.boot);
+            *newest = Newest { life: beat.life, boot: beat.boot, numbers: Vec::new(), former };
             if late {
                 let text = format!(
                     "replica number {} takes a heartbeat of a former boot of host {} for a new one",

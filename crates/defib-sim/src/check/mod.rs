@@ -108,7 +108,7 @@ impl Checks {
         let common = Common {
             violation: None,
             profile: plan.profile,
-            host_numbers: plan.hosts.iter().enumerate().map(|(at, host)| (host.id.clone(), at)).collect(),
+            host_numbers: plan.host_numbers(),
             hosts: plan.hosts.iter().map(|host| host.id.clone()).collect(),
             vms: plan.inventory.vms.keys().cloned().collect(),
             standing: vec![Standing::default(); hosts],
@@ -320,7 +320,9 @@ impl Checks {
     }
 
     pub(crate) fn lease_held(&mut self, now: u64, host: usize, until: u64) {
-        self.promises.held(&mut self.common, now, host, until);
+        // Promises are given to a name, whichever machine bears it.
+        let named = self.common.host_numbers[&self.common.hosts[host]];
+        self.promises.held(&mut self.common, now, named, until);
         self.outage.held(now, host, until);
     }
 

@@ -38,6 +38,14 @@ impl Scenario {
                 let (host, replica) = (self.place(host)?, self.replica(replica)?);
                 self.toggle(Fault::HostFromReplica { host, replica, way: Way::Both }, *verb == "cut")
             }
+            ("network", [host, verb @ ("deaf" | "hears")]) => {
+                let host = self.place(host)?;
+                self.toggle(Fault::HostFromReplicas { host, way: Way::In }, *verb == "deaf")
+            }
+            ("twin", [host, verb @ ("on" | "off")]) => {
+                let twin = self.twin(host)?;
+                self.toggle(Fault::Twin { twin }, *verb == "on")
+            }
             ("switch", [verb @ ("cut" | "heal")]) => self.toggle(Fault::SwitchCut, *verb == "cut"),
             ("bmc", [host, how @ ..]) => self.bmc(host, how),
             ("agent", [host, "dies", time]) => {
@@ -102,6 +110,15 @@ impl Scenario {
         let id = self.known_host(Some(&host))?;
         let world = self.world.as_ref().ok_or("start first")?;
         world.host_numbers.get(&id).copied().ok_or_else(|| format!("there is no host {host}"))
+    }
+
+    /// The clone of a host.
+    fn twin(&self, host: &str) -> Result<usize, String> {
+        let first = self.place(host)?;
+        let world = self.world.as_ref().ok_or("start first")?;
+        let hosts = &world.plan.hosts;
+        let last = hosts.iter().rposition(|one| one.id == hosts[first].id);
+        last.filter(|last| *last != first).ok_or_else(|| format!("host {host} was not declared with a twin"))
     }
 
     /// `r2`, or `leader`.

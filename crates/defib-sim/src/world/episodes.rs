@@ -184,7 +184,8 @@ impl World {
                 let slow = &mut self.replicas[replica].slow_sync_ms;
                 *slow = if on { *slow + ms } else { slow.saturating_sub(ms) };
             }
-            Fault::DiskCorrupt { replica } if on => return self.corrupt(replica),
+            Fault::DiskCorrupt { replica } if on => return self.corrupt(replica, false),
+            Fault::DiskMisdirect { replica } if on => return self.corrupt(replica, true),
             Fault::ReplicaReplace { replica } if on => {
                 return self.one_may_be_lost() && self.replace(replica);
             }
@@ -257,6 +258,7 @@ impl World {
                 let left = 2 + self.chance.hosts.below(6) as u32;
                 self.later(0, Act::Flap { host, left });
             }
+            Fault::Twin { twin } => self.twin(twin, on),
             Fault::VmCrash { vm } if on => self.vm_crashes(vm),
             Fault::StartFails { host } => {
                 let fails = &mut self.machines[host].start_fails;
@@ -300,6 +302,15 @@ impl World {
             *held = held.saturating_sub(1);
             self.power_on(host);
         }
+    }
+
+    /// A clone, from a copy of the disk as it is now, has power while the episode lasts.
+    fn twin(&mut self, twin: usize, on: bool) {
+        let first = self.host_numbers[&self.machines[twin].id];
+        if on {
+            self.machines[twin].durable = self.machines[first].durable.clone();
+        }
+        self.power_cut(twin, !on);
     }
 
     fn mains_cut(&mut self, host: usize, on: bool) {
@@ -353,8 +364,9 @@ impl World {
             && membership.voters.iter().all(well)
     }
 
-    /// What was safe on a stopped replica's disk is altered, or files of it are lost.
-    fn corrupt(&mut self, replica: usize) -> bool {
+    /// What was safe on a stopped replica's disk is altered, or files of it are lost; or what was written at one place
+    /// is found at another one.
+    fn corrupt(&mut self, replica: usize, misdirected: bool) -> bool {
         if !self.one_may_be_lost() || self.leader() == Some(replica) || !self.replicas[replica].is_up() {
             return false;
         }
@@ -369,13 +381,20 @@ impl World {
             let names = files.iter().map(|file| file.name.as_str());
             let segments: Vec<&str> = names.clone().filter(|name| name.ends_with(".segment")).collect();
             let lost = match offset % 8 {
+                _ if misdirected => Vec::new(),
                 0 => names.collect(),
                 1 => segments,
                 2 => segments.last().copied().into_iter().collect(),
                 _ => Vec::new(),
             };
             emptied = !lost.is_empty() && lost.len() == files.len();
-            if lost.is_empty() {
+            if misdirected {
+                let other = self.chance.disk.pick(&files).cloned().unwrap_or_else(|| file.clone());
+                let from = self.chance.disk.below(other.length.clamp(1, 1024));
+                let length = self.chance.disk.between(8, 512);
+                let disk = &self.replicas[replica].disk;
+                disk.misdirect((&other.name, from), (&file.name, offset), length);
+            } else if lost.is_empty() {
                 self.replicas[replica].disk.flip_bit(&file.name, offset, bit);
             }
             for name in &lost {

@@ -199,7 +199,7 @@ impl World {
     pub(crate) fn around(&self, host: usize) -> Around {
         Around {
             reachable: self.healthy_neighbours(host),
-            hosts: self.machines.len(),
+            hosts: self.host_numbers.len(),
             calm: self.network.now == self.network.usual,
             replicas_well: self.replicas_are_well(host),
             boot: self.machines[host].boot(),
@@ -208,7 +208,7 @@ impl World {
 
     /// Hosts that would have answered this one.
     fn healthy_neighbours(&self, host: usize) -> Vec<usize> {
-        (0..self.machines.len())
+        (0..self.host_numbers.len())
             .filter(|other| {
                 *other != host
                     && self.machines[*other].agent.is_some()

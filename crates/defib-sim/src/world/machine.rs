@@ -11,6 +11,9 @@ use crate::{
     plan::{HostPlan, Plan},
 };
 
+/// More boots than a machine has in a run.
+const BOOTS: u128 = 1_000_000;
+
 /// A host.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -60,23 +63,23 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(host: &HostPlan, plan: &Plan) -> Self {
+    pub(crate) fn new(number: usize, host: &HostPlan, plan: &Plan) -> Self {
         let declared = &plan.inventory.hosts[&host.id];
         let levels: Vec<usize> = declared.fencing.iter().map(|level| level.0.len()).collect();
         let mut bmcs = BTreeMap::new();
         for (level, methods) in levels.iter().enumerate() {
             bmcs.extend((0..*methods).map(|method| ((level, method), BmcState::default())));
         }
-        let number = plan.hosts.iter().position(|other| other.id == host.id).unwrap_or(0) as u32;
         Self {
             id: host.id.clone(),
-            number,
+            number: number as u32,
             self_fence: declared.self_fence,
             mains: true,
             powered: false,
             booted: false,
             boots: 0,
-            held_off: 0,
+            // A clone is no host that anybody has declared: it comes when an episode says so.
+            held_off: u32::from(number >= plan.inventory.hosts.len()),
             clock: Clock::default(),
             ppm: host.ppm,
             boot_ms: host.boot_ms,
@@ -108,7 +111,12 @@ impl Machine {
     }
 
     pub(crate) fn boot(&self) -> BootId {
-        BootId(u128::from(self.number + 1) * 1_000_000 + u128::from(self.boots))
+        BootId(u128::from(self.number + 1) * BOOTS + u128::from(self.boots))
+    }
+
+    /// Which machine's boot this is.
+    pub(crate) const fn of_boot(boot: u128) -> u128 {
+        boot / BOOTS
     }
 
     /// When its watchdog bites, if it is not petted: at the latest what it was set to, by its own clock.

@@ -18,7 +18,7 @@ use crate::{check::Taken, clock::MS};
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Instruction {
-    Session { session: u64, host: HostId, number: usize, secret: SessionSecret },
+    Session { session: u64, host: HostId, machine: usize, secret: SessionSecret },
     EndSession(u64),
     Watch(HostId, HostView),
     Forget(HostId),
@@ -33,7 +33,8 @@ pub(crate) enum Instruction {
 #[derive(Debug)]
 pub(crate) struct ObserverSession {
     host: HostId,
-    number: usize,
+    /// Which machine opened it: the host, or its clone.
+    machine: usize,
     slot: Option<Slot>,
     opening: OpeningSession,
     sealing: SealingSession,
@@ -61,11 +62,11 @@ impl World {
         let local = self.replicas[number].clock.local(self.now);
         let Some(run) = self.replicas[number].run() else { return };
         match instruction {
-            Instruction::Session { session, host, number, secret } => {
+            Instruction::Session { session, host, machine, secret } => {
                 let opening = OpeningSession::new(&secret, session, Direction::ToReplica);
                 let sealing = SealingSession::new(&secret, session, Direction::ToAgent);
                 let slot = run.observer.slot(&host);
-                run.beats.insert(session, ObserverSession { host, number, slot, opening, sealing });
+                run.beats.insert(session, ObserverSession { host, machine, slot, opening, sealing });
             }
             Instruction::EndSession(session) => {
                 run.beats.remove(&session);
@@ -180,7 +181,7 @@ impl World {
         }
         self.counts.beats += 1;
         let (rearm, applied) = (run.observer.next_deadline() != before, run.applied);
-        let host = session.number;
+        let (machine, host) = (session.machine, self.host_numbers[&session.host]);
         let mut buffer = [0; DATAGRAM_LEN];
         let ack = became.ack();
         let sealed = ack.is_some_and(|ack| {
@@ -210,7 +211,7 @@ impl World {
             self.checks.lease_promised(now, id, host, heard.boot, until);
         }
         if sealed {
-            self.send_datagram(End::Replica(number), End::Host(host), &buffer);
+            self.send_datagram(End::Replica(number), End::Host(machine), &buffer);
         }
         if rearm {
             self.arm_observer(number);

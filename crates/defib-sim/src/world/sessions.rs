@@ -126,6 +126,7 @@ impl World {
         let (number, secret) = (self.chance.secrets.word(), self.secret());
         self.connections[connection].number = number;
         let replica_id = self.replicas[replica].id;
+        let named = self.host_numbers[&id];
         let Some(run) = self.replicas[replica].run() else { return };
         let welcome = v1::Welcome {
             replica: replica_id,
@@ -139,8 +140,8 @@ impl World {
             term: run.leads_term,
         };
         let electorate = run.electorate_news.clone();
-        let former = run.agents.insert(host, (number, connection));
-        let heard_under = run.heard_under.insert(host, number);
+        let former = run.agents.insert(named, (number, connection));
+        let heard_under = run.heard_under.insert(named, number);
         self.push_to_agent(connection, controller_message::Message::Welcome(welcome));
         self.push_to_agent(connection, controller_message::Message::Electorate(electorate));
         if let Some((_, old)) = former {
@@ -153,7 +154,7 @@ impl World {
         if let Ok(secret) = SessionSecret::from_bytes(&secret) {
             self.tell_observer(
                 replica,
-                Instruction::Session { session: number, host: id, number: host, secret },
+                Instruction::Session { session: number, host: id, machine: host, secret },
             );
         }
     }
@@ -326,9 +327,10 @@ impl World {
                 }
                 // Heartbeats go on under its key until the next session begins.
                 let id = self.machines[host].id.clone();
+                let named = self.host_numbers[&id];
                 let Some(run) = self.replicas[replica].run() else { return };
-                if run.agents.get(&host).is_some_and(|(held, _)| *held == number) {
-                    run.agents.remove(&host);
+                if run.agents.get(&named).is_some_and(|(held, _)| *held == number) {
+                    run.agents.remove(&named);
                     self.tell_core(replica, Message::Input(Input::AgentLeft(id)));
                 }
             }

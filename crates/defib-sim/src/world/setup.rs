@@ -23,7 +23,7 @@ impl World {
     pub(crate) fn all_is_placed(&self) -> bool {
         let Some(ledger) = self.newest() else { return false };
         ledger.inventory_version() > 0
-            && self.machines.iter().all(|machine| machine.booted)
+            && self.machines.iter().all(|machine| machine.booted || machine.held_off > 0)
             && ledger
                 .vms()
                 .values()

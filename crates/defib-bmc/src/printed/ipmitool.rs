@@ -2,28 +2,46 @@
 
 use defib_model::inventory::CipherSuite;
 
+use crate::{Identity, PowerState, ReportedIdentity};
+
 /// What to do about a refused login; such a refusal is not repeated at once.
-pub(super) const CREDENTIALS: &str = "correct the credentials";
+pub const CREDENTIALS: &str = "correct the credentials";
+
+/// The power, and which machine it is of, from one session; `None`: nothing is said of the power.
+#[must_use]
+pub fn reading(output: &str, expected: &Identity) -> Option<(PowerState, ReportedIdentity)> {
+    let state = match power(output)? {
+        "on" => PowerState::On,
+        "off" => PowerState::Off,
+        other => PowerState::Unknown(other.chars().take(64).collect()),
+    };
+    let identity = ReportedIdentity {
+        uuid: guid(output).map(|bytes| uuid(bytes, expected.uuid.as_deref())),
+        serial: serial(output),
+        outlet: None,
+    };
+    Some((state, identity))
+}
 
 /// The one word behind `Chassis Power is`. Nothing if it was not said, or said twice.
-pub(super) fn power(output: &str) -> Option<&str> {
+pub fn power(output: &str) -> Option<&str> {
     let mut words = output.lines().filter_map(|line| line.strip_prefix("Chassis Power is "));
     let word = words.next()?.trim_end_matches('\r');
     words.next().is_none().then_some(word)
 }
 
 /// What came of a change of the power.
-pub(super) fn control(output: &str) -> Option<&str> {
+pub fn control(output: &str) -> Option<&str> {
     output.lines().find(|line| line.starts_with("Chassis Power Control: ")).map(str::trim_end)
 }
 
 /// Whether the BMC itself declined a change: with a completion code, in a session.
-pub(super) fn declined(errors: &str) -> bool {
+pub fn declined(errors: &str) -> bool {
     errors.contains("Set Chassis Power Control to")
 }
 
 /// The sixteen bytes of the GUID: a line of nothing but sixteen pairs of hexadecimal digits.
-pub(super) fn guid(output: &str) -> Option<[u8; 16]> {
+pub fn guid(output: &str) -> Option<[u8; 16]> {
     output.lines().find_map(|line| {
         let bytes: Option<Vec<u8>> = line
             .split_whitespace()
@@ -36,7 +54,7 @@ pub(super) fn guid(output: &str) -> Option<[u8; 16]> {
 /// The text of a GUID. Controllers disagree on the order of its bytes: that of RFC 4122, SMBIOS (the first three fields
 /// turned round), or IPMI (all turned round). The one that is `expected` is taken, the first otherwise: sixteen
 /// bytes that are another machine's stay another machine's in any of these orders.
-pub(super) fn uuid(bytes: [u8; 16], expected: Option<&str>) -> String {
+pub fn uuid(bytes: [u8; 16], expected: Option<&str>) -> String {
     let text = |b: [u8; 16]| {
         let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
@@ -55,14 +73,14 @@ pub(super) fn uuid(bytes: [u8; 16], expected: Option<&str>) -> String {
 }
 
 /// The serial number of the product in the inventory of the main board (FRU 0).
-pub(super) fn serial(output: &str) -> Option<String> {
+pub fn serial(output: &str) -> Option<String> {
     let line = output.lines().find_map(|line| line.trim_start().strip_prefix("Product Serial"))?;
     let (_, value) = line.split_once(':')?;
     Some(value.trim().to_owned())
 }
 
 /// What the BMC refuses for good, and what to do about it.
-pub(super) fn refusal(errors: &str, suite: CipherSuite) -> Option<(String, String)> {
+pub fn refusal(errors: &str, suite: CipherSuite) -> Option<(String, String)> {
     let found = |words: &[&str]| {
         errors.split("; ").find(|line| words.iter().any(|word| line.contains(word))).map(str::to_owned)
     };

@@ -8,20 +8,23 @@ use defib_model::{Epoch, HostId, Incarnation, VmId};
 use roxmltree::{Document, Node};
 
 /// The namespace of the mark.
-pub(super) const NAMESPACE: &str = "https://defib.dev/xmlns/libvirt/1";
+pub const NAMESPACE: &str = "https://defib.dev/xmlns/libvirt/1";
 
 /// What stands in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) vm: VmId,
-    pub(super) incarnation: Incarnation,
-    pub(super) epoch: Epoch,
+pub struct Mark {
+    /// Which VM it is.
+    pub vm: VmId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// In which epoch of its host it was started.
+    pub epoch: Epoch,
 }
 
 impl Mark {
     /// From the element that libvirt gives back when it is asked for the one of `NAMESPACE`: it has taken the
     /// namespace off.
-    pub(super) fn answered(xml: &str) -> Option<Self> {
+    pub fn answered(xml: &str) -> Option<Self> {
         let document = Document::parse(xml).ok()?;
         let node = document.root_element();
         if node.tag_name().namespace().is_some_and(|namespace| namespace != NAMESPACE) {
@@ -47,19 +50,19 @@ impl Mark {
     }
 
     /// The mark anywhere in a document, such as a status file of libvirt's.
-    pub(super) fn find(document: &Document<'_>) -> Option<Self> {
+    pub fn find(document: &Document<'_>) -> Option<Self> {
         document.descendants().find_map(Self::of)
     }
 }
 
 /// The first child of that name.
-pub(super) fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+pub fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     node.children().find(|child| child.tag_name().name() == name)
 }
 
 /// A definition with the mark in it. The definition must name the VM and give it a UUID: on every host it is the
 /// same machine.
-pub(super) fn marked(
+pub fn marked(
     definition: &str,
     vm: &VmId,
     incarnation: Incarnation,
@@ -91,9 +94,12 @@ pub(super) fn marked(
         let at = name.range().end;
         return Ok(format!("{}<metadata>{mark}</metadata>{}", &definition[..at], &definition[at..]));
     };
-    // What others keep there stays, with the names that its prefixes stand for; a mark of a former life goes.
+    // What others keep there stays, with the names that its prefixes stand for; what is ours goes, a mark of a former
+    // life or one that can't be read: libvirt keeps one element of a namespace.
     let mut inside = String::new();
-    for kept in metadata.children().filter(|node| node.is_element() && Mark::of(*node).is_none()) {
+    for kept in
+        metadata.children().filter(|node| node.is_element() && node.tag_name().namespace() != Some(NAMESPACE))
+    {
         inside.push_str(&definition[kept.range()]);
     }
     let whole = metadata.range();
@@ -103,19 +109,19 @@ pub(super) fn marked(
 }
 
 /// The mark as an element, for a domain that runs already: libvirt adds the namespace itself.
-pub(super) fn element(vm: &VmId, incarnation: Incarnation, epoch: Epoch, host: &HostId) -> String {
+pub fn element(vm: &VmId, incarnation: Incarnation, epoch: Epoch, host: &HostId) -> String {
     format!("<vm vm='{vm}' incarnation='{incarnation}' epoch='{epoch}' host='{host}'/>")
 }
 
 /// The UUID in a definition.
-pub(super) fn uuid_of(definition: &str) -> Option<String> {
+pub fn uuid_of(definition: &str) -> Option<String> {
     let document = Document::parse(definition).ok()?;
     let uuid = child(document.root_element(), "uuid")?.text()?.trim().to_ascii_lowercase();
     Some(uuid)
 }
 
 /// The state of the guest agent's channel; `None`: there is none.
-pub(super) fn agent_channel(xml: &str) -> Option<String> {
+pub fn agent_channel(xml: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
     let target = document.descendants().find(|node| {
         node.tag_name().name() == "target" && node.attribute("name") == Some("org.qemu.guest_agent.0")
@@ -151,6 +157,15 @@ mod tests {
         let second = mark(&first, 4).unwrap();
         assert_eq!(second.matches("<defib:vm").count(), 1, "{second}");
         assert_eq!(found(&second).incarnation, Incarnation(4));
+        let garbled = BARE.replace(
+            "</uuid>",
+            "</uuid><metadata><d:vm xmlns:d='https://defib.dev/xmlns/libvirt/1' vm='cp-1' incarnation='x'/></metadata>",
+        );
+        assert_eq!(
+            mark(&garbled, 5).unwrap().matches(NAMESPACE).count(),
+            1,
+            "one that can't be read goes, too"
+        );
         let others = BARE.replace(
             "</uuid>",
             "</uuid><metadata xmlns:a='urn:a'>\n<a:os id='x'>y</a:os>\n</metadata><title>t</title>",

@@ -13,14 +13,14 @@ struct Parameter {
 
 /// What it says.
 #[derive(Debug, Default)]
-pub(super) struct Metadata {
+pub struct Metadata {
     parameters: BTreeMap<String, Parameter>,
     actions: BTreeSet<String>,
 }
 
 impl Metadata {
     /// From what `-o metadata` prints.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let document = roxmltree::Document::parse(text.trim_start())
             .map_err(|error| format!("its metadata can't be read ({error})"))?;
         let root = document.root_element();
@@ -52,7 +52,7 @@ impl Metadata {
     }
 
     /// The names of the options that user and password are told by.
-    pub(super) fn login(&self) -> (&'static str, &'static str) {
+    pub fn login(&self) -> (&'static str, &'static str) {
         let known = |name: &str| self.parameters.contains_key(name);
         (
             if known("username") { "username" } else { "login" },
@@ -61,7 +61,7 @@ impl Metadata {
     }
 
     /// What stands against telling it these options.
-    pub(super) fn fits(
+    pub fn fits(
         &self,
         options: &BTreeMap<String, String>,
         credentials: bool,

@@ -26,7 +26,9 @@ pub struct SensorReading {
     pub status: String,
 }
 
-pub(super) fn entries(output: &str) -> Vec<LogEntry> {
+/// The records of a system event log.
+#[must_use]
+pub fn entries(output: &str) -> Vec<LogEntry> {
     output
         .lines()
         .filter_map(|line| {
@@ -47,7 +49,9 @@ pub(super) fn entries(output: &str) -> Vec<LogEntry> {
         .collect()
 }
 
-pub(super) fn sensors(output: &str) -> Vec<SensorReading> {
+/// The sensors, with what they read.
+#[must_use]
+pub fn sensors(output: &str) -> Vec<SensorReading> {
     output
         .lines()
         .filter_map(|line| {
@@ -63,7 +67,7 @@ pub(super) fn sensors(output: &str) -> Vec<SensorReading> {
 }
 
 /// How many sensors a repository describes, from `sdr info`.
-pub(super) fn sensor_count(output: &str) -> Option<u32> {
+pub fn sensor_count(output: &str) -> Option<u32> {
     let line = output.lines().find_map(|line| line.strip_prefix("Record Count"))?;
     line.split_once(':')?.1.trim().parse().ok()
 }

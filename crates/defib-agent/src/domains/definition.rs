@@ -9,7 +9,7 @@ use roxmltree::{Document, Node};
 use super::mark::child;
 
 /// The namespace of the element by which a domain's owner says how it wants to be protected.
-pub(super) const POLICY: &str = "https://defib.dev/xmlns/libvirt/policy/1";
+pub const POLICY: &str = "https://defib.dev/xmlns/libvirt/policy/1";
 
 /// File systems that several hosts can share: NFS, CephFS, GFS2, OCFS2, CIFS, SMB2, Lustre, FUSE, 9P, virtiofs is FUSE.
 const SHARED: [i64; 9] = [
@@ -26,14 +26,17 @@ const SHARED: [i64; 9] = [
 
 /// What is said of a domain.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Described {
-    pub(super) memory_mib: u64,
-    pub(super) vcpus: u32,
+pub struct Described {
+    /// Its memory; 0: it does not say.
+    pub memory_mib: u64,
+    /// Its processors.
+    pub vcpus: u32,
     /// Everything outside of the definition that it needs: what for, and its path.
-    pub(super) files: Vec<(String, String)>,
+    pub files: Vec<(String, String)>,
     /// The pools that its disks name.
-    pub(super) pools: Vec<String>,
-    pub(super) policy: BTreeMap<String, String>,
+    pub pools: Vec<String>,
+    /// How its owner wants it to be protected, by the names of the element's attributes.
+    pub policy: BTreeMap<String, String>,
 }
 
 fn text<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
@@ -59,7 +62,7 @@ fn mebibytes(node: Node<'_, '_>) -> Option<u64> {
 }
 
 /// Reads a definition; `None`: it is none.
-pub(super) fn described(xml: &str) -> Option<Described> {
+pub fn described(xml: &str) -> Option<Described> {
     let document = Document::parse(xml).ok()?;
     let domain = document.root_element();
     if domain.tag_name().name() != "domain" {
@@ -95,7 +98,7 @@ pub(super) fn described(xml: &str) -> Option<Described> {
 }
 
 /// Whether several hosts can have the file system of a path in common.
-pub(super) fn sharing(path: &str) -> v1::FileSharing {
+pub fn sharing(path: &str) -> v1::FileSharing {
     // What is behind a device its path does not say.
     match statfs(Path::new(path)) {
         Ok(_) | Err(_) if path.starts_with("/dev/") => v1::FileSharing::Unspecified,
@@ -106,7 +109,7 @@ pub(super) fn sharing(path: &str) -> v1::FileSharing {
 }
 
 /// The datastore of a domain: the one pool that its disks name, or in whose directory all of its disks lie.
-pub(super) fn datastore(said: &Described, pools: &[v1::FoundDatastore]) -> String {
+pub fn datastore(said: &Described, pools: &[v1::FoundDatastore]) -> String {
     let mut names: Vec<&str> = said.pools.iter().map(String::as_str).collect();
     for (what, path) in &said.files {
         let within =

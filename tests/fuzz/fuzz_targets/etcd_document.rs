@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    (defib_fuzz::target("etcd_document").expect("it is in the list").run)(data);
+});
