@@ -5,7 +5,7 @@
 //! history up to a point by a signature. What is found is told line by line, never just "broken".
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
     io::{self, BufRead},
 };
@@ -25,6 +25,7 @@ use crate::{
 mod record;
 #[cfg(feature = "kafka")]
 mod topic;
+mod vouched;
 
 pub use record::{Part, Received};
 #[cfg(feature = "kafka")]
@@ -71,6 +72,8 @@ impl fmt::Display for Finding {
 pub struct Report {
     /// What is wrong; empty: nothing.
     pub findings: Vec<Finding>,
+    /// The first and the last event that had to be there, if not just all between those that are.
+    pub asked: Option<(EventSeq, EventSeq)>,
     /// The first and the last event.
     pub range: Option<(EventSeq, EventSeq)>,
     /// How many different events.
@@ -85,6 +88,9 @@ pub struct Report {
     pub reaches_head: bool,
     /// The last event that a signature vouches for, and the key.
     pub signed: Option<(EventSeq, String)>,
+    /// The first and the last of all that signatures vouch for: the event that was signed, and those before it that are
+    /// linked to it without a hole.
+    pub vouched: Vec<(EventSeq, EventSeq)>,
     /// What a reader should know although nothing is wrong.
     pub notes: Vec<String>,
 }
@@ -105,6 +111,8 @@ struct Known {
     hash: String,
     previous: Option<String>,
     place: Place,
+    /// Its content is what its hash says.
+    is_sound: bool,
 }
 
 /// Which file, and which line of it; or which part of a topic, and which offset in it.
@@ -131,6 +139,8 @@ pub struct Verifier {
     files: Vec<(String, &'static str)>,
     /// No event behind this one counts.
     until: Option<EventSeq>,
+    /// Of these nothing said yet what they follow.
+    unchecked: Vec<(Place, Event)>,
 }
 
 impl fmt::Debug for Verifier {
@@ -145,14 +155,15 @@ impl Verifier {
     pub fn new(wanted: Wanted) -> Self {
         let cluster = wanted.cluster.clone();
         Self {
+            report: Report { asked: wanted.range, ..Report::default() },
             wanted,
-            report: Report::default(),
             known: BTreeMap::new(),
             signatures: Vec::new(),
             gaps: Vec::new(),
             cluster,
             files: Vec::new(),
             until: None,
+            unchecked: Vec::new(),
         }
     }
 
@@ -221,8 +232,9 @@ impl Verifier {
         if previous.is_none() {
             previous.clone_from(&before);
         }
+        let is_sound = previous.as_ref().is_some_and(|previous| event_hash(previous, event) == event.hash);
         match (&previous, &before) {
-            (Some(previous), _) if event_hash(previous, event) != event.hash => {
+            (Some(_), _) if !is_sound => {
                 self.find(place, format!("event {seq} was altered: its hash does not fit"));
             }
             (Some(previous), Some(before)) if previous != before => {
@@ -231,9 +243,7 @@ impl Verifier {
                     format!("event {seq} follows another event {} than the one in the stream", seq.0 - 1),
                 );
             }
-            (None, _) => self.report.notes.push(format!(
-                "the content of event {seq} can't be checked: nothing here says what it follows"
-            )),
+            (None, _) => self.unchecked.push((line, event.clone())),
             (Some(_), _) => {}
         }
         self.place_in_order(place, event, newest);
@@ -249,8 +259,15 @@ impl Verifier {
             EventKind::SinkGap { from, to, .. } => self.gaps.push((*from, *to, seq)),
             _ => {}
         }
-        let known = || Known { hash: event.hash.clone(), previous, place: line };
-        self.known.entry(seq.0).or_insert_with(known);
+        let known = Known { hash: event.hash.clone(), previous, place: line, is_sound };
+        match self.known.entry(seq.0) {
+            Entry::Vacant(entry) => drop(entry.insert(known)),
+            // Of two copies, the one that says what it follows tells more.
+            Entry::Occupied(mut held) if held.get().previous.is_none() && held.get().hash == known.hash => {
+                held.insert(known);
+            }
+            Entry::Occupied(_) => {}
+        }
     }
 
     fn place_in_order(&mut self, place: &str, event: &Event, newest: &mut Option<(EventSeq, String)>) {
@@ -277,6 +294,7 @@ impl Verifier {
     /// What was found in all that was read.
     #[must_use]
     pub fn finish(mut self) -> Report {
+        self.check_late();
         self.link();
         let (first, last) = match (self.known.first_key_value(), self.known.last_key_value()) {
             (Some((first, _)), Some((last, known))) => {
@@ -309,29 +327,13 @@ impl Verifier {
             self.find(&after.unwrap_or_default(), format!("{what}{why}"));
         }
         self.check_head(first, last);
-        self.check_signatures();
-        let vouched = self.report.signed.as_ref().map_or(0, |(seq, _)| seq.0);
-        if !self.wanted.keys.is_empty() {
-            match self.wanted.range {
-                Some((_, to)) if to.0 > vouched => {
-                    self.find("", format!("no signature with a given key vouches for event {to}; the last one vouches for {vouched}"));
-                }
-                None if vouched == 0 => {
-                    self.find("", "no signature with a given key vouches for anything here")
-                }
-                // The signature's own event always is.
-                None if vouched + 1 < last => self
-                    .report
-                    .notes
-                    .push(format!("events {} to {last} are newer than the last signature", vouched + 1)),
-                Some(_) | None => {}
-            }
-        }
+        let signed = self.check_signatures();
+        self.vouch(&signed, last);
         self.report
     }
 
     fn check_head(&mut self, first: u64, last: u64) {
-        let Some((seq, hash)) = self.wanted.head.take() else { return };
+        let Some((seq, hash)) = self.wanted.head.clone() else { return };
         match self.known.get(&seq.0) {
             Some(known) if known.hash == hash => self.report.reaches_head = true,
             Some(known) => {
@@ -383,37 +385,6 @@ impl Verifier {
             missing.push((due, to));
         }
         missing
-    }
-
-    fn check_signatures(&mut self) {
-        let mut strangers = BTreeSet::new();
-        for one in std::mem::take(&mut self.signatures) {
-            let Some(key) = self.wanted.keys.iter().find(|key| key.id() == one.key).cloned() else {
-                strangers.insert(one.key);
-                continue;
-            };
-            let Some(cluster) = one.cluster.or_else(|| self.cluster.clone()) else {
-                self.find(&one.place, "a signature can't be checked: name the cluster that the stream is of");
-                continue;
-            };
-            if !key.verifies(&cluster, one.upto, &one.head, &one.signature) {
-                self.find(&one.place, format!("the signature for event {} is forged", one.upto));
-                continue;
-            }
-            match self.known.get(&one.upto.0) {
-                Some(known) if known.hash != one.head => {
-                    self.find(&one.place, format!("event {} is not the one that was signed", one.upto));
-                }
-                Some(_) if self.report.signed.as_ref().is_none_or(|(seq, _)| *seq < one.upto) => {
-                    self.report.signed = Some((one.upto, one.key));
-                }
-                Some(_) | None => {}
-            }
-        }
-        if !strangers.is_empty() {
-            let names: Vec<String> = strangers.into_iter().collect();
-            self.report.notes.push(format!("signatures with other keys than given: {}", names.join(", ")));
-        }
     }
 }
 

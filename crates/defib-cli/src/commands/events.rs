@@ -354,6 +354,40 @@ fn read(verifier: &mut Verifier, name: &str, reader: impl BufRead) -> Result<(),
     verifier.read(name, reader).map_err(|error| Failure::Usage(format!("{name} can't be read: {error}")))
 }
 
+/// What was proven, in words.
+fn told(report: &Report) -> Vec<String> {
+    let (first, last) = report.range.unwrap_or_default();
+    let mut lines = vec![match report.asked {
+        _ if report.left_out > 0 => format!(
+            "each of {} events from {first} to {last} is as it was written; {} were left out by a filter",
+            report.events, report.left_out
+        ),
+        // Of what lies outside of it nothing was asked.
+        Some((from, to)) => format!("the stream is whole from event {from} to event {to}"),
+        None if first == EventSeq(1) => {
+            format!("the stream is whole up to event {last}, hash {}", report.hash)
+        }
+        None => format!(
+            "the stream is whole up to event {last}, hash {}; it begins with event {first}, not with the first",
+            report.hash
+        ),
+    }];
+    lines.push(match (&report.signed, &report.vouched[..]) {
+        (Some((upto, key)), [(from, _)]) if *from == first => {
+            format!("signed up to event {upto} with key {key}")
+        }
+        (Some((_, key)), vouched) => {
+            let runs: Vec<String> = vouched
+                .iter()
+                .map(|(from, to)| if from == to { from.to_string() } else { format!("{from} to {to}") })
+                .collect();
+            format!("signed are events {}, and no others; the last with key {key}", runs.join(", "))
+        }
+        (None, _) => "no signature was checked; give --key to have them checked".into(),
+    });
+    lines
+}
+
 fn tell(report: &Report, output: Output) -> Result<(), Failure> {
     let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     let verdict = if findings.is_empty() {
@@ -365,26 +399,16 @@ fn tell(report: &Report, output: Output) -> Result<(), Failure> {
     if output == Output::Json {
         print_json(&json!({"whole": findings.is_empty(), "findings": findings, "first": first, "last": last,
             "events": report.events, "again": report.again, "left_out": report.left_out, "hash": report.hash,
-            "reaches_head": report.reaches_head, "signed": report.signed.as_ref().map(|(seq, _)| seq.0),
+            "reaches_head": report.reaches_head, "vouched": report.vouched, "signed": report.signed.as_ref().map(|(seq, _)| seq.0),
             "key": report.signed.as_ref().map(|(_, key)| key), "notes": report.notes}));
         return verdict;
     }
     verdict?;
-    let begins = if first == 1 {
-        String::new()
-    } else {
-        format!("; it begins with event {first}, not with the first")
-    };
-    line(&format!("the stream is whole up to event {last}, hash {}{begins}", report.hash));
-    match &report.signed {
-        Some((seq, key)) => line(&format!("signed up to event {seq} with key {key}")),
-        None => line("no signature was checked; give --key to have them checked"),
+    for text in told(report) {
+        line(&text);
     }
     if report.again > 0 {
         line(&format!("{} came more than once", report.again));
-    }
-    if report.left_out > 0 {
-        line(&format!("{} were left out by a filter", report.left_out));
     }
     for note in &report.notes {
         line(&format!("note: {note}"));
@@ -472,6 +496,40 @@ mod tests {
         for wrong in ["", "5", "5:", "x:00", &text[..40]] {
             parse_head(wrong).expect_err(wrong);
         }
+    }
+
+    #[test]
+    fn no_more_is_said_than_what_was_proven() {
+        let run = |from, to| (EventSeq(from), EventSeq(to));
+        let whole = Report {
+            range: Some(run(1, 20)),
+            events: 20,
+            hash: "ab".into(),
+            signed: Some((EventSeq(18), "k".into())),
+            vouched: vec![run(1, 18)],
+            ..Report::default()
+        };
+        assert_eq!(
+            told(&whole),
+            ["the stream is whole up to event 20, hash ab", "signed up to event 18 with key k"]
+        );
+        let range =
+            Report { asked: Some(run(3, 9)), vouched: vec![run(1, 11), run(15, 18)], ..whole.clone() };
+        assert_eq!(
+            told(&range),
+            [
+                "the stream is whole from event 3 to event 9",
+                "signed are events 1 to 11, 15 to 18, and no others; the last with key k"
+            ]
+        );
+        let filtered = Report { left_out: 4, vouched: vec![run(7, 7)], ..whole };
+        assert_eq!(
+            told(&filtered),
+            [
+                "each of 20 events from 1 to 20 is as it was written; 4 were left out by a filter",
+                "signed are events 7, and no others; the last with key k"
+            ]
+        );
     }
 
     #[test]

@@ -154,6 +154,112 @@ fn completeness_of_a_range_needs_all_of_it_and_a_signature_behind_it() {
     assert_eq!(problems(&all[..20], range(1, 20)).len(), 1, "the signature itself was cut off");
 }
 
+/// Another history of what a signature does not reach: event 3 on is rewritten up to `upto`, hashes and all.
+fn forged(format: Format, key: &SigningKey, upto: usize) -> Vec<String> {
+    let good = events(20, Some(key));
+    let mut kinds: Vec<EventKind> = good.iter().map(|event| event.kind.clone()).collect();
+    kinds[2] = EventKind::CommandRefused { command: "a".into(), detail: "mallory".into() };
+    kinds.truncate(upto);
+    let mut all = lines(format, &samples::stream(&kinds));
+    all.extend_from_slice(&lines(format, &good)[upto..]);
+    all
+}
+
+#[test]
+fn a_signature_vouches_for_nothing_that_lies_before_a_hole() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let range = |from, to| Wanted { range: Some((EventSeq(from), EventSeq(to))), ..with(&key) };
+    for format in FORMATS {
+        let mut cut = forged(format, &key, 9);
+        // What would show that the genuine events follow another history.
+        cut.remove(9);
+        for wanted in [range(1, 9), range(3, 3)] {
+            let events =
+                if wanted.range == Some((EventSeq(3), EventSeq(3))) { "event 3" } else { "events 1 to 9" };
+            let why = ": event 20 is vouched for, but event 10 is missing between";
+            let report = judge(&cut, wanted);
+            assert_eq!(
+                report.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                [format!("no signature with a given key vouches for {events}{why}")]
+            );
+            assert_eq!(report.vouched, [(EventSeq(11), EventSeq(20))]);
+        }
+        assert_eq!(problems(&cut, range(11, 20)), [""; 0], "what it is linked to is proven all the same");
+        // Of a filtered stream it is told which events are vouched for: those and no others.
+        let filtered = judge(&cut, Wanted { filtered: true, ..with(&key) });
+        assert_eq!((filtered.findings, filtered.left_out), (vec![], 1));
+        assert_eq!(filtered.vouched, [(EventSeq(11), EventSeq(20))]);
+        let asked = problems(&cut, Wanted { filtered: true, ..range(1, 20) });
+        assert!(asked.len() == 1 && asked[0].contains("vouches for events 1 to 9: "), "{asked:?}");
+        // A hash that somebody noted is a word like a signature's.
+        let noted =
+            Wanted { head: Some((EventSeq(20), events(20, None)[19].hash.clone())), ..Wanted::default() };
+        assert_eq!(judge(&cut, Wanted { filtered: true, ..noted.clone() }).findings, []);
+        let noted = Wanted { range: Some((EventSeq(1), EventSeq(9))), ..noted };
+        assert!(problems(&cut, noted)[0].starts_with("no given hash vouches for events 1 to 9: "));
+        // Without the hole the break itself is seen, and is no bridge.
+        let broken = judge(&forged(format, &key, 9), range(1, 9));
+        assert!(
+            broken.findings[0].text.contains("event 10 follows another event 9"),
+            "{:?}",
+            broken.findings
+        );
+        assert!(
+            broken.findings[1].text.ends_with("but event 10 follows another one"),
+            "{:?}",
+            broken.findings
+        );
+    }
+}
+
+#[test]
+fn of_an_event_that_nothing_before_it_proves_it_is_said() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let plain: Vec<String> =
+        events(20, Some(&key)).iter().map(|event| serde_json::to_string(event).unwrap()).collect();
+    let range = |from, to| Wanted {
+        range: Some((EventSeq(from), EventSeq(to))),
+        cluster: Some("demo".into()),
+        ..with(&key)
+    };
+    let part: Vec<String> =
+        [plain[4].replace("\"at\":5005", "\"at\":5006")].into_iter().chain(plain[5..].to_vec()).collect();
+    assert_ne!(part[0], plain[4]);
+    let found = problems(&part, range(5, 20));
+    assert!(found[0].starts_with("f, line 1: the content of event 5 can't be checked"), "{found:?}");
+    assert!(
+        found[1].ends_with(
+            "vouches for event 5: event 20 is vouched for, but the content of event 5 is not proven"
+        ),
+        "{found:?}"
+    );
+    assert_eq!(problems(&part, range(6, 20)), [""; 0]);
+    let whole = judge(&part, Wanted { range: None, ..range(1, 1) });
+    assert_eq!((whole.findings, whole.notes.len()), (vec![], 1));
+    assert_eq!(whole.vouched, [(EventSeq(6), EventSeq(20))], "and only what is proven is vouched for");
+    // Behind a hole nobody looks at it either.
+    let mut hole = plain.clone();
+    hole.remove(8);
+    let found = problems(&hole, Wanted { filtered: true, range: None, ..range(1, 1) });
+    assert!(
+        found.len() == 1 && found[0].starts_with("f, line 9: the content of event 10 can't"),
+        "{found:?}"
+    );
+    // The one that it follows may be read later, from another file.
+    for altered in [false, true] {
+        let mut verifier = Verifier::new(range(1, 20));
+        let (first, second) =
+            if altered { (&plain[..4], &part) } else { (&plain[..4], &plain[4..].to_vec()) };
+        for lines in [&second[..], first] {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            verifier.read("f", text.as_bytes()).unwrap();
+        }
+        let findings = verifier.finish().findings;
+        assert_eq!(findings.iter().any(|finding| finding.text.contains("event 5 was altered")), altered);
+        assert_eq!(findings.is_empty(), !altered, "{findings:?}");
+    }
+}
+
 #[test]
 fn the_parts_that_several_replicas_wrote_are_one_stream() {
     let all = lines(Format::Native, &events(20, None));
