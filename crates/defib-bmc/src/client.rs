@@ -113,7 +113,8 @@ impl RedfishClient {
         BmcError::new(&self.endpoint.host, kind)
     }
 
-    /// One request on the warm connection, or on a new one. If the warm one turned out dead, what only asks is sent once
+    /// One request on the warm connection, or on a new one. If the warm one turned out dead, what only asks
+    /// is sent once
     /// more on a new one; what writes is not, for it may have arrived.
     async fn exchange(
         &self,
@@ -155,7 +156,8 @@ impl RedfishClient {
         answer
     }
 
-    /// A request with our session; logs in first if there is none, and again, once, if it is not known any more. One that
+    /// A request with our session; logs in first if there is none, and again, once, if it is not known any
+    /// more. One that
     /// changes anything comes with its gate, which is asked each time right before it is sent.
     pub(crate) async fn authorized(
         &self,

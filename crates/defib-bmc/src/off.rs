@@ -47,7 +47,8 @@ pub(crate) trait Steps: Sync {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<(PowerReading, Self::Ticket), BmcError>> + Send;
-    /// Asks once for power off, after everything that takes time: the gate is asked right before the request leaves, for
+    /// Asks once for power off, after everything that takes time: the gate is asked right before the request
+    /// leaves, for
     /// each request that does.
     fn ask_off(
         &self,

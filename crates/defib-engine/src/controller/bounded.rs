@@ -1,4 +1,5 @@
-//! Commands that the log takes: it drops an entry above 4 MiB, and a plan for many thousand VMs, with the reason for each,
+//! Commands that the log takes: it drops an entry above 4 MiB, and a plan for many thousand VMs, with the
+//! reason for each,
 //! is longer than that. So the first part is proposed, in the order of start, and the rest is planned anew after it.
 
 use alloc::string::String;
@@ -6,9 +7,10 @@ use alloc::vec::Vec;
 
 use defib_model::command::{Placement, Unplaced};
 
-/// So many bytes of text at most, as they are in memory: the encoding makes up to four times as many of them, where names
+/// So many bytes of text at most, as they are in memory: the encoding makes up to six times as many of them,
+/// where names
 /// are short and there is much between them. One VM goes by itself, however long its text is.
-const TEXT_MAX: usize = 1 << 20;
+const TEXT_MAX: usize = 512 << 10;
 /// What an item takes beside its text.
 const EACH: usize = 128;
 
