@@ -108,7 +108,6 @@ pub async fn ask(
                             if answer.host == host.as_str() {
                                 let answer = Answer {
                                     holds_lease: answer.holds_lease,
-                                    electorate: answer.electorate_version,
                                     without_for: Millis(answer.without_lease_for_ms),
                                 };
                                 guard.input(Input::NeighbourAnswer { host, asked_at, answer });

@@ -212,8 +212,10 @@ impl Agents {
 
     /// Hosts or replicas changed: all agents must know who may be asked, and whose promises count.
     pub fn electorate_changed(&self, ledger: &Ledger) {
-        let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
-        let electorate = v1::Electorate::of(version, ledger.inventory(), ledger.voters());
+        let electorate = ledger.electorates().last().map(|newest| {
+            v1::Electorate::of(newest.version, &newest.hosts, ledger.inventory(), &newest.replicas)
+        });
+        let electorate = electorate.unwrap_or_default();
         self.certificates.keep(&ledger.inventory().hosts);
         let gone = {
             let mut inner = self.inner();

@@ -173,7 +173,11 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             let changes = vec![OpinionChange { host, epoch, opinion: opinion(a), silent_ms: u64::from(c) }];
             Command::Opinions { observer, session: 1, changes }
         }
-        4 | 5 => Command::LeasesExpired { observer, session: 1, votes: vec![ExpiryVote { host, epoch }] },
+        4 | 5 => Command::LeasesExpired {
+            observer,
+            session: 1,
+            votes: vec![ExpiryVote { host, epoch, electorate: 0 }],
+        },
         6 => Command::PowerFoundOff { readings: readings(&host, b), host, epoch },
         7 => Command::FenceIntended { recovery, attempt: attempt + 1, level: 0 },
         8 => {

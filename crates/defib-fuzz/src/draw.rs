@@ -414,7 +414,11 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
         3 => {
             let observer = replica(u)?;
             let host = host(u)?;
-            let votes = vec![ExpiryVote { epoch: epoch(u, ledger, &host)?, host }];
+            let votes = vec![ExpiryVote {
+                epoch: epoch(u, ledger, &host)?,
+                electorate: u.int_in_range(0..=ledger.applied().0)?,
+                host,
+            }];
             Command::LeasesExpired { observer, session: session(u, ledger, observer)?, votes }
         }
         4 => {

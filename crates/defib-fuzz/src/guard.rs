@@ -177,11 +177,7 @@ fn input(u: &mut Unstructured<'_>, guard: &Guard, now: Instant) -> Result<Input>
         }
         10 => Input::EpochTold { epoch: epoch(u, guard)? },
         11 => {
-            let answer = Answer {
-                holds_lease: draw::one_in(u, 4)?,
-                electorate: guard.electorate().version,
-                without_for: Millis(u.arbitrary()?),
-            };
+            let answer = Answer { holds_lease: draw::one_in(u, 4)?, without_for: Millis(u.arbitrary()?) };
             Input::NeighbourAnswer { host: draw::host(u)?, asked_at: now.minus(draw::span(u)?), answer }
         }
         12 => Input::Hypervisor(VmObserved {

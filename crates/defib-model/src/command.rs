@@ -51,6 +51,9 @@ pub struct ExpiryVote {
     pub host: HostId,
     /// Of which epoch.
     pub epoch: Epoch,
+    /// The newest electorate that the observer went by; 0 in logs of releases that did not say.
+    #[serde(default)]
+    pub electorate: u64,
 }
 
 /// A power reading that says off, together with who says so.

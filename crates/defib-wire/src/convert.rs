@@ -52,10 +52,16 @@ impl v1::AgentPolicy {
 }
 
 impl v1::Electorate {
-    /// Who may be asked, and whose promises count.
+    /// The electorate `version` of `members`: who may be asked, and whose promises count.
     #[must_use]
-    pub fn of(version: u64, inventory: &Inventory, voters: &BTreeSet<ReplicaId>) -> Self {
-        let hosts = inventory.hosts.values().map(|host| v1::ElectorateHost {
+    pub fn of(
+        version: u64,
+        members: &BTreeSet<HostId>,
+        inventory: &Inventory,
+        voters: &BTreeSet<ReplicaId>,
+    ) -> Self {
+        let declared = members.iter().filter_map(|host| inventory.hosts.get(host));
+        let hosts = declared.map(|host| v1::ElectorateHost {
             host: host.id.to_string(),
             neighbour_address: host.neighbour_address.clone().unwrap_or_default(),
             domain: host.domain.0.clone(),

@@ -5,8 +5,8 @@
 //!
 //! # Coverage
 //! A host's VMs may run while it is *covered*: while it holds the lease (promises of a majority of replicas, each
-//! counted from when the heartbeat was sent), or while a strict majority of all hosts says that it holds none either
-//! and nobody asked says otherwise (the double quorum, design 4.1). From the moment at which coverage ends, the
+//! counted from when the heartbeat was sent), or while a strict majority of the hosts that count says that it holds
+//! none either (the double quorum, design 4.1). From the moment at which coverage ends, the
 //! watchdog is not petted, and at 3/5 of the watchdog's time the VMs are stopped hard; the rest is for the stopping
 //! itself, and what does not end in it, the hardware ends. Once that moment has passed, only the lease saves the VMs,
 //! not the neighbours any more: a majority of unexpired promises says that no majority of replicas has voted expiry;
@@ -430,11 +430,7 @@ impl Guard {
     /// What to answer a neighbour that asks.
     #[must_use]
     pub fn answer(&self, now: Instant) -> Answer {
-        Answer {
-            holds_lease: self.lease.held(now).is_some(),
-            electorate: self.electorate.version,
-            without_for: self.lease.without_for(now),
-        }
+        Answer { holds_lease: self.lease.held(now).is_some(), without_for: self.lease.without_for(now) }
     }
 
     /// Whether the hardware watchdog may be petted. Read the clock right before, pet right after: a pet that comes

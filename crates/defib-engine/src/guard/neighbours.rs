@@ -51,12 +51,12 @@ impl Neighbours {
         self.answers.retain(|host, _| electorate.hosts.contains_key(host));
     }
 
-    /// Until when a host without a lease may let its VMs run: while a strict majority of all hosts, itself included,
-    /// says that it holds none either. Hosts that do hold one don't count against it: after an outage each finds the
+    /// Until when a host without a lease may let its VMs run: while a strict majority of those who count, itself
+    /// included if it does, says that it holds none either. Hosts that do hold one don't count against it: after an outage each finds the
     /// replicas in its own time, and as long as those are the fewer, no expired lease proves anything.
     ///
-    /// Only answers by the very electorate that this host knows count: majorities of different electorates need not
-    /// share a host.
+    /// Which electorate the others know does not matter: whoever votes that this host's lease has run out goes by all
+    /// that it may know, so the majority is one of the electorate that *this* host knows.
     ///
     /// With `since` only those count that have held none from that moment on: what a host must know that nobody
     /// covered meanwhile.
@@ -83,9 +83,7 @@ impl Neighbours {
             if answer.holds_lease && !mutated!(IgnoreLeaseOfNeighbour) {
                 continue;
             }
-            if answer.electorate == electorate.version {
-                ends.push(end);
-            }
+            ends.push(end);
         }
         if electorate.hosts.contains_key(me) {
             // I am without one as long as this is asked at all.

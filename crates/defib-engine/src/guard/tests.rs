@@ -225,7 +225,7 @@ fn a_majority_without_a_lease_vouches_though_others_have_theirs_again() {
     host.now += 2900;
     let answer = |host: &mut Host, from: &str, holds_lease: bool| {
         let asked_at = ms(host.now);
-        let answer = Answer { holds_lease, electorate: 1, without_for: Millis(0) };
+        let answer = Answer { holds_lease, without_for: Millis(0) };
         host.step(Input::NeighbourAnswer { host: self::host(from), asked_at, answer });
     };
     answer(&mut host, "h2", false);
@@ -270,7 +270,7 @@ fn was_away() -> Host {
 
 /// A neighbour holds no lease, and has held none for so long.
 fn without(host: &mut Host, millis: u64) -> Vec<Effect> {
-    let answer = Answer { holds_lease: false, electorate: 1, without_for: Millis(millis) };
+    let answer = Answer { holds_lease: false, without_for: Millis(millis) };
     host.step(Input::NeighbourAnswer { host: self::host("h2"), asked_at: ms(host.now), answer })
 }
 

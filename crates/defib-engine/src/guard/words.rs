@@ -53,12 +53,12 @@ pub struct Neighbour {
     pub domain: Vec<String>,
 }
 
-/// Who counts: all hosts (for neighbours' answers) and all replicas (for leases).
+/// Who counts: hosts (for neighbours' answers; see `ledger/electorate.rs`) and all replicas (for leases).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Electorate {
     /// Grows with every change; 0: none was ever told.
     pub version: u64,
-    /// All hosts, this one among them.
+    /// Those hosts; this one need not be among them.
     pub hosts: BTreeMap<HostId, Neighbour>,
     /// All replicas whose promises count.
     pub replicas: BTreeSet<ReplicaId>,
@@ -194,8 +194,6 @@ pub struct VmObserved {
 pub struct Answer {
     /// Whether the asked one holds a lease at this moment.
     pub holds_lease: bool,
-    /// The electorate that it knows.
-    pub electorate: u64,
     /// For how long it has certainly held none, by its own clock; 0 if it holds one, or can't say.
     pub without_for: Millis,
 }

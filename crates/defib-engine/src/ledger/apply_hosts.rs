@@ -100,10 +100,15 @@ impl Ledger {
         if !self.session_counts(observer, session) {
             return self.refuse("leases-expired", format!("session {session} of r{observer} is over"));
         }
+        let newest = self.electorates.last().map_or(0, |newest| newest.version);
         for vote in votes {
             let Some(record) = self.hosts.get_mut(&vote.host) else { continue };
             // Only a condemned host is voted on: nobody grants to its epoch any more.
             if record.standing != Standing::Condemned || vote.epoch != record.epoch {
+                continue;
+            }
+            // The host may have heard of an electorate that the observer had not: it must look again.
+            if vote.electorate > 0 && vote.electorate < newest {
                 continue;
             }
             if record.expiry_votes.insert(observer) {

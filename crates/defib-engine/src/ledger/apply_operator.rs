@@ -308,9 +308,6 @@ impl Ledger {
             let retired = self.retired_hosts.remove(id).unwrap_or_default();
             self.hosts.entry(id.clone()).or_insert(retired);
         }
-        if before != after {
-            self.new_electorate();
-        }
         // Records of VMs stay: one that left the inventory may run on, and its incarnations are known to agents
         // for ever. It is not protected any more, and nothing of ours starts or stops it.
         for id in inventory.vms.keys() {
@@ -329,6 +326,9 @@ impl Ledger {
         let room = self.index.room_changes.saturating_add(1);
         self.index = Index::build(&self.inventory, &self.hosts, &self.vms, &self.recoveries);
         self.index.room_changes = room;
+        if before != after {
+            self.new_electorate();
+        }
         self.retry_fences(None);
         let action = String::from("applies an inventory");
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });

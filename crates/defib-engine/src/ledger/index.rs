@@ -25,6 +25,8 @@ pub struct Index {
     pub on_host: BTreeMap<HostId, BTreeSet<VmId>>,
     /// Hosts in use or condemned: those whose silence says something.
     pub in_use: BTreeSet<HostId>,
+    /// Whether a host came or went there; false between commands, as `dirty`.
+    pub(super) in_use_changed: bool,
     /// Hosts that announced a silence.
     pub expected_silent: BTreeSet<HostId>,
     /// Hosts whose record changed since the controller last looked.
@@ -163,11 +165,12 @@ impl Ledger {
                 self.index.room_changes = self.index.room_changes.saturating_add(1);
             }
             self.index.placer.set_host(id, usable);
-            if matches!(record.standing, Standing::Active | Standing::Condemned) {
-                self.index.in_use.insert(id.clone());
+            let changed = if matches!(record.standing, Standing::Active | Standing::Condemned) {
+                self.index.in_use.insert(id.clone())
             } else {
-                self.index.in_use.remove(id);
-            }
+                self.index.in_use.remove(id)
+            };
+            self.index.in_use_changed |= changed;
             if record.expected_silent_until.is_some() {
                 self.index.expected_silent.insert(id.clone());
             } else {

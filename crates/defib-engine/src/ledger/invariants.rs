@@ -75,6 +75,11 @@ pub fn check(ledger: &Ledger) -> Result<(), String> {
             }
         }
     }
+    if ledger.electorate_is_stale() {
+        return Err(
+            "I11: those who count in the double quorum are not those who can vouch, and nothing waits".into(),
+        );
+    }
     if !ledger.index.inherits_breach {
         ledger.index.placer.check().map_err(|detail| format!("I6: {detail}"))?;
     }

@@ -9,6 +9,7 @@ mod apply_operator;
 mod apply_store;
 mod apply_vms;
 mod brakes;
+mod electorate;
 mod events;
 mod export;
 mod fencing;
@@ -33,6 +34,7 @@ use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
     RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
 };
+pub use electorate::ELECTORATE_MAX;
 use events::Birth;
 pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
@@ -64,6 +66,9 @@ pub struct Ledger {
     /// still hold.
     leases_settle_at: ClusterTime,
     electorates: Vec<Electorate>,
+    /// Since when those who could vouch are others than those who count.
+    #[serde(default)]
+    electorate_differs_since: Option<ClusterTime>,
     observers: BTreeMap<ReplicaId, u64>,
     hosts: BTreeMap<HostId, HostRecord>,
     /// What must not be forgotten of hosts that left the inventory.
@@ -98,10 +103,6 @@ struct Birth0 {
     ordinal: u32,
 }
 
-/// Electorates that are remembered: a host that heard of none of them in its last heartbeat is never proven dead
-/// by its lease.
-const ELECTORATES_RETAINED: usize = 8;
-
 /// For how long a replica that was removed, or did not hear of a change yet, may go on granting leases: a word of
 /// its old leader is under way for 3 s at most (`DEAD_AFTER_MS` of the transport), and it thinks that it is led for
 /// two election timeouts after that, of 1 s at most each (the controller's configuration).
@@ -128,6 +129,7 @@ impl Ledger {
             voters,
             leases_settle_at: ClusterTime(0),
             electorates: Vec::new(),
+            electorate_differs_since: None,
             observers: BTreeMap::new(),
             hosts: BTreeMap::new(),
             retired_hosts: BTreeMap::new(),
@@ -287,12 +289,6 @@ impl Ledger {
     #[must_use]
     pub const fn voters(&self) -> &BTreeSet<ReplicaId> {
         &self.voters
-    }
-
-    /// Who counts, or counted, in the double quorum; the newest last.
-    #[must_use]
-    pub fn electorates(&self) -> &[Electorate] {
-        &self.electorates
     }
 
     /// A replica's registered session as an observer.
@@ -459,6 +455,7 @@ impl Ledger {
                 Phase::Fencing | Phase::Fenced | Phase::Restarting | Phase::Recovered | Phase::Abandoned => {}
             }
         }
+        self.electorate_due().into_iter().for_each(&mut consider);
         for record in self.index.given_up.iter().filter_map(|vm| self.vms.get(vm)) {
             consider(record.changed.plus(self.policy.restart.retry_after));
         }
@@ -540,18 +537,6 @@ impl Ledger {
     fn settle_leases(&mut self, expiry_wait: Millis) {
         let wait = expiry_wait.times(2).max(expiry_wait.plus(GRANTS_GO_ON));
         self.leases_settle_at = self.leases_settle_at.max(self.at.plus(wait));
-    }
-
-    /// From now on agents are told who counts in the double quorum anew.
-    fn new_electorate(&mut self) {
-        if self.electorates.len() >= ELECTORATES_RETAINED {
-            self.electorates.remove(0);
-        }
-        self.electorates.push(Electorate {
-            version: self.now.index.0,
-            hosts: self.inventory.hosts.keys().cloned().collect(),
-            replicas: self.voters.clone(),
-        });
     }
 
     fn join_token_used(&mut self, nonce: &str, identity: &str) {

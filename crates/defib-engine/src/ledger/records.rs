@@ -28,12 +28,12 @@ pub enum Standing {
     Dead,
 }
 
-/// Who counts in the double quorum (design 4.1), as of one change of hosts or replicas.
+/// Who counts in the double quorum (design 4.1), from one log entry on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Electorate {
     /// The log entry that made it: a later one is greater.
     pub version: u64,
-    /// All hosts.
+    /// The hosts whose majorities count: see `ledger/electorate.rs`.
     pub hosts: BTreeSet<HostId>,
     /// The replicas whose promises make a lease.
     pub replicas: BTreeSet<ReplicaId>,

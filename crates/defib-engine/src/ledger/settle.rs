@@ -61,6 +61,7 @@ impl Ledger {
             self.settle_suspicion(&host);
         }
         self.index.dirty.clear();
+        self.settle_electorate();
     }
 
     /// Nothing is forgotten (I10): what failed too often is tried once more now and then.
@@ -217,7 +218,7 @@ impl Ledger {
         let host = recovery.host.clone();
         let lease = match self.expiry_may_prove(&host) {
             Ok(()) => format!(
-                "its lease proves it {} after its last heartbeat, if more than half of all hosts hold theirs then",
+                "its lease proves it {} after its last heartbeat, if more than half of the hosts that count hold theirs then",
                 self.expiry_wait()
             ),
             Err(why) => format!("its lease can't prove it: {why}"),

@@ -1,9 +1,9 @@
 //! When an observer may vote that a lease has run out: the controller's half of the double quorum.
 //!
 //! Let T₀ be when this replica's own promise to host X had expired, drift and watchdog included. X can still
-//! run VMs only if, within the watchdog's time before T₀, it had fresh answers from a majority of all hosts,
-//! none of which held a lease: answers that were given within freshness before that. So the vote is safe if
-//! at T₀ some majority of all hosts had held leases without a break for watchdog + freshness: any two
+//! run VMs only if, within the watchdog's time before T₀, it had fresh answers from a majority of those who count
+//! (`ledger/electorate.rs`), none of which held a lease: answers that were given within freshness before that. So the
+//! vote is safe if at T₀ some majority of those had held leases without a break for watchdog + freshness: any two
 //! majorities share a host, and that host would have answered "I hold one".
 //!
 //! What a host claims in a heartbeat is true of the moment when it *sent* it, which nobody knows. But it
@@ -15,7 +15,8 @@
 //! What X goes by may be older than what this observer knows, since X may have heard of nothing since its last
 //! heartbeat. So the times are the longer of what X said and what the policy says, and the majority must be one
 //! of every electorate that X may know: the one that it named, and all later ones. If that one is forgotten,
-//! nothing is proven.
+//! nothing is proven. What X may know and this observer does not, was committed meanwhile: the vote says by which
+//! electorate it was formed last, and the ledger refuses it if that is not the newest any more.
 
 use alloc::vec::Vec;
 
@@ -83,13 +84,15 @@ impl Observer {
         }
         if let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) {
             watched.voted = Some((watched.view.epoch, now));
-            votes.push(ExpiryVote { host: watched.host.clone(), epoch: watched.view.epoch });
+            let (host, epoch) = (watched.host.clone(), watched.view.epoch);
+            let electorate = self.electorates.last().map_or(0, |newest| newest.version);
+            votes.push(ExpiryVote { host, epoch, electorate });
         }
         now.plus(REPROPOSE_AFTER)
     }
 
     /// Whether strict majorities of all electorates since `electorate` held leases up to one moment not before
-    /// `expired_at`, for `span`. Walks all hosts; only asked when a vote is due.
+    /// `expired_at`, for `span`. Walks all who count; only asked when a vote is due.
     fn majority_held(&self, expired_at: Instant, span: Millis, electorate: u64) -> bool {
         let known = electorate == 0 || self.electorates.iter().any(|one| one.version == electorate);
         let since: Vec<Vec<Claim>> = self

@@ -141,6 +141,7 @@ impl World {
         self.later(interval, Act::Tick(host.clone()));
         let (now, voters) = (self.now, self.voters());
         let watchdog = self.policy_now().lease.watchdog.0;
+        self.hear_who_counts(host);
         let excepted = self.neighbours_vouch(host);
         let Some(machine) = self.machines.get_mut(host) else { return };
         if !machine.agent_runs() {
@@ -188,7 +189,7 @@ impl World {
                         lease_held_ms,
                         vm_digest: 0,
                         echo: machine.stamps.get(&replica.id).copied(),
-                        electorate: 0,
+                        electorate: machine.electorate.as_ref().map_or(0, |known| known.version),
                         watchdog: Millis::ZERO,
                         answer_freshness: Millis::ZERO,
                     };
@@ -202,17 +203,34 @@ impl World {
         }
     }
 
-    /// I11: a strict majority of all hosts, this one included, answers that it holds no lease.
+    /// What replicas tell over the sessions that it has with them.
+    fn hear_who_counts(&mut self, host: &HostId) {
+        let Some(machine) = self.machines.get_mut(host) else { return };
+        let reached = self.replicas.iter().filter(|one| one.alive && machine.reaches(one.id));
+        let newest = reached
+            .filter_map(|one| one.controller.ledger().electorates().last())
+            .max_by_key(|electorate| electorate.version);
+        if newest.map(|newest| newest.version) > machine.electorate.as_ref().map(|known| known.version) {
+            machine.electorate = newest.cloned();
+        }
+    }
+
+    /// I11: a strict majority of those who count answers that it holds no lease.
     fn neighbours_vouch(&self, host: &HostId) -> bool {
         let (now, voters) = (self.now, self.voters());
         let Some(own) = self.machines.get(host) else { return false };
         if !own.hears_neighbours() {
             return false;
         }
-        let others = self.machines.values().filter(|other| other.id != *host);
-        let answer = others.filter(|other| other.agent_runs() && other.hears_neighbours());
-        let leaseless = answer.filter(|other| !other.holds_lease(now, &voters)).count();
-        (leaseless + 1) * 2 > self.machines.len()
+        let Some(electorate) = &own.electorate else { return false };
+        let vouches = |id: &HostId| {
+            let declared = self.inventory.hosts.get(id);
+            let asked = *id == *host || declared.is_some_and(|host| host.neighbour_address.is_some());
+            self.machines.get(id).is_some_and(|other| {
+                asked && other.agent_runs() && other.hears_neighbours() && !other.holds_lease(now, &voters)
+            })
+        };
+        electorate.hosts.iter().filter(|id| vouches(id)).count() * 2 > electorate.hosts.len()
     }
 
     /// The watchdog was not petted in time.

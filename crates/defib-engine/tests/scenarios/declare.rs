@@ -31,6 +31,7 @@ impl Scenario {
         for at in 0..hosts {
             let id = HostId::new(&format!("h{}", at + 1)).map_err(|error| error.reason.to_string())?;
             let rack = char::from(b'a' + u8::try_from(at % racks_used).unwrap_or(0));
+            let neighbour_address = Some(format!("{id}:7100"));
             let host = Host {
                 id: id.clone(),
                 domain: FaultDomain(vec![format!("rack-{rack}")]),
@@ -39,14 +40,14 @@ impl Scenario {
                 fencing: fencing(&id, &[1]),
                 self_fence,
                 spare: false,
-                neighbour_address: None,
+                neighbour_address,
             };
             self.world.inventory.hosts.insert(id, host);
         }
         Ok(())
     }
 
-    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare`
+    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare no-neighbour`
     pub(crate) fn host(&mut self, rest: &[&str]) -> Answer {
         let id = self.host_id(rest.first())?;
         let Some(host) = self.world.inventory.hosts.get_mut(&id) else { return Ok(()) };
@@ -68,6 +69,9 @@ impl Scenario {
         }
         host.labels.extend(names(option(rest, "labels")).map(String::from));
         host.spare |= rest.contains(&"spare");
+        if rest.contains(&"no-neighbour") {
+            host.neighbour_address = None;
+        }
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use defib_engine::ledger::Electorate;
 use defib_model::{
     BootId, Epoch, HostId, HostNote, Incarnation, Policy, ReplicaId, VmId, VmNote,
     command::{AgentReport, FenceResult, PowerOffReading, VmReport},
@@ -73,6 +74,8 @@ pub(crate) struct Machine {
     /// Paths that are cut, from everybody.
     pub(crate) cut_paths: BTreeSet<u8>,
     pub(crate) cut_from_neighbours: bool,
+    /// Who counts, as it was told last: durable.
+    pub(crate) electorate: Option<Electorate>,
     pub(crate) boots: u64,
     pub(crate) epoch: Epoch,
     pub(crate) term: u64,
@@ -114,6 +117,7 @@ impl Machine {
             paths: 1,
             cut_paths: BTreeSet::new(),
             cut_from_neighbours: false,
+            electorate: None,
             boots: 1,
             epoch: Epoch(0),
             term: 0,

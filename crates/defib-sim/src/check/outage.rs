@@ -1,5 +1,5 @@
-//! I11: a controller outage stops nothing. A host that could ask a steady majority of all hosts that held no lease
-//! must not stop its VMs for want of one; and one that is well, in reach of replicas that are all well, holds
+//! I11: a controller outage stops nothing. A host that could ask a steady majority of those who count, as it was told
+//! last, that held no lease must not stop its VMs for want of one; and one that is well, in reach of replicas that are all well, holds
 //! its lease.
 
 use defib_model::{BootId, Event, EventKind};
@@ -17,10 +17,12 @@ const WELL_AFTER: u64 = 8_000 * MS;
 /// What the world around a host is like at a moment.
 #[derive(Debug)]
 pub(crate) struct Around {
-    /// Other hosts that would answer it.
+    /// Other hosts that count and would answer it.
     pub(crate) reachable: Vec<usize>,
-    /// All hosts.
-    pub(crate) hosts: usize,
+    /// How many count, as it was told last.
+    pub(crate) electorate: usize,
+    /// Whether it counts itself.
+    pub(crate) counts: bool,
     /// The network is as it usually is.
     pub(crate) calm: bool,
     /// All replicas that count are well, reach each other, and are reached by the host.
@@ -111,11 +113,11 @@ impl Outage {
         let bound = now.saturating_sub(span);
         let held = |other: &&usize| self.leases[**other].until >= bound;
         let leaseless = around.reachable.iter().filter(|other| !held(other)).count();
-        if (leaseless + 1) * 2 > around.hosts {
+        if (leaseless + usize::from(around.counts)) * 2 > around.electorate {
             let text = format!(
-                "host {} stops VMs for want of a lease, though {leaseless} of the other {} hosts have held none for {} ms",
+                "host {} stops VMs for want of a lease, though {leaseless} others of the {} hosts that count have held none for {} ms",
                 common.hosts[host],
-                around.hosts - 1,
+                around.electorate,
                 ms(span)
             );
             common.violated("I11", now, text);

@@ -114,9 +114,10 @@ impl World {
             let ledger = other.controller.ledger();
             let Some(record) = ledger.hosts().get(&one.id) else { continue };
             let (epoch, process) = (record.epoch, one.process);
-            // Who counts does not change here, but its number is that of the log.
-            let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
-            let electorate = Electorate { version, ..self.setup.electorate.clone() };
+            // Who counts, and its number, are those of the log.
+            let Some(newest) = ledger.electorates().last() else { continue };
+            let mut electorate = Electorate { version: newest.version, ..self.setup.electorate.clone() };
+            electorate.hosts.retain(|id, _| newest.hosts.contains(id));
             let one = self.host(host);
             one.sessions.insert(replica, session);
             one.reported.remove(&replica);

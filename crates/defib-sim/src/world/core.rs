@@ -437,6 +437,9 @@ impl World {
 }
 
 fn electorate(ledger: &Ledger) -> v1::Electorate {
-    let version = ledger.electorates().last().map_or(0, |electorate| electorate.version);
-    v1::Electorate::of(version, ledger.inventory(), ledger.voters())
+    let newest = ledger.electorates().last();
+    let electorate = newest.map(|newest| {
+        v1::Electorate::of(newest.version, &newest.hosts, ledger.inventory(), &newest.replicas)
+    });
+    electorate.unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! A host's hypervisor, and the agent's thread that owns it: one job after the other.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use defib_engine::guard::{Input, StopReason, VmObserved};
 use defib_model::{
@@ -197,9 +197,12 @@ impl World {
 
     /// What the world around a host is like.
     pub(crate) fn around(&self, host: usize) -> Around {
+        let told = self.machines[host].agent.as_ref().map(|agent| &agent.guard.electorate().hosts);
+        let counts = |host: usize| told.is_some_and(|hosts| hosts.contains_key(&self.machines[host].id));
         Around {
-            reachable: self.healthy_neighbours(host),
-            hosts: self.host_numbers.len(),
+            reachable: self.healthy_neighbours(host).into_iter().filter(|other| counts(*other)).collect(),
+            electorate: told.map_or(usize::MAX, BTreeMap::len),
+            counts: counts(host),
             calm: self.network.now == self.network.usual,
             replicas_well: self.replicas_are_well(host),
             boot: self.machines[host].boot(),
