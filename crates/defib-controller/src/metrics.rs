@@ -108,6 +108,8 @@ impl Meter {
         for (label, standing) in STANDINGS {
             gauge!("defib_hosts", "standing" => label).set(count(standing) as f64);
         }
+        let electorate = ledger.electorates().last().map_or(0, |newest| newest.hosts.len());
+        gauge!("defib_electorate_hosts").set(electorate as f64);
         gauge!("defib_leader").set(if leads { 1.0 } else { 0.0 });
         gauge!("defib_recoveries_open").set(ledger.open_recoveries().count() as f64);
         gauge!("defib_brake_used").set(ledger.brakes().counted() as f64);
@@ -256,6 +258,7 @@ fn describe() {
             "defib_fencing_methods",
             "Fencing methods by what their last test found; `bad` means a host that could not be fenced by it now",
         ),
+        ("defib_electorate_hosts", "Hosts that vouch for each other in an outage of the replicas"),
         ("defib_hosts", "Hosts by standing"),
         ("defib_leader", "1 on the replica that leads and acts"),
         ("defib_log_applied", "Log entry that was applied last"),

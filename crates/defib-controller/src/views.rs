@@ -475,7 +475,9 @@ fn deaf(view: &View<'_>) -> impl Iterator<Item = String> {
 #[must_use]
 pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protection>) -> v1::Status {
     let ledger = view.controller.ledger();
-    let mut hosts = v1::HostCounts { total: count(ledger.hosts().len()), ..v1::HostCounts::default() };
+    let electorate = ledger.electorates().last().map_or(0, |newest| newest.hosts.len());
+    let (total, electorate) = (count(ledger.hosts().len()), count(electorate));
+    let mut hosts = v1::HostCounts { total, electorate, ..v1::HostCounts::default() };
     for record in ledger.hosts().values() {
         let counter = match host_state(ledger, record) {
             "in-use" => &mut hosts.in_use,

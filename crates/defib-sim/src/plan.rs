@@ -217,7 +217,14 @@ impl Plan {
         let smoke = profile == Profile::Smoke;
         let replicas = if !smoke && rng.permille(300) { 5 } else { 3 };
         let policy = draw::policy(&mut rng, profile);
-        let inventory = inventory(&mut rng, profile);
+        let mut inventory = inventory(&mut rng, profile);
+        if matches!(profile, Profile::Outage | Profile::Half) {
+            let mut rng = Rng::new(seed, "neighbour addresses");
+            let lacking = [0, 0, 300, 800][rng.index(4)];
+            for host in inventory.hosts.values_mut().filter(|_| rng.permille(lacking)) {
+                host.neighbour_address = None;
+            }
+        }
         let epsilon = i64::from(policy.lease.drift_ppm);
         // Two clocks differ by at most ε: each is off by at most half of it. In the drift profile, by up to eight
         // times.

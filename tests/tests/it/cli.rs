@@ -5,9 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use defib_lab::cluster::wait_until;
-use defib_model::inventory::Host;
-use defib_model::{EventKind, HostId};
-use defib_observe::documents::inventory_to_yaml;
+use defib_model::EventKind;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -389,16 +387,7 @@ async fn exit_codes_are_those_of_the_page() {
         );
     }
     // 4: not there. A host that nobody heard yet has no recovery, however slow this machine is.
-    let mut inventory = rig.cluster.inventory().clone();
-    let spare = Host {
-        id: HostId::new("spare").unwrap(),
-        fencing: Vec::new(),
-        ..inventory.hosts.values().next().unwrap().clone()
-    };
-    let spare = Host { neighbour_address: Some("127.0.0.1:1".into()), ..spare };
-    inventory.hosts.insert(spare.id.clone(), spare);
-    let file = rig.write("with-spare.yaml", &inventory_to_yaml(&inventory));
-    rig.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
+    rig.declare_unseen(&["spare"]).await;
     for arguments in [
         &["host", "show", "h99"][..],
         &["host", "fence", "h99", "--yes"],

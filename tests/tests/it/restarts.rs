@@ -7,6 +7,7 @@ use defib_lab::cluster::wait_until;
 use defib_lab::measure::restore;
 use defib_lab::oracle::Life;
 use defib_model::{EventKind, Millis, Opinion, Policy};
+use defib_observe::documents::inventory_to_yaml;
 use nix::sys::signal::Signal;
 
 use crate::rig::{AMPLE, Rig, SMALL, quick, run, wait_out};
@@ -38,6 +39,11 @@ async fn assert_untouched(rig: &Rig, before: &BTreeMap<String, i32>, after: &str
     assert_eq!(running(rig), *before, "after {after}");
     let lives = rig.cluster.oracle().lives().unwrap();
     assert_eq!(lives.len(), before.len(), "after {after}: something was started: {lives:?}");
+}
+
+async fn leads(rig: &Rig) -> anyhow::Result<()> {
+    ensure!(rig.cluster.operator().status().await?.leader > 0, "nobody leads");
+    Ok(())
 }
 
 async fn restart_agents(rig: &Rig, signal: Signal) {
@@ -110,6 +116,56 @@ async fn agents_and_replicas_restart_in_any_order_and_no_vm_is_touched() {
     }
     assert_untouched(&rig, &before, "agents came back to replicas that had never seen them").await;
     assert_nobody_was_accused(&rig).await;
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn no_vm_stops_in_an_outage_while_most_hosts_that_are_declared_were_never_seen() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let before = running(&rig);
+    let hosts = rig.cluster.host_names();
+    rig.declare_unseen(&["n1", "n2", "n3", "n4", "n5", "n6"]).await;
+    wait_until("those in use count, and nobody else", AMPLE, || async {
+        let status = rig.json(&["status"]).await;
+        let told = &status["hosts"];
+        ensure!(told["electorate"] == hosts.len() && told["never_seen"] == 6, "{told}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for id in [1, 2, 3] {
+        rig.cluster.kill_replica(id);
+    }
+    wait_out(policy().lease.expiry_wait().plus(Millis(2000))).await;
+    assert_eq!(running(&rig), before, "no replica, no lease, and every VM runs on");
+    for id in [1, 2, 3] {
+        rig.cluster.restart_replica(id).unwrap();
+    }
+    wait_until("somebody leads", AMPLE, || async { leads(&rig).await }).await.unwrap();
+    let file = rig.path("inventory.yaml");
+    rig.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
+    assert_untouched(&rig, &before, "an outage of all replicas").await;
+    assert_nobody_was_accused(&rig).await;
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn a_host_without_a_neighbour_address_vouches_for_nobody_and_the_status_says_so() {
+    let mut rig = Rig::with(SMALL, policy()).await;
+    let mut inventory = rig.cluster.inventory().clone();
+    let host = inventory.hosts.values_mut().next().unwrap();
+    host.neighbour_address = None;
+    let name = host.id.to_string();
+    let file = rig.write("without.yaml", &inventory_to_yaml(&inventory));
+    rig.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
+    let status = rig.json(&["status"]).await;
+    assert_eq!(status["hosts"]["electorate"], inventory.hosts.len() - 1, "{status}");
+    let said = format!(
+        "1 of {} hosts in use have no neighbour address ({name} is the first)",
+        inventory.hosts.len()
+    );
+    let attention = status["attention"].as_array().unwrap();
+    assert!(attention.iter().any(|line| line.as_str().unwrap().starts_with(&said)), "{attention:?}");
     rig.assert_calm();
 }
 

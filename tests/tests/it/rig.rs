@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use defib_lab::clock::monotonic_ns;
 use defib_lab::cluster::{Cluster, Options, Profile, Size, binary, wait_until};
-use defib_model::{Event, EventKind, Millis, Policy};
+use defib_model::{Event, EventKind, HostId, Millis, Policy, inventory::Host};
+use defib_observe::documents::inventory_to_yaml;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -150,6 +151,20 @@ impl Rig {
         all.extend(arguments);
         let out = self.defib_list(&all).await.done();
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {out}"))
+    }
+
+    /// Declares hosts, like the others, that nobody ever starts.
+    pub(crate) async fn declare_unseen(&self, names: &[&str]) {
+        let mut inventory = self.cluster.inventory().clone();
+        let pattern = inventory.hosts.values().next().unwrap().clone();
+        for (at, name) in names.iter().enumerate() {
+            let id = HostId::new(name).unwrap();
+            let neighbour_address = Some(format!("127.0.0.1:{}", at + 1));
+            let host = Host { id: id.clone(), fencing: Vec::new(), neighbour_address, ..pattern.clone() };
+            inventory.hosts.insert(id, host);
+        }
+        let file = self.write("with-unseen.yaml", &inventory_to_yaml(&inventory));
+        self.defib(["inventory", "apply", file.to_str().unwrap()]).await.done();
     }
 
     /// Versions of policy and inventory, and the newest event but those of elections and observers.

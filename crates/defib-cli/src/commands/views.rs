@@ -73,7 +73,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
             "disarmed": status.disarmed_reason, "attention": status.attention,
             "hosts": {"total": hosts.total, "in_use": hosts.in_use, "suspected": hosts.suspected,
                 "fenced": hosts.fenced, "unconfirmed": hosts.unconfirmed, "never_seen": hosts.never_seen,
-                "quarantined": hosts.quarantined, "other": hosts.other},
+                "quarantined": hosts.quarantined, "other": hosts.other, "electorate": hosts.electorate},
             "vms": {"total": vms.total, "running": vms.running, "starting": vms.starting, "down": vms.down,
                 "unprotected": vms.unprotected, "disabled": vms.disabled},
             "brakes": status.brakes.iter().map(|brake| json!({"host": brake.host, "detail": brake.detail}))
@@ -90,8 +90,14 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         if status.leader == 0 { "nobody leads".into() } else { format!("replica {} leads", status.leader) };
     line(&format!("cluster {}: {leader}, term {}", status.cluster, status.term));
     line(&format!(
-        "hosts: {} in use of {}; suspected {}, fenced {}, unconfirmed {}, never seen {}",
-        hosts.in_use, hosts.total, hosts.suspected, hosts.fenced, hosts.unconfirmed, hosts.never_seen
+        "hosts: {} in use of {}; suspected {}, fenced {}, unconfirmed {}, never seen {}; {} vouch for VMs in an outage",
+        hosts.in_use,
+        hosts.total,
+        hosts.suspected,
+        hosts.fenced,
+        hosts.unconfirmed,
+        hosts.never_seen,
+        hosts.electorate
     ));
     line(&format!(
         "VMs: {} run of {}; starting {}, down {}, would not all restart if their host failed now: {}",

@@ -52,8 +52,9 @@ impl Neighbours {
     }
 
     /// Until when a host without a lease may let its VMs run: while a strict majority of those who count, itself
-    /// included if it does, says that it holds none either. Hosts that do hold one don't count against it: after an outage each finds the
-    /// replicas in its own time, and as long as those are the fewer, no expired lease proves anything.
+    /// included if it does, says that it holds none either. Hosts that do hold one don't count against it: after an
+    /// outage each finds the replicas in its own time, and as long as those are the fewer, no expired lease proves
+    /// anything.
     ///
     /// Which electorate the others know does not matter: whoever votes that this host's lease has run out goes by all
     /// that it may know, so the majority is one of the electorate that *this* host knows.

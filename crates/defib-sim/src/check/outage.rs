@@ -1,6 +1,6 @@
 //! I11: a controller outage stops nothing. A host that could ask a steady majority of those who count, as it was told
-//! last, that held no lease must not stop its VMs for want of one; and one that is well, in reach of replicas that are all well, holds
-//! its lease.
+//! last, that held no lease must not stop its VMs for want of one; and one that is well, in reach of replicas that are
+//! all well, holds its lease.
 
 use defib_model::{BootId, Event, EventKind};
 
@@ -17,7 +17,7 @@ const WELL_AFTER: u64 = 8_000 * MS;
 /// What the world around a host is like at a moment.
 #[derive(Debug)]
 pub(crate) struct Around {
-    /// Other hosts that count and would answer it.
+    /// Other hosts that count, are asked and would answer.
     pub(crate) reachable: Vec<usize>,
     /// How many count, as it was told last.
     pub(crate) electorate: usize,

@@ -198,11 +198,12 @@ impl World {
     /// What the world around a host is like.
     pub(crate) fn around(&self, host: usize) -> Around {
         let told = self.machines[host].agent.as_ref().map(|agent| &agent.guard.electorate().hosts);
-        let counts = |host: usize| told.is_some_and(|hosts| hosts.contains_key(&self.machines[host].id));
+        let member = |host: usize| told.and_then(|hosts| hosts.get(&self.machines[host].id));
+        let asked = |other: &usize| member(*other).is_some_and(|other| !other.address.is_empty());
         Around {
-            reachable: self.healthy_neighbours(host).into_iter().filter(|other| counts(*other)).collect(),
+            reachable: self.healthy_neighbours(host).into_iter().filter(asked).collect(),
             electorate: told.map_or(usize::MAX, BTreeMap::len),
-            counts: counts(host),
+            counts: member(host).is_some(),
             calm: self.network.now == self.network.usual,
             replicas_well: self.replicas_are_well(host),
             boot: self.machines[host].boot(),
