@@ -1,5 +1,7 @@
 //! What a host's agent may bring about by what it says: nothing about other hosts, and not as often as it likes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{

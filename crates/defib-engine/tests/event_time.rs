@@ -1,5 +1,7 @@
 //! By which clock events are dated, when those of replicas disagree.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
+
 use defib_engine::{
     controller::{Controller, Effect, Input, Role},
     ledger::Ledger,

@@ -130,7 +130,7 @@ fn split(mut message: Message, bytes_max: u64) -> Vec<Message> {
     let entries = message.take_entries();
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
     let cut = |message: &mut Message, part: &mut Vec<Entry>| {
-        let Some(last) = part.last().map(|last| (last.index, last.term)) else { return None };
+        let last = part.last().map(|last| (last.index, last.term))?;
         let mut one = message.clone();
         one.set_entries(std::mem::take(part).into());
         (message.index, message.log_term) = last;

@@ -78,7 +78,7 @@ impl Words {
 
     /// Whether news of a report that can wait may go to the log now. If not it is asked for again.
     pub(super) fn may_tell(&mut self, now: Instant, host: &HostId) -> bool {
-        let may = self.reports.entry(host.clone()).or_insert(Allowance::full(now)).take(now);
+        let may = self.reports.entry(host.clone()).or_insert_with(|| Allowance::full(now)).take(now);
         if !may {
             self.waiting.insert(host.clone());
         }
@@ -88,7 +88,7 @@ impl Words {
     /// Whether a goodbye may go to the log. If not it is lost; whoever means it says it again.
     pub(super) fn may_leave(&mut self, now: Instant, host: &HostId, goodbye: Goodbye) -> bool {
         let key = (host.clone(), goodbye == Goodbye::Shutdown);
-        let may = self.goodbyes.entry(key).or_insert(Allowance::full(now)).take(now);
+        let may = self.goodbyes.entry(key).or_insert_with(|| Allowance::full(now)).take(now);
         if !may {
             self.hold_back(now, host);
         }
