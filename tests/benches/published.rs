@@ -1,5 +1,5 @@
-//! What the core loop pays for the status that is published in etcd: it copies, and another thread makes JSON of the
-//! copy.
+//! What the core loop pays for the status that is published in etcd, and for a snapshot of the ledger: it copies, and
+//! another thread makes JSON of the copy.
 //!
 //! 5,000 hosts in 125 racks, 20 VMs on each; in peace, and while every fifth host is missed.
 
@@ -25,6 +25,7 @@ use defib_model::{
     command::{Operator, OpinionChange, Placement},
     inventory::{Definition, Priority, Readiness, Vm},
 };
+use defib_wire::log::encode_snapshot;
 
 const HOSTS: usize = 5000;
 const HOSTS_PER_RACK: usize = 40;
@@ -37,6 +38,7 @@ fn main() -> Result<()> {
     let rounds = size("DEFIB_BENCH_ROUNDS", 200).max(1);
     let mut ledger = settled()?;
     measure("peace", &ledger, rounds)?;
+    snapshots(&ledger, (rounds / 10).max(1))?;
     miss(&mut ledger, HOSTS / 5)?;
     measure("every_fifth_missed", &ledger, rounds)
 }
@@ -45,7 +47,7 @@ fn measure(what: &str, ledger: &Ledger, rounds: usize) -> Result<()> {
     let controller = Controller::new(ReplicaId(1), 1, ledger.clone());
     let membership = Membership::default();
     let (now, role) = (defib_model::Instant(0), RoleChange::default());
-    let view = View { controller: &controller, now, role, membership: &membership };
+    let view = View { controller: &controller, now, role, unled_since: None, membership: &membership };
     let keys = Keys::new("/defib/bench".into(), "/defib/bench/status".into());
     let (mut on_loop, mut beside) = (Vec::new(), Vec::new());
     // With the first one goes where hosts are, which changes with the inventory only.
@@ -66,6 +68,23 @@ fn measure(what: &str, ledger: &Ledger, rounds: usize) -> Result<()> {
     let name = |part: &str| format!("published_status_{HOSTS}_hosts_{what}_{part}");
     Figure::new(&name("on_loop"), "ms", "p99 <= 1").samples(&on_loop).print();
     Figure::new(&name("as_json"), "ms", "none: beside the loop").samples(&beside).print();
+    Ok(())
+}
+
+fn snapshots(ledger: &Ledger, rounds: usize) -> Result<()> {
+    let (mut on_loop, mut beside, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let copy = ledger.clone();
+        on_loop.push(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        bytes = encode_snapshot(&copy)?.len();
+        beside.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let name = |part: &str| format!("snapshot_{HOSTS}_hosts_{}_vms_{part}", HOSTS * VMS_PER_HOST);
+    Figure::new(&name("on_loop"), "ms", "p99 <= 100: a beat").samples(&on_loop).print();
+    Figure::new(&name("as_json"), "ms", "none: beside the loop").samples(&beside).print();
+    Figure::new(&name("size"), "bytes", "<= 256 MiB").samples(&[bytes as f64]).print();
     Ok(())
 }
 

@@ -237,7 +237,7 @@ impl GuardThread {
     /// Runs until the state can't be kept any more, or nobody is left to talk to.
     ///
     /// # Errors
-    /// Why the agent must end: what it must never forget could not be written, or the watchdog can't be armed.
+    /// Why the agent must end: what it must never forget could not be written, or the watchdog can't be petted.
     pub fn run(mut self) -> anyhow::Result<()> {
         loop {
             self.wait();
@@ -522,8 +522,9 @@ impl GuardThread {
             return Ok(());
         }
         let armed = self.keeper.is_armed();
-        let covered = self.guard.may_pet(clock::now());
-        self.keeper.tend(covered, self.guard.timing().watchdog.0)?;
+        let now = clock::now();
+        self.keeper.tend(now, self.guard.may_pet(now), self.guard.timing().watchdog.0)?;
+        self.notes.set_watchdog_trouble(self.keeper.trouble());
         if self.keeper.is_armed() != armed {
             self.step(Input::WatchdogArmed(self.keeper.is_armed()))?;
         }

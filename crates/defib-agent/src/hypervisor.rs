@@ -15,7 +15,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use defib_engine::guard::{Input, VmObserved};
 use defib_model::{
-    Incarnation, Instant, VmId,
+    Incarnation, Instant, Millis, VmId,
     inventory::{Definition, Readiness},
 };
 use nix::{
@@ -27,6 +27,8 @@ use crate::{clock, process::ProcessDriver};
 
 /// How often a readiness file is looked for while one is awaited.
 const READINESS_MS: u16 = 25;
+/// How often is looked whether VMs have printed too much.
+const OUTPUT: Millis = Millis(5000);
 /// Jobs that may wait for a driver.
 const QUEUE: usize = 4096;
 
@@ -220,8 +222,13 @@ impl ProcessThread {
             tell(observed(vm, running.incarnation(), Some(Readiness::PoweredOn)));
         }
         listing.done(tell);
+        let mut next_output = clock::now();
         loop {
-            self.wait();
+            self.wait(next_output);
+            if clock::now() >= next_output {
+                next_output = clock::now().plus(OUTPUT);
+                self.driver.shorten_output();
+            }
             loop {
                 match self.tasks.try_recv() {
                     Ok(task) => self.perform(task, tell),
@@ -239,15 +246,18 @@ impl ProcessThread {
         }
     }
 
-    fn wait(&self) {
+    fn wait(&self, next_output: Instant) {
         let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             self.driver.vms().values().map(|running| PollFd::new(running.handle(), PollFlags::POLLIN)),
         );
         let timeout = if self.driver.waits_for_readiness() {
             PollTimeout::from(READINESS_MS)
-        } else {
+        } else if self.driver.vms().is_empty() {
             PollTimeout::NONE
+        } else {
+            let until = next_output.since(clock::now()).plus(Millis(1));
+            PollTimeout::from(u16::try_from(until.0).unwrap_or(u16::MAX))
         };
         let _ = poll(&mut fds, timeout);
         let _ = self.waker.read();
@@ -326,7 +336,7 @@ mod tests {
     #[test]
     fn a_start_that_waited_until_the_lease_ended_is_not_begun() {
         let now = clock::now();
-        assert!(in_time(now, now.plus(defib_model::Millis(1))).is_ok());
+        assert!(in_time(now, now.plus(Millis(1))).is_ok());
         let error = in_time(now, now).unwrap_err();
         assert!(error.contains("lease"), "{error}");
         assert!(in_time(clock::now().max(now), now).is_err());

@@ -52,6 +52,7 @@ impl Notes {
     pub fn set_found(&self, mut found: v1::HostFindings) -> bool {
         let mut held = self.held();
         found.trouble.clone_from(&held.found.trouble);
+        found.watchdog_trouble.clone_from(&held.found.watchdog_trouble);
         found.certificate_begin = held.found.certificate_begin;
         found.certificate_end = held.found.certificate_end;
         if held.found == found {
@@ -77,6 +78,15 @@ impl Notes {
         held.found.trouble = why.to_owned();
         held.found_version += 1;
         true
+    }
+
+    /// Why the watchdog that is configured is not armed; empty: it is.
+    pub fn set_watchdog_trouble(&self, why: &str) {
+        let mut held = self.held();
+        if held.found.watchdog_trouble != why {
+            held.found.watchdog_trouble = why.to_owned();
+            held.found_version += 1;
+        }
     }
 
     /// Which certificate new connections are shown: sessions last for longer than certificates, and whoever holds one
@@ -163,7 +173,9 @@ mod tests {
         assert_eq!(report(&notes, Vec::new()).note.unreachable["fast"], "its pool is not active");
         assert!(notes.set_found(found("")));
         assert!(notes.set_trouble("it hangs") && !notes.set_trouble("it hangs"));
+        notes.set_watchdog_trouble("it is busy");
         assert!(!notes.set_found(found("")), "who hangs is not looked through");
+        assert_eq!(notes.found_since(version).unwrap().1.watchdog_trouble, "it is busy");
         let vms = BTreeMap::from([("0f1e".to_owned(), "other".to_owned())]);
         assert!(notes.set_unprotected(&vms) && !notes.set_unprotected(&vms));
         let note = report(&notes, Vec::new()).note;

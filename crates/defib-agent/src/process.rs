@@ -7,6 +7,7 @@
 //! outlives its parents and clears its environment can't be found, and is not for this driver.
 #![expect(unsafe_code, reason = "setsid between fork and exec")]
 
+mod output;
 mod record;
 mod table;
 
@@ -272,7 +273,8 @@ impl ProcessDriver {
             .stdin(Stdio::null());
         let mut spawn = || -> io::Result<Pid> {
             let record = record::begin(&self.record_file(vm), incarnation, &self.boot)?;
-            command.stdout(log("out")?).stderr(log("err")?);
+            let [out, err] = output::KINDS;
+            command.stdout(log(out)?).stderr(log(err)?);
             let file = record.descriptor();
             // SAFETY: between fork and exec only calls happen that are async-signal-safe, and the descriptor is open
             // until `spawn` has returned, since `record` lives as long.
@@ -365,6 +367,11 @@ impl ProcessDriver {
             }
         }
         ready
+    }
+
+    /// Shortens what VMs have printed where it has become too long.
+    pub fn shorten_output(&self) {
+        output::shorten_all(&self.run_dir.join("vms"), output::BYTES_MAX, output::KEPT);
     }
 
     /// Whether some VM is not ready yet.

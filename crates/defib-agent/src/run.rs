@@ -203,7 +203,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let service = NeighbourService::new(host.clone(), boot.to_string(), Arc::clone(&published));
     let serving = Server::builder()
         .add_service(NeighbourServer::new(service))
-        .serve_with_incoming(Incoming::accept(listener, server, cluster));
+        .serve_with_incoming(Incoming::accept(listener, server, cluster, "neighbours"));
     tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(%error, "the neighbours' question is not answered any more");

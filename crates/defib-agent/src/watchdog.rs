@@ -9,7 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use defib_model::{Instant, Millis};
+
 use crate::config::{WatchdogConfig, WatchdogMode};
+
+/// How soon one that could not be armed is tried again: twice as late each time, up to the second.
+const AGAIN_AFTER: (Millis, Millis) = (Millis(5_000), Millis(60_000));
 
 mod ioctl {
     nix::ioctl_readwrite!(set_timeout, b'W', 6, libc::c_int);
@@ -164,13 +169,16 @@ pub struct Keeper {
     /// It counts longer than the bound that is in force.
     late: bool,
     covered: bool,
+    /// When one that could not be armed is tried again, and how long that waits.
+    again: Option<(Instant, Millis)>,
+    trouble: String,
 }
 
 impl Keeper {
     /// Nothing is armed yet.
     #[must_use]
     pub const fn new(watchdog: Option<Box<dyn Watchdog>>) -> Self {
-        Self { watchdog, armed_for_ms: None, late: false, covered: true }
+        Self { watchdog, armed_for_ms: None, late: false, covered: true, again: None, trouble: String::new() }
     }
 
     /// Whether the host would really be reset, and in time.
@@ -190,12 +198,21 @@ impl Keeper {
         }
     }
 
+    /// Why the watchdog that is wanted is not armed; empty: it is, or its time has not come, or none is wanted.
+    #[must_use]
+    pub fn trouble(&self) -> &str {
+        &self.trouble
+    }
+
     /// To be called several times per timeout; `covered` was just read. `bound_ms`: the watchdog's time by the policy
     /// that is in force.
     ///
+    /// One that can't be armed is reported as not armed, and tried again: the agent goes on without it. VMs may run here
+    /// that an agent before this one has started, and to end would bring neither them nor the watchdog back.
+    ///
     /// # Errors
-    /// When it can't be armed: the agent must not pretend.
-    pub fn tend(&mut self, covered: bool, bound_ms: u64) -> io::Result<()> {
+    /// When one that is armed can't be petted: the host will be reset.
+    pub fn tend(&mut self, now: Instant, covered: bool, bound_ms: u64) -> io::Result<()> {
         let Some(watchdog) = &mut self.watchdog else { return Ok(()) };
         if covered != self.covered {
             self.covered = covered;
@@ -207,17 +224,35 @@ impl Keeper {
         if !covered {
             return Ok(());
         }
+        if self.again.is_some_and(|(at, _)| now < at) {
+            return Ok(());
+        }
         if self.armed_for_ms != Some(bound_ms) {
             match (arm(watchdog.as_mut(), bound_ms), self.armed_for_ms) {
-                (Ok(()), _) => self.late = false,
+                (Ok(()), _) => {
+                    self.late = false;
+                    self.again = None;
+                    self.trouble.clear();
+                }
                 (Err(error), None) => {
                     watchdog.disarm();
-                    return Err(error);
+                    let waits =
+                        self.again.map_or(AGAIN_AFTER.0, |(_, waits)| waits.times(2).min(AGAIN_AFTER.1));
+                    tracing::error!(
+                        %error,
+                        "the watchdog can't be armed, so no death of this host is proven by its lease; VMs run on without it, \
+                         and it is tried again in {waits}. Mend it, or choose watchdog: {{ mode: off }} in the agent's \
+                         configuration"
+                    );
+                    self.again = Some((now.plus(waits), waits));
+                    self.trouble = error.to_string();
+                    return Ok(());
                 }
                 // VMs may run already, and nothing has happened to them: they are not taken down for a new policy.
                 (Err(error), Some(_)) => {
                     tracing::error!(%error, "the watchdog does not bite in the time of the new policy; it is reported as not armed");
                     self.late = true;
+                    self.trouble = error.to_string();
                 }
             }
             self.armed_for_ms = Some(bound_ms);
@@ -245,6 +280,8 @@ fn arm(watchdog: &mut dyn Watchdog, bound_ms: u64) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+
+    const NOW: Instant = Instant(7);
 
     /// What happened to fake devices, by their path. Each test has a path of its own.
     static SEEN: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
@@ -304,15 +341,15 @@ mod tests {
     #[test]
     fn it_is_armed_by_the_first_coverage_petted_only_while_covered_and_never_let_go() {
         let mut keeper = keeper("/fake/new");
-        keeper.tend(false, 5500).unwrap();
+        keeper.tend(NOW, false, 5500).unwrap();
         assert!(!keeper.is_armed());
         assert!(seen("/fake/new").is_empty(), "opening it would begin to count");
-        keeper.tend(true, 5500).unwrap();
+        keeper.tend(NOW, true, 5500).unwrap();
         assert!(keeper.is_armed());
-        keeper.tend(false, 5500).unwrap();
-        keeper.tend(false, 5500).unwrap();
+        keeper.tend(NOW, false, 5500).unwrap();
+        keeper.tend(NOW, false, 5500).unwrap();
         assert_eq!(seen("/fake/new"), ["open", "set 5", "pet"]);
-        keeper.tend(true, 5500).unwrap();
+        keeper.tend(NOW, true, 5500).unwrap();
         // The agent ends, however: no magic 'V', so it goes on counting.
         drop(keeper);
         assert_eq!(seen("/fake/new"), ["open", "set 5", "pet", "pet", "closed"]);
@@ -322,7 +359,7 @@ mod tests {
     fn it_is_let_go_when_its_host_shuts_down() {
         let mut keeper = keeper("/fake/left");
         keeper.let_go();
-        keeper.tend(true, 5000).unwrap();
+        keeper.tend(NOW, true, 5000).unwrap();
         keeper.let_go();
         assert!(!keeper.is_armed());
         keeper.let_go();
@@ -332,16 +369,16 @@ mod tests {
     #[test]
     fn an_old_driver_is_petted_by_a_write_that_is_not_the_magic_one() {
         let mut keeper = keeper("/fake/old");
-        keeper.tend(true, 5000).unwrap();
-        keeper.tend(true, 5000).unwrap();
+        keeper.tend(NOW, true, 5000).unwrap();
+        keeper.tend(NOW, true, 5000).unwrap();
         assert_eq!(seen("/fake/old"), ["open", "set 5", "1", "1"]);
     }
 
     #[test]
     fn one_that_bites_too_late_is_refused_and_stopped_again() {
         let mut keeper = keeper("/fake/slow");
-        let error = keeper.tend(true, 1500).unwrap_err();
-        assert!(error.to_string().contains("counts 2 s at least"), "{error}");
+        keeper.tend(NOW, true, 1500).unwrap();
+        assert!(keeper.trouble().contains("counts 2 s at least"), "{}", keeper.trouble());
         assert!(!keeper.is_armed());
         drop(keeper);
         assert_eq!(
@@ -354,22 +391,45 @@ mod tests {
     #[test]
     fn one_whose_time_can_not_be_set_is_refused_and_stopped_again() {
         let mut keeper = keeper("/fake/fixed");
-        let error = keeper.tend(true, 5000).unwrap_err();
-        assert!(error.to_string().contains("/fake/fixed: its timeout can't be set"), "{error}");
+        keeper.tend(NOW, true, 5000).unwrap();
+        let trouble = keeper.trouble();
+        assert!(trouble.contains("/fake/fixed: its timeout can't be set"), "{trouble}");
         assert_eq!(seen("/fake/fixed"), ["open", "set 5", "V", "closed"]);
+    }
+
+    /// An agent that ended over it would be started again at once, and end again: many times a minute, each with its
+    /// silence, and no operator would learn why.
+    #[test]
+    fn one_that_can_not_be_armed_is_tried_again_ever_more_seldom_and_armed_once_it_can() {
+        let mut keeper = keeper("/fake/busy");
+        let mut tried = Vec::new();
+        for second in 0..200 {
+            let before = seen("/fake/busy").len();
+            keeper.tend(Instant::from_millis(second * 1000), true, 1500).unwrap();
+            if seen("/fake/busy").len() > before {
+                tried.push(second);
+            }
+            assert!(!keeper.is_armed());
+        }
+        assert_eq!(tried, [0, 5, 15, 35, 75, 135, 195]);
+        // The policy is raised.
+        keeper.tend(Instant::from_millis(254_999), true, 5000).unwrap();
+        assert!(!keeper.is_armed());
+        keeper.tend(Instant::from_millis(255_000), true, 5000).unwrap();
+        assert!(keeper.is_armed() && keeper.trouble().is_empty());
     }
 
     #[test]
     fn a_new_policy_sets_the_time_anew_and_one_that_it_can_not_keep_is_not_pretended() {
         let mut keeper = keeper("/fake/policy");
-        keeper.tend(true, 9000).unwrap();
-        keeper.tend(true, 4000).unwrap();
+        keeper.tend(NOW, true, 9000).unwrap();
+        keeper.tend(NOW, true, 4000).unwrap();
         assert!(keeper.is_armed());
-        keeper.tend(false, 3000).unwrap();
-        keeper.tend(true, 1500).unwrap();
+        keeper.tend(NOW, false, 3000).unwrap();
+        keeper.tend(NOW, true, 1500).unwrap();
         assert!(!keeper.is_armed(), "it bites after 2 s, the policy counts on 1.5");
-        keeper.tend(true, 1500).unwrap();
-        keeper.tend(true, 6000).unwrap();
+        keeper.tend(NOW, true, 1500).unwrap();
+        keeper.tend(NOW, true, 6000).unwrap();
         assert!(keeper.is_armed());
         let expected = ["open", "set 9", "pet", "set 4", "pet", "set 1", "pet", "pet", "set 6", "pet"];
         assert_eq!(seen("/fake/policy"), expected);
@@ -379,8 +439,8 @@ mod tests {
     fn a_dry_run_is_never_reported_as_armed() {
         let config = WatchdogConfig { mode: WatchdogMode::DryRun, device: "/no/such/watchdog".into() };
         let mut keeper = Keeper::new(open(&config));
-        keeper.tend(true, 5000).unwrap();
-        keeper.tend(true, 5000).unwrap();
+        keeper.tend(NOW, true, 5000).unwrap();
+        keeper.tend(NOW, true, 5000).unwrap();
         assert!(!keeper.is_armed());
     }
 

@@ -1,10 +1,10 @@
 //! All replicas of the cluster, asked in turn.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use defib_model::ReplicaId;
 use defib_pki::{ClientTls, Credentials, PeerIdentity, server_name};
-use defib_rpc::{Connecting, channel};
+use defib_rpc::{Connecting, UNCONFIRMED, channel};
 use defib_wire::v1::operator_client::OperatorClient;
 use tonic::{Code, Status, transport::Channel};
 
@@ -35,6 +35,9 @@ pub(crate) enum Failure {
     /// What was to be changed may have been changed.
     #[error("{0}")]
     Unknown(String),
+    /// It was answered, by a replica that knew no leader to confirm it.
+    #[error("{0}")]
+    Unconfirmed(String),
 }
 
 impl Failure {
@@ -47,6 +50,7 @@ impl Failure {
             Self::NotFound(_) => 4,
             Self::NotWhole(_) => 5,
             Self::Unknown(_) => 6,
+            Self::Unconfirmed(_) => 8,
         }
     }
 
@@ -70,6 +74,8 @@ impl Failure {
 pub(crate) struct Cluster {
     pub(crate) name: String,
     pub(crate) replicas: Vec<(u64, OperatorClient<Channel>)>,
+    /// Why what was answered may be old, if it may.
+    unconfirmed: RefCell<Option<String>>,
 }
 
 impl Cluster {
@@ -98,8 +104,27 @@ impl Cluster {
                 (replica.id, OperatorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
             })
             .collect();
-        Ok(Self { name: credentials.cluster().to_string(), replicas })
+        Ok(Self { name: credentials.cluster().to_string(), replicas, unconfirmed: RefCell::default() })
     }
+
+    /// Remembers that an answer is not confirmed.
+    pub(crate) fn doubts(&self, why: String) {
+        self.unconfirmed.replace(Some(why));
+    }
+
+    /// What has to be said of the answers that were shown.
+    ///
+    /// # Errors
+    /// That one of them was not confirmed by a leader, and how old it may be.
+    pub(crate) fn confirmed(&self) -> Result<(), Failure> {
+        self.unconfirmed.take().map_or(Ok(()), |why| Err(Failure::Unconfirmed(why)))
+    }
+}
+
+/// Why an answer may be old, if it may.
+pub(crate) fn doubt<T>(response: &tonic::Response<T>) -> Option<String> {
+    let value = response.metadata().get(UNCONFIRMED)?;
+    Some(value.to_str().unwrap_or("not confirmed by a leader").to_owned())
 }
 
 /// Asks one replica after the other until one has an answer.
@@ -125,14 +150,21 @@ macro_rules! in_turn {
         let request = $request;
         let changes: bool = $changes;
         let mut problems = Vec::new();
-        let mut answer = None;
+        let (mut answer, mut unconfirmed) = (None, None);
         for (id, client) in &$cluster.replicas {
             let mut client = client.clone();
             let call = client.$call(tonic::Request::new(request.clone()));
             let limit = $crate::cluster::ANSWER_WITHIN;
             let (problem, may_be_done) = match tokio::time::timeout(limit, call).await {
                 Ok(Ok(response)) => {
-                    answer = Some(Ok(response.into_inner()));
+                    let doubt = $crate::cluster::doubt(&response);
+                    let response = response.into_inner();
+                    if let Some(why) = doubt {
+                        // Another replica may know who leads.
+                        unconfirmed.get_or_insert((response, why));
+                        continue;
+                    }
+                    answer = Some(Ok(response));
                     break;
                 }
                 Ok(Err(status)) => match $crate::cluster::Failure::of(&status) {
@@ -151,6 +183,12 @@ macro_rules! in_turn {
                 break;
             }
             problems.push(problem);
+        }
+        if answer.is_none()
+            && let Some((response, why)) = unconfirmed
+        {
+            $cluster.doubts(why);
+            answer = Some(Ok(response));
         }
         answer.unwrap_or_else(|| {
             Err($crate::cluster::Failure::Unreachable(format!(

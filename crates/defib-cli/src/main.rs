@@ -14,9 +14,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::{cluster::Failure, output::Output};
 
 const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers or none leads,
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage or file, 3 no replica answers, or none leads
+who could make a change,
 4 not found, 5 the event stream is not whole, 6 a change was sent and what became of it is unknown,
-7 done, but standard output could not be written";
+7 done, but standard output could not be written, 8 answered, but not confirmed by a leader: it may be old";
 
 /// Operates a cluster of Defib.
 #[derive(Debug, Parser)]
@@ -120,7 +121,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             runtime.block_on(async {
                 let cluster = cluster::Cluster::connect(&config)?;
                 let output = cli.output;
-                match command {
+                let done = match command {
                     Command::Status => commands::status(&cluster, output).await,
                     Command::Host(command) => commands::host(&cluster, command, output).await,
                     Command::Vm(command) => commands::vm(&cluster, command, output).await,
@@ -134,7 +135,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
                     Command::Resume(change) => commands::pause(&cluster, false, &change, output).await,
                     Command::Replica(command) => commands::replica(&cluster, command, output).await,
                     Command::Pki(_) | Command::Bmc(_) | Command::Completions { .. } => Ok(()),
-                }
+                };
+                done.and_then(|()| cluster.confirmed())
             })
         }
     }

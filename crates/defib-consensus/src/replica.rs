@@ -104,7 +104,8 @@ impl ReplicaConfig {
             snapshot_every_bytes: 32 << 20,
             keep_entries: 2_000,
             max_message_bytes: 1 << 20,
-            max_inflight: 128,
+            // With the former less than what may wait for a peer's socket, or the first of them would be dropped.
+            max_inflight: 24,
             max_uncommitted_bytes: 16 << 20,
         }
     }

@@ -1,6 +1,8 @@
 //! Certificates for tests.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -8,7 +10,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::transport::PeerTls;
+use crate::transport::{Doorkeeper, PeerTls};
+
+/// Lets everybody try.
+pub(crate) struct OpenDoor;
+
+impl Doorkeeper for OpenDoor {
+    fn place(&self, _: IpAddr) -> Option<Box<dyn Send>> {
+        Some(Box::new(()))
+    }
+    fn refused(&self, _: SocketAddr, _: &dyn fmt::Display) {}
+}
 
 /// A certificate authority and one certificate per replica.
 pub(crate) fn certificates(replicas: &[u64]) -> BTreeMap<u64, PeerTls> {
@@ -44,7 +56,12 @@ pub(crate) fn certificates(replicas: &[u64]) -> BTreeMap<u64, PeerTls> {
             .with_root_certificates(roots.clone())
             .with_client_auth_cert(vec![der.clone()], key())
             .unwrap();
-        PeerTls { server: Arc::new(server), client: Arc::new(client), identify: identify.clone() }
+        PeerTls {
+            server: Arc::new(server),
+            client: Arc::new(client),
+            identify: identify.clone(),
+            doorkeeper: Arc::new(OpenDoor),
+        }
     };
     leaves.iter().map(|(id, leaf)| (*id, tls(leaf))).collect()
 }

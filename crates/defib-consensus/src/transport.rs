@@ -14,7 +14,7 @@ mod outbox;
 mod tests;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use rustls::{ClientConfig, ServerConfig};
@@ -29,6 +29,15 @@ use crate::ConsensusError;
 /// Which replica a leaf certificate (DER) belongs to; `None` if it belongs to none. The chain was verified before.
 pub type IdentifyPeer = Arc<dyn Fn(&[u8]) -> Option<u64> + Send + Sync>;
 
+/// Who may begin a handshake at the peers' address, and who hears of those that came to nothing. Whoever reaches the
+/// address decides how many there are, so both are bounded here and nowhere else.
+pub trait Doorkeeper: Send + Sync {
+    /// A place for a connection from there, given back when it is dropped; `None`: all that it may have are taken.
+    fn place(&self, from: IpAddr) -> Option<Box<dyn Send>>;
+    /// A connection came to nothing.
+    fn refused(&self, from: SocketAddr, why: &dyn fmt::Display);
+}
+
 /// How to authenticate to peers, and them.
 #[derive(Clone)]
 pub struct PeerTls {
@@ -38,6 +47,8 @@ pub struct PeerTls {
     pub client: Arc<ClientConfig>,
     /// Whose certificate it is.
     pub identify: IdentifyPeer,
+    /// Who may try.
+    pub doorkeeper: Arc<dyn Doorkeeper>,
 }
 
 impl fmt::Debug for PeerTls {

@@ -40,7 +40,26 @@ const TURNED_AWAY_FOR: Millis = Millis(10_000);
 /// After so long without another try it has gone.
 const GONE_AFTER: Millis = Millis(30_000);
 
-type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+/// What waits for an agent.
+#[derive(Debug)]
+enum Waiting {
+    /// For it alone.
+    One(v1::ControllerMessage),
+    /// For all of them. Who counts in the double quorum is long where there are many hosts: it is held once, and copied
+    /// only while it is sent, by who sends it.
+    All(Arc<v1::ControllerMessage>),
+}
+
+impl Waiting {
+    fn into_message(self) -> v1::ControllerMessage {
+        match self {
+            Self::One(message) => message,
+            Self::All(message) => Arc::unwrap_or_clone(message),
+        }
+    }
+}
+
+type Outgoing = mpsc::Sender<Waiting>;
 
 #[derive(Debug)]
 struct Session {
@@ -58,12 +77,20 @@ struct TurnedAway {
 }
 
 /// What every new session must be told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct News {
     policy: v1::AgentPolicy,
-    electorate: v1::Electorate,
+    electorate: Arc<v1::ControllerMessage>,
     leads: bool,
     term: u64,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        // Nobody counts yet.
+        let electorate = message(controller_message::Message::Electorate(v1::Electorate::default()));
+        Self { policy: v1::AgentPolicy::default(), electorate: Arc::new(electorate), leads: false, term: 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +115,13 @@ pub struct Agents {
     random: SystemRandom,
     inner: Mutex<Inner>,
     certificates: Arc<Certificates>,
+}
+
+impl Inner {
+    /// Costs little for each session: the loop waits for it.
+    fn tell_all(&mut self, what: &Arc<v1::ControllerMessage>) {
+        self.sessions.retain(|_, session| session.outgoing.try_send(Waiting::All(Arc::clone(what))).is_ok());
+    }
 }
 
 fn message(message: controller_message::Message) -> v1::ControllerMessage {
@@ -190,7 +224,7 @@ impl Agents {
         let Some(session) = inner.sessions.get(host) else {
             return Err(format!("the agent of host {host} has no session with this replica"));
         };
-        if session.outgoing.try_send(Ok(message(what))).is_err() {
+        if session.outgoing.try_send(Waiting::One(message(what))).is_err() {
             // It does not take what it is sent: end the session, it will open a new one.
             inner.sessions.remove(host);
             return Err(format!("the agent of host {host} does not take its messages"));
@@ -198,16 +232,15 @@ impl Agents {
         Ok(())
     }
 
-    fn tell_all(&self, what: &controller_message::Message) {
-        let mut inner = self.inner();
-        inner.sessions.retain(|_, session| session.outgoing.try_send(Ok(message(what.clone()))).is_ok());
+    fn tell_all(&self, what: controller_message::Message) {
+        self.inner().tell_all(&Arc::new(message(what)));
     }
 
     /// A new policy.
     pub fn policy_changed(&self, policy: &Policy, version: u64) {
         let policy = v1::AgentPolicy::of(policy, version);
         self.inner().news.policy = policy;
-        self.tell_all(&controller_message::Message::Policy(policy));
+        self.tell_all(controller_message::Message::Policy(policy));
     }
 
     /// Hosts or replicas changed: all agents must know who may be asked, and whose promises count.
@@ -216,10 +249,12 @@ impl Agents {
             v1::Electorate::of(newest.version, &newest.hosts, ledger.inventory(), &newest.replicas)
         });
         let electorate = electorate.unwrap_or_default();
+        let electorate = Arc::new(message(controller_message::Message::Electorate(electorate)));
         self.certificates.keep(&ledger.inventory().hosts);
         let gone = {
             let mut inner = self.inner();
-            inner.news.electorate = electorate.clone();
+            inner.news.electorate = Arc::clone(&electorate);
+            inner.tell_all(&electorate);
             inner.found.retain(|host, _| ledger.inventory().hosts.contains_key(host));
             let gone = |host: &HostId| {
                 !inner.sessions.contains_key(host) && !ledger.inventory().hosts.contains_key(host)
@@ -228,7 +263,6 @@ impl Agents {
             gone.iter().filter_map(|host| inner.heard_under.remove(host)).collect::<Vec<u64>>()
         };
         gone.into_iter().for_each(|number| self.observer.tell(Instruction::EndSession(number)));
-        self.tell_all(&controller_message::Message::Electorate(electorate));
     }
 
     /// This replica began or ceased to lead.
@@ -237,10 +271,10 @@ impl Agents {
         inner.news.leads = leader;
         inner.news.term = term;
         drop(inner);
-        self.tell_all(&controller_message::Message::LeaderChanged(v1::LeaderChanged { leader, term }));
+        self.tell_all(controller_message::Message::LeaderChanged(v1::LeaderChanged { leader, term }));
         if leader {
             // What agents told the former leader, this one must hear.
-            self.tell_all(&controller_message::Message::ReportWanted(v1::ReportWanted {}));
+            self.tell_all(controller_message::Message::ReportWanted(v1::ReportWanted {}));
         }
     }
 
@@ -273,13 +307,11 @@ impl Agents {
             term: news.term,
         };
         let first = [
-            controller_message::Message::Welcome(welcome),
-            controller_message::Message::Electorate(news.electorate.clone()),
+            Waiting::One(message(controller_message::Message::Welcome(welcome))),
+            Waiting::All(Arc::clone(&news.electorate)),
         ];
         for what in first {
-            outgoing
-                .try_send(Ok(message(what)))
-                .map_err(|_| Status::unavailable("the session ended at once"))?;
+            outgoing.try_send(what).map_err(|_| Status::unavailable("the session ended at once"))?;
         }
         let session = Session { number, outgoing, agent_version: agent_version.to_owned() };
         let replaces = inner.sessions.insert(host.clone(), session).is_some();
@@ -413,7 +445,7 @@ impl AgentControl for AgentService {
                 let _ = core.tell(Message::Input(Input::AgentLeft(host)));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream).map(|waiting| Ok(waiting.into_message())))))
     }
 }
 
@@ -468,4 +500,37 @@ fn order_outcome(outcome: Option<order_outcome::Outcome>) -> anyhow::Result<Orde
         }
         None => anyhow::bail!("an outcome of a newer release"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With 5,000 hosts the electorate has 0.3 MB, and each of as many sessions is told: the loop must not copy it.
+    #[test]
+    fn what_all_agents_are_told_is_held_once() {
+        let hosts = (0..5000).map(|number| v1::ElectorateHost {
+            host: format!("host-{number}"),
+            ..v1::ElectorateHost::default()
+        });
+        let electorate = v1::Electorate { version: 7, hosts: hosts.collect(), ..v1::Electorate::default() };
+        let what = Arc::new(message(controller_message::Message::Electorate(electorate)));
+        let mut inner = Inner::default();
+        let mut streams = Vec::new();
+        for number in 0..200 {
+            let (outgoing, stream) = mpsc::channel(QUEUE);
+            let host = HostId::new(&format!("host-{number}")).expect("a good name");
+            inner.sessions.insert(host, Session { number, outgoing, agent_version: String::new() });
+            streams.push(stream);
+        }
+        // One agent has gone.
+        drop(streams.pop());
+        inner.tell_all(&what);
+        assert_eq!(inner.sessions.len(), 199, "who takes nothing has no session any more");
+        for stream in &mut streams {
+            let Ok(Waiting::All(told)) = stream.try_recv() else { panic!("each is told") };
+            assert!(Arc::ptr_eq(&told, &what), "it is the same one");
+            assert_eq!(Waiting::All(told).into_message(), *what);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -86,6 +87,8 @@ pub struct View<'a> {
     pub now: Instant,
     /// The replica's part in the log.
     pub role: RoleChange,
+    /// Since when it knows no leader; `None`: it knows one.
+    pub unled_since: Option<Instant>,
     /// The replicas.
     pub membership: &'a Membership,
 }
@@ -186,11 +189,14 @@ pub struct Loop {
     reads: BTreeMap<u64, oneshot::Sender<bool>>,
     next_read: u64,
     role: RoleChange,
+    unled_since: Option<Instant>,
     membership: Membership,
     pulse: watch::Sender<Pulse>,
     meter: Arc<Meter>,
     applied: u64,
     caught_up: bool,
+    /// Writes the last copy of the ledger that was taken for a snapshot.
+    snapshot: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Loop {
@@ -232,11 +238,13 @@ impl Loop {
             reads: BTreeMap::new(),
             next_read: 0,
             role: RoleChange::default(),
+            unled_since: Some(clock.now()),
             membership: Membership::default(),
             pulse,
             meter,
             applied: 0,
             caught_up: false,
+            snapshot: None,
         }
     }
 
@@ -291,6 +299,7 @@ impl Loop {
                 controller: &self.controller,
                 now: self.clock.now(),
                 role: self.role,
+                unled_since: self.unled_since,
                 membership: &self.membership,
             }),
             Message::Stop => {}
@@ -325,15 +334,7 @@ impl Loop {
             }
             DriverOutput::SnapshotWanted { index } => {
                 if self.applied >= index {
-                    let bytes = encode_snapshot(self.controller.ledger());
-                    match bytes {
-                        Ok(bytes) => {
-                            if self.driver.snapshot_ready(self.applied, bytes).is_err() {
-                                tracing::warn!("the log is too busy for a snapshot; it will ask again");
-                            }
-                        }
-                        Err(error) => tracing::error!(%error, "the ledger can't be written as a snapshot"),
-                    }
+                    self.take_snapshot();
                 }
             }
             DriverOutput::Fatal(error) => {
@@ -342,6 +343,30 @@ impl Loop {
             other => tracing::warn!(?other, "an output of the log that this release does not know"),
         }
         Ok(())
+    }
+
+    /// The loop only copies the ledger: to write that as JSON takes many times as long.
+    fn take_snapshot(&mut self) {
+        // The log asks again; two copies must not pile up where writing one takes longer than that.
+        if self.snapshot.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        let (ledger, applied) = (self.controller.ledger().clone(), self.applied);
+        let driver = self.driver.clone();
+        let write = move || match encode_snapshot(&ledger) {
+            Ok(bytes) => {
+                if driver.snapshot_ready(applied, bytes).is_err() {
+                    tracing::warn!("the log is too busy for a snapshot; it will ask again");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the ledger can't be written as a snapshot"),
+        };
+        match std::thread::Builder::new().name("ledger-copy".into()).spawn(write) {
+            Ok(thread) => self.snapshot = Some(thread),
+            Err(error) => {
+                tracing::warn!(%error, "the system gives no thread for a snapshot; the log will ask again");
+            }
+        }
     }
 
     fn committed(&mut self, committed: &CommittedEntry) -> anyhow::Result<()> {
@@ -438,6 +463,10 @@ impl Loop {
             self.observer.tell(Instruction::Repeat);
         }
         self.observer.tell(Instruction::InTouch(role.leader.is_some()));
+        self.unled_since = match role.leader {
+            Some(_) => None,
+            None => Some(self.unled_since.unwrap_or_else(|| self.clock.now())),
+        };
         self.role = role;
         let part = match role.role {
             Part::Leader => Role::Leader { term: role.term },

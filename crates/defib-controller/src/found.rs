@@ -21,6 +21,12 @@ pub(crate) fn lines(found: &v1::HostFindings) -> Vec<String> {
     if !found.trouble.is_empty() {
         lines.push(format!("libvirt does not answer ({}): VMs run on, none is started there", found.trouble));
     }
+    if !found.watchdog_trouble.is_empty() {
+        lines.push(format!(
+            "its watchdog is not armed, so no lease proves its death: {}",
+            found.watchdog_trouble
+        ));
+    }
     for datastore in &found.datastores {
         let v1::FoundDatastore { name, kind, trouble, .. } = datastore;
         let state = if trouble.is_empty() {
@@ -70,6 +76,12 @@ pub(crate) fn attention(ledger: &Ledger, found: &Found) -> Vec<String> {
     for (host, found) in found {
         if !found.trouble.is_empty() {
             lines.push(format!("host {host}: libvirt does not answer: {}", found.trouble));
+        }
+        if !found.watchdog_trouble.is_empty() {
+            lines.push(format!(
+                "host {host}: its watchdog is not armed, so if its BMC is dark as well nothing proves its death: {}",
+                found.watchdog_trouble
+            ));
         }
         let lying = |domain: &&v1::FoundDomain| {
             let ours = VmId::new(&domain.name).is_ok_and(|vm| declared.contains_key(&vm));

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod agents;
+mod attention;
 mod bmc_events;
 mod bus;
 mod certificates;
@@ -14,6 +15,7 @@ mod commands;
 mod conditions;
 pub mod config;
 pub mod core;
+pub mod door;
 pub mod effects;
 pub mod etcd;
 mod events;

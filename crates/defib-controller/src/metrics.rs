@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,7 @@ use crate::admission::Protection;
 pub struct Meter {
     me: ReplicaId,
     handle: PrometheusHandle,
+    least_buffer: AtomicUsize,
 }
 
 const SECONDS: [f64; 16] = [
@@ -48,7 +52,13 @@ impl Meter {
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| anyhow::anyhow!("metrics: {error}"))?;
         describe();
-        Ok(Self { me, handle })
+        Ok(Self { me, handle, least_buffer: AtomicUsize::new(usize::MAX) })
+    }
+
+    /// How many bytes of heartbeats the kernel holds for one path's socket. The least of all paths is shown.
+    pub fn buffer_granted(&self, bytes: usize) {
+        let least = self.least_buffer.fetch_min(bytes, Ordering::Relaxed).min(bytes);
+        gauge!("defib_heartbeats_buffer_bytes").set(least as f64);
     }
 
     /// How long a fence took, from its order to its outcome.
@@ -175,6 +185,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 /// Names and explains every metric, and begins it at nothing, so that a rule about one that has never happened
 /// finds a zero and no gap.
 fn describe() {
+    crate::attention::describe();
     crate::bus::describe();
     crate::certificates::describe();
     crate::etcd::describe();
@@ -211,6 +222,10 @@ fn describe() {
         ),
         ("defib_brakes_engaged_total", "Verdicts that a brake held back"),
         ("defib_commands_refused_total", "Committed commands that changed nothing when applied"),
+        (
+            "defib_connections_refused_total",
+            "Connections that came to nothing, by listener: no place left for their address, or no peer of this cluster",
+        ),
         ("defib_deaths_proven_total", "Death proofs, by kind: positive, or lease"),
         ("defib_disarmed_total", "Times that the ledger found an invariant violated and disarmed itself"),
         ("defib_fences_failed_total", "Fences that proved nothing"),
@@ -231,6 +246,11 @@ fn describe() {
     ] {
         describe_counter!(name, text);
         match name {
+            "defib_connections_refused_total" => {
+                for port in ["control", "join", "peers"] {
+                    let _ = counter!(name, "port" => port);
+                }
+            }
             "defib_deaths_proven_total" => {
                 let _ = (counter!(name, "proof" => "positive"), counter!(name, "proof" => "lease"));
             }
@@ -259,6 +279,10 @@ fn describe() {
             "Fencing methods by what their last test found; `bad` means a host that could not be fenced by it now",
         ),
         ("defib_electorate_hosts", "Hosts that vouch for each other in an outage of the replicas"),
+        (
+            "defib_heartbeats_buffer_bytes",
+            "Bytes of heartbeats that the kernel holds for this replica, on the path where they are fewest",
+        ),
         ("defib_hosts", "Hosts by standing"),
         ("defib_leader", "1 on the replica that leads and acts"),
         ("defib_log_applied", "Log entry that was applied last"),

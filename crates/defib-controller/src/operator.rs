@@ -1,5 +1,6 @@
 //! The operator API. Any replica takes any call; what only the leader can answer is forwarded to it.
 
+mod doubt;
 mod status;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -17,6 +18,8 @@ use defib_wire::v1::{self, operator_client::OperatorClient, operator_server::Ope
 use futures_util::Stream;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Channel};
+
+use doubt::Doubt;
 
 use crate::{
     admission,
@@ -193,14 +196,8 @@ fn unknown(why: &str) -> Status {
 
 /// Takes the call here, or forwards it to the leader.
 macro_rules! on_leader {
-    ($self:ident, $request:ident, Role::Viewer, $method:ident) => {
-        on_leader!($self, $request, Role::Viewer, $method, false)
-    };
-    ($self:ident, $request:ident, $role:expr, $method:ident) => {
-        on_leader!($self, $request, $role, $method, !$request.get_ref().dry_run)
-    };
-    ($self:ident, $request:ident, $role:expr, $method:ident, $changes:expr) => {{
-        let changes = $changes;
+    ($self:ident, $request:ident, $role:expr, $method:ident) => {{
+        let changes = !$request.get_ref().dry_run;
         let who = who(&$request)?;
         need(&who, $role)?;
         if let Some(mut leader) = $self.leader(&who).await? {
@@ -208,6 +205,26 @@ macro_rules! on_leader {
             return answer.map_err(|status| OperatorService::unanswered(status, changes));
         }
         (who, $request.into_inner())
+    }};
+}
+
+/// For what only looks: the leader's answer. Where there is none this replica answers from what it knows, and says so.
+macro_rules! read {
+    ($self:ident, $request:ident, $method:ident) => {{
+        let who = who(&$request)?;
+        need(&who, Role::Viewer)?;
+        let message = $request.into_inner();
+        let doubt = match $self.leader(&who).await {
+            Ok(None) => Doubt::NONE,
+            Ok(Some(mut leader)) => {
+                match leader.$method(OperatorService::forward(&who, message.clone())?).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(status) => $self.doubt(&who, status).await?,
+                }
+            }
+            Err(status) => $self.doubt(&who, status).await?,
+        };
+        (message, doubt)
     }};
 }
 
@@ -220,7 +237,7 @@ impl Operator for OperatorService {
     }
 
     async fn list_hosts(&self, request: Request<v1::ListHostsRequest>) -> Answer<v1::ListHostsResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, list_hosts);
+        let (message, doubt) = read!(self, request, list_hosts);
         let mut hosts: Vec<v1::HostDetail> = self
             .read(move |view| {
                 let ids: Vec<HostId> = view.controller.ledger().hosts().keys().cloned().collect();
@@ -231,23 +248,23 @@ impl Operator for OperatorService {
             })
             .await?;
         self.complete(&mut hosts);
-        Ok(Response::new(v1::ListHostsResponse { hosts }))
+        Ok(doubt.mark(v1::ListHostsResponse { hosts }))
     }
 
     async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Answer<v1::HostDetail> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, get_host);
+        let (message, doubt) = read!(self, request, get_host);
         let id = host_id(&message.host)?;
         let asked = id.clone();
         let mut host = self
             .read(move |view| views::host_detail(view, &asked))
             .await?
-            .ok_or_else(|| Status::not_found(format!("there is no host {id} in the inventory")))?;
+            .ok_or_else(|| doubt.not_found(format!("there is no host {id} in the inventory")))?;
         self.complete(std::slice::from_mut(&mut host));
-        Ok(Response::new(host))
+        Ok(doubt.mark(host))
     }
 
     async fn list_vms(&self, request: Request<v1::ListVmsRequest>) -> Answer<v1::ListVmsResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, list_vms);
+        let (message, doubt) = read!(self, request, list_vms);
         if !message.host.is_empty() {
             self.epoch_of(&host_id(&message.host)?).await?;
         }
@@ -267,24 +284,24 @@ impl Operator for OperatorService {
                     .collect()
             })
             .await?;
-        Ok(Response::new(v1::ListVmsResponse { vms }))
+        Ok(doubt.mark(v1::ListVmsResponse { vms }))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Answer<v1::VmDetail> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, get_vm);
+        let (message, doubt) = read!(self, request, get_vm);
         let id = VmId::new(&message.vm).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let asked = id.clone();
         self.read(move |view| views::vm_detail(view, &asked))
             .await?
-            .map(Response::new)
-            .ok_or_else(|| Status::not_found(format!("there is no VM {id} in the inventory")))
+            .map(|answer| doubt.mark(answer))
+            .ok_or_else(|| doubt.not_found(format!("there is no VM {id} in the inventory")))
     }
 
     async fn list_recoveries(
         &self,
         request: Request<v1::ListRecoveriesRequest>,
     ) -> Answer<v1::ListRecoveriesResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, list_recoveries);
+        let (message, doubt) = read!(self, request, list_recoveries);
         let limit = if message.limit == 0 {
             usize::MAX
         } else {
@@ -303,7 +320,7 @@ impl Operator for OperatorService {
                     .collect()
             })
             .await?;
-        Ok(Response::new(v1::ListRecoveriesResponse { recoveries }))
+        Ok(doubt.mark(v1::ListRecoveriesResponse { recoveries }))
     }
 
     async fn explain_recovery(
@@ -311,7 +328,7 @@ impl Operator for OperatorService {
         request: Request<v1::ExplainRecoveryRequest>,
     ) -> Answer<v1::RecoveryDetail> {
         use v1::explain_recovery_request::Which;
-        let (_, message) = on_leader!(self, request, Role::Viewer, explain_recovery);
+        let (message, doubt) = read!(self, request, explain_recovery);
         let which = message.which.ok_or_else(|| Status::invalid_argument("name a recovery or a host"))?;
         let shown = match &which {
             Which::Id(id) => format!("recovery {id}"),
@@ -329,8 +346,8 @@ impl Operator for OperatorService {
             views::recovery_detail(view, id)
         })
         .await?
-        .map(Response::new)
-        .ok_or_else(|| Status::not_found(format!("there is no {shown}")))
+        .map(|answer| doubt.mark(answer))
+        .ok_or_else(|| doubt.not_found(format!("there is no {shown}")))
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<v1::EventRecord, Status>> + Send>>;
@@ -340,18 +357,20 @@ impl Operator for OperatorService {
         request: Request<v1::StreamEventsRequest>,
     ) -> Answer<Self::StreamEventsStream> {
         // Every replica has the same events with the same numbers: no need to bother the leader.
-        need(&who(&request)?, Role::Viewer)?;
+        let who = who(&request)?;
+        need(&who, Role::Viewer)?;
+        let doubt = self.doubt_unless_led(&who).await?;
         let stream = events::stream(self.core.clone(), self.pulse.clone(), request.into_inner());
-        Ok(Response::new(Box::pin(stream)))
+        Ok(doubt.mark(Box::pin(stream)))
     }
 
     async fn plan_fail_host(&self, request: Request<v1::PlanFailHostRequest>) -> Answer<v1::Plan> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, plan_fail_host);
+        let (message, doubt) = read!(self, request, plan_fail_host);
         // A zone's worth of plans takes long: the loop gives its books, and another thread plans.
         let question = self.read(move |view| what_if::Question::read(view, &message)).await??;
         tokio::task::spawn_blocking(move || question.plan())
             .await
-            .map(Response::new)
+            .map(|answer| doubt.mark(answer))
             .map_err(|error| Status::internal(format!("the planner ended without an answer: {error}")))
     }
 
@@ -389,9 +408,9 @@ impl Operator for OperatorService {
     }
 
     async fn list_sinks(&self, request: Request<v1::ListSinksRequest>) -> Answer<v1::ListSinksResponse> {
-        let _ = on_leader!(self, request, Role::Viewer, list_sinks);
+        let (_, doubt) = read!(self, request, list_sinks);
         let statuses = self.board.statuses();
-        self.read(move |view| export::list(view, &statuses)).await.map(Response::new)
+        self.read(move |view| export::list(view, &statuses)).await.map(|answer| doubt.mark(answer))
     }
 
     async fn give_up_events(&self, request: Request<v1::GiveUpEventsRequest>) -> Answer<v1::ActionResponse> {
@@ -414,13 +433,13 @@ impl Operator for OperatorService {
     }
 
     async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Answer<v1::Document> {
-        let _ = on_leader!(self, request, Role::Viewer, get_policy);
+        let (_, doubt) = read!(self, request, get_policy);
         self.read(|view| {
             let ledger = view.controller.ledger();
             v1::Document { version: ledger.policy_version(), yaml: policy_to_yaml(ledger.policy()) }
         })
         .await
-        .map(Response::new)
+        .map(|answer| doubt.mark(answer))
     }
 
     async fn apply_policy(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
@@ -452,7 +471,7 @@ impl Operator for OperatorService {
     }
 
     async fn diff_policy(&self, request: Request<v1::DiffRequest>) -> Answer<v1::DiffResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, diff_policy);
+        let (message, doubt) = read!(self, request, diff_policy);
         let policy = policy_from_yaml(&message.file_name, &message.yaml)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let after = policy_to_yaml(&policy);
@@ -464,17 +483,17 @@ impl Operator for OperatorService {
             }
         })
         .await
-        .map(Response::new)
+        .map(|answer| doubt.mark(answer))
     }
 
     async fn get_inventory(&self, request: Request<v1::GetInventoryRequest>) -> Answer<v1::Document> {
-        let _ = on_leader!(self, request, Role::Viewer, get_inventory);
+        let (_, doubt) = read!(self, request, get_inventory);
         self.read(|view| {
             let ledger = view.controller.ledger();
             v1::Document { version: ledger.inventory_version(), yaml: inventory_to_yaml(ledger.inventory()) }
         })
         .await
-        .map(Response::new)
+        .map(|answer| doubt.mark(answer))
     }
 
     async fn apply_inventory(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
@@ -500,7 +519,7 @@ impl Operator for OperatorService {
     }
 
     async fn diff_inventory(&self, request: Request<v1::DiffRequest>) -> Answer<v1::DiffResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, diff_inventory);
+        let (message, doubt) = read!(self, request, diff_inventory);
         let inventory = inventory_from_yaml(&message.file_name, &message.yaml)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let after = inventory_to_yaml(&inventory);
@@ -512,11 +531,11 @@ impl Operator for OperatorService {
             }
         })
         .await
-        .map(Response::new)
+        .map(|answer| doubt.mark(answer))
     }
 
     async fn discover(&self, request: Request<v1::DiscoverRequest>) -> Answer<v1::DiscoverResponse> {
-        let (_, message) = on_leader!(self, request, Role::Viewer, discover);
+        let (message, doubt) = read!(self, request, discover);
         if !message.host.is_empty() {
             self.epoch_of(&host_id(&message.host)?).await?;
         }
@@ -535,7 +554,7 @@ impl Operator for OperatorService {
             (found::discovered(ledger.inventory(), &all, &message), ledger.inventory_version())
         };
         let ((yaml, notes), version) = self.read(ask).await?;
-        Ok(Response::new(v1::DiscoverResponse { hosts, yaml, version, notes }))
+        Ok(doubt.mark(v1::DiscoverResponse { hosts, yaml, version, notes }))
     }
 
     async fn replica_change(&self, request: Request<v1::ReplicaChangeRequest>) -> Answer<v1::ActionResponse> {

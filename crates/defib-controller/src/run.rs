@@ -14,7 +14,7 @@ use defib_engine::{controller::Controller, ledger::Ledger, observer::Observer};
 use defib_model::{Policy, ReplicaId};
 use defib_observe::{
     clock::Clock,
-    heartbeats::{Heartbeats, listen as listen_heartbeats},
+    heartbeats::{Heartbeats, granted, listen as listen_heartbeats},
 };
 use defib_pki::{
     ClientCertificates, ClientTls, ClusterAuthority, ClusterName, Credentials, PeerIdentity, ServerTls,
@@ -30,11 +30,12 @@ use tonic::transport::Server;
 use crate::{
     admission,
     agents::{AgentService, Agents},
-    bmc_events,
+    attention, bmc_events,
     certificates::{Certificates, wall},
     channels::Channels,
     config::Config,
     core::{Core, Loop, Message, Pulse},
+    door::Door,
     effects::Effects,
     etcd,
     export::{Board, Export},
@@ -68,6 +69,7 @@ fn peer_tls(credentials: &Credentials, cluster: &ClusterName) -> anyhow::Result<
             Ok(PeerIdentity::Replica(id)) => Some(id.0),
             Ok(PeerIdentity::Host(_) | PeerIdentity::Operator { .. }) | Err(_) => None,
         }),
+        doorkeeper: Arc::new(Door::default()),
     })
 }
 
@@ -108,7 +110,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let mut udp = Vec::new();
     let own = config.replicas.iter().find(|replica| replica.id == config.replica);
     for (path, address) in &config.listen.heartbeat {
-        sockets.push(listen_heartbeats(*address).with_context(|| format!("listen.heartbeat.{path}"))?);
+        let socket = listen_heartbeats(*address).with_context(|| format!("listen.heartbeat.{path}"))?;
+        meter.buffer_granted(granted(&socket).with_context(|| format!("listen.heartbeat.{path}"))?);
+        sockets.push(socket);
         let reached =
             own.and_then(|own| own.heartbeat.get(path)).cloned().unwrap_or_else(|| address.to_string());
         udp.push(v1::UdpEndpoint { path: path.clone(), address: reached });
@@ -215,7 +219,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
             .add_service(AgentControlServer::new(agent_service))
             .add_service(PeerServer::new(PeerService::new(heartbeats.instructor())))
             .add_service(OperatorServer::new(operator).max_decoding_message_size(64 << 20)),
-        Incoming::accept(control, tls, cluster.clone()),
+        Incoming::accept(control, tls, cluster.clone(), "control"),
     ));
     if let (Some(listener), Some(section)) = (join, &config.join) {
         let joining = Arc::new(Joining::new(ClusterAuthority::load(&section.pki_dir)?));
@@ -223,7 +227,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let tls = ServerTls::build(&credentials, ClientCertificates::Optional, &[b"h2"])?;
         tokio::spawn(serve(
             Server::builder().add_service(AgentControlServer::new(service)),
-            Incoming::accept(listener, tls, cluster.clone()),
+            Incoming::accept(listener, tls, cluster.clone(), "join"),
         ));
     }
     if let Some(listener) = metrics_listener {
@@ -248,6 +252,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
                 let gathered = core.ask(move |view| {
                     let ledger = view.controller.ledger();
                     meter.gather(ledger, view.controller.leads(), view.now);
+                    attention::gather(view.controller);
                     board.gather(ledger);
                     etcd_board.gather(ledger, tokio::time::Instant::now());
                 });

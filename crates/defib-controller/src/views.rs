@@ -538,6 +538,7 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
     attention.extend(deaf(view));
     attention.extend(unaskable(ledger));
     attention.extend(given_up(ledger));
+    attention.extend(crate::attention::lines(view));
     attention.extend(conditions::attention(ledger));
     if ledger.inventory_version() == 0 {
         attention.push("no inventory yet; apply one with: defib inventory apply FILE".into());

@@ -22,6 +22,26 @@ pub struct Question {
     verbose: bool,
 }
 
+/// How many fault domains are named to who named none.
+const DOMAINS_NAMED_MAX: usize = 10;
+
+fn no_such_domain(view: &View<'_>, name: &str) -> String {
+    let inventory = view.controller.ledger().inventory();
+    let paths: BTreeSet<String> = inventory
+        .hosts
+        .values()
+        .flat_map(|host| (1..=host.domain.0.len()).map(|depth| host.domain.0.iter().take(depth)))
+        .map(|path| path.map(String::as_str).collect::<Vec<_>>().join("/"))
+        .collect();
+    if paths.is_empty() {
+        return format!("no host hangs on fault domain {name}: no host of the inventory names one");
+    }
+    let shown: Vec<&str> = paths.iter().map(String::as_str).take(DOMAINS_NAMED_MAX).collect();
+    let more = paths.len().saturating_sub(shown.len());
+    let more = if more > 0 { format!(" and {more} more (see: defib inventory get)") } else { String::new() };
+    format!("no host hangs on fault domain {name}; there are {}{more}", shown.join(", "))
+}
+
 impl Question {
     /// Which hosts are meant, and what is on them.
     ///
@@ -38,7 +58,7 @@ impl Question {
             lost.insert(id);
         }
         for name in &request.domains {
-            let before = lost.len();
+            let mut hangs = false;
             let wanted: Vec<&str> = name.split('/').collect();
             for host in ledger.inventory().hosts.values() {
                 // A whole path from the widest level, or one name of any level.
@@ -46,11 +66,12 @@ impl Question {
                     host.domain.0.iter().map(String::as_str).take(wanted.len()).eq(wanted.iter().copied());
                 let single = wanted.len() == 1 && host.domain.0.contains(name);
                 if whole || single {
+                    hangs = true;
                     lost.insert(host.id.clone());
                 }
             }
-            if lost.len() == before {
-                return Err(Status::not_found(format!("no host hangs on fault domain {name}")));
+            if !hangs {
+                return Err(Status::not_found(no_such_domain(view, name)));
             }
         }
         if lost.is_empty() {

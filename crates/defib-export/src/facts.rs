@@ -373,6 +373,20 @@ impl Facts {
                 Self::new("head-signed", Informational, C::EventLogActivity, (99, "Sign"))
                     .ecs(CONFIGURATION_INFO)
             }
+            EventKind::ClockSetBack { .. } => {
+                Self::new("clock-set-back", Medium, C::DeviceConfigStateChange, (1, "Log"))
+                    .ecs(CONFIGURATION_CHANGE)
+                    .alert()
+            }
+            EventKind::ClockCompared { ahead_ms: 0, .. } => {
+                Self::new("clock-compared", Informational, C::DetectionFinding, CLOSE)
+                    .ended(Outcome::Success, RESOLVED)
+            }
+            EventKind::ClockCompared { .. } => {
+                Self::new("clock-compared", Medium, C::DetectionFinding, CREATE)
+                    .ended(Outcome::Failure, NEW)
+                    .alert()
+            }
             EventKind::Disarmed { .. } => Self::new("disarmed", Critical, C::IncidentFinding, CREATE)
                 .ended(Outcome::Failure, NEW)
                 .alert(),
@@ -413,6 +427,8 @@ impl<'a> Subjects<'a> {
     pub fn of(kind: &'a EventKind) -> Self {
         match kind {
             EventKind::LeaderStarted { leader: replica, .. }
+            | EventKind::ClockSetBack { leader: replica, .. }
+            | EventKind::ClockCompared { replica, .. }
             | EventKind::ObserverStarted { observer: replica } => Self::replica(*replica),
             EventKind::OpinionChanged { observer, host, .. }
             | EventKind::LeaseExpiryVoted { observer, host, .. }

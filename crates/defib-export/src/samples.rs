@@ -147,6 +147,9 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
             key: "0123456789abcdef".into(),
             signature: "ab".repeat(64),
         },
+        EventKind::ClockSetBack { leader: ReplicaId(1), by_ms: 1_728_000_000 },
+        EventKind::ClockCompared { replica: observer, ahead_ms: -20_000 },
+        EventKind::ClockCompared { replica: observer, ahead_ms: 0 },
         EventKind::Disarmed { detail: hostile },
     ])
 }

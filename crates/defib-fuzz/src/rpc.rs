@@ -307,6 +307,7 @@ fn plan(request: &v1::PlanFailHostRequest) {
         controller: &controller,
         now: Instant(0),
         role: RoleChange::default(),
+        unled_since: None,
         membership: &membership,
     };
     if let Ok(question) = what_if::Question::read(&view, request) {

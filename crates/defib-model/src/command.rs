@@ -23,7 +23,7 @@ use crate::{
 pub struct Entry {
     /// Cluster time by the proposer's count; `apply` never lets it run backwards.
     pub at: ClusterTime,
-    /// The proposer's wall clock, for people only.
+    /// The proposer's wall clock, for people only: it dates events, and orders nothing.
     pub wall: UnixMillis,
     /// Who proposed it.
     pub proposer: ReplicaId,
@@ -526,6 +526,13 @@ pub enum Command {
         key: String,
         /// Ed25519 over [`crate::chain::head_statement`], hexadecimal.
         signature: String,
+    },
+    /// The leader found that the clock of another replica is further from its own than recorded, or agrees again.
+    ClockCompared {
+        /// Whose clock.
+        replica: ReplicaId,
+        /// How far it is ahead of the leader's, in milliseconds; negative: behind; 0: it agrees.
+        ahead_ms: i64,
     },
     /// Time passes while something waits for it.
     Tick,

@@ -472,6 +472,20 @@ pub enum EventKind {
         /// Ed25519 over [`crate::chain::head_statement`], hexadecimal.
         signature: String,
     },
+    /// The leader's clock, by which events are dated, is behind what it was: their times go back, their numbers don't.
+    ClockSetBack {
+        /// By whose clock events are dated from now on.
+        leader: ReplicaId,
+        /// By how many milliseconds time goes back.
+        by_ms: u64,
+    },
+    /// A replica's clock was found to be further from the leader's than before, or to agree again.
+    ClockCompared {
+        /// Whose clock.
+        replica: ReplicaId,
+        /// How far it is ahead of the leader's, in milliseconds; negative: behind; 0: it agrees.
+        ahead_ms: i64,
+    },
     /// An invariant does not hold: automatic action is off until an operator resumes.
     Disarmed {
         /// Which invariant and how.
@@ -490,7 +504,8 @@ pub struct Event {
     pub ordinal: u32,
     /// Cluster time.
     pub at: ClusterTime,
-    /// Wall clock of the proposer, for people.
+    /// When, by the leader's wall clock, for people: it may go back (see [`EventKind::ClockSetBack`]).
+    /// The number alone gives the order.
     pub wall: UnixMillis,
     /// The recovery that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,8 @@
 //!
 //! [`Instant`] is one process's monotonic clock: for timers; means nothing elsewhere. [`ClusterTime`] is
 //! replicated: the milliseconds that leaders have counted, so it never jumps with a wall clock and every
-//! replica agrees on it. [`UnixMillis`] is for people and SIEMs only: nothing is decided by it.
+//! replica agrees on it. [`UnixMillis`] is for people and SIEMs only: nothing is decided by it
+//! but which time an event carries.
 
 use core::fmt;
 
@@ -132,6 +133,21 @@ impl ClusterTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// How many milliseconds this is later than `other`; negative: earlier.
+    #[must_use]
+    pub fn ahead_of(self, other: Self) -> i64 {
+        let apart = i64::try_from(self.0.abs_diff(other.0)).unwrap_or(i64::MAX);
+        if self >= other { apart } else { apart.saturating_neg() }
+    }
+
+    /// This moment and `millis` more, or less where they are negative.
+    #[must_use]
+    pub const fn shifted(self, millis: i64) -> Self {
+        Self(self.0.saturating_add_signed(millis))
+    }
+}
 
 #[cfg(test)]
 mod tests {

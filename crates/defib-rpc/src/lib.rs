@@ -10,7 +10,10 @@ mod renew;
 mod seldom;
 
 pub use connect::{Connecting, Unshown, channel, may_be_done, shown_certificate};
-pub use listen::{Caller, Incoming, ListenError, PeerStream, bind, caller};
+pub use listen::{Caller, Incoming, ListenError, PeerStream, Refusals, bind, caller};
 pub use places::{Place, Places};
 pub use renew::{certificate_trouble, keep_renewed};
 pub use seldom::Seldom;
+
+/// The header of an answer that no leader has confirmed: why, and how old it may be.
+pub const UNCONFIRMED: &str = "x-defib-unconfirmed";

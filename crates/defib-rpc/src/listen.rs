@@ -121,14 +121,20 @@ pub struct Incoming(ReceiverStream<io::Result<PeerStream>>);
 
 impl Incoming {
     /// Accepts on `listener` until this is dropped. Handshakes run side by side, so a slow one holds up nobody.
-    /// A certificate of another cluster, or with no or a doubtful identity, ends the connection.
+    /// A certificate of another cluster, or with no or a doubtful identity, ends the connection. `port` names the listener
+    /// in the log and in metrics.
     #[must_use]
-    pub fn accept(listener: TcpListener, tls: Arc<ServerConfig>, cluster: ClusterName) -> Self {
+    pub fn accept(
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        cluster: ClusterName,
+        port: &'static str,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(HANDSHAKES);
         let acceptor = TlsAcceptor::from(tls);
         let (turns, places) =
             (Arc::new(Semaphore::new(HANDSHAKES)), Places::new(usize::MAX, HANDSHAKES_EACH));
-        let refusals = Arc::new(Refusals(Seldom::new(TOLD_EVERY)));
+        let refusals = Arc::new(Refusals::new(port));
         tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -169,13 +175,25 @@ impl Incoming {
     }
 }
 
-/// Tells of connections that came to nothing.
-struct Refusals(Seldom<()>);
+/// Counts connections that came to nothing, and tells of some: whoever reaches the port decides how many there are.
+#[derive(Debug)]
+pub struct Refusals {
+    port: &'static str,
+    told: Seldom<()>,
+}
 
 impl Refusals {
-    fn tell(&self, address: SocketAddr, why: impl fmt::Display) {
-        if let Some(unsaid) = self.0.turn((), Instant::now()) {
-            tracing::warn!(%address, error = %why, unsaid, "a connection was refused");
+    /// Of the listener of this name.
+    #[must_use]
+    pub const fn new(port: &'static str) -> Self {
+        Self { port, told: Seldom::new(TOLD_EVERY) }
+    }
+
+    /// One from there came to nothing.
+    pub fn tell(&self, address: SocketAddr, why: impl fmt::Display) {
+        metrics::counter!("defib_connections_refused_total", "port" => self.port).increment(1);
+        if let Some(unsaid) = self.told.turn((), Instant::now()) {
+            tracing::warn!(port = self.port, %address, error = %why, unsaid, "a connection was refused");
         }
     }
 }

@@ -125,6 +125,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::JoinTokenUsed { .. } => "join-token-used",
         EventKind::CommandRefused { .. } => "command-refused",
         EventKind::Disarmed { .. } => "disarmed",
+        EventKind::ClockSetBack { .. } => "clock-set-back",
+        EventKind::ClockCompared { .. } => "clock-compared",
         EventKind::SinkGap { .. } => "sink-gap",
         EventKind::HeadSigned { .. } => "head-signed",
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use defib_consensus::transport::PeerTls;
+use defib_controller::door::Door;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -82,6 +83,7 @@ pub(crate) fn read_tls(directory: &Path, id: u64) -> Result<PeerTls> {
         server: Arc::new(server),
         client: Arc::new(client),
         identify: Arc::new(move |der| known.get(der).copied()),
+        doorkeeper: Arc::new(Door::default()),
     })
 }
 

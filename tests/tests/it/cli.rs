@@ -386,6 +386,11 @@ async fn exit_codes_are_those_of_the_page() {
             "{told}"
         );
     }
+    let told = rig.defib(["plan", "fail-host", "--domain", "r99"]).await.failed(4);
+    assert!(told.contains("no host hangs on fault domain r99; there are ") && told.contains("r1"), "{told}");
+    // Named twice, it is there all the same.
+    let twice = ["plan", "fail-host", "--domain", "r1", "--domain", "r1"];
+    assert!(rig.defib(twice).await.done().contains("would have a place"));
     // 4: not there. A host that nobody heard yet has no recovery, however slow this machine is.
     rig.declare_unseen(&["spare"]).await;
     for arguments in [
@@ -419,18 +424,48 @@ async fn exit_codes_are_those_of_the_page() {
         let told = run("defib", ["--config", config].iter().chain(may_not)).await.failed(1);
         assert!(told.contains(&format!("operator eve has the role {role}")), "{told}");
     }
-    // 3: nobody answers, or nobody leads.
+    // 8: nobody leads, and what a replica knows is shown, with how old it may be.
+    let led = rig.defib(["host", "list"]).await.done();
     rig.cluster.kill_replica(1);
     rig.cluster.kill_replica(2);
     wait_until("nobody leads", AMPLE, || async {
         let ran = rig.defib(["status"]).await;
-        anyhow::ensure!(ran.code == Some(3), "{ran:?}");
+        anyhow::ensure!(ran.code == Some(8), "{ran:?}");
         Ok(())
     })
     .await
     .unwrap();
     let status = rig.defib(["status"]).await;
     assert!(status.out.contains("nobody leads") && status.out.contains("VMs: "), "{status:?}");
+    assert!(status.out.contains("! not confirmed by a leader: replica 3 has known none for "), "{status:?}");
+    for look in [
+        &["host", "list"][..],
+        &["host", "show", "h1"],
+        &["vm", "list"],
+        &["recovery", "list", "--all"],
+        &["plan", "fail-host", "h1"],
+        &["policy", "get"],
+        &["inventory", "get"],
+        &["sink", "list"],
+        &["--output", "json", "status"],
+    ] {
+        let ran = rig.defib_list(look).await;
+        assert!(!ran.out.is_empty(), "{look:?}: {ran:?}");
+        let told = ran.failed(8);
+        assert!(
+            told.contains("not confirmed by a leader: replica 3 has known none for "),
+            "{look:?}: {told}"
+        );
+    }
+    let shown = rig.defib(["host", "list"]).await.out;
+    for host in rig.cluster.host_names() {
+        assert!(led.contains(&host) && shown.contains(&host), "{shown}");
+    }
+    let told = rig.defib(["host", "show", "nobody"]).await.failed(4);
+    assert!(told.contains("not confirmed by a leader"), "{told}");
+    let events = rig.defib(["events"]).await;
+    assert!(events.err.contains("not confirmed by a leader") && !events.out.is_empty(), "{events:?}");
+    // 3: nobody who could make a change.
     rig.defib(["pause"]).await.failed(3);
     // What every replica has can be read still.
     rig.defib(["events", "verify"]).await.done();

@@ -256,3 +256,35 @@ fn a_new_agent_waits_for_a_start_of_its_predecessor_to_end() {
     let found = next.join().unwrap();
     assert_eq!(found.vms()[&vm("a")].incarnation(), Incarnation(4), "this test is what it takes for the VM");
 }
+
+#[test]
+fn a_vm_that_prints_without_end_fills_no_disk_and_the_end_of_it_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    let script = "i=0; while :; do i=$((i + 1)); echo line $i; echo complaint $i >&2; done";
+    driver.start(&vm("a"), Incarnation(1), &definition(script)).unwrap();
+    let directory = dir.path().join("vms");
+    let (bytes_max, kept) = (64 << 10, 4 << 10);
+    for kind in output::KINDS {
+        let file = directory.join(format!("a.{kind}"));
+        let length = || fs::metadata(&file).map_or(0, |metadata| metadata.len());
+        wait_until("much output", || length() > bytes_max);
+    }
+    output::shorten_all(&directory, bytes_max, kept);
+    for kind in output::KINDS {
+        let end = fs::read_to_string(directory.join(format!("a.{kind}.old"))).unwrap();
+        assert_eq!(end.len() as u64, kept);
+        assert!(end.ends_with(|letter: char| letter == '\n' || letter.is_ascii_digit()), "{end}");
+        let file = directory.join(format!("a.{kind}"));
+        // It goes on, at the beginning: what was cut leaves no hole.
+        wait_until("more output", || fs::metadata(&file).unwrap().len() > 0);
+        assert_ne!(fs::read(&file).unwrap()[0], 0);
+    }
+    // What is short enough is left alone.
+    assert!(driver.stop(&vm("a"), Incarnation(1)));
+    output::shorten_all(&directory, bytes_max, kept);
+    let old = || fs::metadata(directory.join("a.out.old")).unwrap().modified().unwrap();
+    let (before, long) = (old(), fs::metadata(directory.join("a.out")).unwrap().len());
+    output::shorten_all(&directory, long, kept);
+    assert_eq!(old(), before);
+}

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write as _, stderr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -26,8 +26,8 @@ use serde_json::json;
 use tonic::{Code, Status};
 
 use crate::{
-    cluster::{Cluster, Failure},
-    output::{Output, json as print_json, line, raw},
+    cluster::{Cluster, Failure, doubt},
+    output::{Output, json as print_json, line, raw, visible},
 };
 
 /// Between two rounds of asking all replicas.
@@ -257,7 +257,13 @@ pub(crate) async fn events(
         for (id, client) in &cluster.replicas {
             let request = v1::StreamEventsRequest { from_seq: next, follow: arguments.follow, limit: left };
             let mut stream = match client.clone().stream_events(request).await {
-                Ok(stream) => stream.into_inner(),
+                Ok(stream) => {
+                    // No failure: each event proves itself, and whoever follows hears the rest when there is a leader.
+                    if let Some(why) = doubt(&stream) {
+                        let _ = writeln!(stderr(), "defib: {}", visible(&why));
+                    }
+                    stream.into_inner()
+                }
                 Err(status) => {
                     round.problem(*id, &status);
                     continue;

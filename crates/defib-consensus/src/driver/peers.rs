@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
 
 use bytes::Bytes;
@@ -116,8 +117,8 @@ impl Peers {
         }
     }
 
-    pub(super) fn accept(&self, socket: std::net::TcpStream) {
-        self.connector.accept(socket);
+    pub(super) fn accept(&self, socket: TcpStream, from: SocketAddr) {
+        self.connector.accept(socket, from);
     }
 
     pub(super) fn event(&mut self, event: TransportEvent, now_ms: u64) {

@@ -255,7 +255,7 @@ impl Run {
     fn accept(&self) {
         loop {
             match self.config.listener.accept() {
-                Ok((socket, _)) => self.peers.accept(socket),
+                Ok((socket, from)) => self.peers.accept(socket, from),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a peer's connection");

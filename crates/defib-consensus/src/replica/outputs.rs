@@ -119,6 +119,36 @@ pub struct RoleChange {
     pub term: u64,
 }
 
+/// Appends of no more than `bytes_max` bytes of entries each, unless a single one is larger. Raft appends to a message
+/// that has not left yet whatever comes next for the same peer, without any bound; its limit is one for what it reads
+/// from the log at a time.
+fn split(mut message: Message, bytes_max: u64) -> Vec<Message> {
+    let bytes: u64 = message.entries.iter().map(entry_size).sum();
+    if message.get_msg_type() != MessageType::MsgAppend || bytes <= bytes_max {
+        return vec![message];
+    }
+    let entries = message.take_entries();
+    let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let cut = |message: &mut Message, part: &mut Vec<Entry>| {
+        let last = part.last().map(|last| (last.index, last.term))?;
+        let mut one = message.clone();
+        one.set_entries(std::mem::take(part).into());
+        (message.index, message.log_term) = last;
+        Some(one)
+    };
+    for entry in entries {
+        let size = entry_size(&entry);
+        if bytes + size > bytes_max {
+            parts.extend(cut(&mut message, &mut part));
+            bytes = 0;
+        }
+        bytes += size;
+        part.push(entry);
+    }
+    parts.extend(cut(&mut message, &mut part));
+    parts
+}
+
 impl<D: Disk> Replica<D> {
     pub(super) fn encode(&mut self, messages: Vec<Message>) -> Vec<PeerMessage> {
         let told = messages.iter().filter(|message| message.get_msg_type() == MessageType::MsgAppend);
@@ -137,7 +167,12 @@ impl<D: Disk> Replica<D> {
                 bytes,
             }
         };
-        messages.into_iter().filter(|message| message.to != self.config.replica).map(encode).collect()
+        messages
+            .into_iter()
+            .filter(|message| message.to != self.config.replica)
+            .flat_map(|message| split(message, self.config.max_message_bytes))
+            .map(encode)
+            .collect()
     }
 
     /// Hands out committed entries; applies those that change the replica set.

@@ -462,3 +462,36 @@ fn the_same_seed_gives_the_same_run() {
         assert_eq!(run(seed), run(seed));
     }
 }
+
+/// Peers end a connection over a message above the limit, so one that grew with what a replica lags would keep that one
+/// behind for ever.
+#[test]
+fn a_replica_that_lags_far_behind_is_sent_messages_of_bounded_size() {
+    let bytes_max = 4096;
+    let mut cluster = Cluster::with(&[1, 2, 3], |config| config.max_message_bytes = bytes_max);
+    let leader = cluster.leader();
+    let follower = cluster.other_than(&[leader]);
+    cluster.isolate(&[follower]);
+    for number in 0..200 {
+        cluster.commit(leader, &format!("{number} {}", "x".repeat(1000)));
+    }
+    cluster.cut.clear();
+    let mut longest = 0;
+    for _ in 0..20 {
+        for id in [1, 2, 3] {
+            cluster.tick_one(id);
+        }
+        loop {
+            longest =
+                cluster.network.iter().map(|(_, message)| message.bytes.len()).fold(longest, usize::max);
+            if !cluster.deliver_one() {
+                break;
+            }
+        }
+    }
+    assert!(cluster.members[&follower].has(&format!("199 {}", "x".repeat(1000))), "it has caught up");
+    assert_eq!(cluster.members[&follower].restores, 0, "from the log");
+    // What each message has beside its entries.
+    let most = usize::try_from(bytes_max).unwrap() + 512;
+    assert!(longest <= most, "{longest} bytes in one message, of {most}");
+}

@@ -2,9 +2,8 @@
 //! delays a heartbeat.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -18,8 +17,6 @@ use super::{Connection, PeerAddress, PeerTls};
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// After so long without an acknowledgement the kernel gives a connection up.
 const DEAD_AFTER_MS: u32 = 3000;
-/// Handshakes that strangers may have under way.
-const MAX_ACCEPTING: usize = 32;
 
 /// A connection was made, or not.
 #[derive(Debug)]
@@ -34,12 +31,11 @@ pub(crate) struct Connector {
     tls: PeerTls,
     events: Sender<TransportEvent>,
     wake: Arc<EventFd>,
-    accepting: Arc<AtomicUsize>,
 }
 
 impl Connector {
     pub(crate) fn new(tls: PeerTls, events: Sender<TransportEvent>, wake: Arc<EventFd>) -> Self {
-        Self { tls, events, wake, accepting: Arc::default() }
+        Self { tls, events, wake }
     }
 
     /// Dials a peer; the answer comes as [`TransportEvent::Dialed`].
@@ -59,17 +55,13 @@ impl Connector {
     }
 
     /// Runs the handshake with whoever connected; comes as [`TransportEvent::Accepted`] if it is a peer.
-    pub(crate) fn accept(&self, socket: TcpStream) {
-        let accepting = self.accepting.clone();
-        if accepting.fetch_add(1, Ordering::Relaxed) >= MAX_ACCEPTING {
-            accepting.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!("too many handshakes under way; a connection was refused");
-            return;
-        }
+    pub(crate) fn accept(&self, socket: TcpStream, from: SocketAddr) {
+        let Some(place) = self.tls.doorkeeper.place(from.ip()) else {
+            return self.tls.doorkeeper.refused(from, &"its address has too many handshakes under way");
+        };
         let (tls, events, wake) = (self.tls.clone(), self.events.clone(), self.wake.clone());
-        let counter = accepting.clone();
         let accept = move || {
-            let from = socket.peer_addr();
+            let _held = place;
             match accept(&tls, socket) {
                 Ok((peer, connection)) => {
                     let connection = Box::new(connection);
@@ -77,12 +69,11 @@ impl Connector {
                         let _driver_is_gone = wake.write(1);
                     }
                 }
-                Err(error) => tracing::warn!(?from, %error, "refused a connection to the peers' port"),
+                Err(error) => tls.doorkeeper.refused(from, &error),
             }
-            accepting.fetch_sub(1, Ordering::Relaxed);
         };
-        if std::thread::Builder::new().name("accept-peer".to_owned()).spawn(accept).is_err() {
-            counter.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = std::thread::Builder::new().name("accept-peer".to_owned()).spawn(accept) {
+            self.tls.doorkeeper.refused(from, &error);
         }
     }
 }

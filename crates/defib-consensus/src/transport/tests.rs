@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,8 +37,8 @@ fn connect(
     let (client, server) = (side(from), side(&tls[&to]));
     let address = listener.local_addr().unwrap().to_string();
     client.connector.dial(expected, PeerAddress { address, server_name: format!("replica-{expected}") });
-    let (socket, _) = listener.accept().unwrap();
-    server.connector.accept(socket);
+    let (socket, from) = listener.accept().unwrap();
+    server.connector.accept(socket, from);
     let dialed = match client.events.recv_timeout(PATIENCE).unwrap() {
         TransportEvent::Dialed { result, .. } => result,
         TransportEvent::Accepted { .. } => panic!("it dialed"),
@@ -129,11 +130,62 @@ fn plain_garbage_is_refused() {
     let server = side(&tls[&1]);
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let (socket, _) = listener.accept().unwrap();
-    server.connector.accept(socket);
+    let (socket, from) = listener.accept().unwrap();
+    server.connector.accept(socket, from);
     let Side { connector, events } = server;
     drop(connector);
     assert!(events.recv_timeout(PATIENCE).is_err(), "the handshake's thread ends without an event");
+}
+
+/// One place, and what was said of those that got none.
+struct OnePlace {
+    place: Arc<()>,
+    refused: Mutex<Vec<String>>,
+}
+
+impl Doorkeeper for OnePlace {
+    fn place(&self, _: IpAddr) -> Option<Box<dyn Send>> {
+        (Arc::strong_count(&self.place) == 1).then(|| Box::new(self.place.clone()) as Box<dyn Send>)
+    }
+    fn refused(&self, _: SocketAddr, why: &dyn fmt::Display) {
+        self.refused.lock().unwrap().push(why.to_string());
+    }
+}
+
+#[test]
+fn whoever_begins_handshakes_and_ends_none_gets_no_further_place() {
+    let mut tls = certificates(&[1, 2]);
+    let door = Arc::new(OnePlace { place: Arc::new(()), refused: Mutex::default() });
+    tls.get_mut(&2).unwrap().doorkeeper = door.clone();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = side(&tls[&2]);
+    let come = || {
+        let client = TcpStream::connect(address).unwrap();
+        let (socket, from) = listener.accept().unwrap();
+        server.connector.accept(socket, from);
+        client
+    };
+    let silent = come();
+    let mut refused = come();
+    refused.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(refused.read(&mut [0]).unwrap(), 0, "its connection is closed without a word");
+    let said = door.refused.lock().unwrap().clone();
+    assert!(said.len() == 1 && said[0].contains("too many handshakes"), "{said:?}");
+    // The first one goes, and there is room for a peer.
+    drop(silent);
+    while Arc::strong_count(&door.place) > 1 {
+        std::thread::yield_now();
+    }
+    let (client, expected) = (side(&tls[&1]), 2);
+    let peer = PeerAddress { address: address.to_string(), server_name: "replica-2".into() };
+    client.connector.dial(expected, peer);
+    let (socket, from) = listener.accept().unwrap();
+    server.connector.accept(socket, from);
+    let Ok(TransportEvent::Accepted { peer, .. }) = server.events.recv_timeout(PATIENCE) else {
+        panic!("a peer is let in: {:?}", door.refused.lock().unwrap())
+    };
+    assert_eq!(peer, 1);
 }
 
 #[test]

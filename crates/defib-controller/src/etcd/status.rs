@@ -211,7 +211,7 @@ mod tests {
         }
         let controller = Controller::new(ReplicaId(1), 1, ledger);
         let (now, role, membership) = (Instant(0), RoleChange::default(), Membership::default());
-        let view = View { controller: &controller, now, role, membership: &membership };
+        let view = View { controller: &controller, now, role, unled_since: None, membership: &membership };
         Report::read(&view, "demo", 1, 1, known)
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use defib_pki::{Role, rfc3339};
 use defib_rpc::Unshown;
 use defib_wire::v1;
-use tonic::{Request, Response};
+use tonic::Request;
 
-use super::{Answer, OperatorService};
+use super::{Answer, OperatorService, doubt::Doubt};
 use crate::{
     certificates::{of_replica, wall},
     found, views,
@@ -20,31 +20,19 @@ impl OperatorService {
     pub(super) async fn whole_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::Status> {
         let who = who(&request)?;
         need(&who, Role::Viewer)?;
-        let role = self.read(|view| view.role).await?;
-        let mut unasked = None;
-        match self.leader(&who).await {
+        let doubt = match self.leader(&who).await {
             Ok(Some(mut leader)) => {
                 match leader.get_status(Self::forward(&who, request.into_inner())?).await {
                     Ok(answer) => return Ok(answer),
-                    Err(status) => unasked = Some(status),
+                    Err(status) => self.doubt(&who, status).await?,
                 }
             }
-            Ok(None) => {}
-            // That there is no leader is said anyway.
-            Err(status) => unasked = Some(status).filter(|_| role.leader.is_some()),
-        }
+            Ok(None) => Doubt::NONE,
+            Err(status) => self.doubt(&who, status).await?,
+        };
         let mut status = self.own_status().await?;
-        if let (Some(why), Some(leader)) = (unasked, role.leader) {
-            status.attention.insert(
-                0,
-                format!(
-                    "replica {leader} leads and can't be asked ({}): what follows is what replica {} knows, which may be old",
-                    why.message(),
-                    self.me
-                ),
-            );
-        }
-        Ok(Response::new(status))
+        status.attention.splice(0..0, doubt.why().map(str::to_owned));
+        Ok(doubt.mark(status))
     }
 
     /// What this replica knows.

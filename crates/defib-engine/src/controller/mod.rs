@@ -7,12 +7,14 @@
 //! in order, then feed back what came of them.
 
 mod bounded;
+mod clocks;
 mod effects;
 mod handover;
 mod leader;
 mod readmission;
 mod starts;
 mod view;
+mod words;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -133,6 +135,7 @@ enum Proposed {
     StartEnded(VmId, Incarnation),
     Reported(HostId),
     Readmit(HostId, Epoch),
+    ClockCompared(ReplicaId),
     Tick(ClusterTime),
 }
 
@@ -165,6 +168,9 @@ pub struct Controller {
     resting: BTreeMap<VmId, (Incarnation, Instant)>,
     /// Since when this leader has no session with most hosts that are heard, or last wanted to hand over for that.
     out_of_touch_since: Option<Instant>,
+    /// How far the clock of each other replica was ahead of this one's, in milliseconds, when it last said something.
+    clocks: BTreeMap<ReplicaId, i64>,
+    words: words::Words,
     published: EventSeq,
     known_hosts: BTreeSet<HostId>,
     policy_version: u64,
@@ -199,6 +205,8 @@ impl Controller {
             first_seen: BTreeMap::new(),
             resting: BTreeMap::new(),
             out_of_touch_since: None,
+            clocks: BTreeMap::new(),
+            words: words::Words::default(),
             published,
             known_hosts: BTreeSet::new(),
             policy_version: u64::MAX,
@@ -234,6 +242,17 @@ impl Controller {
         self.reports.len()
     }
 
+    /// How many words of each host's agent nobody will ever hear because it says too many, where that was lately.
+    pub fn held_back_lately(&self, now: Instant) -> impl Iterator<Item = (&HostId, u64)> {
+        self.words.held_back_lately(now)
+    }
+
+    /// How many words of all agents nobody will ever hear, since this replica began.
+    #[must_use]
+    pub fn held_back(&self) -> u64 {
+        self.words.held_back()
+    }
+
     /// Replaces the ledger by one from a snapshot.
     pub fn restore(&mut self, now: Instant, mut ledger: Ledger) -> Vec<Effect> {
         ledger.rebuild();
@@ -261,6 +280,9 @@ impl Controller {
                 let after = (self.cluster_now(now), self.ledger.applied());
                 self.reported_at.insert(report.host.clone(), after);
                 self.left_at.remove(&report.host);
+                if self.reports.get(&report.host) != Some(&report) {
+                    self.words.replaced(now, &report.host);
+                }
                 self.repeat_orders(now, &report);
                 self.reports.insert(report.host.clone(), report);
             }
@@ -271,7 +293,9 @@ impl Controller {
                 self.left_at.insert(host, now);
             }
             Input::Goodbye { host, boot, epoch, goodbye } => {
-                self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
+                if self.words.may_leave(now, &host, goodbye) {
+                    self.propose(now, Command::GoodbyeSaid { host, boot, epoch, goodbye }, &mut effects);
+                }
             }
             Input::Hinted(host) => self.hinted(now, &host),
             Input::Asked { recovery, result } => self.asked(now, recovery, result, &mut effects),
@@ -313,9 +337,7 @@ impl Controller {
             .map(|(_, until)| *until)
             .filter(|until| *until > self.looked)
             .for_each(&mut consider);
-        if let Some(at) = self.handover_due() {
-            consider(at);
-        }
+        self.handover_due().into_iter().chain(self.words.next_deadline()).for_each(&mut consider);
         if let Some(at) = self.starts.next_deadline(&self.ledger, self.looked) {
             consider(at);
         }
@@ -348,6 +370,7 @@ impl Controller {
             self.counting_from = (now, self.ledger.at());
         }
         self.settled(now, &committed.entry.command);
+        self.compare_clock(now, &committed.entry, effects);
         self.after_apply(effects);
     }
 
@@ -397,6 +420,8 @@ impl Controller {
         self.first_seen.clear();
         self.resting.clear();
         self.out_of_touch_since = None;
+        self.clocks.clear();
+        self.words.look();
     }
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
@@ -456,6 +481,7 @@ impl Controller {
                 }
                 Proposed::Readmit(host.clone(), *epoch)
             }
+            Command::ClockCompared { replica, .. } => Proposed::ClockCompared(*replica),
             Command::Tick => {
                 self.proposed.retain(|key, _| !matches!(key, Proposed::Tick(_)));
                 return;

@@ -8,15 +8,16 @@ use defib_model::{
 };
 
 use super::{BurnOrder, Controller, Effect, Proposed, REPROPOSE_AFTER, Role};
-use crate::ledger::{Ledger, Place, Standing};
+use crate::ledger::{Ledger, News, Place, Standing};
 
 /// A report that came this long after a VM began to run was written after that.
 const REPORT_DELAY: Millis = Millis(2000);
 
 impl Controller {
     pub(super) fn derive_readmissions(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.words.look();
         let mut burns: Vec<(HostId, Epoch, VmId, Incarnation)> = Vec::new();
-        let mut news: Vec<AgentReport> = Vec::new();
+        let mut news: Vec<(AgentReport, News)> = Vec::new();
         let mut clean: Vec<(AgentReport, Epoch)> = Vec::new();
         for report in self.reports.values() {
             let Some(record) = self.ledger.hosts().get(&report.host) else { continue };
@@ -37,8 +38,8 @@ impl Controller {
             for vm in stale {
                 burns.push((report.host.clone(), record.epoch, vm.vm.clone(), vm.incarnation));
             }
-            if self.ledger.is_news(report) {
-                news.push(report.clone());
+            if let Some(kind) = self.ledger.news(report) {
+                news.push((report.clone(), kind));
             }
             if record.standing == Standing::Active {
                 if report.epoch == record.epoch && record.boot == Some(report.boot) {
@@ -69,8 +70,12 @@ impl Controller {
                 clean.push((report.clone(), record.epoch));
             }
         }
-        for report in news {
+        for (report, kind) in news {
             let key = Proposed::Reported(report.host.clone());
+            let waits = kind == News::CanWait && !self.proposed.contains_key(&key);
+            if waits && !self.words.may_tell(now, &report.host) {
+                continue;
+            }
             self.propose_once(now, key, || Command::AgentReported(report), effects);
         }
         for (report, epoch) in clean {

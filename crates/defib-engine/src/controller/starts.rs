@@ -438,6 +438,11 @@ impl Controller {
         outcome: OrderOutcome,
         effects: &mut Vec<Effect>,
     ) {
+        let occupied = self.ledger.vms().get(&vm).and_then(VmRecord::occupied_host);
+        if occupied != Some(&host) {
+            // A host speaks for what is its own: what another one says of it concludes nothing.
+            return;
+        }
         if let Some(start) = self.starts.running.get_mut(&vm)
             && start.incarnation == incarnation
         {
@@ -461,9 +466,7 @@ impl Controller {
         }
         // The end of a VM that was recorded as running: its agent's durable word.
         if let OrderOutcome::NotRunning { detail, tried } = outcome
-            && self.ledger.vms().get(&vm).is_some_and(|record| {
-                record.incarnation == incarnation && record.occupied_host() == Some(&host)
-            })
+            && self.ledger.vms().get(&vm).is_some_and(|record| record.incarnation == incarnation)
         {
             let key = Proposed::StartEnded(vm.clone(), incarnation);
             let result = StartResult::NotRunning { detail, tried };

@@ -15,6 +15,7 @@ impl Controller {
             if whole { self.ledger.hosts().keys().cloned().collect() } else { touched };
         if whole {
             for gone in self.known_hosts.difference(&hosts) {
+                self.words.forget(gone);
                 effects.push(Effect::Forget { host: gone.clone() });
             }
             self.known_hosts.clone_from(&hosts);

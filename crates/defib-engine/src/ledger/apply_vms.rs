@@ -304,34 +304,55 @@ impl Ledger {
         Self::is_of_now(record, report) && self.other_boot_waits(&report.host, report.boot).is_none()
     }
 
-    /// Whether a report says anything that the ledger does not hold yet.
+    /// What a report says that the ledger does not hold yet.
     #[must_use]
-    pub fn is_news(&self, report: &AgentReport) -> bool {
-        let Some(record) = self.hosts.get(&report.host) else { return false };
+    pub fn news(&self, report: &AgentReport) -> Option<News> {
+        let record = self.hosts.get(&report.host)?;
         if record.is_over(report.boot) {
-            return false;
+            return None;
         }
-        match record.standing {
-            Standing::Active => {}
+        let at_once = match record.standing {
+            Standing::Active if record.boot != Some(report.boot) => self.may_prove(record, report),
+            Standing::Active => {
+                (record.watchdog_armed && !report.watchdog_armed) || self.vms_have_news(report)
+            }
             Standing::Condemned => {
                 let other = record.boot.is_some_and(|former| former != report.boot);
-                return other && self.may_prove(record, report);
+                other && self.may_prove(record, report)
             }
-            Standing::NeverSeen | Standing::Dead => return false,
+            Standing::NeverSeen | Standing::Dead => return None,
+        };
+        if at_once {
+            return Some(News::AtOnce);
         }
-        if record.boot != Some(report.boot) {
-            return self.may_prove(record, report);
+        if record.standing != Standing::Active || record.boot != Some(report.boot) {
+            return None;
         }
-        if record.watchdog_armed != report.watchdog_armed || report.note.is_news_after(&record.note) {
-            return true;
-        }
+        let mut vms = report.vms.iter().filter(|one| self.may_run(&report.host, one));
+        let can_wait = record.watchdog_armed != report.watchdog_armed
+            || report.note.is_news_after(&record.note)
+            || vms
+                .any(|one| self.vms.get(&one.vm).is_some_and(|record| one.note.is_news_after(&record.note)));
+        can_wait.then_some(News::CanWait)
+    }
+
+    /// Whether a VM ended, began to run, or became more ready.
+    fn vms_have_news(&self, report: &AgentReport) -> bool {
         report.vms.iter().filter(|one| self.may_run(&report.host, one)).any(|one| {
             let Some(record) = self.vms.get(&one.vm) else { return false };
             let reached = one.readiness.unwrap_or(Readiness::PoweredOn).max(Readiness::PoweredOn);
             !one.running
                 || matches!(record.place, Place::Intended { .. })
-                || one.note.is_news_after(&record.note)
                 || record.readiness.is_none_or(|held| held < reached)
         })
     }
+}
+
+/// How urgent it is that the log hears of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A decision may hang on it.
+    AtOnce,
+    /// It is for people and for placement, and may be told a little later.
+    CanWait,
 }

@@ -71,6 +71,10 @@ impl Ledger {
         if !self.may_act() {
             return self.refuse("fence-intended", "automatic action is stopped");
         }
+        // Another inventory may have come into force since it was proposed: nobody would carry it out.
+        if self.inventory.hosts.get(&host).is_none_or(|declared| level >= declared.fencing.len()) {
+            return self.refuse("fence-intended", format!("host {host} has no fencing level {level}"));
+        }
         let index = self.now.index;
         if let Some(recovery) = self.recoveries.get_mut(&id) {
             recovery.phase = Phase::Fencing;

@@ -6,9 +6,11 @@
 
 mod apply_hosts;
 mod apply_operator;
+mod apply_replicas;
 mod apply_store;
 mod apply_vms;
 mod brakes;
+mod clock;
 mod electorate;
 mod events;
 mod export;
@@ -29,7 +31,9 @@ use core::fmt::Write as _;
 
 pub use apply_operator::PAUSES;
 pub use apply_store::DocumentRecord;
+pub use apply_vms::News;
 pub use brakes::BrakeMemory;
+pub use clock::clocks_differ;
 use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
     RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
@@ -56,7 +60,14 @@ pub struct Ledger {
     inventory: Inventory,
     inventory_version: u64,
     at: ClusterTime,
+    /// The leader's wall clock when it last said something.
     wall: UnixMillis,
+    /// When the last entry was proposed, by the leader's wall clock: what events carry.
+    #[serde(default)]
+    dated: UnixMillis,
+    /// Replicas whose wall clocks are not the leader's: how many milliseconds they are ahead of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    clocks: BTreeMap<ReplicaId, i64>,
     applied: LogIndex,
     leader: Option<ReplicaId>,
     term: u64,
@@ -103,11 +114,6 @@ struct Birth0 {
     ordinal: u32,
 }
 
-/// For how long a replica that was removed, or did not hear of a change yet, may go on granting leases: a word of
-/// its old leader is under way for 3 s at most (`DEAD_AFTER_MS` of the transport), and it thinks that it is led for
-/// two election timeouts after that, of 1 s at most each (the controller's configuration).
-const GRANTS_GO_ON: Millis = Millis(5000);
-
 /// Closed recoveries that are remembered for `recovery explain`.
 const RECOVERIES_RETAINED: usize = 256;
 
@@ -122,6 +128,8 @@ impl Ledger {
             inventory_version: 0,
             at: ClusterTime(0),
             wall: UnixMillis(0),
+            dated: UnixMillis(0),
+            clocks: BTreeMap::new(),
             applied: LogIndex(0),
             leader: None,
             term: 0,
@@ -156,11 +164,13 @@ impl Ledger {
         }
         self.applied = index;
         self.now = Birth0 { index, ordinal: 0 };
-        self.wall = self.wall.max(entry.wall);
         // Only the leader counts cluster time: everybody else's count stands still.
-        if Some(entry.proposer) == self.leader || matches!(entry.command, Command::LeaderStarted { .. }) {
+        let by_leader = Some(entry.proposer) == self.leader
+            || matches!(entry.command, Command::LeaderStarted { term } if term >= self.term);
+        if by_leader {
             self.at = self.at.max(entry.at);
         }
+        self.date(entry, by_leader);
         self.brakes.expire(self.at, &self.policy);
         match &entry.command {
             Command::LeaderStarted { term } => self.leader_started(entry.proposer, *term),
@@ -205,6 +215,9 @@ impl Ledger {
             Command::GiveUp { sink, upto, operator } => self.give_up(sink, *upto, operator),
             Command::HeadSigned { seq, hash, key, signature } => {
                 self.head_signed(*seq, hash, key, signature);
+            }
+            Command::ClockCompared { replica, ahead_ms } => {
+                self.clock_compared(entry.proposer, *replica, *ahead_ms);
             }
             Command::Tick => {}
         }
@@ -482,7 +495,7 @@ impl Ledger {
         recovery: Option<RecoveryId>,
         kind: EventKind,
     ) -> EventSeq {
-        let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.wall };
+        let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.dated };
         self.now.ordinal = self.now.ordinal.saturating_add(1);
         let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);
         if let Some(recovery) = recovery.and_then(|id| self.recoveries.get_mut(&id)) {
@@ -501,50 +514,6 @@ impl Ledger {
     fn touch(&mut self, host: &HostId) {
         self.index.touched.insert(host.clone());
         self.index.dirty.insert(host.clone());
-    }
-
-    fn leader_started(&mut self, leader: ReplicaId, term: u64) {
-        if term < self.term {
-            return self.refuse("leader-started", format!("term {term} is older than {}", self.term));
-        }
-        self.leader = Some(leader);
-        self.term = term;
-        self.led_since = self.now.index;
-        self.event(None, EventKind::LeaderStarted { leader, term });
-    }
-
-    fn replicas_changed(&mut self, voters: &BTreeSet<ReplicaId>) {
-        if *voters == self.voters || voters.is_empty() {
-            return;
-        }
-        self.voters.clone_from(voters);
-        self.settle_leases(self.policy.lease.expiry_wait());
-        self.new_electorate();
-        self.observers.retain(|observer, _| voters.contains(observer));
-        for host in self.hosts.values_mut() {
-            host.opinions.retain(|observer, _| voters.contains(observer));
-            host.expiry_votes.retain(|observer| voters.contains(observer));
-        }
-        let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
-        for host in &hosts {
-            self.touch(host);
-        }
-        self.event(None, EventKind::ReplicasChanged { voters: voters.clone() });
-    }
-
-    /// A change of what leases rest on waits out two of them, or [`GRANTS_GO_ON`] and one, whichever is longer:
-    /// promises that were given before are still valid, and whoever did not hear of it yet gives new ones.
-    fn settle_leases(&mut self, expiry_wait: Millis) {
-        let wait = expiry_wait.times(2).max(expiry_wait.plus(GRANTS_GO_ON));
-        self.leases_settle_at = self.leases_settle_at.max(self.at.plus(wait));
-    }
-
-    fn join_token_used(&mut self, nonce: &str, identity: &str) {
-        if self.used_tokens.insert(nonce.into()) {
-            self.event(None, EventKind::JoinTokenUsed { identity: identity.into() });
-        } else {
-            self.refuse("join-token-used", format!("the token for {identity} was used before"));
-        }
     }
 
     fn disarm_on_violation(&mut self) {

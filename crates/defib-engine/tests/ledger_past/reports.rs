@@ -36,14 +36,14 @@ fn a_condition_is_told_once_and_again_when_it_changes_and_ends_with_the_incarnat
     };
     let before = log.head();
     let failed = noted(VmCondition::IoError, "disk vda: enospc", 0);
-    assert!(log.ledger.is_news(&log.said("h1", std::slice::from_ref(&failed))));
+    assert!(log.ledger.news(&log.said("h1", std::slice::from_ref(&failed))).is_some());
     log.report("h1", A, std::slice::from_ref(&failed));
     log.report("h1", A, std::slice::from_ref(&failed));
     assert_eq!(log.told_since(before), ["vm v: incarnation 1 on h1 is io-error: disk vda: enospc"]);
     assert_eq!(log.place(), Place::Running { host: host("h1") }, "nothing follows from it");
     let reworded = noted(VmCondition::IoError, "a disk of it failed", 0);
     assert!(
-        !log.ledger.is_news(&log.said("h1", std::slice::from_ref(&reworded))),
+        log.ledger.news(&log.said("h1", std::slice::from_ref(&reworded))).is_none(),
         "other words for the same"
     );
     let before = log.head();
@@ -92,9 +92,9 @@ impl Log {
 
     fn notes(&mut self, name: &str, note: HostNote) {
         let report = AgentReport { note, ..self.said(name, &[]) };
-        assert!(self.ledger.is_news(&report), "{report:?}");
+        assert!(self.ledger.news(&report).is_some(), "{report:?}");
         self.apply(Command::AgentReported(report.clone()));
-        assert!(!self.ledger.is_news(&report), "{report:?}");
+        assert!(self.ledger.news(&report).is_none(), "{report:?}");
     }
 
     /// Where the planner would put `v`, or why nowhere.

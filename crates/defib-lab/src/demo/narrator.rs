@@ -292,6 +292,8 @@ impl Narrator {
             | EventKind::PolicyChanged { .. }
             | EventKind::InventoryChanged { .. }
             | EventKind::JoinTokenUsed { .. }
+            | EventKind::ClockSetBack { .. }
+            | EventKind::ClockCompared { .. }
             | EventKind::SinkGap { .. }
             | EventKind::HeadSigned { .. }
             | EventKind::CommandRefused { .. } => {}

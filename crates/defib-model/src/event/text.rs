@@ -5,7 +5,7 @@ use core::fmt;
 use alloc::{format, string::String, vec::Vec};
 
 use super::EventKind;
-use crate::{Opinion, VmCondition};
+use crate::{Millis, Opinion, VmCondition};
 
 impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -160,6 +160,27 @@ impl fmt::Display for EventKind {
             }
             Self::HeadSigned { upto, key, .. } => {
                 write!(f, "the stream up to event {upto} is signed with key {key}")
+            }
+            Self::ClockSetBack { leader, by_ms } => {
+                let by = Millis(*by_ms);
+                write!(
+                    f,
+                    "times of events go back by {by} from here on: events are dated by the clock of the leader, and that \
+                     of r{leader} is behind what was used until now; order them by their numbers, and look at the time \
+                     synchronisation of all replicas"
+                )
+            }
+            Self::ClockCompared { replica, ahead_ms: 0 } => {
+                write!(f, "replica r{replica}: its clock agrees with the leader's again")
+            }
+            Self::ClockCompared { replica, ahead_ms } => {
+                let (apart, side) =
+                    (Millis(ahead_ms.unsigned_abs()), if *ahead_ms > 0 { "ahead of" } else { "behind" });
+                write!(
+                    f,
+                    "replica r{replica}: its clock is {apart} {side} the leader's; what it says is dated by the leader's \
+                     clock; look at the time synchronisation of both"
+                )
             }
             Self::Disarmed { detail } => write!(f, "DISARMED: {detail}"),
         }

@@ -34,8 +34,8 @@ pub use thread::GATHER;
 
 use crate::{bus::BusCounters, clock::Clock};
 
-/// How many bytes of heartbeats the kernel may hold for us; it may grant less.
-const RECEIVE_BUFFER: usize = 16 << 20;
+/// How many bytes of heartbeats the kernel is asked to hold for us; it grants no more than `net.core.rmem_max`.
+pub const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// A socket that can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +56,33 @@ pub struct ListenError {
 pub fn listen(address: SocketAddr) -> Result<Socket, ListenError> {
     let open = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        // The kernel's limit may be lower; then overflow is counted and votes are withheld.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
+        let granted = granted(&socket)?;
+        if granted < RECEIVE_BUFFER {
+            // Overflow is counted and votes are withheld, so it harms by lateness only.
+            tracing::warn!(
+                %address,
+                granted,
+                wanted = RECEIVE_BUFFER,
+                "the kernel holds fewer bytes of heartbeats for this replica than it was asked to, so with many hosts a short \
+                 stall loses some, and deaths are found later; raise its limit: sysctl -w net.core.rmem_max={RECEIVE_BUFFER}, \
+                 and in /etc/sysctl.d for good"
+            );
+        }
         Ok(socket)
     };
     open().map_err(|source| ListenError { address, source })
+}
+
+/// How many bytes of heartbeats the kernel holds for a socket.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn granted(socket: &Socket) -> io::Result<usize> {
+    // It counts twice as many, for what it keeps beside each datagram.
+    Ok(socket.recv_buffer_size()? / 2)
 }
 
 /// What the thread is told.
@@ -259,5 +279,21 @@ impl Drop for Heartbeats {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_grants_is_what_it_says_and_no_more_than_its_limit() {
+        let limit: usize = std::fs::read_to_string("/proc/sys/net/core/rmem_max")
+            .expect("Linux says it")
+            .trim()
+            .parse()
+            .expect("a number");
+        let socket = listen("127.0.0.1:0".parse().expect("an address")).expect("a port is free");
+        assert_eq!(granted(&socket).expect("it says so"), RECEIVE_BUFFER.min(limit));
     }
 }
