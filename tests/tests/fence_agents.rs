@@ -135,6 +135,7 @@ impl Rig {
             self_fence: SelfFence::None,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         };
         let inventory = Inventory { hosts: [(h1(), host)].into(), ..Inventory::default() };
         inventory.validate().unwrap();

@@ -13,6 +13,7 @@ pub mod durable;
 pub mod guard_thread;
 pub mod hypervisor;
 pub mod join;
+pub mod kdump;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod local;

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use defib_agent::{
     config::Config,
-    join,
+    join, kdump,
     local::{self, Wish},
     run::{self, Ended},
 };
@@ -73,6 +73,13 @@ enum What {
         #[arg(long)]
         dry_run: bool,
     },
+    /// In the initramfs of a capture kernel: tells the replicas, until it is stopped, that this host has crashed and dumps
+    /// its memory. Its VMs restart elsewhere, and its power is left alone.
+    Kdump {
+        /// What only a capture kernel has.
+        #[arg(long, default_value = "/proc/vmcore")]
+        vmcore: PathBuf,
+    },
     /// Tells the replicas, through the running agent, that this host will be silent.
     Goodbye {
         /// The host shuts down: all VMs are stopped, and restart elsewhere.
@@ -135,6 +142,11 @@ fn execute(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             } else {
                 runtime()?.block_on(join::join(token_file, out))?
             });
+        }
+        Some(What::Kdump { vmcore }) => {
+            let config = Config::read(&arguments.config)?;
+            config.log.start()?;
+            runtime()?.block_on(async { kdump::run(config, vmcore, stop_signal()?).await })?;
         }
         Some(What::Goodbye { shutdown, dry_run, .. }) => {
             let run_dir = run::run_dir(Config::read(&arguments.config)?)?;

@@ -40,12 +40,12 @@ fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-fn read_boot(path: &Path) -> anyhow::Result<BootId> {
+pub(crate) fn read_boot(path: &Path) -> anyhow::Result<BootId> {
     let text = fs::read_to_string(path).with_context(|| format!("boot-id-file: {}", path.display()))?;
     BootId::parse(text.trim()).with_context(|| format!("boot-id-file: {}", path.display()))
 }
 
-fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterName)> {
+pub(crate) fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterName)> {
     let credentials = Credentials::load(&config.tls, wall())?;
     let host = HostId::new(&config.host)?;
     let cluster = ClusterName::new(&config.cluster)?;

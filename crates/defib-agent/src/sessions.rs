@@ -123,6 +123,7 @@ async fn session(
         host: config.host.to_string(),
         boot_id: config.boot.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").into(),
+        dumping: false,
     };
     sender.try_send(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })?;
     let mut client = AgentControlClient::new(channel);

@@ -395,14 +395,21 @@ impl AgentControl for AgentService {
         let asked = host.clone();
         let known = self.core.ask(move |view| {
             let ledger = view.controller.ledger();
-            let epoch = ledger.hosts().get(&asked).map(|record| record.epoch);
-            (epoch, ledger.other_boot_waits(&asked, boot), view.now)
+            let record = ledger.hosts().get(&asked);
+            let (epoch, in_use) = (record.map(|record| record.epoch), record.and_then(|record| record.boot));
+            (epoch, in_use, ledger.other_boot_waits(&asked, boot), view.now)
         });
-        let (epoch, waits, now) = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (epoch, in_use, waits, now) = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
         if let Some(why) = waits {
             // Its session would take the place of the one in use, whose heartbeats count by that.
             self.agents.turn_away(&host, boot, now);
             return Err(Status::failed_precondition(why));
+        }
+        if hello.dumping && in_use.is_none_or(|in_use| in_use == boot) {
+            // It would take the place of the session that runs VMs, and say that none runs; or the host would be let in.
+            return Err(Status::failed_precondition(format!(
+                "host {host} was never in use, or is in use in boot {boot}: that is no capture kernel of a host that ran VMs"
+            )));
         }
         let Some(epoch) = epoch else {
             return Err(Status::failed_precondition(format!(
@@ -418,7 +425,8 @@ impl AgentControl for AgentService {
             // Before anything that the new session brings: what was ordered by the former one may be lost.
             let _ = self.core.tell(Message::Input(Input::AgentLeft(host.clone())));
         }
-        tracing::info!(%host, version = hello.agent_version, boot = hello.boot_id, "agent session opened");
+        let v1::Hello { agent_version: version, boot_id: boot, dumping, .. } = hello;
+        tracing::info!(%host, version, boot, dumping, "agent session opened");
         let (core, agents) = (self.core.clone(), Arc::clone(&self.agents));
         tokio::spawn(async move {
             loop {

@@ -33,6 +33,7 @@ fn inventory() -> Inventory {
         self_fence: SelfFence::Watchdog,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     };
     let v1 = Vm {
         id: vm(),

@@ -38,6 +38,7 @@ impl Log {
                 self_fence: SelfFence::Trusted,
                 spare: false,
                 neighbour_address: askable(number).then(|| format!("h{number}:7100")),
+                kdump_wait: None,
             };
             inventory.hosts.insert(host.id.clone(), host);
         }

@@ -35,6 +35,7 @@ fn inventory(fencing: Vec<FencingLevel>) -> Inventory {
         self_fence: SelfFence::None,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     };
     Inventory { hosts: [(h1(), host)].into(), ..Inventory::default() }
 }

@@ -33,6 +33,7 @@ fn only_voters_are_believed_and_only_known_hosts_are_named() {
         self_fence: SelfFence::None,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     };
     let inventory = Inventory { hosts: [(host("h1"), declared)].into(), ..Inventory::default() };
     let operator = Operator { name: "ada".into(), reason: String::new() };

@@ -69,6 +69,7 @@ fn inventory() -> Inventory {
             self_fence: if at == 0 { SelfFence::None } else { SelfFence::Trusted },
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         };
         inventory.hosts.insert(id, host);
     }

@@ -132,6 +132,7 @@ fn build(hosts: &[HostDice], vms: &[VmDice], groups: &[GroupDice], first: bool) 
             self_fence: SelfFence::None,
             spare: *spare,
             neighbour_address: None,
+            kdump_wait: None,
         };
         inventory.hosts.insert(id, host);
     }

@@ -160,6 +160,7 @@ pub(crate) fn inventory(u: &mut Unstructured<'_>) -> Result<Inventory> {
             self_fence,
             spare: one_in(u, 5)?,
             neighbour_address: u.arbitrary::<bool>()?.then(|| "127.0.0.1:1".into()),
+            kdump_wait: None,
         };
         hosts.insert(id, host);
     }

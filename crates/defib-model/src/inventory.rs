@@ -66,6 +66,10 @@ pub struct Host {
     /// Where its agent answers the neighbours' question, `address:port`.
     #[serde(default)]
     pub neighbour_address: Option<String>,
+    /// How long a fence waits after the verdict for the word of this host's capture kernel, so that a crash can be dumped;
+    /// `None`: it does not wait. What proves the death meanwhile ends the wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kdump_wait: Option<Millis>,
 }
 
 /// Who restarts first.
@@ -396,6 +400,7 @@ mod tests {
             self_fence: SelfFence::None,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         }
     }
 

@@ -316,6 +316,7 @@ fn inventory(rng: &mut Rng, profile: Profile) -> Inventory {
             self_fence: if smoke { SelfFence::Watchdog } else { self_fence },
             spare: !smoke && rng.permille(80),
             neighbour_address: Some(format!("{id}:7000")),
+            kdump_wait: None,
         };
         inventory.hosts.insert(id, host);
     }

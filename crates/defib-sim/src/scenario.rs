@@ -226,6 +226,7 @@ impl Scenario {
                 self_fence,
                 spare: false,
                 neighbour_address: Some(format!("{id}:7000")),
+                kdump_wait: None,
             };
             self.plan.inventory.hosts.insert(id, host);
         }

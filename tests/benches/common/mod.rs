@@ -77,6 +77,7 @@ pub(crate) fn racks(hosts: usize, per_rack: usize) -> anyhow::Result<Inventory> 
             self_fence: SelfFence::None,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         };
         inventory.hosts.insert(id, host);
     }

@@ -225,6 +225,7 @@ async fn the_leader_hears_of_a_bmc_again_after_its_restart_until_the_inventory_f
         self_fence: SelfFence::None,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     };
     let inventory = Inventory { hosts: [(h1.clone(), host)].into(), ..Inventory::default() };
     let power = Arc::new(Power::new(None, None));

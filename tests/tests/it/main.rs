@@ -14,6 +14,7 @@ mod events;
 mod export;
 mod full_disk;
 mod hints;
+mod kdump;
 mod kills;
 mod membership;
 mod operator;

@@ -126,6 +126,7 @@ async fn ours_is_put_right_others_are_left_alone_and_a_host_that_leaves_is_unsub
         self_fence: SelfFence::None,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     };
     let power = Arc::new(Power::new(None, None));
     power.configure(&Inventory { hosts: [(h1, host)].into(), ..Inventory::default() });

@@ -201,6 +201,7 @@ mod tests {
                 self_fence: SelfFence::None,
                 spare: false,
                 neighbour_address: None,
+                kdump_wait: None,
             };
             let levels = vec!["rack".to_owned()];
             let inventory = Inventory { levels, hosts: [(id, host)].into(), ..Inventory::default() };

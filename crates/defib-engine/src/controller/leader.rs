@@ -130,7 +130,8 @@ impl Controller {
                 continue;
             }
             // While a fence is under way its own readings say all there is to say.
-            let idle = matches!(phase, Phase::Suspected | Phase::Unconfirmed);
+            let idle = matches!(phase, Phase::Suspected | Phase::Unconfirmed)
+                || self.ledger.kdump_waits(id, self.cluster_now(now)).is_some();
             if !idle || ask.in_flight || ask.next_at > now || levels == 0 {
                 continue;
             }
@@ -220,6 +221,9 @@ impl Controller {
             }
             let news = self.asks.get(&id).is_some_and(|ask| ask.news);
             if recovery.phase == Phase::Unconfirmed && self.cluster_now(now) < recovery.retry_at && !news {
+                continue;
+            }
+            if self.ledger.kdump_waits(id, self.cluster_now(now)).is_some() {
                 continue;
             }
             // A host that a quorum hears again is readmitted rather than fenced, unless an operator wants it off, or

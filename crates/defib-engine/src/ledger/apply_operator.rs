@@ -46,7 +46,8 @@ impl Ledger {
             Command::FenceHost { host, epoch, .. } => {
                 let record = self.judge_epoch(host, *epoch)?;
                 let recovery = record.recovery.and_then(|id| self.recoveries.get(&id));
-                let again = recovery.is_some_and(|recovery| recovery.phase == Phase::Unconfirmed);
+                let waits = record.recovery.and_then(|id| self.kdump_waits(id, self.at)).is_some();
+                let again = waits || recovery.is_some_and(|recovery| recovery.phase == Phase::Unconfirmed);
                 if record.standing != Standing::Active && !again {
                     return Err(format!("host {host} is being fenced, or is fenced, already"));
                 }

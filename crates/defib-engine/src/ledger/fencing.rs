@@ -193,6 +193,15 @@ impl Ledger {
         }
     }
 
+    /// For how long the first fence of a recovery still waits for the word of its host's capture kernel: a session of
+    /// another boot, which proves the death and leaves the power as it is. Whatever else proves it ends the wait, too.
+    #[must_use]
+    pub fn kdump_waits(&self, id: RecoveryId, now: ClusterTime) -> Option<Millis> {
+        let recovery = self.recoveries.get(&id)?;
+        let first = recovery.phase == Phase::Confirmed && recovery.fence.is_none() && !recovery.by_operator;
+        (first && now < recovery.retry_at).then(|| recovery.retry_at.since(now))
+    }
+
     /// What is left of the pause before the next attempt to fence, if one is due.
     #[must_use]
     pub fn next_fence_in(&self, id: RecoveryId, now: ClusterTime) -> Option<Millis> {

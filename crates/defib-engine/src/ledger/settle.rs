@@ -193,7 +193,9 @@ impl Ledger {
         let Some(recovery) = self.recoveries.get_mut(&id) else { return };
         let host = recovery.host.clone();
         recovery.phase = Phase::Confirmed;
-        recovery.retry_at = self.at;
+        // Whoever orders a fence gets it; a crash that may be dumped is left alone for a while.
+        let waits = self.inventory.hosts.get(&host).and_then(|host| host.kdump_wait);
+        recovery.retry_at = self.at.plus(waits.filter(|_| !recovery.by_operator).unwrap_or(Millis::ZERO));
         let Some(record) = self.hosts.get_mut(&host) else { return };
         if record.standing == Standing::Active {
             record.epoch = record.epoch.next();
@@ -393,7 +395,12 @@ impl Ledger {
                 }));
                 lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
             }
-            Phase::Confirmed => lines.push("the leader to begin the fence".to_string()),
+            Phase::Confirmed => lines.push(match self.kdump_waits(id, now) {
+                Some(wait) => format!(
+                    "its capture kernel's word (kdump-wait), or another proof, for {wait} more; then it is fenced"
+                ),
+                None => "the leader to begin the fence".to_string(),
+            }),
             Phase::Fencing | Phase::Unconfirmed => {
                 lines.extend(recovery.unproven.iter().map(|why| format!("a proof of its death: {why}")));
                 if recovery.phase == Phase::Fencing {

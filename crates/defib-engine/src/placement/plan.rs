@@ -457,6 +457,7 @@ mod tests {
                 self_fence: SelfFence::None,
                 spare: random.below(8) == 0,
                 neighbour_address: None,
+                kdump_wait: None,
             };
             inventory.hosts.insert(id, host);
         }

@@ -44,6 +44,7 @@ pub(crate) fn declared_host(name: &str) -> Host {
         self_fence: SelfFence::Trusted,
         spare: false,
         neighbour_address: None,
+        kdump_wait: None,
     }
 }
 

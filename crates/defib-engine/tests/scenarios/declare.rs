@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use defib_model::{
-    Command, GroupId, Host, HostId, Policy, Resources, Vm, VmId,
+    Command, GroupId, Host, HostId, Millis, Policy, Resources, Vm, VmId,
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Group, Priority, Readiness, RedfishTarget,
         SelfFence, SpreadRule,
@@ -41,13 +41,14 @@ impl Scenario {
                 self_fence,
                 spare: false,
                 neighbour_address,
+                kdump_wait: None,
             };
             self.world.inventory.hosts.insert(id, host);
         }
         Ok(())
     }
 
-    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare no-neighbour`
+    /// `host h1 cpu=8 memory=32GiB labels=a,b fencing=1,2 self-fence=none spare no-neighbour kdump-wait=20000`
     pub(crate) fn host(&mut self, rest: &[&str]) -> Answer {
         let id = self.host_id(rest.first())?;
         let Some(host) = self.world.inventory.hosts.get_mut(&id) else { return Ok(()) };
@@ -69,6 +70,9 @@ impl Scenario {
         }
         host.labels.extend(names(option(rest, "labels")).map(String::from));
         host.spare |= rest.contains(&"spare");
+        if let Some(wait) = option(rest, "kdump-wait") {
+            host.kdump_wait = Some(Millis(number(wait)?));
+        }
         if rest.contains(&"no-neighbour") {
             host.neighbour_address = None;
         }

@@ -75,6 +75,7 @@ pub fn inventory(size: Size, guest: &Path, oracle: &Path) -> anyhow::Result<Inve
             self_fence: SelfFence::Trusted,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         };
         inventory.hosts.insert(id, host);
     }

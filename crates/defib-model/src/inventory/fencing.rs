@@ -383,6 +383,7 @@ mod tests {
             self_fence: SelfFence::None,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         };
         let hosts = [host("h1", first), host("h2", second)];
         let inventory = Inventory {

@@ -135,6 +135,10 @@ impl<'a> Seats<'a> {
     }
 }
 
+/// Bounds of [`Host::kdump_wait`]: what no kernel boots in, and what nobody wants to wait for.
+const KDUMP_WAIT_MIN: Millis = Millis(1000);
+const KDUMP_WAIT_MAX: Millis = Millis(600_000);
+
 impl Inventory {
     /// Refuses what can be recorded and can't be meant: names that mean two things, wishes that nobody can fulfil.
     /// Asked where a document is read, unlike [`Self::validate`], which every replica asks again of what is
@@ -170,6 +174,17 @@ impl Inventory {
                     format!(
                         "{address} is the address of host {} too: one of them would be asked for both; give each its own",
                         other.id
+                    ),
+                );
+            }
+        }
+        for (id, host) in &self.hosts {
+            let Some(wait) = host.kdump_wait else { continue };
+            if !(KDUMP_WAIT_MIN..=KDUMP_WAIT_MAX).contains(&wait) {
+                return wrong(
+                    format!("hosts.{id}.kdump-wait"),
+                    format!(
+                        "{wait} is not between {KDUMP_WAIT_MIN} and {KDUMP_WAIT_MAX}; give what a capture kernel takes to boot"
                     ),
                 );
             }
@@ -308,6 +323,7 @@ mod tests {
             self_fence: SelfFence::None,
             spare: false,
             neighbour_address: None,
+            kdump_wait: None,
         }
     }
 

@@ -56,6 +56,8 @@ struct HostEntry<Id, Method> {
     spare: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     neighbour: Option<Written<HostPort>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kdump_wait: Option<Span>,
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     fencing: Vec<Vec<Method>>,
 }
@@ -190,6 +192,7 @@ fn convert(document: Read, places: &mut Places) -> Result<Inventory, InventoryEr
             self_fence: entry.self_fence,
             spare: entry.spare,
             neighbour_address: entry.neighbour.map(|address| address.text),
+            kdump_wait: entry.kdump_wait.map(|span| span.0),
         };
         inventory.hosts.insert(id, host);
     }
@@ -266,6 +269,7 @@ pub fn inventory_to_yaml(inventory: &Inventory) -> String {
                 self_fence: host.self_fence,
                 spare: host.spare,
                 neighbour: host.neighbour_address.as_deref().map(Written::new),
+                kdump_wait: host.kdump_wait.map(Span),
                 fencing: host
                     .fencing
                     .iter()

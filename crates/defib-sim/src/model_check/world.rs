@@ -181,6 +181,7 @@ fn declared(id: &HostId) -> Declared {
         self_fence: SelfFence::Watchdog,
         spare: false,
         neighbour_address: Some(format!("{id}:1")),
+        kdump_wait: None,
     }
 }
 
