@@ -167,6 +167,9 @@ impl Ledger {
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
             }
+            Command::HostsWitnessed { observer, session, hosts } => {
+                self.hosts_witnessed(*observer, *session, hosts);
+            }
             Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {
@@ -527,6 +530,7 @@ impl Ledger {
         for host in self.hosts.values_mut() {
             host.opinions.retain(|observer, _| voters.contains(observer));
             host.expiry_votes.retain(|observer| voters.contains(observer));
+            host.witnesses.retain(|observer, _| voters.contains(observer));
         }
         let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
         for host in &hosts {

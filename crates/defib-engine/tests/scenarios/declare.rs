@@ -26,6 +26,7 @@ impl Scenario {
         }
         self.world.paths = u8::try_from(number(option(rest, "paths").unwrap_or("1"))?).unwrap_or(1);
         let self_fence: SelfFence = word(option(rest, "self-fence").unwrap_or("watchdog"))?;
+        let probes = rest.contains(&"probes");
         let racks_used = racks.max(1);
         self.world.inventory.levels = vec!["rack".into()];
         for at in 0..hosts {
@@ -39,7 +40,7 @@ impl Scenario {
                 fencing: fencing(&id, &[1]),
                 self_fence,
                 spare: false,
-                neighbour_address: None,
+                neighbour_address: probes.then(|| format!("10.0.0.{}:7001", at + 1)),
             };
             self.world.inventory.hosts.insert(id, host);
         }
