@@ -116,6 +116,8 @@ pub struct Published {
     pub electorate: AtomicU64,
     /// Highest epoch that was seen.
     pub epoch: AtomicU64,
+    /// When the guard's thread did something last, likewise.
+    pub alive_at: AtomicU64,
     /// The guard shuts down, and neither runs nor starts anything any more.
     pub shut_down: AtomicBool,
 }
@@ -513,6 +515,7 @@ impl GuardThread {
         self.told_held = held.then(|| self.told_held.unwrap_or_else(clock::now));
         self.published.electorate.store(self.guard.electorate().version, Ordering::Release);
         self.published.epoch.store(self.guard.epoch().0, Ordering::Release);
+        self.published.alive_at.store(now.0, Ordering::Release);
         self.published.shut_down.store(self.guard.shut_down(), Ordering::Release);
     }
 

@@ -20,6 +20,7 @@ pub mod local;
 pub mod neighbours;
 pub mod notes;
 pub mod places;
+pub mod probes;
 pub mod process;
 pub mod run;
 pub mod sessions;

@@ -1,4 +1,4 @@
-//! The neighbours' question, both sides: "do you hold a lease?"
+//! The neighbours' question, both sides: "do you hold a lease?"; and the answer to a probe: "do you live?"
 
 use std::{
     collections::HashMap,
@@ -8,8 +8,9 @@ use std::{
 
 use defib_engine::guard::{Answer, Input};
 use defib_model::{HostId, Instant, Millis};
-use defib_pki::{PeerIdentity, server_name};
+use defib_pki::{Credentials, PeerIdentity, server_name};
 use defib_rpc::{Connecting, caller, channel};
+use defib_wire::probe::{NONCE_LEN, PURPOSE, statement};
 use defib_wire::v1::{self, neighbour_client::NeighbourClient, neighbour_server::Neighbour};
 use futures_util::{StreamExt as _, stream};
 use rustls::ClientConfig;
@@ -23,8 +24,11 @@ use crate::{
 
 /// Questions under way at once.
 const AT_ONCE: usize = 64;
+/// A guard that did nothing for so long is not well, and its agent does not vouch for the host: the watchdog may be
+/// about to reset it. It does something at least five times a second.
+const STANDS_STILL: Millis = Millis(1000);
 /// How long one question may take: an answer counts from when it was asked, so a slow one is worth little.
-const PATIENCE: Duration = Duration::from_millis(700);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Answers neighbours, from what the guard's thread published.
 #[derive(Debug, Clone)]
@@ -32,13 +36,37 @@ pub struct NeighbourService {
     host: HostId,
     boot_id: String,
     published: Arc<Published>,
+    credentials: Credentials,
 }
 
 impl NeighbourService {
-    /// A service of `host`.
+    /// A service of `host`, which signs what it must vouch for with its `credentials`.
     #[must_use]
-    pub const fn new(host: HostId, boot_id: String, published: Arc<Published>) -> Self {
-        Self { host, boot_id, published }
+    pub const fn new(
+        host: HostId,
+        boot_id: String,
+        published: Arc<Published>,
+        credentials: Credentials,
+    ) -> Self {
+        Self { host, boot_id, published, credentials }
+    }
+
+    /// Why the agent can't vouch for its host at `now`.
+    fn unwell(&self, now: Instant) -> Option<&'static str> {
+        let alive_at = Instant(self.published.alive_at.load(Ordering::Acquire));
+        if self.published.shut_down.load(Ordering::Acquire) {
+            return Some("this host shuts down");
+        }
+        (alive_at.plus(STANDS_STILL) <= now).then_some("the guard of this host stands still")
+    }
+}
+
+fn asker<T>(request: &Request<T>, named: &str) -> Result<(), Status> {
+    match caller(request)? {
+        PeerIdentity::Host(asker) if asker.as_str() == named => Ok(()),
+        PeerIdentity::Host(_) | PeerIdentity::Replica(_) | PeerIdentity::Operator { .. } => {
+            Err(Status::permission_denied("only a host may ask, and only for itself"))
+        }
     }
 }
 
@@ -48,12 +76,7 @@ impl Neighbour for NeighbourService {
         &self,
         request: Request<v1::LeaseQuestion>,
     ) -> Result<Response<v1::LeaseAnswer>, Status> {
-        match caller(&request)? {
-            PeerIdentity::Host(asker) if asker.as_str() == request.get_ref().asker => {}
-            PeerIdentity::Host(_) | PeerIdentity::Replica(_) | PeerIdentity::Operator { .. } => {
-                return Err(Status::permission_denied("only a host may ask, and only for itself"));
-            }
-        }
+        asker(&request, &request.get_ref().asker)?;
         let held_until = self.published.held_until.load(Ordering::Acquire);
         let without_since = self.published.without_since.load(Ordering::Acquire);
         let now = clock::now();
@@ -66,6 +89,27 @@ impl Neighbour for NeighbourService {
             without_lease_for_ms: without_for,
             electorate_version: self.published.electorate.load(Ordering::Acquire),
             boot_id: self.boot_id.clone(),
+        }))
+    }
+
+    async fn probe(&self, request: Request<v1::ProbeQuestion>) -> Result<Response<v1::ProbeAnswer>, Status> {
+        asker(&request, &request.get_ref().asker)?;
+        let nonce = request.into_inner().nonce;
+        if nonce.len() != NONCE_LEN {
+            return Err(Status::invalid_argument(format!("a nonce has {NONCE_LEN} bytes")));
+        }
+        if let Some(why) = self.unwell(clock::now()) {
+            return Err(Status::failed_precondition(why));
+        }
+        let statement = statement(self.host.as_str(), &self.boot_id, &nonce);
+        let signed = self.credentials.sign(PURPOSE, &statement);
+        let signed = signed.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(v1::ProbeAnswer {
+            host: self.host.to_string(),
+            boot_id: self.boot_id.clone(),
+            nonce,
+            certificate: signed.certificate,
+            signature: signed.signature,
         }))
     }
 }

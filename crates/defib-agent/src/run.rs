@@ -27,6 +27,7 @@ use crate::{
     neighbours::{self, NeighbourService},
     notes::Notes,
     places::Places,
+    probes,
     process::ProcessDriver,
     sessions::{self, Outbox, SessionConfig},
     watchdog::{self, Keeper},
@@ -200,7 +201,8 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
 
     let client = ClientTls::build(&credentials, &[b"h2"])?;
     let server = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
-    let service = NeighbourService::new(host.clone(), boot.to_string(), Arc::clone(&published));
+    let service =
+        NeighbourService::new(host.clone(), boot.to_string(), Arc::clone(&published), credentials.clone());
     let serving = Server::builder()
         .add_service(NeighbourServer::new(service))
         .serve_with_incoming(Incoming::accept(listener, server, cluster, "neighbours"));
@@ -216,7 +218,9 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         handle.clone(),
         wanted,
     ));
-    let session = SessionConfig { host: host.clone(), boot, tls: client };
+    let (probes, probes_wanted) = mpsc::channel(probes::QUEUE);
+    tokio::spawn(probes::carry(host.clone(), Arc::clone(&client), outbox.clone(), probes_wanted));
+    let session = SessionConfig { host: host.clone(), boot, tls: client, probes };
     for replica in config.replicas {
         tokio::spawn(sessions::keep(session.clone(), replica, handle.clone(), outbox.clone()));
     }

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     config::ReplicaAddress,
     guard_thread::{GuardHandle, Said},
+    probes::Wanted,
 };
 
 /// Messages that may wait for one replica.
@@ -69,6 +70,8 @@ pub struct SessionConfig {
     pub boot: BootId,
     /// How to authenticate.
     pub tls: Arc<ClientConfig>,
+    /// Takes what replicas want to know of silent hosts.
+    pub probes: mpsc::Sender<Wanted>,
 }
 
 /// Keeps a session with one replica, for ever.
@@ -138,6 +141,11 @@ async fn session(
             guard.say(Said::ReportWanted(replica));
             continue;
         }
+        if let controller_message::Message::ProbeWanted(wanted) = said {
+            // When too many wait, the next ones are asked for in a moment.
+            let _ = config.probes.try_send((replica, wanted));
+            continue;
+        }
         match hear(replica, said) {
             Ok(all) => all.into_iter().for_each(|said| guard.say(said)),
             Err(error) => tracing::warn!(%replica, %error, "a message was dropped"),
@@ -197,7 +205,9 @@ pub fn hear(replica: ReplicaId, said: controller_message::Message) -> anyhow::Re
         controller_message::Message::LeaderChanged(changed) if changed.leader => {
             vec![Said::ReportWanted(replica)]
         }
-        controller_message::Message::LeaderChanged(_) => Vec::new(),
+        controller_message::Message::LeaderChanged(_) | controller_message::Message::ProbeWanted(_) => {
+            Vec::new()
+        }
         controller_message::Message::ReportWanted(_) => vec![Said::ReportWanted(replica)],
     })
 }

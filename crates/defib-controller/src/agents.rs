@@ -7,11 +7,14 @@ use std::{
 };
 
 use defib_engine::{
-    controller::{Input, OrderOutcome},
+    controller::{Input, OrderOutcome, ProbeOrder},
     ledger::Ledger,
 };
 use defib_model::{BootId, Epoch, HostId, Incarnation, Instant, Millis, Policy, VmId, command::AgentReport};
-use defib_observe::heartbeats::{Instruction, Instructor};
+use defib_observe::{
+    clock::Clock,
+    heartbeats::{Instruction, Instructor},
+};
 use defib_pki::PeerIdentity;
 use defib_rpc::{Caller, caller};
 use defib_wire::{
@@ -26,10 +29,11 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    certificates::Certificates,
+    certificates::{Certificates, wall},
     core::{Core, Message},
     found::{self, Found},
     join::Joining,
+    probes::{self, Probes},
 };
 
 /// Messages that may wait for one agent; more, and its session is ended so that it begins anew.
@@ -115,6 +119,8 @@ pub struct Agents {
     random: SystemRandom,
     inner: Mutex<Inner>,
     certificates: Arc<Certificates>,
+    probes: Probes,
+    clock: Clock,
 }
 
 impl Inner {
@@ -137,9 +143,11 @@ impl Agents {
         udp: Vec<v1::UdpEndpoint>,
         observer: Instructor,
         certificates: Arc<Certificates>,
+        clock: Clock,
     ) -> Self {
         let (random, inner) = (SystemRandom::new(), Mutex::default());
-        Self { replica, cluster, udp, observer, random, inner, certificates }
+        let probes = certificates.probes();
+        Self { replica, cluster, udp, observer, random, inner, certificates, probes, clock }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -209,6 +217,25 @@ impl Agents {
     /// Why it can't be delivered now.
     pub fn order(&self, host: &HostId, order: v1::Order) -> Result<(), String> {
         self.send(host, controller_message::Message::Order(order))
+    }
+
+    /// Has a neighbour look after a silent host.
+    pub fn probe(&self, order: ProbeOrder) {
+        let neighbour = order.neighbour.clone();
+        let sent = self.probes.ask(order, self.clock.now()).is_some_and(|wanted| {
+            self.send(&neighbour, controller_message::Message::ProbeWanted(wanted)).is_ok()
+        });
+        probes::count_sent(sent);
+    }
+
+    fn probe_answered(&self, neighbour: &HostId, answered: v1::ProbeAnswered) {
+        match self.probes.answered(neighbour, answered, self.clock.now(), wall()) {
+            Ok((host, reached)) => self.observer.offer(Instruction::Reached(host, reached)),
+            Err(unbelieved) => {
+                probes::count_unbelieved(&unbelieved);
+                tracing::warn!(%neighbour, error = %unbelieved, "an answer to a probe is not believed");
+            }
+        }
     }
 
     /// Tells an agent its new epoch.
@@ -434,6 +461,9 @@ impl AgentControl for AgentService {
                     Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Findings(found)) })) => {
                         agents.has_found(&host, found);
                     }
+                    Some(Ok(v1::AgentMessage {
+                        message: Some(agent_message::Message::ProbeAnswered(answered)),
+                    })) => agents.probe_answered(&host, answered),
                     Some(Ok(said)) => {
                         if let Err(error) = hear(&core, &host, said) {
                             tracing::warn!(%host, %error, "a message of its agent was dropped");
@@ -466,6 +496,7 @@ pub fn heard(host: &HostId, said: v1::AgentMessage) -> anyhow::Result<Input> {
     Ok(match said {
         agent_message::Message::Hello(_) => anyhow::bail!("hello came twice"),
         agent_message::Message::Findings(_) => anyhow::bail!("what it found is for people, not for the loop"),
+        agent_message::Message::ProbeAnswered(_) => anyhow::bail!("an answer to a probe is for the observer"),
         agent_message::Message::Report(report) => {
             let report = AgentReport::try_from(report)?;
             anyhow::ensure!(report.host == *host, "it reports for host {}", report.host);

@@ -11,6 +11,8 @@ use defib_pki::{CertificateInfo, Credentials, rfc3339};
 use defib_rpc::{Unshown, certificate_trouble};
 use metrics::{describe_gauge, gauge};
 
+use crate::probes::Probes;
+
 /// So many hosts are named one by one.
 const NAMED_MAX: usize = 5;
 
@@ -77,6 +79,11 @@ impl Certificates {
         if let Some(shown) = self.hosts().get_mut(host).filter(|_| end > 0) {
             (shown.not_before, shown.not_after) = (not_before, not_after);
         }
+    }
+
+    /// Believes what hosts sign with theirs.
+    pub(crate) fn probes(&self) -> Probes {
+        Probes::new(self.own.clone())
     }
 
     /// When this replica's own ends.

@@ -509,6 +509,7 @@ impl Loop {
                 Effect::InventoryChanged => self.effects.inventory_changed(self.controller.ledger()),
                 Effect::Ask(question) => self.effects.ask(question),
                 Effect::Fence(order) => self.effects.fence(order),
+                Effect::Probe(order) => self.effects.probe(order),
                 Effect::Start(order) => self.effects.start(order),
                 Effect::Burn(order) => self.effects.burn(order),
                 Effect::Admit { host, epoch } => self.effects.admit(&host, epoch),

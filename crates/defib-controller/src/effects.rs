@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use defib_act::Power;
 use defib_bmc::{BmcFuture, WriteGate};
 use defib_engine::{
-    controller::{BurnOrder, FenceOrder, Input, OrderOutcome, PowerQuestion, StartOrder},
+    controller::{BurnOrder, FenceOrder, Input, OrderOutcome, PowerQuestion, ProbeOrder, StartOrder},
     ledger::Ledger,
 };
 use defib_model::{Epoch, HostId, Policy};
@@ -93,6 +93,11 @@ impl Effects {
             tracing::info!(host = %question.host, ?result, "power question answered");
             Self::report(&core, Input::Asked { recovery: question.recovery, result });
         });
+    }
+
+    /// Has a neighbour look after a silent host. What comes of it goes to the observer.
+    pub fn probe(&self, order: ProbeOrder) {
+        self.agents.probe(order);
     }
 
     /// Powers off and reads back.

@@ -28,6 +28,7 @@ pub mod members;
 pub mod metrics;
 pub mod operator;
 mod peers;
+mod probes;
 pub mod proposals;
 pub mod run;
 pub mod sessions;

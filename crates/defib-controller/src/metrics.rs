@@ -149,6 +149,7 @@ impl Meter {
     /// What the heartbeat thread counted and the log's state.
     pub fn gather_counters(&self, counters: &Counters, log: &Handle, now: Instant) {
         crate::bus::gather(&counters.bus, now);
+        crate::probes::gather(counters);
         counter!("defib_heartbeats_accepted_total").absolute(counters.accepted.load(Ordering::Relaxed));
         counter!("defib_leases_granted_total").absolute(counters.granted.load(Ordering::Relaxed));
         counter!("defib_bmc_hints_total").absolute(counters.hints.load(Ordering::Relaxed));
@@ -187,6 +188,7 @@ fn recorder() -> anyhow::Result<PrometheusRecorder> {
 fn describe() {
     crate::attention::describe();
     crate::bus::describe();
+    crate::probes::describe();
     crate::certificates::describe();
     crate::etcd::describe();
     crate::export::describe();

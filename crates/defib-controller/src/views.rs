@@ -139,6 +139,9 @@ pub fn host_detail(view: &View<'_>, id: &HostId) -> Option<v1::HostDetail> {
     if let Some(recovery) = record.recovery {
         why_not.extend(view.controller.explain(view.now, recovery));
     }
+    if record.recovery.is_none() {
+        why_not.extend(record.witnesses_in_words());
+    }
     if record.standing == Standing::NeverSeen {
         why_not.push(
             "its agent has never reported; is defib-agent running there, with this cluster's certificate?"

@@ -168,6 +168,8 @@ mod planted {
         PlaceOnUnreached, "place-on-unreached", "VMs are placed on hosts that can't be told, though others fit";
         LeadOutOfTouch, "lead-out-of-touch", "a leader that can reach no host keeps the lead";
         BusForEver, "bus-for-ever", "a host that a bus hears is not voted dead, however long ago its lease ran out";
+        ProbeForEver, "probe-for-ever",
+            "a host that a neighbour reaches is not voted dead, however long ago its lease ran out";
         AckBeforeSync, "ack-before-sync", "what a replica acknowledges is not on its disk yet (in the shell)";
         FenceWithoutLead, "fence-without-lead", "a BMC is written to without asking whether this replica leads (in the shell)";
     }

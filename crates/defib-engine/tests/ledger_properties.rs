@@ -16,7 +16,7 @@ use defib_model::{
     chain::ChainVerifier,
     command::{
         AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
-        ReplicaOrder, StartResult, Unplaced, VmReport,
+        ReplicaOrder, StartResult, Unplaced, VmReport, Witnessed,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -173,6 +173,10 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
         0..=3 => {
             let changes = vec![OpinionChange { host, epoch, opinion: opinion(a), silent_ms: u64::from(c) }];
             Command::Opinions { observer, session: 1, changes }
+        }
+        4 if c % 2 == 0 => {
+            let hosts = vec![Witnessed { host, epoch, neighbour: host_id(a) }];
+            Command::HostsWitnessed { observer, session: 1, hosts }
         }
         4 | 5 => Command::LeasesExpired {
             observer,

@@ -225,6 +225,9 @@ impl Facts {
                     .ended(Outcome::Success, CLOSED)
                     .alert()
             }
+            EventKind::PathDegraded { .. } => Self::new("path-degraded", Medium, C::DetectionFinding, UPDATE)
+                .ended(Outcome::Unknown, IN_PROGRESS)
+                .alert(),
             EventKind::HeartbeatsForged { .. } => {
                 Self::new("heartbeats-forged", High, C::DetectionFinding, CREATE)
                     .ended(Outcome::Failure, NEW)
@@ -432,6 +435,7 @@ impl<'a> Subjects<'a> {
             | EventKind::ObserverStarted { observer: replica } => Self::replica(*replica),
             EventKind::OpinionChanged { observer, host, .. }
             | EventKind::LeaseExpiryVoted { observer, host, .. }
+            | EventKind::PathDegraded { observer, host, .. }
             | EventKind::HeartbeatsForged { observer, host, .. } => {
                 Self { replica: Some(*observer), ..Self::host(host) }
             }

@@ -61,6 +61,7 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
             operator: Operator { name: "anna".into(), reason: hostile.clone() },
             detail: hostile.clone(),
         },
+        EventKind::PathDegraded { observer, host: host.clone(), neighbour: other.clone() },
         EventKind::HeartbeatsForged { observer, host: host.clone(), count: 7 },
         EventKind::HostUnconfirmed { host: host.clone(), detail: hostile.clone() },
         proven(ProofKind::PowerFoundOff { identity: identity.clone(), reads: 2 }),

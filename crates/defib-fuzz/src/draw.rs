@@ -14,7 +14,7 @@ use defib_model::{
     VmCondition, VmId, VmNote,
     command::{
         AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
-        PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport,
+        PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport, Witnessed,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Group, Host, Priority, Readiness, RedfishTarget,
@@ -389,7 +389,7 @@ fn place(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<Command> {
 }
 
 /// How many kinds of commands there are; see [`command`].
-pub(crate) const KINDS: u8 = 20;
+pub(crate) const KINDS: u8 = 21;
 
 /// A command of this kind that might be proposed when the ledger looks so.
 pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Result<Command> {
@@ -557,6 +557,12 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             }
             _ => Command::LeaderStarted { term: near(u, ledger.term().saturating_add(1))? },
         },
+        19 => {
+            let observer = replica(u)?;
+            let (host, neighbour) = (host(u)?, host(u)?);
+            let hosts = vec![Witnessed { epoch: epoch(u, ledger, &host)?, host, neighbour }];
+            Command::HostsWitnessed { observer, session: session(u, ledger, observer)?, hosts }
+        }
         _ => Command::Tick,
     })
 }

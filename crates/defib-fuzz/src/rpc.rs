@@ -175,6 +175,15 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
             boot_id: boot_id.clone(),
             epoch: 1,
         })),
+        from_agent(agent_message::Message::ProbeAnswered(v1::ProbeAnswered {
+            answer: Some(v1::ProbeAnswer {
+                host: "h1".into(),
+                boot_id: boot_id.clone(),
+                nonce: vec![7; 32],
+                certificate: vec![0x30],
+                signature: vec![0x30],
+            }),
+        })),
         from_agent(agent_message::Message::Hello(v1::Hello {
             host: "h1".into(),
             boot_id: boot_id.clone(),
@@ -194,6 +203,11 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
         }))),
         from_replica(order(v1::order::Order::Stop(v1::StopVm { vm: "v1".into(), incarnation: 2 }))),
         from_replica(order(v1::order::Order::Burn(v1::BurnVm { vm: "v1".into(), incarnation: 2 }))),
+        from_replica(controller_message::Message::ProbeWanted(v1::ProbeWanted {
+            host: "h1".into(),
+            addresses: vec!["127.0.0.1:7001".into()],
+            nonce: vec![7; 32],
+        })),
         from_replica(controller_message::Message::EpochChanged(v1::EpochChanged {
             epoch: 4,
             readmitted: true,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +31,17 @@ pub struct Weather {
     pub delay: Duration,
     /// Of a thousand datagrams so many vanish.
     pub loss_per_mille: u32,
+    /// Nothing passes of what comes from this address, nor back to it.
+    pub cut_off: Option<IpAddr>,
     /// Somebody between forges: before each datagram to the target goes the same one with another content, which
     /// whoever has no key can't make right.
     pub forged: bool,
+}
+
+impl Weather {
+    fn cuts(&self, source: SocketAddr) -> bool {
+        self.cut || self.cut_off == Some(source.ip())
+    }
 }
 
 /// Sets the weather of all relays that were opened on it.
@@ -86,8 +94,8 @@ impl Relay {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        Ok((stream, _)) => {
-                            connections.spawn(connection(stream, target, weather.clone()));
+                        Ok((stream, source)) => {
+                            connections.spawn(connection(stream, source, target, weather.clone()));
                         }
                         Err(error) => {
                             tracing::warn!(%error, "relay can't accept");
@@ -115,28 +123,41 @@ impl Relay {
     }
 }
 
-async fn passable(weather: &mut watch::Receiver<Weather>) {
+async fn passable(client: SocketAddr, weather: &mut watch::Receiver<Weather>) {
     // The sender lives as long as the switch; when it is gone, nothing passes any more.
-    if weather.wait_for(|weather| !weather.cut).await.is_err() {
+    if weather.wait_for(|weather| !weather.cuts(client)).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-async fn connection(client: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
-    passable(&mut weather).await;
+async fn connection(
+    client: TcpStream,
+    source: SocketAddr,
+    target: SocketAddr,
+    mut weather: watch::Receiver<Weather>,
+) {
+    passable(source, &mut weather).await;
     let Ok(server) = TcpStream::connect(target).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     // A process that was killed takes down both directions; one that only closed its half may still read.
-    tokio::join!(pump(from_client, to_server, weather.clone()), pump(from_server, to_client, weather));
+    tokio::join!(
+        pump(source, from_client, to_server, weather.clone()),
+        pump(source, from_server, to_client, weather)
+    );
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>) {
+async fn pump(
+    client: SocketAddr,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut weather: watch::Receiver<Weather>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await;
-        passable(&mut weather).await;
+        passable(client, &mut weather).await;
         let delay = weather.borrow().delay;
         if !delay.is_zero() {
             sleep(delay).await;
@@ -173,7 +194,7 @@ async fn datagrams(front: Arc<UdpSocket>, target: SocketAddr, weather: watch::Re
         while later.try_join_next().is_some() {}
         let Ok((count, source)) = front.recv_from(&mut buffer).await else { continue };
         let now = *weather.borrow();
-        if now.cut || lost(&mut chance, now.loss_per_mille) {
+        if now.cuts(source) || lost(&mut chance, now.loss_per_mille) {
             continue;
         }
         let back = match sources.get(&source) {
@@ -225,7 +246,7 @@ async fn answers_to(
         // An error tells that an earlier datagram met nobody; each is told once.
         let Ok(count) = back.recv(&mut buffer).await else { continue };
         let now = *weather.borrow();
-        if now.cut || lost(&mut chance, now.loss_per_mille) {
+        if now.cuts(source) || lost(&mut chance, now.loss_per_mille) {
             continue;
         }
         if now.delay.is_zero() {
@@ -323,6 +344,25 @@ mod tests {
         socket.send_to(b"six", relay.address).await.unwrap();
         timeout(SOON, socket.recv_from(&mut buffer)).await.unwrap().unwrap();
         assert_eq!(&buffer[..3], b"six", "what was cut must not come later");
+    }
+
+    #[tokio::test]
+    async fn one_source_is_cut_off_and_the_others_are_not() {
+        let switch = Switch::default();
+        let relay = Relay::udp(echo_udp().await, &switch).await.unwrap();
+        let off = IpAddr::from([127, 0, 0, 2]);
+        let [cut, other] = [UdpSocket::bind((off, 0)).await, UdpSocket::bind("127.0.0.1:0").await];
+        let (cut, other) = (cut.unwrap(), other.unwrap());
+        switch.set(Weather { cut_off: Some(off), ..Weather::default() });
+        let mut buffer = [0; 4];
+        cut.send_to(b"one", relay.address).await.unwrap();
+        other.send_to(b"two", relay.address).await.unwrap();
+        timeout(SOON, other.recv_from(&mut buffer)).await.unwrap().unwrap();
+        assert!(timeout(WHILE, cut.recv_from(&mut buffer)).await.is_err(), "a datagram passed a cut");
+        switch.heal();
+        cut.send_to(b"six", relay.address).await.unwrap();
+        timeout(SOON, cut.recv_from(&mut buffer)).await.unwrap().unwrap();
+        assert_eq!(&buffer[..3], b"six");
     }
 
     #[tokio::test]

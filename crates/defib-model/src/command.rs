@@ -44,6 +44,17 @@ pub struct OpinionChange {
     pub silent_ms: u64,
 }
 
+/// A neighbour reached a host that an observer does not hear: by then the host lived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witnessed {
+    /// Which host.
+    pub host: HostId,
+    /// Its epoch as the observer knew it.
+    pub epoch: Epoch,
+    /// Whose agent reached it.
+    pub neighbour: HostId,
+}
+
 /// A promise that ran out, under the conditions of the double quorum (design 4.1). Final for its epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpiryVote {
@@ -330,6 +341,15 @@ pub enum Command {
         session: u64,
         /// Whose.
         votes: Vec<ExpiryVote>,
+    },
+    /// Neighbours reached hosts that an observer asks about: told once in a silence.
+    HostsWitnessed {
+        /// Which observer.
+        observer: ReplicaId,
+        /// In which of its lives.
+        session: u64,
+        /// Which hosts, and by whom.
+        hosts: Vec<Witnessed>,
     },
     /// A replica dropped datagrams that somebody forged in the names of hosts.
     HeartbeatsForged {

@@ -177,6 +177,15 @@ pub enum EventKind {
         /// Of which epoch.
         epoch: Epoch,
     },
+    /// A neighbour reached a host that an observer does not hear: it lives, and the network between is degraded.
+    PathDegraded {
+        /// Who does not hear it.
+        observer: ReplicaId,
+        /// Which host.
+        host: HostId,
+        /// Whose agent reached it.
+        neighbour: HostId,
+    },
     /// Datagrams came in the name of a host's session, and were not made with its key.
     HeartbeatsForged {
         /// Who dropped them.

@@ -24,6 +24,15 @@ pub struct DetectionPolicy {
     /// For how long nobody votes on a host that announced a stop for an upgrade. Its BMC is asked all the same, once
     /// it was silent for `act_after`.
     pub upgrade_grace: Millis,
+    /// How long a vote waits at most for a silent host that a neighbour reached. It never waits beyond the moment at
+    /// which the host stops its VMs by itself because its lease has run out. 0: no neighbour is asked.
+    #[serde(default = "ten_seconds")]
+    pub witness_delay: Millis,
+}
+
+/// The default of [`DetectionPolicy::witness_delay`]: more than the default lease lasts, so the lease decides.
+const fn ten_seconds() -> Millis {
+    Millis(10_000)
 }
 
 /// The right to run VMs. See design 4.1: the vote waits `lease × (1 + ε) + watchdog`.
@@ -52,6 +61,13 @@ impl LeasePolicy {
     #[must_use]
     pub const fn promise(&self) -> Millis {
         self.lease.with_drift(self.drift_ppm)
+    }
+
+    /// How long after the loss of its lease a host stops its VMs by itself: early enough for the stopping, and for
+    /// what must be known before its lease may be voted on.
+    #[must_use]
+    pub const fn stop_after(watchdog: Millis) -> Millis {
+        Millis(watchdog.0.saturating_mul(3) / 5)
     }
 
     /// What a replica waits after its last promise before it votes that a lease has run out.
@@ -184,6 +200,7 @@ impl Default for Policy {
                 act_after_max: Millis(5000),
                 start_grace: Millis(5000),
                 upgrade_grace: Millis(30_000),
+                witness_delay: ten_seconds(),
             },
             lease: LeasePolicy {
                 lease: Millis(5000),

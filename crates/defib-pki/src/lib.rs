@@ -16,6 +16,7 @@ mod files;
 mod identity;
 mod renewal;
 mod request;
+mod signed;
 mod tls;
 mod token;
 
@@ -31,5 +32,6 @@ pub use error::PkiError;
 pub use files::{CERTIFICATE_FILE, KEY_FILE, TlsFiles};
 pub use identity::{ClusterName, OperatorName, PeerIdentity, Role, server_name};
 pub use request::JoinRequest;
+pub use signed::Signed;
 pub use tls::{ClientCertificates, ClientTls, Credentials, JOIN_SERVER_NAME, ServerTls};
 pub use token::{JoinToken, Nonce, TokenError, VerifiedToken};

@@ -30,7 +30,7 @@ impl Shown {
         self.0.read().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
-    fn certified(&self) -> Arc<CertifiedKey> {
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 /// beforehand, so the verifier asks for any replica of the cluster instead.
 pub const JOIN_SERVER_NAME: &str = "replica.defib.internal";
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -101,7 +101,7 @@ impl Credentials {
         &self.authority
     }
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, PkiError> {
+    pub(crate) fn roots(&self) -> Result<Arc<RootCertStore>, PkiError> {
         roots(&self.authority).map_err(|error| PkiError::crypto("trusting the authority", error))
     }
 }

@@ -26,6 +26,7 @@ pub struct Counts {
     pub vm_starts: u64,
     pub lease_stops: u64,
     pub watchdog_resets: u64,
+    pub probes_answered: u64,
     pub bmc_writes: u64,
     pub fenced_off: u64,
     pub operator_commands: u64,
@@ -36,7 +37,7 @@ pub struct Counts {
 }
 
 /// Every branch of the recovery machine that a large suite must have taken.
-pub const BRANCHES: [&str; 36] = [
+pub const BRANCHES: [&str; 37] = [
     "leader-started",
     "observer-started",
     "replicas-changed",
@@ -44,6 +45,7 @@ pub const BRANCHES: [&str; 36] = [
     "opinion-dead",
     "opinion-alive",
     "lease-expiry-voted",
+    "path-degraded",
     "host-suspected",
     "host-confirmed",
     "recovery-abandoned",
@@ -90,6 +92,7 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::BrakeEngaged { .. } => "brake-engaged",
         EventKind::BrakeReleased { .. } => "brake-released",
         EventKind::BrakeOverridden { .. } => "brake-overridden",
+        EventKind::PathDegraded { .. } => "path-degraded",
         EventKind::HeartbeatsForged { .. } => "heartbeats-forged",
         EventKind::FenceIntended { .. } => "fence-intended",
         EventKind::FenceFailed { .. } => "fence-failed",
@@ -166,6 +169,7 @@ impl Counts {
             (&mut self.vm_starts, other.vm_starts),
             (&mut self.lease_stops, other.lease_stops),
             (&mut self.watchdog_resets, other.watchdog_resets),
+            (&mut self.probes_answered, other.probes_answered),
             (&mut self.bmc_writes, other.bmc_writes),
             (&mut self.fenced_off, other.fenced_off),
             (&mut self.operator_commands, other.operator_commands),

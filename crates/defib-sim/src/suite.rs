@@ -74,6 +74,7 @@ impl Summary {
             "vm_starts": counts.vm_starts,
             "lease_stops": counts.lease_stops,
             "watchdog_resets": counts.watchdog_resets,
+            "probes_answered": counts.probes_answered,
             "bmc_writes": counts.bmc_writes,
             "replica_starts": counts.replica_starts,
             "copies_refused": counts.copies_refused,

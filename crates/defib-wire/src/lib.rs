@@ -10,6 +10,7 @@ pub mod convert;
 pub mod datagram;
 mod error;
 pub mod log;
+pub mod probe;
 mod redacted;
 
 pub use error::WireError;

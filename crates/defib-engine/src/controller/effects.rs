@@ -40,6 +40,19 @@ pub struct FenceOrder {
     pub attempt: u32,
 }
 
+/// Have a neighbour's agent ask a silent host for a sign of life. Harms nobody; may be repeated, and dropped. The shell
+/// draws a number that nobody can guess, remembers when, and believes only an answer that the host itself signed over that
+/// number. That goes to the observer (`Observer::reached`), and to nobody else; that none came means nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeOrder {
+    /// Whose agent shall ask.
+    pub neighbour: HostId,
+    /// Whom.
+    pub host: HostId,
+    /// Where its agent answers, `address:port`.
+    pub address: String,
+}
+
 /// Start a VM. It is committed, carries its proof, and the agent refuses it if its epoch or incarnation is old.
 /// May be repeated: an agent starts an incarnation once at most. Answer with [`super::Input::Ordered`].
 #[derive(Debug, PartialEq, Eq)]
@@ -103,6 +116,8 @@ pub enum Effect {
     Ask(PowerQuestion),
     /// Power off and read back.
     Fence(FenceOrder),
+    /// Have a neighbour look after a silent host.
+    Probe(ProbeOrder),
     /// Start a VM.
     Start(StartOrder),
     /// Stop a VM for good.

@@ -11,6 +11,7 @@ mod clocks;
 mod effects;
 mod handover;
 mod leader;
+mod probes;
 mod readmission;
 mod starts;
 mod view;
@@ -27,7 +28,7 @@ use defib_model::{
     Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
     command::{AgentReport, Committed, FenceResult, Goodbye},
 };
-pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, StartOrder};
+pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, ProbeOrder, StartOrder};
 
 use crate::{ledger::Ledger, observer::Proposal};
 
@@ -166,6 +167,8 @@ pub struct Controller {
     first_seen: BTreeMap<VmId, Instant>,
     /// VMs that no host but one that just refused them fits, which incarnation it was, and until when they rest.
     resting: BTreeMap<VmId, (Incarnation, Instant)>,
+    /// Whose agent was the last to be sent to a silent host.
+    prober: Option<HostId>,
     /// Since when this leader has no session with most hosts that are heard, or last wanted to hand over for that.
     out_of_touch_since: Option<Instant>,
     /// How far the clock of each other replica was ahead of this one's, in milliseconds, when it last said something.
@@ -204,6 +207,7 @@ impl Controller {
             planned_at: None,
             first_seen: BTreeMap::new(),
             resting: BTreeMap::new(),
+            prober: None,
             out_of_touch_since: None,
             clocks: BTreeMap::new(),
             words: words::Words::default(),
@@ -426,6 +430,9 @@ impl Controller {
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {
         let (observer, session) = (self.me, self.session);
+        if let Proposal::Probe(hosts) = proposal {
+            return self.probe(&hosts, effects);
+        }
         // Nobody would count it: this replica left the voters, or is not heard of yet.
         if self.ledger.session_of(observer) != Some(session) {
             return;
@@ -433,6 +440,8 @@ impl Controller {
         let command = match proposal {
             Proposal::Opinions(changes) => Command::Opinions { observer, session, changes },
             Proposal::LeasesExpired(votes) => Command::LeasesExpired { observer, session, votes },
+            Proposal::Witnessed(hosts) => Command::HostsWitnessed { observer, session, hosts },
+            Proposal::Probe(_) => return,
         };
         self.propose(now, command, effects);
     }
@@ -490,6 +499,7 @@ impl Controller {
             | Command::Opinions { .. }
             | Command::LeasesExpired { .. }
             | Command::FencingTested { .. }
+            | Command::HostsWitnessed { .. }
             | Command::HeartbeatsForged { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }

@@ -54,6 +54,7 @@ use alloc::{string::ToString, vec::Vec};
 use defib_model::{
     BootId, Epoch, HostNote, Instant, Millis, ReplicaId,
     command::{AgentReport, VmReport},
+    policy::LeasePolicy,
 };
 use lease::Lease;
 use neighbours::Neighbours;
@@ -134,7 +135,10 @@ impl Guard {
                 }
                 Some(ResumeHint { covered_until: since }) => {
                     let latest = since.plus(Millis(watchdog.0.saturating_mul(4) / 5));
-                    Loss { since, stop_at: margin.min(latest).max(since.plus(stop_after(watchdog))) }
+                    Loss {
+                        since,
+                        stop_at: margin.min(latest).max(since.plus(LeasePolicy::stop_after(watchdog))),
+                    }
                 }
             });
         }
@@ -221,7 +225,7 @@ impl Guard {
         let end = self.coverage_end();
         let (watchdog, stopping) = (self.config.timing.watchdog, self.stopping);
         if self.loss.is_none() && now >= end {
-            self.loss = Some(Loss { since: end, stop_at: end.plus(stop_after(watchdog)) });
+            self.loss = Some(Loss { since: end, stop_at: end.plus(LeasePolicy::stop_after(watchdog)) });
         }
         if let Some(loss) = &mut self.loss
             && !stopping
@@ -264,7 +268,10 @@ impl Guard {
         } else if now < self.exempt_until || now < self.resume_until {
             self.loss = None;
         } else {
-            self.loss.get_or_insert_with(|| Loss { since: now, stop_at: now.plus(stop_after(watchdog)) });
+            self.loss.get_or_insert_with(|| Loss {
+                since: now,
+                stop_at: now.plus(LeasePolicy::stop_after(watchdog)),
+            });
         }
     }
 
@@ -342,7 +349,7 @@ impl Guard {
         *held = short;
         self.longer = (short != timing).then_some((timing, now));
         if let Some(loss) = &mut self.loss {
-            loss.stop_at = loss.stop_at.min(loss.since.plus(stop_after(timing.watchdog)));
+            loss.stop_at = loss.stop_at.min(loss.since.plus(LeasePolicy::stop_after(timing.watchdog)));
         }
     }
 
@@ -415,9 +422,10 @@ impl Guard {
         match self.loss {
             Some(Loss { since, stop_at }) => LeaseState::Lost { since, stop_at },
             None if now < end => LeaseState::Exempt { until: end },
-            None => {
-                LeaseState::Lost { since: end, stop_at: end.plus(stop_after(self.config.timing.watchdog)) }
-            }
+            None => LeaseState::Lost {
+                since: end,
+                stop_at: end.plus(LeasePolicy::stop_after(self.config.timing.watchdog)),
+            },
         }
     }
 
@@ -574,9 +582,4 @@ impl Guard {
 /// How long a process that was away, or stood still, may look for coverage before it stops the VMs.
 const fn margin(watchdog: Millis) -> Millis {
     Millis(watchdog.0.saturating_mul(2) / 5)
-}
-
-/// When to stop the VMs after coverage has ended: early enough for the stopping itself.
-const fn stop_after(watchdog: Millis) -> Millis {
-    Millis(watchdog.0.saturating_mul(3) / 5)
 }

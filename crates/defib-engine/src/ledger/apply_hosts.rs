@@ -9,7 +9,7 @@ use alloc::{
 
 use defib_model::{
     BootId, Epoch, EventKind, HostId, HostNote, Millis, Opinion, ReplicaId,
-    command::{ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport},
+    command::{ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport, Witnessed},
     event::{Phase, ProofKind},
 };
 
@@ -72,6 +72,7 @@ impl Ledger {
             if held.opinion == change.opinion {
                 continue;
             }
+            record.witnesses.remove(&observer);
             if change.opinion == Opinion::Alive {
                 record.opinions.remove(&observer);
             } else {
@@ -93,6 +94,35 @@ impl Ledger {
                 }
             }
             self.touch(&change.host);
+        }
+    }
+
+    /// An observer that asks about a host tells that a neighbour reached it: for people, since it withholds its vote by
+    /// itself. Told by the first one of them, and by the next ones to whoever asks why nothing happens.
+    pub(super) fn hosts_witnessed(&mut self, observer: ReplicaId, session: u64, hosts: &[Witnessed]) {
+        if !self.session_counts(observer, session) {
+            return self.refuse("hosts-witnessed", format!("session {session} of r{observer} is over"));
+        }
+        for Witnessed { host, epoch, neighbour } in hosts {
+            let Some(record) = self.hosts.get_mut(host) else { continue };
+            let asks = record.opinions.get(&observer).is_some_and(|held| held.opinion == Opinion::Asks);
+            if *epoch != record.epoch || record.standing != Standing::Active || !asks {
+                continue;
+            }
+            let first = record.witnesses.is_empty();
+            if record.witnesses.insert(observer, neighbour.clone()).is_some() {
+                continue;
+            }
+            let (recovery, doubt) = (record.recovery, record.doubt);
+            if first {
+                let (host, neighbour) = (host.clone(), neighbour.clone());
+                let kind = EventKind::PathDegraded { observer, host, neighbour };
+                match recovery {
+                    Some(_) => drop(self.event(recovery, kind)),
+                    None => drop(self.event_after(doubt, None, kind)),
+                }
+            }
+            self.touch(host);
         }
     }
 
@@ -215,6 +245,7 @@ impl Ledger {
         }
         record.boot = Some(boot);
         record.opinions.clear();
+        record.witnesses.clear();
         record.expiry_votes.clear();
         record.proof = None;
         record.contradicted = false;

@@ -35,6 +35,7 @@ impl Ledger {
         for host in self.hosts.values_mut() {
             host.opinions.retain(|observer, _| voters.contains(observer));
             host.expiry_votes.retain(|observer| voters.contains(observer));
+            host.witnesses.retain(|observer, _| voters.contains(observer));
         }
         let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
         for host in &hosts {

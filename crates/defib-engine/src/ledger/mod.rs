@@ -179,6 +179,9 @@ impl Ledger {
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
             }
+            Command::HostsWitnessed { observer, session, hosts } => {
+                self.hosts_witnessed(*observer, *session, hosts);
+            }
             Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {

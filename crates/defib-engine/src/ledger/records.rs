@@ -2,6 +2,7 @@
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
+    format,
     string::String,
     vec::Vec,
 };
@@ -78,6 +79,9 @@ pub struct HostRecord {
     pub standing: Standing,
     /// What the observers think; absent means alive.
     pub opinions: BTreeMap<ReplicaId, OpinionRecord>,
+    /// Observers that ask about it though a neighbour reached it, and whose agent that was. For people.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub witnesses: BTreeMap<ReplicaId, HostId>,
     /// Who voted that its lease of the current epoch has run out.
     pub expiry_votes: BTreeSet<ReplicaId>,
     /// Whether its agent reported an armed hardware watchdog.
@@ -114,6 +118,7 @@ impl Default for HostRecord {
             over_boots: Vec::new(),
             standing: Standing::NeverSeen,
             opinions: BTreeMap::new(),
+            witnesses: BTreeMap::new(),
             expiry_votes: BTreeSet::new(),
             watchdog_armed: false,
             recovery: None,
@@ -148,6 +153,20 @@ impl HostRecord {
             }
             self.over_boots.push(boot);
         }
+    }
+
+    /// Why observers that do not hear it withhold their votes.
+    #[must_use]
+    pub fn witnesses_in_words(&self) -> Option<String> {
+        let by: Vec<String> =
+            self.witnesses.iter().map(|(observer, by)| format!("{by} (asked by r{observer})")).collect();
+        (!by.is_empty()).then(|| {
+            format!(
+                "the path to it, which is degraded: it was reached by {}, so nobody votes while such answers are fresh, until \
+                 detection.witness-delay or its lease is over",
+                by.join(", ")
+            )
+        })
     }
 
     /// What is left of a host that leaves the inventory: agents remember epochs for ever, so must we.

@@ -285,6 +285,7 @@ impl Ledger {
         // Who hears it after this, hears something new.
         let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0, since: self.at };
         record.opinions = self.voters.iter().map(|voter| (*voter, dead)).collect();
+        record.witnesses.clear();
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());
         let epoch = record.epoch;
@@ -393,6 +394,7 @@ impl Ledger {
                     let wait = until.since(now);
                     format!("its agent said that it restarts: nobody votes for {wait} more, a reading of Off counts")
                 }));
+                lines.extend(record.witnesses_in_words());
                 lines.extend(recovery.brake.iter().map(|brake| format!("brake: {brake}")));
             }
             Phase::Confirmed => lines.push(match self.kdump_waits(id, now) {

@@ -1,3 +1,5 @@
+use defib_model::BootId;
+
 use super::{tests::*, *};
 
 const LANE: Partition = Partition { topic: 0, number: 3 };

@@ -19,9 +19,13 @@ mod gathering;
 mod hearing;
 #[cfg(test)]
 mod hearing_tests;
+mod probes;
+#[cfg(test)]
+mod probes_tests;
 #[cfg(test)]
 mod tests;
 mod watched;
+mod words;
 
 use alloc::{
     collections::{BTreeMap, BinaryHeap},
@@ -32,12 +36,14 @@ use core::cmp::Reverse;
 use crate::ledger::Electorate;
 pub use bus::{BusBeat, Extent, Heed, Partition, Place};
 use defib_model::{
-    BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId,
-    command::{ExpiryVote, OpinionChange},
+    HostId, Instant, Millis, Opinion, Policy, ReplicaId,
+    command::{ExpiryVote, OpinionChange, Witnessed},
 };
 use gathering::Gathering;
 use hearing::Hearing;
+pub use probes::Reached;
 use watched::{Counts, Standing, Watched};
+pub use words::{Ack, Beat, Heard, HostView, Proposal};
 
 /// Paths that one host may use.
 pub const PATHS_MAX: usize = 4;
@@ -52,117 +58,25 @@ const RECHECK: Millis = Millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// A heartbeat, authenticated and decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beat {
-    /// The sender's boot.
-    pub boot: BootId,
-    /// Grows with every beat of a boot, also from one process of the agent to the next (see [`Beat::sequence_at`]);
-    /// equal on all paths.
-    pub sequence: u64,
-    /// The highest epoch that the sender has seen.
-    pub epoch: Epoch,
-    /// The network that it took.
-    pub path: u8,
-    /// For how long the sender had held its lease without a break when it sent this; 0: it held none.
-    pub lease_held_ms: u64,
-    /// Digest of its VMs.
-    pub vm_digest: u64,
-    /// The newest [`Ack::stamp`] that the sender had from this observer: it sent this after that.
-    pub echo: Option<Instant>,
-    /// Version of the electorate by which the sender goes; 0: it was told none yet.
-    pub electorate: u64,
-    /// The times that the sender counts by.
-    pub watchdog: Millis,
-    /// See [`Self::watchdog`].
-    pub answer_freshness: Millis,
+/// What there is to say of all hosts that were looked at.
+#[derive(Debug, Default)]
+struct Said {
+    changes: Vec<OpinionChange>,
+    votes: Vec<ExpiryVote>,
+    witnessed: Vec<Witnessed>,
+    probes: Vec<HostId>,
 }
 
-impl Beat {
-    /// What a process of an agent that begins at `now`, by the clock of its boot, counts its beats on from: more than
-    /// any beat of a former process of the boot had, at less than a beat each microsecond. From 0 it would be taken
-    /// for a repetition until it had sent as many as they.
-    #[must_use]
-    pub fn sequence_at(now: Instant) -> u64 {
-        if mutated!(CountFromZero) { 0 } else { now.0 / 1000 }
+impl Said {
+    fn proposals(self) -> Vec<Proposal> {
+        let all = [
+            (!self.changes.is_empty()).then_some(Proposal::Opinions(self.changes)),
+            (!self.votes.is_empty()).then_some(Proposal::LeasesExpired(self.votes)),
+            (!self.witnessed.is_empty()).then_some(Proposal::Witnessed(self.witnessed)),
+            (!self.probes.is_empty()).then_some(Proposal::Probe(self.probes)),
+        ];
+        all.into_iter().flatten().collect()
     }
-
-    /// Whether its sender holds a lease, and had an answer of this observer within half of one.
-    fn hears(&self, now: Instant, lease: Millis) -> bool {
-        let recent = |echo: Instant| echo <= now && now < echo.plus(Millis(lease.0 / 2));
-        self.lease_held_ms > 0 && self.echo.is_some_and(recent)
-    }
-}
-
-/// What a heartbeat is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ack {
-    /// Which beat.
-    pub sequence: u64,
-    /// The host's current epoch, as far as this replica knows.
-    pub epoch: Epoch,
-    /// The promise: until `lease_ms` after the receipt of that beat, by this replica's clock, this replica does
-    /// not vote that the lease has run out.
-    pub granted: bool,
-    /// Length of the promise; 0 if nothing is granted.
-    pub lease_ms: u64,
-    /// This observer's clock, to be echoed.
-    pub stamp: Instant,
-}
-
-/// What becomes of a heartbeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// Nothing: it is a repetition, or of a boot that is over.
-    Nothing,
-    /// It counts, and needs no answer: its sender holds a lease, and its next one is answered.
-    Unanswered,
-    /// It is to be answered.
-    Answered(Ack),
-}
-
-impl Heard {
-    /// The answer, if there is to be one.
-    #[must_use]
-    pub const fn ack(self) -> Option<Ack> {
-        match self {
-            Self::Answered(ack) => Some(ack),
-            Self::Nothing | Self::Unanswered => None,
-        }
-    }
-}
-
-/// What the ledger says of a host, as far as an observer must know.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct HostView {
-    /// Its current epoch.
-    pub epoch: Epoch,
-    /// It is in use or condemned: opinions of it count.
-    pub watched: bool,
-    /// It may hold a lease.
-    pub grantable: bool,
-    /// The boot that its epoch was given to: no other is granted a lease. What was ordered of a boot that is over
-    /// must not be started by the next one, which the log may be about to take as proof that nothing runs.
-    pub boot: Option<BootId>,
-    /// A verdict was taken, its death is not proven: votes on its lease count.
-    pub condemned: bool,
-    /// Its death is proven: whoever hears it again says so, and it counts for nothing else.
-    pub dead: bool,
-    /// It announced a silence of this length from now on.
-    pub muted_for: Option<Millis>,
-    /// This observer's opinion as the ledger has it.
-    pub recorded: Opinion,
-    /// Whether the ledger has this observer's vote on its lease.
-    pub vote_recorded: bool,
-}
-
-/// What an observer wants in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Proposal {
-    /// Changes of mind.
-    Opinions(Vec<OpinionChange>),
-    /// Leases that have run out.
-    LeasesExpired(Vec<ExpiryVote>),
 }
 
 /// An observer. See the module.
@@ -185,6 +99,7 @@ pub struct Observer {
     queue: BinaryHeap<Reverse<(Instant, Slot)>>,
     counts: Counts,
     bus: bus::Bus,
+    probes: probes::Probes,
 }
 
 impl Observer {
@@ -207,6 +122,7 @@ impl Observer {
             queue: BinaryHeap::new(),
             counts: Counts::default(),
             bus: bus::Bus::default(),
+            probes: probes::Probes::default(),
         }
     }
 
@@ -336,6 +252,7 @@ impl Observer {
         let mut changed = watched.heard(now, beat, &self.policy);
         let deaf = watched.hearing.deaf_since().is_some();
         (watched.quiet, watched.excused, watched.withheld_for_bus) = (watched.quiet && deaf, false, false);
+        watched.probed.heard();
         watched.claim.hear(now, beat);
         watched.electorate = beat.electorate;
         watched.watchdog = beat.watchdog;
@@ -413,7 +330,7 @@ impl Observer {
 
     /// Deadlines have passed: what is there to say? The shell drains its sockets before it calls this.
     pub fn woke(&mut self, now: Instant) -> Vec<Proposal> {
-        let (mut changes, mut votes) = (Vec::new(), Vec::new());
+        let mut said = Said::default();
         while let Some(Reverse((at, slot))) = self.queue.peek().copied() {
             if at > now {
                 break;
@@ -426,16 +343,9 @@ impl Observer {
                 continue;
             }
             watched.due = None;
-            self.look(now, slot, &mut changes, &mut votes);
+            self.look(now, slot, &mut said);
         }
-        let mut proposals = Vec::new();
-        if !changes.is_empty() {
-            proposals.push(Proposal::Opinions(changes));
-        }
-        if !votes.is_empty() {
-            proposals.push(Proposal::LeasesExpired(votes));
-        }
-        proposals
+        said.proposals()
     }
 
     /// Whether this observer must think that it is itself that is cut off (I9): then it asks, and accuses nobody.
@@ -462,13 +372,7 @@ impl Observer {
         self.queue.len()
     }
 
-    fn look(
-        &mut self,
-        now: Instant,
-        slot: Slot,
-        changes: &mut Vec<OpinionChange>,
-        votes: &mut Vec<ExpiryVote>,
-    ) {
+    fn look(&mut self, now: Instant, slot: Slot, said_of_all: &mut Said) {
         let isolated = self.isolated() && !mutated!(IsolatedAccuses);
         let caught_up = self.caught_up;
         let grace = self.policy.detection.start_grace;
@@ -496,14 +400,20 @@ impl Observer {
         let listen_again = watched.listen(now, ask_after);
         let silent = now >= act_at && !isolated;
         // Of a host that another witness heard meanwhile, as long as its VMs may run.
-        let withheld = silent
-            && watched.opinion != Opinion::Dead
+        let undecided = silent && watched.opinion != Opinion::Dead;
+        let for_bus = undecided
             && (now < watched.runs_nothing_at(&self.policy, started) || mutated!(BusForEver))
             && self.bus.speaks_for(watched, act_after);
-        if withheld {
+        if for_bus {
             self.bus.withhold(watched);
         }
-        let worse = if silent && !withheld {
+        let waits_until = watched.waits_until(act_at, &self.policy, started);
+        let reached = watched.is_reached(now, act_after, waits_until);
+        let for_probe = undecided && reached;
+        if for_probe {
+            self.probes.withhold(watched);
+        }
+        let worse = if silent && !for_bus && !for_probe {
             Opinion::Dead
         } else if now >= ask_at {
             Opinion::Asks
@@ -534,6 +444,13 @@ impl Observer {
         if let Some(at) = listen_again {
             sooner(at);
         }
+        if watched.opinion == Opinion::Asks {
+            let again = self.probes.consider(now, watched, act_after, waits_until, &mut said_of_all.probes);
+            again.into_iter().for_each(&mut sooner);
+            if reached {
+                watched.probed.tell(now, &watched.view, &watched.host, &mut said_of_all.witnessed);
+            }
+        }
         if said == watched.view.recorded {
             watched.proposed = None;
         } else {
@@ -545,7 +462,7 @@ impl Observer {
                 let silent_ms = now.since(watched.silent_since().unwrap_or(started)).0;
                 watched.proposed = Some((said, now));
                 let (host, epoch) = (watched.host.clone(), watched.view.epoch);
-                changes.push(OpinionChange { host, epoch, opinion: said, silent_ms });
+                said_of_all.changes.push(OpinionChange { host, epoch, opinion: said, silent_ms });
                 sooner(now.plus(REPROPOSE_AFTER));
             } else {
                 sooner(due);
@@ -553,7 +470,7 @@ impl Observer {
         }
         // One that is heard as well: it is granted nothing, and what it says does not make its lease longer.
         if watched.view.condemned && !watched.view.vote_recorded {
-            let at = self.consider_vote(now, slot, isolated, votes);
+            let at = self.consider_vote(now, slot, isolated, &mut said_of_all.votes);
             next = Some(next.map_or(at, |held| held.min(at)));
         }
         if let Some(next) = next {

@@ -1,3 +1,5 @@
+use defib_model::{BootId, Epoch};
+
 use super::*;
 
 pub(super) fn host(name: &str) -> HostId {
@@ -15,6 +17,7 @@ pub(super) fn view() -> HostView {
         muted_for: None,
         recorded: Opinion::Alive,
         vote_recorded: false,
+        witness_recorded: false,
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     bus::{Hint, Witness},
     expiry::Claim,
     hearing::Hearing,
+    probes::Probed,
 };
 
 /// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
@@ -94,6 +95,8 @@ pub(super) struct Watched {
     pub(super) witness: Option<Witness>,
     /// A vote is withheld for the bus's sake.
     pub(super) withheld_for_bus: bool,
+    /// What neighbours' probes tell of it in its present silence.
+    pub(super) probed: Probed,
     /// What its BMC said last that makes silence worth a question sooner.
     pub(super) hint: Option<Hint>,
     /// When its entry in the queue is due; an entry with another time is void.
@@ -127,6 +130,7 @@ impl Watched {
             voted: None,
             witness: None,
             withheld_for_bus: false,
+            probed: Probed::default(),
             hint: None,
             due: None,
         }

@@ -560,6 +560,8 @@ impl World {
                     }
                 }
             }
+            // Nobody is reached here, which says nothing.
+            Proposal::Witnessed(_) | Proposal::Probe(_) => {}
         }
     }
 

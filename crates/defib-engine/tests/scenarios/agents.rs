@@ -1,12 +1,13 @@
 //! What hosts do by themselves: beat, hold leases, obey or refuse orders, report, reset themselves.
 
-use defib_engine::controller::{BurnOrder, Input, OrderOutcome, StartOrder};
+use defib_engine::{
+    controller::{BurnOrder, Input, OrderOutcome, ProbeOrder, StartOrder},
+    observer::{Beat, Reached},
+};
 use defib_model::{
     EffectId, Epoch, HostId, Incarnation, Instant, Millis, VmId,
     inventory::{Readiness, SelfFence},
 };
-
-use defib_engine::observer::Beat;
 
 use super::{
     machines::{Instance, StartFault},
@@ -81,6 +82,7 @@ impl World {
                 self.report(&host);
             }
             Act::Order { from, session, order } => self.order(from, session, order),
+            Act::Probe { from, session, asked_at, order } => self.probe(from, session, asked_at, order),
             Act::Started { from, session, boots, order } => self.started(from, session, boots, order),
             Act::Ended { from, session, boots, order, detail, tried } => {
                 self.ended(from, session, boots, &order, detail, tried);
@@ -223,9 +225,11 @@ impl World {
             return false;
         }
         let Some(electorate) = &own.electorate else { return false };
+        let address = |id: &HostId| self.inventory.hosts.get(id)?.neighbour_address.as_ref();
+        // Most scenarios are not about addresses, and give none.
+        let no_addresses = self.inventory.hosts.keys().all(|id| address(id).is_none());
         let vouches = |id: &HostId| {
-            let declared = self.inventory.hosts.get(id);
-            let asked = *id == *host || declared.is_some_and(|host| host.neighbour_address.is_some());
+            let asked = *id == *host || no_addresses || address(id).is_some();
             self.machines.get(id).is_some_and(|other| {
                 asked && other.agent_runs() && other.hears_neighbours() && !other.holds_lease(now, &voters)
             })
@@ -306,6 +310,19 @@ impl World {
             outcome,
         };
         self.tell_replica(span, from, session, Incoming::Input(Box::new(input)));
+    }
+
+    /// A neighbour asks a silent host, and brings its answer.
+    fn probe(&mut self, from: usize, session: u64, asked_at: Instant, order: ProbeOrder) {
+        let replica = self.replicas[from].id;
+        let Some(neighbour) = self.machines.get(&order.neighbour) else { return };
+        let Some(machine) = self.machines.get(&order.host) else { return };
+        let meet = neighbour.hears_neighbours() && machine.hears_neighbours();
+        if !neighbour.reaches(replica) || !machine.agent_runs() || !meet {
+            return;
+        }
+        let reached = Reached { boot: machine.boot(), asked_at, neighbour: order.neighbour };
+        self.tell_replica(4, from, session, Incoming::Reached(order.host, reached));
     }
 
     fn order(&mut self, from: usize, session: u64, order: Order) {

@@ -26,12 +26,12 @@ impl Scenario {
         }
         self.world.paths = u8::try_from(number(option(rest, "paths").unwrap_or("1"))?).unwrap_or(1);
         let self_fence: SelfFence = word(option(rest, "self-fence").unwrap_or("watchdog"))?;
+        let probes = rest.contains(&"probes");
         let racks_used = racks.max(1);
         self.world.inventory.levels = vec!["rack".into()];
         for at in 0..hosts {
             let id = HostId::new(&format!("h{}", at + 1)).map_err(|error| error.reason.to_string())?;
             let rack = char::from(b'a' + u8::try_from(at % racks_used).unwrap_or(0));
-            let neighbour_address = Some(format!("{id}:7100"));
             let host = Host {
                 id: id.clone(),
                 domain: FaultDomain(vec![format!("rack-{rack}")]),
@@ -40,7 +40,7 @@ impl Scenario {
                 fencing: fencing(&id, &[1]),
                 self_fence,
                 spare: false,
-                neighbour_address,
+                neighbour_address: probes.then(|| format!("10.0.0.{}:7001", at + 1)),
                 kdump_wait: None,
             };
             self.world.inventory.hosts.insert(id, host);

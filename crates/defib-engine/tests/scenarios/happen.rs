@@ -80,6 +80,10 @@ impl Scenario {
                     }
                     self.world.lose_session(&host);
                 }
+                ("network", "cut-from-replicas") => {
+                    machine.cut_from.extend(replicas.iter().copied());
+                    self.world.lose_session(&host);
+                }
                 ("network", "deaf") => {
                     if let Some(to) = rest.get(2) {
                         machine.deaf_to.insert(replicas[Self::replica(Some(to))?]);

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
-    controller::{Controller, Effect, Input, Role},
+    controller::{Controller, Effect, Input, ProbeOrder, Role},
     ledger::Ledger,
-    observer::{Ack, Beat, Observer},
+    observer::{Ack, Beat, Observer, Reached},
 };
 use defib_model::{
     Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex, Policy,
@@ -77,6 +77,7 @@ pub(crate) enum Incoming {
     Beat { host: HostId, beat: Beat, sent: u64 },
     Input(Box<Input>),
     Stalled(u64),
+    Reached(HostId, Reached),
     Repropose,
     Role(Role),
 }
@@ -132,6 +133,12 @@ pub(crate) enum Act {
         vm: VmId,
         incarnation: Incarnation,
         readiness: Readiness,
+    },
+    Probe {
+        from: usize,
+        session: u64,
+        asked_at: Instant,
+        order: ProbeOrder,
     },
     Switch {
         host: HostId,
@@ -341,6 +348,10 @@ impl World {
                 let attempt = Some(order.attempt);
                 self.later(takes, Act::Read { from: number, session, attempt, question: order.question });
             }
+            Effect::Probe(order) => {
+                let asked_at = self.replicas[number].clock(now);
+                self.later(2, Act::Probe { from: number, session, asked_at, order });
+            }
             Effect::Start(order) => {
                 self.later(1, Act::Order { from: number, session, order: Order::start(&order) });
             }
@@ -470,6 +481,11 @@ impl World {
                 }
             }
             Incoming::Input(input) => self.step(to, *input),
+            Incoming::Reached(host, reached) => {
+                if let Some(slot) = replica.observer.slot(&host) {
+                    let _ = replica.observer.reached(clock, slot, reached);
+                }
+            }
             Incoming::Stalled(span) => replica.observer.stalled(clock, defib_model::Millis(span)),
             Incoming::Repropose => replica.observer.repropose(clock),
             Incoming::Role(role) => {

@@ -194,6 +194,7 @@ pub fn policy(policy: &Policy) -> String {
             ("act-after-max", detection.act_after_max),
             ("start-grace", detection.start_grace),
             ("upgrade-grace", detection.upgrade_grace),
+            ("witness-delay", detection.witness_delay),
         ],
         &[("ask-after-beats", detection.ask_after_beats)],
     );

@@ -279,6 +279,9 @@ impl Narrator {
             EventKind::HeartbeatsForged { .. } => {
                 self.step(at, Tone::Bad, "forged", &kind.to_string(), false);
             }
+            EventKind::PathDegraded { .. } => {
+                self.step(at, Tone::Doubt, "path", &kind.to_string(), false);
+            }
             EventKind::FencingTested { .. } => {
                 self.step(at, Tone::Doubt, "test", &kind.to_string(), false);
             }

@@ -28,6 +28,12 @@ impl fmt::Display for EventKind {
             Self::LeaseExpiryVoted { observer, host, epoch } => {
                 write!(f, "host {host}: r{observer} votes that the lease of epoch {epoch} has run out")
             }
+            Self::PathDegraded { observer, host, neighbour } => {
+                write!(
+                    f,
+                    "host {host}: path degraded: r{observer} does not hear it, but host {neighbour} reached it"
+                )
+            }
             Self::HeartbeatsForged { observer, host, count } => {
                 write!(f, "host {host}: r{observer} dropped {count} forged heartbeats in its name")
             }

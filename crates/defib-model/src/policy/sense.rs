@@ -41,6 +41,7 @@ impl Policy {
             ("detection.act-after-max", detection.act_after_max, Millis::ZERO, HOUR, silent),
             ("detection.start-grace", detection.start_grace, Millis::ZERO, HOUR, silent),
             ("detection.upgrade-grace", detection.upgrade_grace, Millis::ZERO, HOUR, silent),
+            ("detection.witness-delay", detection.witness_delay, Millis::ZERO, TEN_MINUTES, held),
             ("lease.lease", lease.lease, Millis::ZERO, TEN_MINUTES, held),
             ("lease.watchdog", lease.watchdog, Millis::ZERO, TEN_MINUTES, held),
             ("fencing.attempt-timeout", fencing.attempt_timeout, Millis::ZERO, TEN_MINUTES, held),

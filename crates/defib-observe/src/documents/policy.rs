@@ -43,7 +43,7 @@ macro_rules! section {
 }
 
 section!(Detection for DetectionPolicy {
-    heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace; ask_after_beats
+    heartbeat_interval, act_after, act_after_max, start_grace, upgrade_grace, witness_delay; ask_after_beats
 });
 section!(Lease for LeasePolicy { lease, watchdog, answer_freshness; drift_ppm });
 section!(Fencing for FencingPolicy {

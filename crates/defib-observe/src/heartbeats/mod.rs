@@ -24,7 +24,7 @@ pub use batch::{BATCH, Batch};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
     ledger::Electorate,
-    observer::{HostView, Observer, Proposal},
+    observer::{Heed, HostView, Observer, Proposal, Reached},
 };
 use defib_model::{HostId, Opinion, Policy};
 use defib_wire::datagram::SessionSecret;
@@ -122,6 +122,8 @@ pub enum Instruction {
     Bus(crate::bus::Batch),
     /// A BMC told a replica that its host has, or soon has, no power.
     PowerGoes(HostId),
+    /// A neighbour reached a host that this replica asked about, and the host's answer was found to be true.
+    Reached(HostId, Reached),
     /// End the thread.
     Stop,
 }
@@ -145,6 +147,10 @@ pub struct Counters {
     forged: Mutex<BTreeMap<HostId, u64>>,
     /// Events of BMCs by which the observer asks sooner about a silent host.
     pub hints: AtomicU64,
+    /// What became of true answers to neighbours' probes, in the order of [`Heed::LABELS`].
+    pub probes: [AtomicU64; Heed::LABELS.len()],
+    /// Votes that were withheld since a neighbour reached the host.
+    pub probes_withheld: AtomicU64,
     /// What came of a message bus.
     pub bus: Arc<BusCounters>,
 }

@@ -123,6 +123,7 @@ impl Thread {
                 for proposal in self.observer.woke(now) {
                     propose(proposal);
                 }
+                self.counters.probes_withheld.store(self.observer.probes_withheld(), Ordering::Relaxed);
             }
         }
     }
@@ -159,6 +160,14 @@ impl Thread {
                     if heed == Some(Heed::Counted) {
                         self.counters.hints.fetch_add(1, Ordering::Relaxed);
                         tracing::info!(%host, "its BMC told that its power goes: it is asked about as soon as it is silent");
+                    }
+                }
+                Instruction::Reached(host, reached) => {
+                    if let Some(slot) = self.observer.slot(&host) {
+                        let heed = self.observer.reached(now, slot, reached);
+                        if let Some(count) = self.counters.probes.get(heed.index()) {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
                 Instruction::Stop => return false,

@@ -3,6 +3,7 @@
 
 mod authority;
 mod handshake;
+mod signed;
 mod tokens;
 
 use std::{

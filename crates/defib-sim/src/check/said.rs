@@ -30,6 +30,8 @@ impl Said {
                 self.words
                     .extend(votes.iter().map(|vote| (me, session, vote.host.clone(), vote.epoch, None)));
             }
+            // Neither is a vote.
+            Proposal::Witnessed(_) | Proposal::Probe(_) => {}
         }
     }
 

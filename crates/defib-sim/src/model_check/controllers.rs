@@ -42,6 +42,8 @@ impl World {
                 }
                 Effect::Ask(question) => self.ask(replica, &question, None),
                 Effect::Fence(order) => self.ask(replica, &order.question, Some(order.attempt)),
+                // These worlds go by a policy that asks no neighbour.
+                Effect::Probe(_) => {}
                 Effect::Start(order) => {
                     let restart = &order.restart;
                     let verb = Verb::Start {
@@ -263,6 +265,7 @@ impl World {
                     muted_for: None,
                     recorded: defib_model::Opinion::Alive,
                     vote_recorded: false,
+                    witness_recorded: false,
                 };
                 one.observer.watch(long_ago, host, view);
             }

@@ -214,6 +214,7 @@ fn ledger_policy() -> Policy {
     policy.brakes.hosts = 100;
     policy.brakes.hosts_per_domain = 100;
     policy.restart.start_timeout = defib_model::Millis(900);
+    policy.detection.witness_delay = defib_model::Millis::ZERO;
     policy
 }
 

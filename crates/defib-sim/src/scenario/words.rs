@@ -42,6 +42,11 @@ impl Scenario {
                 let host = self.place(host)?;
                 self.toggle(Fault::HostFromReplicas { host, way: Way::In }, *verb == "deaf")
             }
+            ("network", [host, verb @ ("cut-from-replicas" | "heal-to-replicas")]) => {
+                let host = self.place(host)?;
+                let cut = *verb == "cut-from-replicas";
+                self.toggle(Fault::HostFromReplicas { host, way: Way::Both }, cut)
+            }
             ("twin", [host, verb @ ("on" | "off")]) => {
                 let twin = self.twin(host)?;
                 self.toggle(Fault::Twin { twin }, *verb == "on")

@@ -292,6 +292,7 @@ impl World {
                 Effect::Fence(order) => {
                     self.begin_task(number, order.question, TaskKind::Fence { attempt: order.attempt });
                 }
+                Effect::Probe(order) => self.probe(number, order),
                 Effect::Start(order) => self.order_start(number, order),
                 Effect::Burn(order) => self.order_burn(number, &order),
                 Effect::Admit { host, epoch } => {

@@ -16,6 +16,7 @@ mod neighbours;
 mod network;
 mod observer;
 mod operator;
+mod probes;
 mod queue;
 mod replica;
 mod sessions;
@@ -205,6 +206,8 @@ impl World {
             Act::Answer { from, to, life, asked, answer } => {
                 self.neighbour_answered(from, to, life, asked, answer);
             }
+            Act::Probe { to, carrier, probe } => self.probed(to, carrier, probe),
+            Act::ProbeAnswer { carrier, answered } => self.probe_carried(carrier, *answered),
             Act::QuestionsOver { host, life, round } => self.questions_over(host, life, round),
             Act::Bmc { task, method, step } => self.bmc_step(task, method, step),
             Act::BmcObeys { host, level, method } => self.bmc_obeys(host, level, method),

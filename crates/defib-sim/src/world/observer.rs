@@ -4,7 +4,7 @@
 use defib_engine::{
     controller::Input,
     ledger::Electorate,
-    observer::{Beat, Heard, HostView, Slot},
+    observer::{Beat, Heard, HostView, Reached, Slot},
 };
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Policy};
 use defib_wire::{
@@ -27,6 +27,7 @@ pub(crate) enum Instruction {
     Repeat,
     Electorates(Vec<Electorate>),
     InTouch(bool),
+    Reached(HostId, Reached),
 }
 
 /// A session for heartbeats.
@@ -91,6 +92,11 @@ impl World {
             Instruction::Repeat => run.observer.repropose(local),
             Instruction::Electorates(electorates) => run.observer.electorates(local, electorates),
             Instruction::InTouch(in_touch) => run.observer.in_touch(in_touch),
+            Instruction::Reached(host, reached) => {
+                if let Some(slot) = run.observer.slot(&host) {
+                    let _ = run.observer.reached(local, slot, reached);
+                }
+            }
         }
         self.arm_observer(number);
     }

@@ -5,9 +5,9 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 use bytes::Bytes;
 use defib_engine::guard::Answer;
 use defib_model::{Incarnation, Instant};
-use defib_wire::v1::{agent_message, controller_message};
+use defib_wire::v1::{self, agent_message, controller_message};
 
-use super::{bmc::Step, core::Message, observer::Instruction, sessions::Side};
+use super::{bmc::Step, core::Message, observer::Instruction, probes::Carrier, sessions::Side};
 
 /// A process that can stop and go on, as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(crate) enum Act {
     Question { from: usize, to: usize, life: u32, asked: Instant },
     Answer { from: usize, to: usize, life: u32, asked: Instant, answer: Answer },
     QuestionsOver { host: usize, life: u32, round: u32 },
+    Probe { to: usize, carrier: Carrier, probe: u64 },
+    ProbeAnswer { carrier: Carrier, answered: Box<v1::ProbeAnswered> },
     Bmc { task: u64, method: usize, step: Step },
     BmcObeys { host: usize, level: usize, method: usize },
     TaskDue { task: u64 },
@@ -91,7 +93,10 @@ impl Act {
             | Self::GuestReady { host, .. }
             | Self::Connect { host, .. }
             | Self::QuestionsOver { host, .. } => Process::Agent(*host),
-            Self::Question { to, .. } | Self::Answer { to, .. } => Process::Agent(*to),
+            Self::Question { to, .. } | Self::Answer { to, .. } | Self::Probe { to, .. } => {
+                Process::Agent(*to)
+            }
+            Self::ProbeAnswer { carrier, .. } => Process::Agent(carrier.host),
             Self::Hello { .. }
             | Self::ToAgent { .. }
             | Self::ToReplica { .. }

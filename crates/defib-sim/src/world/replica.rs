@@ -12,7 +12,7 @@ use defib_engine::{controller::Controller, ledger::Ledger, observer::Observer};
 use defib_model::{Policy, ReplicaId};
 use defib_wire::v1;
 
-use super::{Act, End, World, log::RaftInput, observer::ObserverSession};
+use super::{Act, End, World, log::RaftInput, observer::ObserverSession, probes::Asked};
 use crate::clock::{Clock, MS};
 
 /// How a replica stands, as the world knows it.
@@ -72,6 +72,9 @@ pub(crate) struct Run {
     /// Operators' proposals: what they wait for.
     pub(crate) waiting: BTreeMap<u64, usize>,
     pub(crate) next_read: u64,
+    /// Questions about silent hosts that are out, by their numbers.
+    pub(crate) probes: BTreeMap<u64, Asked>,
+    pub(crate) next_probe: u64,
     /// Reads that writes to a BMC wait for: task, method, and when it was asked.
     pub(crate) reads: BTreeMap<u64, (u64, usize, u64)>,
     pub(crate) core_armed: u64,
@@ -206,6 +209,8 @@ impl World {
             next_proposal: 0,
             waiting: BTreeMap::new(),
             next_read: 0,
+            probes: BTreeMap::new(),
+            next_probe: 0,
             reads: BTreeMap::new(),
             core_armed: u64::MAX,
             observer_armed: u64::MAX,

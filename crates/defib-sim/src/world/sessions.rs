@@ -372,6 +372,9 @@ impl World {
             return;
         };
         let id = self.machines[host].id.clone();
+        if let agent_message::Message::ProbeAnswered(answered) = *message {
+            return self.probe_answered(replica, &id, answered);
+        }
         if let Some(input) = heard(&id, *message) {
             self.tell_core(replica, input);
         }
@@ -405,6 +408,7 @@ impl World {
             Said::LeaderChanged(changed) if changed.leader => self.report_to(host, replica),
             Said::LeaderChanged(_) => {}
             Said::ReportWanted(_) => self.report_to(host, replica),
+            Said::ProbeWanted(wanted) => self.carry_probe(host, replica, &wanted),
         }
     }
 
@@ -476,7 +480,9 @@ impl World {
 /// What an agent says, as an input. A host speaks only for itself.
 fn heard(host: &HostId, said: agent_message::Message) -> Option<Message> {
     Some(match said {
-        agent_message::Message::Hello(_) | agent_message::Message::Findings(_) => return None,
+        agent_message::Message::Hello(_)
+        | agent_message::Message::Findings(_)
+        | agent_message::Message::ProbeAnswered(_) => return None,
         agent_message::Message::Report(report) => {
             let report = AgentReport::try_from(report).ok().filter(|report| report.host == *host)?;
             Message::Input(Input::Reported(report))
