@@ -74,7 +74,8 @@ async fn keep_telling(host: HostId, boot: BootId, replica: ReplicaAddress, tls: 
 /// One session: hello, the epoch, and a report of a boot that runs nothing.
 async fn tell(host: &HostId, boot: BootId, channel: Channel) -> anyhow::Result<()> {
     let (sender, receiver) = mpsc::channel(4);
-    let say = |message| sender.try_send(v1::AgentMessage { message: Some(message) });
+    let say =
+        |message| -> anyhow::Result<()> { Ok(sender.try_send(v1::AgentMessage { message: Some(message) })?) };
     say(agent_message::Message::Hello(v1::Hello {
         host: host.to_string(),
         boot_id: boot.to_string(),

@@ -426,7 +426,8 @@ impl AgentControl for AgentService {
             let (epoch, in_use) = (record.map(|record| record.epoch), record.and_then(|record| record.boot));
             (epoch, in_use, ledger.other_boot_waits(&asked, boot), view.now)
         });
-        let (epoch, in_use, waits, now) = known.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (epoch, in_use, waits, now) =
+            known.await.map_err(|error| Status::unavailable(error.to_string()))?;
         if let Some(why) = waits {
             // Its session would take the place of the one in use, whose heartbeats count by that.
             self.agents.turn_away(&host, boot, now);

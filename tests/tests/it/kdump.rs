@@ -94,7 +94,13 @@ async fn a_living_host_can_not_be_said_to_dump_its_memory() {
     let own = rig.path(format!("hosts/{HOST}/agent.yaml"));
     let ran = run(
         "defib-agent",
-        ["--config".as_ref(), own.as_os_str(), "kdump".as_ref(), "--vmcore".as_ref(), "/nowhere/vmcore".as_ref()],
+        [
+            "--config".as_ref(),
+            own.as_os_str(),
+            "kdump".as_ref(),
+            "--vmcore".as_ref(),
+            "/nowhere/vmcore".as_ref(),
+        ],
     );
     let told = ran.await.failed(1);
     assert!(told.contains("/nowhere/vmcore is not there, so this is no capture kernel"), "{told}");

@@ -122,6 +122,7 @@ impl Controller {
                 recovery.phase,
                 self.ledger.inventory().hosts.get(&host).map_or(0, |host| host.fencing.len()),
             );
+            let waits = self.ledger.kdump_waits(id, self.cluster_now(now)).is_some();
             let ask = self.asks.entry(id).or_insert_with(|| Ask::new(now));
             if let Some(FenceResult::Off(readings)) = ask.found.clone() {
                 let Some(epoch) = self.ledger.hosts().get(&host).map(|host| host.epoch) else { continue };
@@ -130,8 +131,7 @@ impl Controller {
                 continue;
             }
             // While a fence is under way its own readings say all there is to say.
-            let idle = matches!(phase, Phase::Suspected | Phase::Unconfirmed)
-                || self.ledger.kdump_waits(id, self.cluster_now(now)).is_some();
+            let idle = matches!(phase, Phase::Suspected | Phase::Unconfirmed) || waits;
             if !idle || ask.in_flight || ask.next_at > now || levels == 0 {
                 continue;
             }

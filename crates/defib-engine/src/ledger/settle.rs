@@ -10,7 +10,7 @@ use alloc::{
 };
 
 use defib_model::{
-    ClusterTime, EventKind, EventSeq, HostId, Opinion, RecoveryId, VmId,
+    ClusterTime, EventKind, EventSeq, HostId, Millis, Opinion, RecoveryId, VmId,
     event::{Phase, ProofKind},
     inventory::Priority,
 };
@@ -399,7 +399,8 @@ impl Ledger {
             }
             Phase::Confirmed => lines.push(match self.kdump_waits(id, now) {
                 Some(wait) => format!(
-                    "its capture kernel's word (kdump-wait), or another proof, for {wait} more; then it is fenced"
+                    "its capture kernel's word (kdump-wait), or another proof, for {} s more; then it is fenced",
+                    wait.0.div_ceil(1000)
                 ),
                 None => "the leader to begin the fence".to_string(),
             }),

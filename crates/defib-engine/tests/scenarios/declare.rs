@@ -117,7 +117,7 @@ impl Scenario {
             requires: names(option(rest, "requires")).map(String::from).collect(),
             depends_on,
             readiness: option(rest, "ready").map_or(Ok(Readiness::PoweredOn), word)?,
-            readiness_timeout: timeout.map(defib_model::Millis),
+            readiness_timeout: timeout.map(Millis),
             datastore: option(rest, "datastore").map(String::from),
             first_host,
             definition: Definition::default(),
