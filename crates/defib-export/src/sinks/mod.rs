@@ -157,7 +157,7 @@ impl Sink {
             Kind::Kafka(_) => Ok(Settled::All),
             #[cfg(not(feature = "kafka"))]
             Kind::Absent(_) => Ok(Settled::All),
-            Kind::Syslog(sink) => sink.settle(),
+            Kind::Syslog(sink) => sink.settle().await,
             Kind::Hec(sink) => sink.settle().await,
         }
     }
