@@ -25,11 +25,12 @@ pub fn python() -> anyhow::Result<PathBuf> {
     crate::python("siem", &requirements)
 }
 
-/// The script that judges ECS, beside npm's @elastic/ecs: `NODE_PATH` would not do, where a script lies decides.
+/// The scripts that judge ECS, and templates of indices for it, beside npm's @elastic/ecs: `NODE_PATH` would not do,
+/// where a script lies decides.
 ///
 /// # Errors
 /// When npm does not have it.
-pub fn ecs_script() -> anyhow::Result<PathBuf> {
+pub fn ecs_scripts() -> anyhow::Result<[PathBuf; 2]> {
     /// Two tests must not install into one directory at once.
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,9 +47,11 @@ pub fn ecs_script() -> anyhow::Result<PathBuf> {
         run(Path::new("npm"), &["ci", "--silent", "--no-audit", "--no-fund", "--prefix", &place], "")?;
     }
     run(Path::new("node"), &["--version"], "")?;
-    let script = directory.join("ecs.js");
-    fs::copy(beside("validators/ecs.js"), &script)?;
-    Ok(script)
+    let scripts = ["ecs.js", "template.js"];
+    for name in scripts {
+        fs::copy(beside("validators").join(name), directory.join(name))?;
+    }
+    Ok(scripts.map(|name| directory.join(name)))
 }
 
 /// What ocsf-json-schema says of lines of OCSF.
@@ -67,6 +70,15 @@ pub fn judge_ecs(script: &Path, lines: &str) -> anyhow::Result<String> {
     run(Path::new("node"), &[&script.display().to_string()], lines)
 }
 
+/// What @elastic/ecs and lines of ECS say of a template for their index.
+///
+/// # Errors
+/// What is wrong.
+pub fn judge_template(script: &Path, template: &Path, lines: &str) -> anyhow::Result<String> {
+    let (script, template) = (script.display().to_string(), template.display().to_string());
+    run(Path::new("node"), &[&script, &template], lines)
+}
+
 /// Each line is valid by the schema of its format; `test` is noted as skipped where the validator can't be had.
 ///
 /// # Panics
@@ -80,8 +92,8 @@ pub fn assert_valid(test: &str, format: Format, lines: &str) {
                 return skip(test, &format!("ocsf-json-schema can't be installed from PyPI: {why:#}"));
             }
         },
-        Format::Ecs => match ecs_script() {
-            Ok(script) => judge_ecs(&script, lines),
+        Format::Ecs => match ecs_scripts() {
+            Ok([script, _]) => judge_ecs(&script, lines),
             Err(why) => return skip(test, &format!("@elastic/ecs can't be installed from npm: {why:#}")),
         },
         Format::Cef | Format::Leef | Format::Native => panic!("nobody else knows a schema of {format:?}"),

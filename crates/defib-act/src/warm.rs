@@ -12,7 +12,7 @@ use std::{
 };
 
 use defib_engine::{controller::PowerQuestion, ledger::Ledger};
-use defib_model::{HostId, command::FencingTest, inventory::FenceMethod};
+use defib_model::{HostId, command::FencingTest, inventory::FenceMethod, text::cut};
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::{sync::watch, time::Instant};
 
@@ -213,6 +213,8 @@ impl Power {
             _ = busy.wait_for(|busy| busy.contains_key(&due.device)) => None,
             trouble = test => {
                 let (host, level, method) = due.key;
+                // As it will be recorded, or it would differ from that for ever.
+                let trouble = trouble.map(cut);
                 let mut health = BmcHealth { host, level, method, trouble, fresh: false, steady: false };
                 self.note(now, &mut health);
                 Some(health)

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use defib_model::Command;
+use defib_consensus::replica::MAX_PROPOSAL_BYTES;
+use defib_model::{
+    ClusterTime, Command, Entry, EventSeq, ReplicaId, UnixMillis, chain::Head, text::TEXT_MAX,
+};
+use defib_wire::log::encode_entry;
 
 use crate::{
     core::{Core, Overloaded},
@@ -41,6 +45,10 @@ pub(crate) async fn act(core: &Core, command: Command, dry_run: bool) -> Result<
         Ok(message) => message,
         Err(message) => return Ok(Acted { accepted: false, message, index: 0 }),
     };
+    let command = match fitting(command).await {
+        Ok(command) => command,
+        Err(message) => return Ok(Acted { accepted: false, message, index: 0 }),
+    };
     if dry_run {
         return Ok(Acted { accepted: true, message: format!("dry run: {message}"), index: 0 });
     }
@@ -53,4 +61,36 @@ pub(crate) async fn act(core: &Core, command: Command, dry_run: bool) -> Result<
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(NotKnown::Outcome("no commit in time")),
     }
+}
+
+/// The command, if the log takes it: what is longer would be dropped, as often as it is proposed.
+async fn fitting(command: Command) -> Result<Command, String> {
+    let checked = tokio::task::spawn_blocking(move || check(&command).map(|()| command)).await;
+    checked.unwrap_or_else(|error| Err(format!("it can't be written for the log: {error}")))
+}
+
+fn check(command: &Command) -> Result<(), String> {
+    if let Some(operator) = command.operator()
+        && operator.reason.len() > TEXT_MAX
+    {
+        let length = operator.reason.len();
+        return Err(format!(
+            "the reason is {length} bytes long, and {TEXT_MAX} are taken at most: shorten it"
+        ));
+    }
+    // All but the command itself, as long as it may ever be.
+    let (at, wall, proposer) = (ClusterTime(u64::MAX), UnixMillis(u64::MAX), ReplicaId(u64::MAX));
+    let entry = Entry { at, wall, proposer, command: command.clone() };
+    let end = Head { seq: EventSeq(u64::MAX), hash: "0".repeat(64) };
+    let length = encode_entry(&entry, end).map_err(|error| error.to_string())?.len();
+    if length <= MAX_PROPOSAL_BYTES {
+        return Ok(());
+    }
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    Err(format!(
+        "it takes {:.1} MiB in the log, which spells out every field of every host and VM, and {:.1} MiB are taken at most: \
+         take out hosts and VMs that are no more, shorten definitions, or give some of the hosts to a cluster of their own",
+        mib(length),
+        mib(MAX_PROPOSAL_BYTES)
+    ))
 }

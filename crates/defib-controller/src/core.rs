@@ -272,7 +272,8 @@ impl Loop {
         match message {
             Message::Driver(output) => self.driver_says(output)?,
             Message::Input(input) => self.step(input),
-            Message::Propose { command, waiter } => {
+            Message::Propose { mut command, waiter } => {
+                command.cut_texts();
                 let now = self.clock.now();
                 let entry = Entry {
                     at: self.controller.cluster_now(now),

@@ -11,11 +11,11 @@ use std::{
 use defib_engine::ledger::{Ledger, SinkRecord};
 use defib_export::{
     formats::Context,
-    pump::{self, Chained, Shared, Source, Status},
+    pump::{self, Chained, Shared, Source, Status, Undeliverable},
     signing::SigningKey,
     sinks::Origin,
 };
-use defib_model::{Command, EventSeq, ReplicaId, SinkId, export::SinkPolicy};
+use defib_model::{Command, EventSeq, ReplicaId, SinkId, command::Operator, export::SinkPolicy, text::cut};
 use defib_wire::v1;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use tokio::{
@@ -24,7 +24,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use crate::core::{Core, Message, Pulse, View};
+use crate::{
+    commands,
+    core::{Core, Message, Pulse, View},
+};
 
 /// How often cursors that moved are proposed: what a new leader delivers again at most, beside what is not settled.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
@@ -317,6 +320,27 @@ impl Export {
             .collect();
         if !cursors.is_empty() {
             self.propose(Command::Delivered { cursors });
+        }
+        self.give_up(&recorded).await;
+    }
+
+    /// Gives up what a receiver refuses as too large all by itself, or it would never get anything that comes after. An
+    /// event says so, and why. All before it must be recorded as delivered, or that would be given up with it.
+    async fn give_up(&self, recorded: &BTreeMap<SinkId, SinkRecord>) {
+        let stuck = |(id, served): (&SinkId, &Served)| Some((id.clone(), served.status.get().undeliverable?));
+        for (sink, Undeliverable { seq, bytes, why }) in self.served.iter().filter_map(stuck) {
+            if recorded.get(&sink).is_none_or(|record| record.delivered.next() != seq) {
+                continue;
+            }
+            tracing::error!(%sink, event = %seq, bytes, why, "an event is given up: its receiver refuses it as too large");
+            let reason =
+                cut(format!("its receiver refuses event {seq}, of {bytes} bytes, as too large: {why}"));
+            let operator = Operator { name: "defib".into(), reason };
+            let command = Command::GiveUp { sink, upto: seq, operator };
+            // What became of it is read from the ledger. What did not come about is tried again.
+            if let Err(error) = commands::act(&self.core, command, false).await {
+                tracing::debug!(%error, "an event is not given up yet");
+            }
         }
     }
 

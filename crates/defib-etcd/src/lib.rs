@@ -22,7 +22,7 @@ pub use error::StoreError;
 pub use keys::Keys;
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "client")]
-pub use store::{Reading, Standing, Store, Write};
+pub use store::{Reading, Revisions, Standing, Store, Write};
 
 /// Enough for any cluster of etcd, which has 3 or 5 members.
 const ENDPOINTS_MAX: usize = 16;

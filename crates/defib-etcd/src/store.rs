@@ -21,13 +21,22 @@ const ANSWER_MAX: usize = 64 << 20;
 /// etcd refuses transactions of more than 128 operations, unless told otherwise.
 const WRITES_AT_ONCE: usize = 100;
 
-/// A document as it stands, and whether an error stands beside it.
+/// A document as it stands, and what stands beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
     /// `None`: there is no such key.
     pub value: Option<Value>,
-    /// An error stands beside it.
-    pub has_error: bool,
+    /// The error beside it, or whatever somebody put there. `None`: there is no such key.
+    pub error: Option<Value>,
+}
+
+/// The revisions that changed a document and the error beside it last; 0: there is no such key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Revisions {
+    /// Of the document.
+    pub document: u64,
+    /// Of the error.
+    pub error: u64,
 }
 
 /// Both documents at one revision.
@@ -181,28 +190,32 @@ impl Store {
         let (header, found) = self.gets("read the documents", whole).await?;
         let mut documents = BTreeMap::new();
         for kind in DocumentKind::ALL {
-            let of = |key: String| found.iter().find(move |kv| kv.key() == key.as_bytes());
-            let value = of(self.place.keys.document(kind))
-                .map(|kv| Value { revision: number(kv.mod_revision()), text: kv.value().to_vec() });
-            documents.insert(kind, Standing { value, has_error: of(self.place.keys.error(kind)).is_some() });
+            let of = |key: String| {
+                let kv = found.iter().find(|kv| kv.key() == key.as_bytes())?;
+                Some(Value { revision: number(kv.mod_revision()), text: kv.value().to_vec() })
+            };
+            let keys = &self.place.keys;
+            let (value, error) = (of(keys.document(kind)), of(keys.error(kind)));
+            documents.insert(kind, Standing { value, error });
         }
         Ok(Reading { store: format!("{:016x}", header.0), revision: header.1, documents })
     }
 
-    /// Which revisions changed the documents last, as a majority of etcd has them: whether all that a watch tells is
-    /// told, and etcd answers.
+    /// Which revisions changed the documents and their errors last, as a majority of etcd has them: whether all that a
+    /// watch tells is told, whether somebody else wrote to the errors, and whether etcd answers.
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub async fn revisions(&mut self) -> Result<BTreeMap<DocumentKind, u64>, StoreError> {
+    pub async fn revisions(&mut self) -> Result<BTreeMap<DocumentKind, Revisions>, StoreError> {
         let revision = |key: String| TxnOp::get(key, Some(GetOptions::new().with_keys_only()));
         let (_, found) = self.gets("tell the documents' revisions", revision).await?;
-        let of = |kind: DocumentKind| {
-            let key = self.place.keys.document(kind);
-            let kv = found.iter().find(|kv| kv.key() == key.as_bytes())?;
-            Some((kind, number(kv.mod_revision())))
+        let of = |key: String| {
+            let kv = found.iter().find(|kv| kv.key() == key.as_bytes());
+            kv.map_or(0, |kv| number(kv.mod_revision()))
         };
-        Ok(DocumentKind::ALL.into_iter().filter_map(of).collect())
+        let keys = &self.place.keys;
+        let both = |kind| Revisions { document: of(keys.document(kind)), error: of(keys.error(kind)) };
+        Ok(DocumentKind::ALL.into_iter().map(|kind| (kind, both(kind))).collect())
     }
 
     /// Gets documents and errors at one revision: the cluster's id and that revision, and what was found.
@@ -320,7 +333,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes what was found out of a document, unless another one stands there now.
+    /// Writes what was found out of a document, unless another one stands there now: then `None`, else the revision of
+    /// what was written. Of a key that is not there the revision is 0.
     ///
     /// # Errors
     /// When a later leader has claimed, or etcd does not answer.
@@ -329,7 +343,7 @@ impl Store {
         term: u64,
         (kind, revision): (DocumentKind, u64),
         write: Write,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let key = self.place.keys.document(kind);
         let same = Compare::mod_revision(key, CompareOp::Equal, revision_of(revision));
         self.write_if(term, Some(same), &[write]).await
@@ -340,7 +354,7 @@ impl Store {
         term: u64,
         condition: Option<Compare>,
         writes: &[Write],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let key = self.place.keys.term();
         let lease = || self.lease.as_ref().map(|lease| PutOptions::new().with_lease(lease.id));
         let operation = |write: &Write| match write {
@@ -356,14 +370,14 @@ impl Store {
             .or_else([TxnOp::get(key.as_str(), None)]);
         let answer = self.place.in_time("write", self.kv.txn(txn)).await?;
         if answer.succeeded() {
-            return Ok(());
+            return Ok(Some(answer.header().map_or(0, |header| number(header.revision()))));
         }
         let by = match found(&answer).first() {
             Some(kv) => self.term_of(kv)?,
             None => return Err(self.place.failed("write", format!("key {key} is gone"))),
         };
         // Else the document has changed, and its watch tells.
-        if by == term { Ok(()) } else { Err(StoreError::Deposed { key, by, term }) }
+        if by == term { Ok(None) } else { Err(StoreError::Deposed { key, by, term }) }
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     facts::Facts,
     formats::{Told, render},
-    sinks::{Line, Origin, Settled, Sink, SinkError},
+    sinks::{Line, Origin, Settled, Sink, SinkError, TooLarge},
 };
 
 /// An event and the hash of the one before it.
@@ -47,7 +47,24 @@ pub struct Status {
     pub failures: u64,
     /// Why it takes nothing now.
     pub trouble: Option<String>,
+    /// What it will never take, so that nothing behind it gets through.
+    pub undeliverable: Option<Undeliverable>,
 }
+
+/// An event that a receiver refuses as too large, all by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undeliverable {
+    /// Which.
+    pub seq: EventSeq,
+    /// How long it is as a line, in bytes.
+    pub bytes: usize,
+    /// What the receiver said.
+    pub why: String,
+}
+
+/// Every receiver must take lines that are this long, in bytes: who refuses shorter ones must be mended, and nothing is
+/// given up for it. So what tells of an event that was given up, which is shorter, can't meet the same fate.
+pub const LINE_TO_BE_TAKEN: usize = 16 << 10;
 
 /// A status that others read.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +111,7 @@ pub fn run<S: Source>(
     // for how far this one is.
     status.change(|status| {
         (status.handed, status.settled) = (from, from);
-        status.trouble = None;
+        (status.trouble, status.undeliverable) = (None, None);
     });
     let pump = Pump {
         sink: Sink::new(&policy, &origin),
@@ -105,6 +122,8 @@ pub fn run<S: Source>(
         handed: from,
         settled: from,
         failures_in_a_row: 0,
+        only: None,
+        was_refused: false,
         status,
     };
     serve(pump, source, heads)
@@ -156,11 +175,19 @@ struct Pump {
     handed: EventSeq,
     settled: EventSeq,
     failures_in_a_row: u32,
+    /// The only event that was handed over last, and how long its line is.
+    only: Option<(EventSeq, usize)>,
+    /// The last attempt failed because it was too large.
+    was_refused: bool,
     status: Shared,
 }
 
 impl Pump {
     async fn step<S: Source>(&mut self, source: &S) -> Result<Step, SinkError> {
+        if std::mem::take(&mut self.was_refused) {
+            // What was handed over before may be safe by now, though nothing new gets through.
+            self.settled = self.look().await?;
+        }
         let Some(events) = source.read(self.handed, self.limit).await else { return Ok(Step::NoAnswer) };
         let Some((_, last)) = events.last() else {
             self.settle().await?;
@@ -178,7 +205,12 @@ impl Pump {
             if !source.may_deliver().await {
                 return Ok(Step::NoAnswer);
             }
+            self.only = match lines.as_slice() {
+                [line] => Some((line.event.seq, line.text.len())),
+                _ => None,
+            };
             self.sink.deliver(&lines).await?;
+            self.only = None;
         }
         self.handed = last;
         self.limit = self.limit.saturating_mul(2).min(self.policy.batch as usize);
@@ -198,36 +230,50 @@ impl Pump {
         Line { event, id, correlation, previous, text }
     }
 
-    async fn settle(&mut self) -> Result<(), SinkError> {
+    /// What is safe by now.
+    async fn look(&mut self) -> Result<EventSeq, SinkError> {
         let settled = match self.sink.settle().await? {
             Settled::All => self.handed,
             Settled::UpTo(seq) => seq.max(self.settled),
         };
+        self.status.change(|status| status.settled = settled);
+        Ok(settled)
+    }
+
+    async fn settle(&mut self) -> Result<(), SinkError> {
+        self.settled = self.look().await?;
         if std::mem::take(&mut self.failures_in_a_row) > 0 {
             tracing::info!(sink = %self.id, "the sink takes events again");
         }
-        self.settled = settled;
-        self.status.change(|status| {
-            status.settled = settled;
-            status.trouble = None;
-        });
+        self.status.change(|status| (status.trouble, status.undeliverable) = (None, None));
         Ok(())
     }
 
-    /// Goes back to what is safe; how long to wait.
+    /// Goes back to what is safe, or stays where it is if only the next lines were refused; how long to wait.
     fn failed(&mut self, error: &SinkError) -> Duration {
-        self.sink.reset();
-        self.handed = self.settled;
-        if error.too_large {
+        let only = self.only.take();
+        self.was_refused = error.too_large == TooLarge::Message;
+        if self.was_refused {
+            self.sink.refused();
+        } else {
+            self.sink.reset();
+            self.handed = self.settled;
+        }
+        if error.too_large != TooLarge::No {
             self.limit = (self.limit / 2).max(1);
         }
+        let is_long = |(_, bytes): &(EventSeq, usize)| *bytes > LINE_TO_BE_TAKEN;
+        let undeliverable = only
+            .filter(|only| self.was_refused && is_long(only))
+            .map(|(seq, bytes)| Undeliverable { seq, bytes, why: error.to_string() });
+        let handed = self.handed;
         if self.failures_in_a_row == 0 {
             tracing::warn!(sink = %self.id, %error, "the sink takes no events; they are kept for it");
         }
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         let text = error.to_string();
         self.status.change(|status| {
-            status.handed = status.settled;
+            (status.handed, status.undeliverable) = (handed, undeliverable);
             status.failures = status.failures.saturating_add(1);
             status.trouble = Some(text);
         });

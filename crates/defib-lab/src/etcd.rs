@@ -153,6 +153,10 @@ impl Etcd {
     /// # Errors
     /// When it fails: with what it complains of.
     pub async fn ctl(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        self.run(arguments, input.as_bytes()).await
+    }
+
+    async fn run(&self, arguments: &[&str], input: &[u8]) -> anyhow::Result<String> {
         let mut command = Command::new("etcdctl");
         command
             .env("ETCDCTL_API", "3")
@@ -170,7 +174,7 @@ impl Etcd {
         let mut child = command.kill_on_drop(true).spawn().context("etcdctl can't be started")?;
         if let Some(mut stdin) = child.stdin.take() {
             // One that wants no input may be gone by now; its exit code tells more than the broken pipe.
-            let _ = stdin.write_all(input.as_bytes()).await;
+            let _ = stdin.write_all(input).await;
         }
         let output = child.wait_with_output().await?;
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -183,9 +187,17 @@ impl Etcd {
     /// # Errors
     /// When etcd does not take it.
     pub async fn put(&self, key: &str, value: &str) -> anyhow::Result<u64> {
+        self.put_bytes(key, value.as_bytes()).await
+    }
+
+    /// The same for a value that need not be text.
+    ///
+    /// # Errors
+    /// When etcd does not take it.
+    pub async fn put_bytes(&self, key: &str, value: &[u8]) -> anyhow::Result<u64> {
         let revision = AtomicU64::new(0);
         wait_until(&format!("etcd takes {key}"), STARTS_WITHIN, || async {
-            let told = self.ctl(&["put", key, "--write-out=json"], value).await?;
+            let told = self.run(&["put", key, "--write-out=json"], value).await?;
             let told: serde_json::Value = serde_json::from_str(&told)?;
             let told = told["header"]["revision"].as_u64().context("etcd tells the revision")?;
             revision.store(told, Ordering::Relaxed);
@@ -205,6 +217,16 @@ impl Etcd {
         }
         let value = self.ctl(&["get", key, "--print-value-only"], "").await?;
         Ok(Some(value.strip_suffix('\n').unwrap_or(&value).to_owned()))
+    }
+
+    /// The revision that changed a key last.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or has no such key.
+    pub async fn revision(&self, key: &str) -> anyhow::Result<u64> {
+        let told: serde_json::Value =
+            serde_json::from_str(&self.ctl(&["get", key, "--write-out=json"], "").await?)?;
+        told["kvs"][0]["mod_revision"].as_u64().with_context(|| format!("etcd has no key {key}"))
     }
 
     /// All keys that begin so.

@@ -3,6 +3,8 @@
 //!
 //! Evolution rule: fields and variants are only added, with a default; nothing is renamed or reused.
 
+mod texts;
+
 use alloc::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet},

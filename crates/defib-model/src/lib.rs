@@ -22,6 +22,7 @@ pub mod opinion;
 pub mod policy;
 pub mod resources;
 mod secret;
+pub mod text;
 pub mod time;
 
 pub use command::{Command, Entry};

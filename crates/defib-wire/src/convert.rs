@@ -7,6 +7,7 @@ use defib_model::{
     ReplicaId, Subject, VmCondition, VmId, VmNote,
     command::{AgentReport, Goodbye, VmReport},
     inventory::{Definition, Readiness},
+    text::cut_to,
 };
 
 use crate::{WireError, v1};
@@ -136,15 +137,11 @@ fn condition(value: i32) -> VmCondition {
     }
 }
 
-/// Words of a host's that go to the log are no longer than this.
+/// Bytes of a host's words that go to the log at most.
 const WORDS: usize = 300;
 
-/// The beginning of a text, if it is too long for the log.
-fn shortened(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(WORDS) {
-        text.truncate(end);
-    }
-    text
+fn shortened(text: String) -> String {
+    cut_to(text, WORDS)
 }
 
 fn shortened_all(words: HashMap<String, String>) -> BTreeMap<String, String> {
@@ -310,7 +307,9 @@ mod tests {
             ..v1::VmReport::default()
         };
         let note = VmReport::try_from(said).unwrap().note;
-        assert_eq!((note.condition, note.detail.chars().count()), (VmCondition::Other, WORDS));
+        assert_eq!(note.condition, VmCondition::Other);
+        assert!(note.detail.len() <= WORDS && note.detail.len() + 4 > WORDS, "{}", note.detail);
+        assert!(note.detail.ends_with("ü… (cut: 618 bytes)"), "{}", note.detail);
     }
 
     #[test]

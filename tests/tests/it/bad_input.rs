@@ -326,6 +326,34 @@ async fn garbled_datagrams_are_counted_and_change_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_the_log_does_not_take_is_refused_before_it_is_proposed_and_reasons_have_an_end() {
+    let mut rig = Rig::small().await;
+    let inventory = fs::read_to_string(rig.path("inventory.yaml")).unwrap();
+    let before = rig.versions().await;
+    let vm = format!(
+        "  - {{ id: long, priority: disabled, resources: {{ cpu: 0.1, memory: 1MiB }}, driver: process, arguments: [{}] }}",
+        "x".repeat(5 << 20)
+    );
+    let file = rig.write("long.yaml", &inventory.replacen("vms:\n", &format!("vms:\n{vm}\n"), 1));
+    let file = file.to_str().unwrap();
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let told = rig.defib_list(&[&["inventory", "apply", file][..], dry_run].concat()).await.failed(1);
+        assert!(told.contains("5.0 MiB in the log") && told.contains("4.0 MiB are taken at most"), "{told}");
+    }
+    assert_eq!(rig.versions().await, before);
+
+    // A reason of the greatest length is taken as it is, in whole letters of several bytes; a longer one is not.
+    let longest = "ü".repeat(512);
+    rig.defib(["pause", "--reason", &longest]).await.done();
+    let told = rig.defib(["resume", "--reason", &format!("{longest}.")]).await.failed(1);
+    assert!(told.contains("the reason is 1025 bytes long, and 1024 are taken at most"), "{told}");
+    rig.defib(["resume"]).await.done();
+    let acted = rig.acted().await;
+    assert!(acted.iter().any(|(_, _, reason)| *reason == longest), "{acted:?}");
+    rig.assert_calm();
+}
+
+#[tokio::test]
 async fn an_event_file_that_was_cut_or_changed_is_not_whole_and_the_line_is_named() {
     let mut rig = Rig::small().await;
     let whole = rig.defib(["--output", "json", "events"]).await.done();

@@ -1,10 +1,12 @@
 //! OCSF and ECS as others understand them.
 
+use std::{fs, path::Path};
+
 use defib_export::samples;
 use defib_model::export::Format;
 use defib_tests::{
     skip,
-    validators::{ecs_script, judge_ecs, judge_ocsf, python},
+    validators::{ecs_scripts, judge_ecs, judge_ocsf, judge_template, python},
 };
 
 fn of_every_kind(format: Format) -> Vec<String> {
@@ -34,8 +36,8 @@ fn every_kind_is_valid_ocsf_and_what_is_not_is_caught() {
 
 #[test]
 fn every_kind_is_valid_ecs_and_what_is_not_is_caught() {
-    let script = match ecs_script() {
-        Ok(script) => script,
+    let [script, _] = match ecs_scripts() {
+        Ok(scripts) => scripts,
         Err(why) => return skip("ecs", &format!("@elastic/ecs can't be installed from npm: {why:#}")),
     };
     let good = of_every_kind(Format::Ecs);
@@ -53,5 +55,35 @@ fn every_kind_is_valid_ecs_and_what_is_not_is_caught() {
         let is_bad = judge_ecs(&script, &bad).is_err();
         // A file may have information, so that one pair is allowed.
         assert!(is_bad || to.contains("file"), "the validator let {to} pass");
+    }
+}
+
+#[test]
+fn the_index_template_takes_every_kind_with_the_types_of_ecs() {
+    let [_, script] = match ecs_scripts() {
+        Ok(scripts) => scripts,
+        Err(why) => {
+            return skip("ecs-template", &format!("@elastic/ecs can't be installed from npm: {why:#}"));
+        }
+    };
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/siem/elastic/index-template.json");
+    let lines = of_every_kind(Format::Ecs);
+    let answer =
+        judge_template(&script, &shipped, &lines.join("\n")).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(answer.trim(), format!("checked {}", lines.len()));
+    // What would be wrong in it is caught.
+    let template = fs::read_to_string(&shipped).expect("it is there");
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = directory.path().join("template.json");
+    for (from, to, told) in [
+        ("\"sequence\": {\n", "\"sequense\": {\n", "event.sequence has no mapping"),
+        ("\"type\": \"date\"", "\"type\": \"long\"", "@timestamp"),
+        ("\"doc_values\": false", "\"doc_values\": true", "event.original: doc_values"),
+        ("\"clean-shutdown\": {\n", "\"clean-shut\": {\n", "clean-shut is mapped, and no event has it"),
+    ] {
+        assert!(template.contains(from), "{from}");
+        fs::write(&place, template.replacen(from, to, 1)).expect("written");
+        let problems = judge_template(&script, &place, &lines.join("\n")).expect_err(told).to_string();
+        assert!(problems.contains(told), "{problems}");
     }
 }

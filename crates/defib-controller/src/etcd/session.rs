@@ -1,12 +1,8 @@
 //! One connection to etcd, as long as it lasts.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
-use defib_etcd::{Changes, Keys, Reading, Store, StoreError, Value, Write};
+use defib_etcd::{Changes, Keys, Reading, Revisions, Store, StoreError, Value, Write};
 use defib_model::{
     Command,
     command::{Document, DocumentKind, Operator, StoreRevision},
@@ -74,7 +70,9 @@ pub(super) struct Session<'a> {
     /// Which etcd, and its revision when it was read.
     id: (String, u64),
     seen: BTreeMap<DocumentKind, u64>,
-    errors: BTreeSet<DocumentKind>,
+    /// What stands beside documents, and what should.
+    errors: BTreeMap<DocumentKind, Value>,
+    wanted: BTreeMap<DocumentKind, Vec<u8>>,
     waiting: BTreeMap<DocumentKind, Waiting>,
     published: Published,
     domains: Domains,
@@ -89,7 +87,8 @@ impl<'a> Session<'a> {
             keys: worker.config.keys(),
             id: (String::new(), 0),
             seen: BTreeMap::new(),
-            errors: BTreeSet::new(),
+            errors: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             waiting: BTreeMap::new(),
             published: Published::new(),
             domains: Domains::default(),
@@ -151,12 +150,13 @@ impl<'a> Session<'a> {
     async fn take_all(&mut self, reading: Reading) -> Result<(), Ended> {
         self.id = (reading.store, reading.revision);
         for (kind, standing) in reading.documents {
-            if standing.has_error {
-                self.errors.insert(kind);
-            } else {
-                self.errors.remove(&kind);
-            }
+            match standing.error {
+                Some(error) => self.errors.insert(kind, error),
+                None => self.errors.remove(&kind),
+            };
             self.take(kind, standing.value).await?;
+            // Though nothing is new of the document, somebody may have written beside it.
+            self.correct(kind).await?;
         }
         Ok(())
     }
@@ -169,13 +169,14 @@ impl<'a> Session<'a> {
             if self.worker.board.found(kind, Found::NoKey) {
                 tracing::info!(%kind, "etcd holds no such document: the one in force stays");
             }
-            return self.well(kind, None).await;
+            return self.well(kind).await;
         };
         // A reading may have been quicker than the watch.
         if self.seen.get(&kind).is_some_and(|seen| value.revision <= *seen) {
             return Ok(());
         }
         let revision = value.revision;
+        self.seen.insert(kind, revision);
         self.waiting.remove(&kind);
         let key = self.keys.document(kind);
         let parsed = {
@@ -193,7 +194,6 @@ impl<'a> Session<'a> {
                 self.refuse(kind, revision, &refusal).await?;
             }
         }
-        self.seen.insert(kind, revision);
         Ok(())
     }
 
@@ -205,13 +205,16 @@ impl<'a> Session<'a> {
                 if self.worker.board.found(kind, Found::Taken { revision }) {
                     tracing::info!(%kind, revision, "the document of etcd was taken");
                 }
-                self.well(kind, Some(revision)).await
+                self.well(kind).await
             }
             Verdict::Older => {
                 if self.worker.board.found(kind, Found::Older { revision }) {
                     tracing::warn!(%kind, revision, "etcd holds an older document than was taken before");
                 }
-                Ok(())
+                let why = "is older than what was taken before: put what shall hold once more";
+                let refusal = Refusal::judged(&self.keys.document(kind), &waiting.value, why.into());
+                self.wanted.insert(kind, refusal.to_json());
+                self.correct(kind).await
             }
             Verdict::Refused(why) => {
                 if why != waiting.why {
@@ -276,30 +279,52 @@ impl<'a> Session<'a> {
         if self.worker.board.found(kind, Found::Refused { revision, why }) {
             tracing::warn!(%kind, revision, why = refusal.message, "the document of etcd is refused");
         }
-        let write = Write::Keep { key: self.keys.error(kind), value: refusal.to_json() };
-        self.store.write_about(self.term, (kind, revision), write).await?;
-        self.worker.board.wrote(1);
-        self.errors.insert(kind);
+        self.wanted.insert(kind, refusal.to_json());
+        self.correct(kind).await
+    }
+
+    /// Nothing is wrong with a document, or there is none: what stands beside it goes.
+    async fn well(&mut self, kind: DocumentKind) -> Result<(), Ended> {
+        self.wanted.remove(&kind);
+        self.correct(kind).await
+    }
+
+    /// Makes what stands beside a document what should, if it is not: a former leader, or anybody, may have written it.
+    async fn correct(&mut self, kind: DocumentKind) -> Result<(), Ended> {
+        let wanted = self.wanted.get(&kind).cloned();
+        if wanted.as_ref() == self.errors.get(&kind).map(|error| &error.text) {
+            return Ok(());
+        }
+        let key = self.keys.error(kind);
+        let write = match wanted.clone() {
+            Some(value) => Write::Keep { key, value },
+            None => Write::Remove { key },
+        };
+        let about = (kind, self.seen.get(&kind).copied().unwrap_or(0));
+        // Else another document stands there by now: when it is taken, what is said of it is written.
+        if let Some(revision) = self.store.write_about(self.term, about, write).await? {
+            self.worker.board.wrote(1);
+            match wanted {
+                Some(text) => self.errors.insert(kind, Value { revision, text }),
+                None => self.errors.remove(&kind),
+            };
+        }
         Ok(())
     }
 
-    /// Nothing is wrong with a document, or there is none: what was written beside it goes.
-    async fn well(&mut self, kind: DocumentKind, revision: Option<u64>) -> Result<(), Ended> {
-        if !self.errors.contains(&kind) {
-            return Ok(());
-        }
-        let write = Write::Remove { key: self.keys.error(kind) };
-        // Of a key that is not there the revision is 0.
-        self.store.write_about(self.term, (kind, revision.unwrap_or(0)), write).await?;
-        self.worker.board.wrote(1);
-        self.errors.remove(&kind);
-        Ok(())
+    /// The revisions of all that was read or written of documents and errors.
+    fn known(&self) -> BTreeMap<DocumentKind, Revisions> {
+        let of = |kind| Revisions {
+            document: self.seen.get(&kind).copied().unwrap_or(0),
+            error: self.errors.get(&kind).map_or(0, |error| error.revision),
+        };
+        DocumentKind::ALL.into_iter().map(|kind| (kind, of(kind))).collect()
     }
 
     /// Keeps the lease, asks a majority of etcd whether the watch has told all, and tries again what waits.
     async fn refresh(&mut self) -> Result<(), Ended> {
         self.store.keep_alive().await?;
-        if self.store.revisions().await? != self.seen {
+        if self.store.revisions().await? != self.known() {
             let reading = self.store.read().await?;
             self.take_all(reading).await?;
         }

@@ -11,6 +11,7 @@ use defib_model::{
     Command, HostId, Instant, Millis, Opinion, RecoveryId, VmId,
     command::{FenceResult, Placement, Unplaced},
     event::Phase,
+    text::cut_all,
 };
 
 use super::{
@@ -377,7 +378,8 @@ impl Controller {
             .unplaced
             .into_iter()
             .map(|left| Unplaced {
-                reasons: left.exclusions.iter().map(ToString::to_string).collect(),
+                // As they will be recorded, or they would differ from that for ever.
+                reasons: cut_all(left.exclusions.iter().map(ToString::to_string).collect()),
                 vm: left.vm,
             })
             .filter(|left| {

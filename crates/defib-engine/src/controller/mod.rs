@@ -446,7 +446,8 @@ impl Controller {
         self.propose(now, command, effects);
     }
 
-    fn propose(&self, now: Instant, command: Command, effects: &mut Vec<Effect>) {
+    fn propose(&self, now: Instant, mut command: Command, effects: &mut Vec<Effect>) {
+        command.cut_texts();
         let entry = Entry { at: self.cluster_now(now), wall: self.wall, proposer: self.me, command };
         effects.push(Effect::Propose(entry));
     }

@@ -80,19 +80,11 @@ impl Ledger {
                 let (opinion, silent_ms) = (change.opinion, change.silent_ms);
                 record.opinions.insert(observer, OpinionRecord { opinion, silent_ms, since });
             }
-            let (recovery, doubt) = (record.recovery, record.doubt);
+            let recovery = record.recovery;
             let (host, from, to, silent_ms) =
                 (change.host.clone(), held.opinion, change.opinion, change.silent_ms);
             let kind = EventKind::OpinionChanged { observer, host, from, to, silent_ms };
-            if recovery.is_some() {
-                self.event(recovery, kind);
-            } else {
-                // Doubts before a recovery lead to each other, and the last one to the recovery.
-                let told = self.event_after(doubt, None, kind);
-                if let Some(record) = self.hosts.get_mut(&change.host) {
-                    record.doubt = (!record.opinions.is_empty()).then_some(told);
-                }
-            }
+            self.event(recovery, kind);
             self.touch(&change.host);
         }
     }
@@ -113,14 +105,10 @@ impl Ledger {
             if record.witnesses.insert(observer, neighbour.clone()).is_some() {
                 continue;
             }
-            let (recovery, doubt) = (record.recovery, record.doubt);
+            let recovery = record.recovery;
             if first {
                 let (host, neighbour) = (host.clone(), neighbour.clone());
-                let kind = EventKind::PathDegraded { observer, host, neighbour };
-                match recovery {
-                    Some(_) => drop(self.event(recovery, kind)),
-                    None => drop(self.event_after(doubt, None, kind)),
-                }
+                self.event(recovery, EventKind::PathDegraded { observer, host, neighbour });
             }
             self.touch(host);
         }
@@ -246,6 +234,7 @@ impl Ledger {
         record.boot = Some(boot);
         record.opinions.clear();
         record.witnesses.clear();
+        record.doubt = None;
         record.expiry_votes.clear();
         record.proof = None;
         record.contradicted = false;

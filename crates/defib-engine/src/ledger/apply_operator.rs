@@ -203,6 +203,7 @@ impl Ledger {
         }
         let action = format!("fences host {host}");
         self.event(Some(id), EventKind::OperatorActed { operator: operator.clone(), action });
+        self.fence_was_ordered(id);
         if let Some(detail) = overridden {
             let (host, operator) = (host.clone(), operator.clone());
             self.event(Some(id), EventKind::BrakeOverridden { host, operator, detail });
@@ -223,7 +224,12 @@ impl Ledger {
             record.returns.clear();
         }
         let action = format!("lifts the quarantine of host {host}");
-        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        let quarantined = self.hosts.get(host).and_then(|record| record.told);
+        let lifted = EventKind::OperatorActed { operator: operator.clone(), action };
+        let lifted = self.event_after(quarantined, None, lifted);
+        if quarantined.is_some() {
+            self.told_of_host(host, Some(lifted));
+        }
         self.host_changed(host);
     }
 
@@ -248,7 +254,10 @@ impl Ledger {
             }
             ReplicaOrder::Lead { id } => format!("hands the lead to replica r{id}"),
         };
-        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        let ordered = self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        if !matches!(order, ReplicaOrder::Lead { .. }) {
+            self.replicas_ordered = Some(ordered);
+        }
     }
 
     pub(super) fn set_policy(&mut self, policy: &Policy, replaces: u64, operator: &Operator) {
@@ -318,10 +327,12 @@ impl Ledger {
             recovery.vms.retain(|vm: &VmId| inventory.vms.contains_key(vm));
         }
         // What was given up has a new definition, perhaps a better one.
-        for record in self.vms.values_mut() {
+        let mut anew: Vec<VmId> = Vec::new();
+        for (id, record) in &mut self.vms {
             if let Place::GivenUp { host } = &record.place {
                 record.place = Place::Down { host: host.clone() };
                 record.attempts = 0;
+                anew.push(id.clone());
             }
         }
         let room = self.index.room_changes.saturating_add(1);
@@ -333,6 +344,15 @@ impl Ledger {
         self.retry_fences(None);
         let action = String::from("applies an inventory");
         self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
-        self.event(None, EventKind::InventoryChanged { version: self.inventory_version });
+        let changed = self.event(None, EventKind::InventoryChanged { version: self.inventory_version });
+        // Those that are new in it, and those that it gives another chance.
+        for record in self.vms.values_mut() {
+            if record.told.is_none() && record.place == Place::Never {
+                record.told = Some(changed);
+            }
+        }
+        for vm in anew {
+            self.told_of_vm(&vm, changed);
+        }
     }
 }

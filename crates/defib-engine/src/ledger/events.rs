@@ -75,20 +75,26 @@ impl EventLog {
         }
     }
 
-    /// The retained events from number `from` on, oldest first.
-    pub fn since(&self, from: EventSeq) -> impl Iterator<Item = &Event> {
+    /// How many retained events are older than number `from`.
+    fn place_of(&self, from: EventSeq) -> usize {
         let first = self.retained.front().map_or(0, |event| event.seq.0);
-        let skip = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
-        self.retained.iter().skip(skip)
+        let place = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
+        place.min(self.retained.len())
+    }
+
+    /// The retained events from number `from` on, oldest first. Those before it cost nothing.
+    pub fn since(&self, from: EventSeq) -> impl ExactSizeIterator<Item = &Event> {
+        self.retained.range(self.place_of(from)..)
     }
 
     /// The same, each with the hash of the event before it.
-    pub fn chained_since(&self, from: EventSeq) -> impl Iterator<Item = (&str, &Event)> {
-        let first = self.retained.front().map_or(0, |event| event.seq.0);
-        let skip = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
-        let before = core::iter::once(self.before.as_str())
-            .chain(self.retained.iter().map(|event| event.hash.as_str()));
-        before.zip(&self.retained).skip(skip)
+    pub fn chained_since(&self, from: EventSeq) -> impl ExactSizeIterator<Item = (&str, &Event)> {
+        let place = self.place_of(from);
+        let former = place.checked_sub(1).and_then(|place| self.retained.get(place));
+        let mut before = former.map_or(self.before.as_str(), |event| event.hash.as_str());
+        self.retained
+            .range(place..)
+            .map(move |event| (core::mem::replace(&mut before, event.hash.as_str()), event))
     }
 
     /// Number of the oldest event that is still at hand.
@@ -128,6 +134,8 @@ impl EventLog {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use defib_model::ReplicaId;
 
     use super::*;
@@ -162,5 +170,29 @@ mod tests {
         }
         assert!(ends.iter().all(|end| log.continues(end)));
         assert!(!log.continues(&chain::Head { seq: EventSeq(15), hash: String::new() }));
+    }
+
+    #[test]
+    fn a_page_begins_where_it_should_with_the_hash_before_it_and_knows_how_long_it_is() {
+        let mut log = EventLog::default();
+        for number in 1..=30_u64 {
+            let (index, at, wall) = (LogIndex(number), ClusterTime(number), UnixMillis(number));
+            let kind = EventKind::ObserverStarted { observer: ReplicaId(number) };
+            log.push(Birth { index, ordinal: 0, at, wall }, None, None, kind);
+        }
+        while log.retained.len() > 20 {
+            log.before = log.retained.pop_front().unwrap().hash;
+        }
+        let hashes: Vec<String> = log.retained.iter().map(|event| event.hash.clone()).collect();
+        for from in 0..=40_u64 {
+            let (events, chained) = (log.since(EventSeq(from)), log.chained_since(EventSeq(from)));
+            let wanted = 30_u64.saturating_sub(from.max(11) - 1) as usize;
+            assert_eq!((events.len(), chained.len()), (wanted, wanted), "from {from}");
+            for (seq, (before, event)) in (from.max(11)..).zip(chained) {
+                assert_eq!(event.seq, EventSeq(seq));
+                let place = (seq - 11) as usize;
+                assert_eq!(before, if place == 0 { &log.before } else { &hashes[place - 1] }, "event {seq}");
+            }
+        }
     }
 }

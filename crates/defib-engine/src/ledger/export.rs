@@ -70,9 +70,8 @@ impl Ledger {
         let from = record.delivered.next();
         record.give_up(upto);
         let action = format!("gives up events {from} to {upto} for sink {sink}");
-        let said = self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
-        let gap = EventKind::SinkGap { sink: sink.clone(), from, to: upto };
-        self.event_after(Some(said), None, gap);
+        self.event(None, EventKind::OperatorActed { operator: operator.clone(), action });
+        self.event(None, EventKind::SinkGap { sink: sink.clone(), from, to: upto });
     }
 
     /// Takes a signature of an event that is at hand. Whether it is genuine, only who holds the public key can say.

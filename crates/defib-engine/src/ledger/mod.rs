@@ -10,6 +10,7 @@ mod apply_replicas;
 mod apply_store;
 mod apply_vms;
 mod brakes;
+mod causes;
 mod clock;
 mod electorate;
 mod events;
@@ -39,7 +40,6 @@ use defib_model::{
     RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
 };
 pub use electorate::ELECTORATE_MAX;
-use events::Birth;
 pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
 pub use index::Index;
@@ -97,6 +97,9 @@ pub struct Ledger {
     /// The last event that a signature vouches for, and the event that says so.
     #[serde(default)]
     signed: (EventSeq, EventSeq),
+    /// What an operator ordered of the replicas last, and has not come about.
+    #[serde(default)]
+    replicas_ordered: Option<EventSeq>,
     /// What was taken last from a store outside of the log.
     #[serde(default)]
     documents: BTreeMap<DocumentKind, DocumentRecord>,
@@ -112,6 +115,8 @@ pub struct Ledger {
 struct Birth0 {
     index: LogIndex,
     ordinal: u32,
+    /// What an operator did by it, if one did.
+    acted: Option<EventSeq>,
 }
 
 /// Closed recoveries that are remembered for `recovery explain`.
@@ -151,6 +156,7 @@ impl Ledger {
             events: EventLog::default(),
             sinks: BTreeMap::new(),
             signed: (EventSeq(0), EventSeq(0)),
+            replicas_ordered: None,
             documents: BTreeMap::new(),
             index: Index::default(),
             now: Birth0::default(),
@@ -163,7 +169,7 @@ impl Ledger {
             return;
         }
         self.applied = index;
-        self.now = Birth0 { index, ordinal: 0 };
+        self.now = Birth0 { index, ..Birth0::default() };
         // Only the leader counts cluster time: everybody else's count stands still.
         let by_leader = Some(entry.proposer) == self.leader
             || matches!(entry.command, Command::LeaderStarted { term } if term >= self.term);
@@ -484,31 +490,6 @@ impl Ledger {
     }
 
     // ---- writing -------------------------------------------------------------------------------
-
-    /// Records an event; returns its number.
-    fn event(&mut self, recovery: Option<RecoveryId>, kind: EventKind) -> EventSeq {
-        let cause = recovery.and_then(|id| self.recoveries.get(&id)).map(|recovery| recovery.last_event);
-        self.event_after(cause, recovery, kind)
-    }
-
-    /// Records an event that follows from another one.
-    fn event_after(
-        &mut self,
-        cause: Option<EventSeq>,
-        recovery: Option<RecoveryId>,
-        kind: EventKind,
-    ) -> EventSeq {
-        let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.dated };
-        self.now.ordinal = self.now.ordinal.saturating_add(1);
-        let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind);
-        if let Some(recovery) = recovery.and_then(|id| self.recoveries.get_mut(&id)) {
-            if recovery.opened_by == EventSeq(0) {
-                recovery.opened_by = seq;
-            }
-            recovery.last_event = seq;
-        }
-        seq
-    }
 
     fn refuse(&mut self, command: &str, detail: impl Into<String>) {
         self.event(None, EventKind::CommandRefused { command: command.into(), detail: detail.into() });

@@ -13,6 +13,7 @@ use defib_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::causes::Trail;
 use crate::proof::ProofRecord;
 
 /// How a host stands with us.
@@ -98,9 +99,12 @@ pub struct HostRecord {
     pub quarantined: bool,
     /// Until when it is expected to be silent.
     pub expected_silent_until: Option<ClusterTime>,
-    /// The newest event of an observer's doubt, while there is no recovery: the cause of the one that it leads to.
+    /// The newest event of an observer's doubt, while any observer has one: the cause of what it leads to.
     #[serde(default)]
     pub doubt: Option<EventSeq>,
+    /// That it is dead, is quarantined, or is no more so: the cause of what comes next of it.
+    #[serde(default)]
+    pub told: Option<EventSeq>,
     /// Whether its fencing would work, by method; absent: not tested yet.
     #[serde(default)]
     pub fencing_tests: Vec<TestRecord>,
@@ -128,6 +132,7 @@ impl Default for HostRecord {
             quarantined: false,
             expected_silent_until: None,
             doubt: None,
+            told: None,
             fencing_tests: Vec::new(),
             note: HostNote::default(),
         }
@@ -288,6 +293,9 @@ pub struct VmRecord {
     /// What else its hypervisor says of the newest incarnation; of one that does not run, how it ended. For people.
     #[serde(default)]
     pub note: VmNote,
+    /// The newest event of it, or the proof of its host's death: the cause of the next one.
+    #[serde(default)]
+    pub told: Option<EventSeq>,
 }
 
 impl Default for VmRecord {
@@ -304,6 +312,7 @@ impl Default for VmRecord {
             recovery: None,
             lost_by: None,
             note: VmNote::default(),
+            told: None,
         }
     }
 }
@@ -390,8 +399,11 @@ pub struct Recovery {
     pub opened: ClusterTime,
     /// The event that opened it.
     pub opened_by: EventSeq,
-    /// The newest event of it; the cause of the next.
+    /// The newest event of it.
     pub last_event: EventSeq,
+    /// What of it others follow from.
+    #[serde(default)]
+    pub trail: Trail,
     /// An operator asked for the fence: no votes are needed, no brake applies.
     pub by_operator: bool,
     /// The brake that holds the verdict back, in words.

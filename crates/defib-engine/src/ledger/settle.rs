@@ -17,6 +17,7 @@ use defib_model::{
 
 use super::{
     Ledger,
+    causes::Trail,
     records::{FencePace, OpinionRecord, Place, Recovery, Standing},
 };
 use crate::proof::ProofRecord;
@@ -100,7 +101,7 @@ impl Ledger {
     pub(super) fn open_recovery(&mut self, host: &HostId) -> RecoveryId {
         let id = self.next_recovery;
         self.next_recovery = id.next();
-        let doubt = self.hosts.get_mut(host).and_then(|record| record.doubt.take());
+        let doubt = self.hosts.get(host).and_then(|record| record.doubt);
         self.recoveries.insert(
             id,
             Recovery {
@@ -109,6 +110,7 @@ impl Ledger {
                 opened: self.at,
                 opened_by: EventSeq(0),
                 last_event: doubt.unwrap_or(EventSeq(0)),
+                trail: Trail::default(),
                 by_operator: false,
                 brake: None,
                 fence: None,
@@ -286,14 +288,16 @@ impl Ledger {
         let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0, since: self.at };
         record.opinions = self.voters.iter().map(|voter| (*voter, dead)).collect();
         record.witnesses.clear();
+        record.doubt = None;
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());
         let epoch = record.epoch;
-        self.event(Some(id), EventKind::DeathProven { host: host.clone(), epoch, proof: kind });
+        let proven = self.event(Some(id), EventKind::DeathProven { host: host.clone(), epoch, proof: kind });
         let lost: Vec<VmId> = self.index.on_host.get(&host).into_iter().flatten().cloned().collect();
         for vm in &lost {
             let from = host.clone();
             let proof = proof.clone();
+            self.told_of_vm(vm, proven);
             self.update_vm(vm, |record| {
                 record.place = Place::Lost { from };
                 record.attempts = 0;

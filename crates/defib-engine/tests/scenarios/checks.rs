@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::ledger::{Ledger, invariants};
-use defib_model::{Event, EventKind, HostId, LogIndex, ReplicaId, VmId, chain::ChainVerifier};
+use defib_model::{Event, EventKind, EventSeq, HostId, LogIndex, ReplicaId, VmId, chain::ChainVerifier};
 
 use super::machines::Machine;
 
@@ -14,7 +14,71 @@ pub(crate) struct Checks {
     hashes: BTreeMap<LogIndex, (ReplicaId, String)>,
     /// Where each VM is by the stream of events, and whether it was released from there.
     places: BTreeMap<VmId, (HostId, bool)>,
+    /// All events so far: the kind of each, and what it follows from.
+    told: BTreeMap<EventSeq, (String, Event)>,
     violations: BTreeSet<String>,
+}
+
+/// Of which kinds an event may be that one of this kind follows from. In angle brackets: it may follow from none.
+fn causes(kind: &str) -> &'static str {
+    match kind {
+        "replicas-changed" | "sink-gap" => "<> operator-acted",
+        "opinion-changed" => "<> opinion-changed host-suspected death-proven host-quarantined operator-acted",
+        "host-suspected" => "opinion-changed",
+        "brake-engaged" => "opinion-changed host-suspected",
+        "brake-released" => "brake-engaged",
+        "host-confirmed" => "opinion-changed brake-released operator-acted",
+        "recovery-abandoned" => "opinion-changed brake-released host-suspected host-unconfirmed",
+        "lease-expiry-voted" => "host-confirmed",
+        "brake-overridden" | "policy-changed" | "inventory-changed" => "operator-acted",
+        "fence-intended" => "host-confirmed fence-intended fence-failed host-unconfirmed operator-acted",
+        "fence-failed" => "fence-intended",
+        "host-unconfirmed" => "host-confirmed fence-failed host-unconfirmed",
+        "death-proven" => {
+            "<> fence-intended lease-expiry-voted host-suspected host-confirmed goodbye-said operator-acted \
+             opinion-changed"
+        }
+        "vm-placed" => "<> inventory-changed death-proven vm-unplaced vm-down vm-given-up",
+        "vm-unplaced" => "<> inventory-changed death-proven vm-unplaced vm-down vm-given-up",
+        "vm-running" => "vm-placed",
+        "vm-ready" => "vm-running vm-ready vm-condition-changed vm-rebooted",
+        "vm-down" => "vm-placed vm-running vm-ready vm-condition-changed vm-rebooted",
+        "vm-given-up" => "vm-down",
+        "vm-condition-changed" | "vm-rebooted" => "vm-running vm-ready vm-condition-changed vm-rebooted",
+        "host-recovered" => {
+            "death-proven vm-running vm-ready vm-given-up vm-placed vm-down opinion-changed operator-acted"
+        }
+        "host-readmitted" => "<> death-proven recovery-abandoned host-quarantined operator-acted",
+        "host-quarantined" => "<> death-proven host-unconfirmed operator-acted",
+        "proof-contradicted" => "death-proven host-quarantined operator-acted",
+        "goodbye-said" | "operator-acted" | "disarmed" => "<> *",
+        "leader-started"
+        | "observer-started"
+        | "heartbeats-forged"
+        | "fencing-tested"
+        | "watchdog-changed"
+        | "unprotected-changed"
+        | "datastore-changed"
+        | "join-token-used"
+        | "command-refused"
+        | "head-signed" => "<>",
+        other => panic!("say from what {other} follows"),
+    }
+}
+
+/// The VM that an event is about.
+fn vm_of(kind: &EventKind) -> Option<&VmId> {
+    match kind {
+        EventKind::VmPlaced { vm, .. }
+        | EventKind::VmUnplaced { vm, .. }
+        | EventKind::VmRunning { vm, .. }
+        | EventKind::VmReady { vm, .. }
+        | EventKind::VmDown { vm, .. }
+        | EventKind::VmGivenUp { vm, .. }
+        | EventKind::VmConditionChanged { vm, .. }
+        | EventKind::VmRebooted { vm, .. } => Some(vm),
+        _ => None,
+    }
 }
 
 impl Checks {
@@ -67,6 +131,9 @@ impl Checks {
         if let Err(error) = self.chain.push(event) {
             self.violated(format!("I8: {error}"));
         }
+        if let Err(why) = self.follows(event) {
+            self.violated(format!("event {}: {why}", event.seq));
+        }
         match &event.kind {
             EventKind::DeathProven { host, .. } => {
                 for (at, released) in self.places.values_mut() {
@@ -85,5 +152,49 @@ impl Checks {
             }
             _ => {}
         }
+    }
+
+    /// Each event follows from one that can have led to it: of a VM from the last one of the same VM, or from what took
+    /// its host. So the way back from a VM that runs again leads over its placement to the proof of its host's death.
+    fn follows(&mut self, event: &Event) -> Result<(), String> {
+        let told = serde_json::to_value(&event.kind).unwrap();
+        let kind = told["kind"].as_str().unwrap().to_owned();
+        self.told.insert(event.seq, (kind.clone(), event.clone()));
+        let allowed: Vec<&str> = causes(&kind).split(' ').collect();
+        let Some(seq) = event.cause else {
+            return if allowed.contains(&"<>") {
+                Ok(())
+            } else {
+                Err(format!("{kind} follows from nothing"))
+            };
+        };
+        let (other, cause) = self
+            .told
+            .get(&seq)
+            .filter(|_| seq < event.seq)
+            .ok_or(format!("{kind} follows from {seq}, which is none"))?;
+        if !allowed.contains(&other.as_str()) && !allowed.contains(&"*") {
+            return Err(format!("{kind} follows from {other} ({seq})"));
+        }
+        if let (Some(vm), Some(former)) = (vm_of(&event.kind), vm_of(&cause.kind))
+            && vm != former
+        {
+            return Err(format!("{kind} of vm {vm} follows from {other} of vm {former}"));
+        }
+        if let EventKind::VmRunning { vm, .. } = &event.kind
+            && let EventKind::VmPlaced { from, .. } = &cause.kind
+        {
+            let mut way = vec![other.as_str()];
+            let mut at = cause.cause;
+            while let Some((kind, event)) = at.and_then(|seq| self.told.get(&seq)) {
+                way.push(kind);
+                at = event.cause;
+            }
+            let wanted = ["death-proven", "vm-down"];
+            if from.is_some() && !way.iter().any(|kind| wanted.contains(kind)) {
+                return Err(format!("vm {vm} runs elsewhere, and the way back is {way:?}"));
+            }
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,18 @@ use crate::facts::{Facts, Subjects};
 /// The version that is written.
 const ECS: &str = "9.4.0";
 
+/// The fields of the kind. A proof is always an object: in an index a field can't be an object here and a word there, and
+/// Elasticsearch would refuse the event.
+fn details(told: &Told<'_>) -> Map<String, Value> {
+    let mut details = told.details();
+    if let Some(proof) = details.get_mut("proof")
+        && let Some(word) = proof.as_str()
+    {
+        *proof = Value::Object([(word.to_owned(), json!({}))].into_iter().collect());
+    }
+    details
+}
+
 pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     let event = told.event;
     let subjects = Subjects::of(&event.kind);
@@ -63,7 +75,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     put(
         "defib",
         json!({"mapping": MAPPING, "previous": told.previous, "cause": event.cause, "recovery": event.recovery,
-            "index": event.index, "ordinal": event.ordinal, "at_ms": event.at, "details": told.details(),
+            "index": event.index, "ordinal": event.ordinal, "at_ms": event.at, "details": details(told),
             "replica": subjects.replica}),
     );
     Value::Object(record).to_string()

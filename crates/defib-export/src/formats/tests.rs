@@ -1,6 +1,10 @@
 use std::collections::BTreeSet;
 
-use defib_model::EventKind;
+use defib_model::{
+    EventKind, HostId, VmId,
+    command::Operator,
+    text::{TEXT_MAX, cut_all},
+};
 
 use super::*;
 use crate::samples;
@@ -117,4 +121,29 @@ fn the_documentation_has_the_table_of_the_code() {
     let page = std::fs::read_to_string(path).unwrap();
     let table = table(&samples::kinds().unwrap());
     assert!(page.contains(&table), "docs/events.md must contain this table:\n\n{table}");
+}
+
+#[test]
+fn no_line_is_longer_than_receivers_are_told_whatever_its_text_is() {
+    let context = Context::new("demo");
+    let (host, vm) = (HostId::new("h1").unwrap(), VmId::new("v1").unwrap());
+    for letter in ["x", "\"", "\\", "\u{1}", "ü", "😀"] {
+        let text = letter.repeat(TEXT_MAX / letter.len());
+        let operator = || Operator { name: "anna".into(), reason: text.clone() };
+        // What names are in have no control characters, and few quotes.
+        let list = if letter == "\u{1}" { Vec::new() } else { cut_all(vec![text.clone(); 9]) };
+        for kind in [
+            EventKind::OperatorActed { operator: operator(), action: "stops automatic action".into() },
+            EventKind::FenceFailed { host: host.clone(), attempt: 1, detail: text.clone() },
+            EventKind::VmUnplaced { vm: vm.clone(), reasons: list },
+        ] {
+            let mut event = samples::stream(std::slice::from_ref(&kind)).remove(0);
+            event.hash = "0".repeat(64);
+            for format in FORMATS {
+                let told = Told { context: &context, previous: &event.hash, event: &event };
+                let length = render(format, &told).len();
+                assert!(length <= 32 << 10, "{length} bytes in {format:?}: {kind:?}");
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{SinkError, tls, within};
+use super::{SinkError, TooLarge, tls, within};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
@@ -90,7 +90,9 @@ impl HttpClient {
         let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
         let mut error = SinkError::new(format!("{}{} answers {status}: {said}", self.authority, post.path));
         error.retry_after = retry_after(&headers);
-        error.too_large = status == StatusCode::PAYLOAD_TOO_LARGE;
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            error.too_large = TooLarge::Message;
+        }
         Err(error)
     }
 

@@ -21,7 +21,7 @@ use rdkafka::{
 };
 use tokio::sync::Notify;
 
-use super::{Line, Origin, SinkError};
+use super::{Line, Origin, SinkError, TooLarge};
 use crate::formats::cloudevents;
 
 /// How long a broker may confirm nothing while it has something to confirm.
@@ -53,8 +53,8 @@ impl std::fmt::Debug for KafkaSink {
 struct Batch {
     /// Events that the broker has not confirmed.
     open: usize,
-    /// Why one of them failed.
-    failure: Option<String>,
+    /// Why one of them failed, and whether it was too large.
+    failure: Option<(String, TooLarge)>,
     /// What librdkafka complained of last: a broker that is gone is no failure of an event yet.
     complaint: Option<String>,
 }
@@ -94,7 +94,7 @@ impl ClientContext for Told {
                 batch.complaint = Some(reason.to_owned());
             }
             if is_final {
-                batch.failure.get_or_insert_with(|| reason.to_owned());
+                batch.failure.get_or_insert_with(|| (reason.to_owned(), TooLarge::No));
             }
         });
         if is_final {
@@ -110,7 +110,11 @@ impl ProducerContext for Told {
         let tell = self.0.change(|batch| {
             batch.open = batch.open.saturating_sub(1);
             if let Err((error, _)) = result {
-                batch.failure.get_or_insert_with(|| error.to_string());
+                let failure = (error.to_string(), too_large(error));
+                // What follows from it, such as that others were given up with it, says less.
+                if failure.1 == TooLarge::Message || batch.failure.is_none() {
+                    batch.failure = Some(failure);
+                }
             }
             batch.open == 0 || batch.failure.is_some()
         });
@@ -199,13 +203,23 @@ impl KafkaSink {
             BaseRecord::to(&options.topic).key(&record.key).payload(record.value.as_bytes()).headers(headers);
         producer.send(record).map_err(|(error, _)| {
             let mut refused = SinkError::new(format!("event {}: {error}", line.event.seq));
-            refused.too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            refused.too_large = too_large(&error);
             refused
         })
     }
 
     pub(super) fn reset(&mut self) {
         self.producer = None;
+    }
+}
+
+fn too_large(error: &KafkaError) -> TooLarge {
+    use RDKafkaErrorCode::{InvalidMessageSize, MessageBatchTooLarge, MessageSizeTooLarge, QueueFull};
+    match error.rdkafka_error_code() {
+        Some(QueueFull) => TooLarge::Together,
+        // Of a batch of one it is the message, and nobody tells otherwise.
+        Some(InvalidMessageSize | MessageBatchTooLarge | MessageSizeTooLarge) => TooLarge::Message,
+        _ => TooLarge::No,
     }
 }
 
@@ -216,8 +230,10 @@ async fn settled(reports: &Reports, total: usize) -> Result<(), SinkError> {
         let waited = tokio::time::timeout(CONFIRMED_WITHIN, reports.changed.notified()).await;
         let (open, failure, complaint) =
             reports.change(|batch| (batch.open, batch.failure.clone(), batch.complaint.clone()));
-        if let Some(why) = failure {
-            return Err(SinkError::new(why));
+        if let Some((why, too_large)) = failure {
+            let mut error = SinkError::new(why);
+            error.too_large = too_large;
+            return Err(error);
         }
         if open == 0 {
             return Ok(());

@@ -47,13 +47,25 @@ pub struct SinkError {
     message: String,
     /// When the receiver wants to be asked again.
     pub retry_after: Option<Duration>,
-    /// The receiver says that it was too much at once.
-    pub too_large: bool,
+    /// Whether it was too much.
+    pub too_large: TooLarge,
+}
+
+/// Whether a receiver, or our client for it, found something to be too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TooLarge {
+    /// That was not it.
+    #[default]
+    No,
+    /// There were too many lines at once.
+    Together,
+    /// The message, or one of them, is longer than it ever takes. It took none of them.
+    Message,
 }
 
 impl SinkError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retry_after: None, too_large: false }
+        Self { message: message.into(), retry_after: None, too_large: TooLarge::No }
     }
 }
 
@@ -157,8 +169,20 @@ impl Sink {
             Kind::Kafka(_) => Ok(Settled::All),
             #[cfg(not(feature = "kafka"))]
             Kind::Absent(_) => Ok(Settled::All),
-            Kind::Syslog(sink) => sink.settle(),
+            Kind::Syslog(sink) => sink.settle().await,
             Kind::Hec(sink) => sink.settle().await,
+        }
+    }
+
+    /// After lines were refused as too large: what was handed over before them is on its way as it was.
+    pub fn refused(&mut self) {
+        match &mut self.kind {
+            Kind::File(_) | Kind::Stdout | Kind::Syslog(_) | Kind::Hec(_) | Kind::Webhook(_) => {}
+            // A producer that lost a message in the middle takes no more; and nothing was on its way before.
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(sink) => sink.reset(),
+            #[cfg(not(feature = "kafka"))]
+            Kind::Absent(_) => {}
         }
     }
 

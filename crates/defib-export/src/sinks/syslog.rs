@@ -1,9 +1,15 @@
 //! RFC 5424 messages over TCP or TLS, framed by octet counts (RFC 6587, RFC 5425).
 //!
-//! The protocol has no acknowledgement: what was written may be lost when the connection breaks. So a message counts
-//! as safe only after the connection has outlived it by [`SETTLE`]. The kernel ends a connection whose peer leaves
-//! data unconfirmed for [`UNCONFIRMED_MAX`], which is shorter: so the receiver's machine has it by then. What is left
-//! is a receiver that reads nothing for so long and then dies.
+//! The protocol has no acknowledgement, and that the receiver's kernel confirms bytes says nothing of its process: what
+//! lies unread in a socket goes with whoever dies. So what was written counts as safe only when both is known:
+//!
+//! - It was **read**. Now and then we end a connection in order and go on with the next one. A peer that closes it in
+//!   order, too, has read everything on it: a kernel that has unread bytes, or a peer that is gone, resets it instead.
+//! - The receiver has **outlived** it by [`SETTLE`]: no connection to it broke meanwhile. So it had that time to get what
+//!   it read out of its memory.
+//!
+//! Whatever breaks before is sent again, from behind the last event that is safe. What is left is a receiver that keeps
+//! what it has read in its memory for longer, and dies.
 
 use std::{collections::VecDeque, fmt::Write as _, io, time::Duration};
 
@@ -12,7 +18,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
     time::Instant,
 };
 
@@ -22,8 +28,10 @@ use crate::{
     formats::{severity_of_syslog, timestamp},
 };
 
-/// How long a connection must outlive a message.
-pub(super) const SETTLE: Duration = Duration::from_secs(8);
+/// How long a receiver must outlive a message, and how old the oldest one on a connection gets before that is ended.
+const SETTLE: Duration = Duration::from_secs(8);
+/// How long a receiver may take to read what is left and to close a connection that we ended.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// How long the peer's kernel may leave data unconfirmed.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(5);
@@ -39,15 +47,29 @@ pub(super) struct SyslogSink {
     facility: u8,
     origin: Origin,
     connection: Option<Connection>,
-    /// What was written when, oldest first.
+    /// The connection that we ended and the receiver has not closed yet. Nothing is written meanwhile, or what comes on
+    /// the next one might be read first.
+    ended: Option<Ended>,
+    /// What was written when and is not safe, oldest first.
     written: VecDeque<(Instant, EventSeq)>,
+    /// The last event that the receiver has read for certain.
+    read: EventSeq,
     settled: EventSeq,
+}
+
+/// A connection that we ended.
+#[derive(Debug)]
+struct Ended {
+    connection: Connection,
+    since: Instant,
+    /// The last event that was written to it.
+    last: EventSeq,
 }
 
 struct Connection {
     writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
-    /// Ends when the peer closes or breaks the connection.
-    reader: tokio::task::JoinHandle<String>,
+    /// Ends when the peer closes the connection in order, or with how it broke.
+    reader: JoinHandle<Result<(), String>>,
     abort: AbortHandle,
 }
 
@@ -71,7 +93,9 @@ impl SyslogSink {
             facility,
             origin,
             connection: None,
+            ended: None,
             written: VecDeque::new(),
+            read: EventSeq(0),
             settled: EventSeq(0),
         }
     }
@@ -82,11 +106,12 @@ impl SyslogSink {
             let message = message(line, self.facility, &self.origin);
             let _ = write!(frames, "{} {message}", message.len());
         }
+        self.wait_until_read().await?;
         // A receiver that left when it had everything may just have been restarted.
         let is_over = |connection: &Connection| connection.reader.is_finished() && self.written.is_empty();
         let connection = match self.connection.take() {
             Some(connection) if !is_over(&connection) => connection,
-            _ => within(CONNECT, "connecting", connect(&self.address, self.tls.as_ref())).await??,
+            _ => self.connect().await?,
         };
         let connection = self.connection.insert(connection);
         if connection.reader.is_finished() {
@@ -106,19 +131,30 @@ impl SyslogSink {
         Ok(())
     }
 
+    async fn connect(&self) -> Result<Connection, SinkError> {
+        within(CONNECT, "connecting", connect(&self.address, self.tls.as_ref())).await?
+    }
+
     fn broken(&self) -> SinkError {
         SinkError::new(format!("{} closed the connection", self.address))
     }
 
-    pub(super) fn settle(&mut self) -> Result<Settled, SinkError> {
+    pub(super) async fn settle(&mut self) -> Result<Settled, SinkError> {
         if self.written.is_empty() {
             return Ok(Settled::All);
         }
         if self.connection.as_ref().is_none_or(|connection| connection.reader.is_finished()) {
             return Err(self.broken());
         }
+        if self.ended.as_ref().is_some_and(|ended| ended.is_answered()) {
+            self.wait_until_read().await?;
+        }
+        let is_old = |(at, seq): &&(Instant, EventSeq)| *seq > self.read && at.elapsed() >= SETTLE;
+        if self.ended.is_none() && self.written.iter().find(is_old).is_some() {
+            self.end_connection().await?;
+        }
         while let Some((at, seq)) = self.written.front() {
-            if at.elapsed() < SETTLE {
+            if *seq > self.read || at.elapsed() < SETTLE {
                 return Ok(Settled::UpTo(self.settled));
             }
             self.settled = *seq;
@@ -127,9 +163,55 @@ impl SyslogSink {
         Ok(Settled::All)
     }
 
+    /// Ends the connection in order and makes the next one, whose end tells if the receiver dies meanwhile.
+    async fn end_connection(&mut self) -> Result<(), SinkError> {
+        let (Some(mut connection), Some((_, last))) = (self.connection.take(), self.written.back().copied())
+        else {
+            return Ok(());
+        };
+        let address = &self.address;
+        within(WRITE, "ending a connection", connection.writer.shutdown())
+            .await?
+            .map_err(|error| SinkError::new(format!("{address} takes nothing more: {error}")))?;
+        self.ended = Some(Ended { connection, since: now(), last });
+        self.connection = Some(self.connect().await?);
+        Ok(())
+    }
+
+    /// Waits until the receiver has read all that was written to a connection that we ended, if there is one.
+    async fn wait_until_read(&mut self) -> Result<(), SinkError> {
+        let Some(mut ended) = self.ended.take() else { return Ok(()) };
+        let left = READ_WITHIN.saturating_sub(ended.since.elapsed());
+        let address = &self.address;
+        let unread = |why: &str| {
+            SinkError::new(format!("{address} did not read all that was written, so it is sent again: {why}"))
+        };
+        match tokio::time::timeout(left, &mut ended.connection.reader).await {
+            Ok(Ok(Ok(()))) => {
+                self.read = self.read.max(ended.last);
+                Ok(())
+            }
+            Ok(Ok(Err(why))) => Err(unread(&why)),
+            Ok(Err(error)) => Err(unread(&error.to_string())),
+            Err(_) => {
+                let limit = READ_WITHIN.as_secs();
+                Err(unread(&format!("it did not close a connection within {limit}s after we ended it")))
+            }
+        }
+    }
+
     pub(super) fn reset(&mut self) {
         self.connection = None;
+        self.ended = None;
         self.written.clear();
+        self.read = self.settled;
+    }
+}
+
+impl Ended {
+    /// Whether there is no more to wait for.
+    fn is_answered(&self) -> bool {
+        self.connection.reader.is_finished() || self.since.elapsed() >= READ_WITHIN
     }
 }
 
@@ -159,9 +241,12 @@ fn watch(
         let mut nothing = [0; 512];
         loop {
             match reader.read(&mut nothing).await {
-                Ok(0) => return String::from("closed"),
+                Ok(0) => return Ok(()),
                 Ok(_) => {}
-                Err(error) => return error.to_string(),
+                // RFC 5425 wants TLS to say goodbye, and not every receiver does: that the connection was not reset is
+                // what counts.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) => return Err(error.to_string()),
             }
         }
     });

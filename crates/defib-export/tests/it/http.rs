@@ -13,9 +13,12 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
+use defib_export::pump::{LINE_TO_BE_TAKEN, Status};
 use defib_model::{
-    EventSeq,
+    EventKind, EventSeq,
+    command::Operator,
     export::{Format, SecretRef, Target},
+    text::TEXT_MAX,
 };
 use serde_json::{Value, json};
 
@@ -32,6 +35,7 @@ struct Seen {
     batches: Vec<usize>,
     headers: Option<HeaderMap>,
     lines_max: Option<usize>,
+    bytes_max: Option<usize>,
     acknowledges: bool,
     acknowledged: u64,
     next_ack: u64,
@@ -64,7 +68,8 @@ async fn hook(State(seen): State<Shared>, headers: HeaderMap, body: String) -> R
         return answer;
     }
     let lines: Vec<String> = body.lines().map(str::to_owned).collect();
-    if seen.lines_max.is_some_and(|max| lines.len() > max) {
+    let is_long = seen.bytes_max.is_some_and(|max| body.len() > max);
+    if is_long || seen.lines_max.is_some_and(|max| lines.len() > max) {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     }
     seen.batches.push(lines.len());
@@ -153,6 +158,9 @@ async fn collect(State(seen): State<Shared>, headers: HeaderMap, body: String) -
     if let Some(answer) = next_answer(&mut seen) {
         return answer;
     }
+    if seen.bytes_max.is_some_and(|max| body.len() > max) {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
     // Events stand one after the other, as Splunk wants them, not as a list.
     for event in serde_json::Deserializer::from_str(&body).into_iter::<Value>() {
         let Ok(event) = event else {
@@ -220,4 +228,50 @@ async fn accepted_is_not_safe_until_the_indexers_say_so() {
     seen.lock().expect("no test panicked").acknowledges = true;
     pumped.wait_until_settled(&book).await;
     assert_eq!(seen.lock().expect("no test panicked").acknowledged, 3, "each batch is asked for once");
+}
+
+/// Ten events, of which the sixth is as long as one can be.
+fn with_a_long_one() -> Book {
+    let kinds: Vec<EventKind> = crate::support::stream().into_iter().map(|event| event.kind).collect();
+    let operator = Operator { name: "anna".into(), reason: "\u{1}".repeat(TEXT_MAX) };
+    let long = EventKind::OperatorActed { operator, action: "fences host h1".into() };
+    Book::with(&[&kinds[..5], &[long], &kinds[5..9]].concat())
+}
+
+#[tokio::test]
+async fn an_event_that_a_receiver_never_takes_is_told_by_its_number_once_all_before_it_are_safe() {
+    let seen = || Seen { bytes_max: Some(LINE_TO_BE_TAKEN), ..Seen::default() };
+    let (hook, url) = webhook(seen()).await;
+    let (collector, splunk) = splunk(seen(), true).await;
+    let book = with_a_long_one();
+    for (seen, to) in [(hook, to_hook(&url)), (collector, splunk)] {
+        let pumped = Pumped::start("lake", sink(to.clone(), Format::Ocsf), &book, 0);
+        let is_told = |status: &Status| status.undeliverable.is_some();
+        let status = pumped.wait_until("it is told", is_told).await;
+        let told = status.undeliverable.expect("it was waited for");
+        assert!(told.why.contains("413") && told.bytes > LINE_TO_BE_TAKEN, "{told:?}");
+        assert_eq!(told.seq, EventSeq(6));
+        // What is on its way meanwhile becomes safe though nothing new gets through, and is not sent again.
+        seen.lock().expect("no test panicked").acknowledges = true;
+        pumped.wait_until("those before it are safe", |status| status.settled == EventSeq(5)).await;
+        assert_eq!(verify(&seen.lock().expect("no test panicked").lines).again, 0);
+        drop(pumped);
+        // As it goes on when it was given up.
+        let pumped = Pumped::start("lake", sink(to, Format::Ocsf), &book, 6);
+        let status = pumped.wait_until_settled(&book).await;
+        assert_eq!((status.undeliverable, seen.lock().expect("no test panicked").lines.len()), (None, 9));
+    }
+}
+
+#[tokio::test]
+async fn who_refuses_what_everybody_must_take_is_in_trouble_and_loses_nothing() {
+    let (seen, url) = webhook(Seen { bytes_max: Some(100), ..Seen::default() }).await;
+    let book = with_a_long_one();
+    let pumped = Pumped::start("hook", sink(to_hook(&url), Format::Ocsf), &book, 0);
+    let status = pumped.wait_until("it is tried again and again", |status| status.failures > 6).await;
+    assert_eq!((status.undeliverable, status.settled), (None, EventSeq(0)));
+    assert!(status.trouble.is_some_and(|why| why.contains("413")));
+    seen.lock().expect("no test panicked").bytes_max = None;
+    pumped.wait_until_settled(&book).await;
+    assert_eq!(verify(&seen.lock().expect("no test panicked").lines).events, 10);
 }

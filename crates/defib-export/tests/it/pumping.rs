@@ -35,9 +35,13 @@ impl Book {
     /// The samples, again and again, as one chain of `count` events.
     pub(crate) fn of(count: usize) -> Self {
         let kinds: Vec<EventKind> = stream().into_iter().map(|event| event.kind).collect();
-        let kinds: Vec<EventKind> = kinds.into_iter().cycle().take(count).collect();
+        Self::with(&kinds.into_iter().cycle().take(count).collect::<Vec<_>>())
+    }
+
+    /// These events, as one chain.
+    pub(crate) fn with(kinds: &[EventKind]) -> Self {
         let mut previous = String::from(GENESIS);
-        let events = defib_export::samples::stream(&kinds)
+        let events = defib_export::samples::stream(kinds)
             .into_iter()
             .map(|event| (std::mem::replace(&mut previous, event.hash.clone()), event))
             .collect();

@@ -3,12 +3,17 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use defib_model::export::{Format, SinkTls, Target};
+use defib_model::{
+    EventSeq,
+    export::{Format, SinkTls, Target},
+};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, Interest},
     net::TcpListener,
+    time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -85,6 +90,41 @@ async fn nothing_is_missing_after_connections_broke_in_the_middle() {
 }
 
 #[tokio::test]
+async fn what_a_receiver_dies_with_unread_is_sent_again_however_long_its_kernel_has_confirmed_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    // So few that all of them fit into what a kernel takes for a process that does not read.
+    let book = Book::of(20);
+    let pumped = Pumped::start("siem", sink(to(address, None), Format::Native), &book, 0);
+    let (stuck, _) = listener.accept().await.expect("loopback");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Until we are asked whether we have read it, or it is taken for granted.
+    while !stuck.ready(Interest::READABLE).await.expect("loopback").is_read_closed()
+        && pumped.status.get().settled != book.head()
+    {
+        assert!(Instant::now() < deadline, "it is neither asked about nor settled");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(pumped.status.get().settled, EventSeq(0), "nobody has read it");
+    drop(stuck);
+    let messages = Messages::default();
+    let all = Arc::clone(&messages);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("loopback");
+            let all = Arc::clone(&all);
+            tokio::spawn(async move {
+                while let Some(message) = frame(&mut stream).await {
+                    all.lock().expect("no test panicked").push(message);
+                }
+            });
+        }
+    });
+    let status = pumped.wait_until_settled(&book).await;
+    assert_eq!((verify(&bodies(&messages)).events, status.failures > 0), (20, true), "{status:?}");
+}
+
+#[tokio::test]
 async fn a_message_has_all_its_parts() {
     let (messages, address) = receiver(Vec::new(), None).await;
     let book = Book::of(14);
@@ -103,7 +143,7 @@ async fn a_message_has_all_its_parts() {
         "id=\"demo-14-",
         "sequence=\"14\"",
         "cause=\"13\"",
-        "] CEF:0|Defib|Defib|1|fence-failed|",
+        "] CEF:0|Defib|Defib|2|fence-failed|",
     ] {
         assert!(fence.contains(part), "{part}: {fence}");
     }

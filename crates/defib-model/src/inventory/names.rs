@@ -7,7 +7,10 @@ use alloc::{
 
 use super::{Inventory, InventoryError};
 
-/// Refuses a name that looks like another one, or like none.
+/// Bytes of a name at most, as of those of hosts and VMs: events repeat it.
+const NAME_MAX: usize = 128;
+
+/// Refuses a name that looks like another one, or like none, or is no name for its length.
 fn check(name: &str) -> Result<(), String> {
     if name.trim().is_empty() {
         return Err(format!("{name:?} is no name; leave it out, or give one"));
@@ -17,6 +20,10 @@ fn check(name: &str) -> Result<(), String> {
             "{name:?} has a blank at an end, so it is another name than {:?}; take the blank away",
             name.trim()
         ));
+    }
+    if name.len() > NAME_MAX {
+        let begin: String = name.chars().take(40).collect();
+        return Err(format!("{begin:?}… is {} bytes long; a name has {NAME_MAX} at most", name.len()));
     }
     if name.chars().any(char::is_control) {
         return Err(format!("{name:?} has a character that nobody can see; take it away"));

@@ -1,7 +1,7 @@
 //! What people put into etcd comes into force, or an error stands beside it.
 
 use anyhow::ensure;
-use defib_lab::cluster::wait_until;
+use defib_lab::{cluster::wait_until, etcd::Etcd};
 use serde_json::{Value, json};
 
 use super::{act_after, etcd, key, policy, rig, section, wait_for_json, wait_for_none, wait_for_policy};
@@ -73,6 +73,83 @@ async fn what_is_put_comes_into_force_and_what_is_wrong_is_refused_beside_it() {
     etcd.ctl(&["del", &key("policy")], "").await.unwrap();
     rig.wait_for(&["status"], "etcd: fresh; no policy; no inventory").await;
     assert_eq!(act_after(&rig).await, "act-after: 922ms");
+    rig.assert_calm();
+}
+
+/// Waits until the error beside the policy is this one, of `revision`.
+async fn wait_for_error(etcd: &Etcd, revision: u64) -> Value {
+    wait_for_json(etcd, "policy.error", |error| error["revision"] == json!(revision)).await
+}
+
+#[tokio::test]
+async fn what_stands_beside_a_document_is_put_right_whoever_wrote_it_and_written_once() {
+    let Some((_directory, etcd)) = etcd("etcd-errors", None).await else { return };
+    let mut rig = rig(section(&etcd, "")).await;
+    let first = wait_for_json(&etcd, "status/leader", |leader| leader.is_object()).await;
+    let bad = etcd.put(&key("policy"), "detection: { act-aftr: 2s }\n").await.unwrap();
+    let error = wait_for_error(&etcd, bad).await;
+    let written = etcd.revision(&key("policy.error")).await.unwrap();
+    // Bytes that are no text, and nothing at all.
+    etcd.put_bytes(&key("policy.error"), b"\xff\xfe is no text").await.unwrap();
+    assert_eq!(wait_for_error(&etcd, bad).await, error);
+    etcd.ctl(&["del", &key("policy.error")], "").await.unwrap();
+    assert_eq!(wait_for_error(&etcd, bad).await, error);
+    let put_right = etcd.revision(&key("policy.error")).await.unwrap();
+    assert!(put_right > written);
+
+    // The next leader finds it as it should be, and what somebody put beside a key that holds nothing goes.
+    etcd.put(&key("inventory.error"), "{}").await.unwrap();
+    wait_for_none(&etcd, "inventory.error").await;
+    rig.cluster.kill_replica(first["replica"].as_u64().unwrap());
+    wait_for_json(&etcd, "status/leader", |leader| leader["replica"] != first["replica"]).await;
+    rig.wait_for(&["status"], &format!("policy of revision {bad} refused")).await;
+    etcd.put(&key("inventory.error"), "{}").await.unwrap();
+    wait_for_none(&etcd, "inventory.error").await;
+    assert_eq!(etcd.revision(&key("policy.error")).await.unwrap(), put_right, "it was written once");
+
+    // A document that is no text, and one that is right while a wrong one is still being told of.
+    let bytes = etcd.put_bytes(&key("policy"), b"\xff\xfe").await.unwrap();
+    let error = wait_for_error(&etcd, bytes).await;
+    assert!(error["message"].as_str().unwrap().starts_with("is no text"), "{error}");
+    for number in 0..10 {
+        etcd.put(&key("policy"), "detection: { act-aftr: 2s }\n").await.unwrap();
+        etcd.put(&key("policy"), &policy(911 + number)).await.unwrap();
+    }
+    wait_for_policy(&rig, 920).await;
+    wait_for_none(&etcd, "policy.error").await;
+    etcd.put(&key("policy.error"), "{}").await.unwrap();
+    wait_for_none(&etcd, "policy.error").await;
+}
+
+#[tokio::test]
+async fn what_is_longer_than_the_log_takes_is_refused_beside_it_and_taken_once_it_is_shorter() {
+    let Some((_directory, etcd)) = etcd("etcd-long", None).await else { return };
+    let mut rig = rig(section(&etcd, "")).await;
+    let versions = rig.versions().await;
+    let inventory = std::fs::read_to_string(rig.path("inventory.yaml")).unwrap();
+    // In etcd it is written once, and the log would have it six times.
+    let vm = |number: usize, arguments: &str| {
+        format!(
+            "  - {{ id: l{number}, priority: disabled, resources: {{ cpu: 0.1, memory: 1MiB }}, driver: process, \
+             arguments: {arguments} }}\n"
+        )
+    };
+    let first = vm(0, &format!("&long [{}]", "x".repeat(900_000)));
+    let vms = (1..6).fold(first, |vms, number| vms + &vm(number, "*long"));
+    let long = inventory.replacen("vms:\n", &format!("vms:\n{vms}"), 1);
+    let revision = etcd.put(&key("inventory"), &long).await.unwrap();
+    let error = wait_for_json(&etcd, "inventory.error", |error| error["revision"] == json!(revision)).await;
+    assert!(error["message"].as_str().unwrap().contains("4.0 MiB are taken at most"), "{error}");
+    rig.wait_for(&["status"], &format!("inventory of revision {revision} refused")).await;
+    // It is tried again, and told once.
+    let written = etcd.revision(&key("inventory.error")).await.unwrap();
+    etcd.put(&key("policy"), &policy(911)).await.unwrap();
+    wait_for_policy(&rig, 911).await;
+    assert_eq!(rig.versions().await.1, versions.1);
+    assert_eq!(etcd.revision(&key("inventory.error")).await.unwrap(), written);
+    etcd.put(&key("inventory"), &with_another_priority(&inventory)).await.unwrap();
+    wait_for_none(&etcd, "inventory.error").await;
+    assert_eq!(rig.versions().await.1, json!(versions.1.as_u64().unwrap() + 1));
     rig.assert_calm();
 }
 

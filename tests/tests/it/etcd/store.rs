@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use defib_etcd::{EtcdConfig, Store, StoreError, Value, Write};
+use defib_etcd::{EtcdConfig, Revisions, Store, StoreError, Value, Write};
 use defib_lab::etcd::Etcd;
 use defib_model::command::DocumentKind;
 
@@ -59,8 +59,13 @@ async fn whoever_claimed_a_later_term_is_not_written_over() {
     let revision = etcd.put(&key("policy"), "a").await.unwrap();
     etcd.put(&key("policy"), "b").await.unwrap();
     let error = Write::Keep { key: key("policy.error"), value: "a is wrong".into() };
-    new.write_about(10, (DocumentKind::Policy, revision), error).await.unwrap();
+    assert_eq!(new.write_about(10, (DocumentKind::Policy, revision), error.clone()).await.unwrap(), None);
     assert_eq!(etcd.get(&key("policy.error")).await.unwrap(), None);
+    // What is written of the one that stands there has a revision of its own.
+    let standing = new.read().await.unwrap().documents[&DocumentKind::Policy].value.clone().unwrap();
+    let written = new.write_about(10, (DocumentKind::Policy, standing.revision), error).await.unwrap();
+    let found = new.revisions().await.unwrap()[&DocumentKind::Policy];
+    assert_eq!((found.document, Some(found.error)), (standing.revision, written));
 
     etcd.put(&key("status/term"), "soon").await.unwrap();
     assert!(matches!(new.claim(11, LEASE).await.unwrap_err(), StoreError::NoTerm { .. }));
@@ -88,7 +93,9 @@ async fn a_history_that_is_gone_is_told_and_what_stands_is_read() {
     assert!(matches!(changes.next().await.unwrap_err(), StoreError::Compacted { .. }));
     let reading = store.read().await.unwrap();
     assert_eq!(reading.documents[&DocumentKind::Policy].value, Some(value));
-    assert_eq!(store.revisions().await.unwrap(), [(DocumentKind::Policy, last)].into());
+    let revisions = store.revisions().await.unwrap();
+    assert_eq!(revisions[&DocumentKind::Policy], Revisions { document: last, error: 0 });
+    assert_eq!(revisions[&DocumentKind::Inventory], Revisions::default());
     // From there on the watch goes on, and a deletion is a change.
     let mut changes = store.watch(reading.revision + 1).await.unwrap();
     etcd.ctl(&["del", &key("policy")], "").await.unwrap();
