@@ -75,7 +75,9 @@ impl Ledger {
                 doubt(host).or_else(|| died(host)).or_else(|| trail?.suspected)
             }
             EventKind::HostSuspected { host } => doubt(host),
-            EventKind::BrakeEngaged { host, .. } | EventKind::PathDegraded { host, .. } => doubt(host).or_else(|| trail?.suspected),
+            EventKind::BrakeEngaged { host, .. } | EventKind::PathDegraded { host, .. } => {
+                doubt(host).or_else(|| trail?.suspected)
+            }
             EventKind::BrakeReleased { .. } => trail?.brake,
             EventKind::HostConfirmed { host, .. } => {
                 // One that let go lets the verdict follow at once.

@@ -25,10 +25,12 @@ fn causes(kind: &str) -> &'static str {
         "replicas-changed" | "sink-gap" => "<> operator-acted",
         "opinion-changed" => "<> opinion-changed host-suspected death-proven host-quarantined operator-acted",
         "host-suspected" => "opinion-changed",
-        "brake-engaged" => "opinion-changed host-suspected",
+        "brake-engaged" | "path-degraded" => "opinion-changed host-suspected",
         "brake-released" => "brake-engaged",
         "host-confirmed" => "opinion-changed brake-released operator-acted",
-        "recovery-abandoned" => "opinion-changed brake-released host-suspected host-unconfirmed",
+        "recovery-abandoned" => {
+            "opinion-changed brake-released host-suspected host-unconfirmed path-degraded"
+        }
         "lease-expiry-voted" => "host-confirmed",
         "brake-overridden" | "policy-changed" | "inventory-changed" => "operator-acted",
         "fence-intended" => "host-confirmed fence-intended fence-failed host-unconfirmed operator-acted",
@@ -36,7 +38,7 @@ fn causes(kind: &str) -> &'static str {
         "host-unconfirmed" => "host-confirmed fence-failed host-unconfirmed",
         "death-proven" => {
             "<> fence-intended lease-expiry-voted host-suspected host-confirmed goodbye-said operator-acted \
-             opinion-changed"
+             opinion-changed path-degraded"
         }
         "vm-placed" => "<> inventory-changed death-proven vm-unplaced vm-down vm-given-up",
         "vm-unplaced" => "<> inventory-changed death-proven vm-unplaced vm-down vm-given-up",
@@ -61,6 +63,8 @@ fn causes(kind: &str) -> &'static str {
         | "datastore-changed"
         | "join-token-used"
         | "command-refused"
+        | "clock-compared"
+        | "clock-set-back"
         | "head-signed" => "<>",
         other => panic!("say from what {other} follows"),
     }

@@ -38,6 +38,8 @@ impl Command {
             | Self::LeaderStarted { .. }
             | Self::Delivered { .. }
             | Self::HeadSigned { .. }
+            | Self::HostsWitnessed { .. }
+            | Self::ClockCompared { .. }
             | Self::Tick => None,
         }
     }
@@ -91,6 +93,8 @@ impl Command {
             | Self::Delivered { .. }
             | Self::GiveUp { .. }
             | Self::HeadSigned { .. }
+            | Self::HostsWitnessed { .. }
+            | Self::ClockCompared { .. }
             | Self::Tick => {}
         }
     }
