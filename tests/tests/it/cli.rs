@@ -430,7 +430,7 @@ async fn exit_codes_are_those_of_the_page() {
     rig.cluster.kill_replica(2);
     wait_until("nobody leads", AMPLE, || async {
         let ran = rig.defib(["status"]).await;
-        anyhow::ensure!(ran.code == Some(8), "{ran:?}");
+        anyhow::ensure!(ran.code == Some(8) && ran.out.contains("nobody leads"), "{ran:?}");
         Ok(())
     })
     .await

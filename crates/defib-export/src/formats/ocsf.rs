@@ -34,8 +34,13 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
     // The canonical event: the chain can be checked, and everything above be made again, from this alone.
     put("raw_data", told.canonical().into());
     put("unmapped", unmapped(told));
-    if let Some(host) = subjects.host {
-        put("device", json!({"type_id": 1, "type": "Server", "uid": host, "name": host, "hostname": host}));
+    let device = subjects.host.map(ToString::to_string).or_else(|| {
+        // This class must have one; what is no host's is a replica's.
+        let replica = subjects.replica.filter(|_| facts.class == Class::DeviceConfigStateChange);
+        replica.map(|replica| format!("r{replica}"))
+    });
+    if let Some(name) = device {
+        put("device", json!({"type_id": 1, "type": "Server", "uid": name, "name": name, "hostname": name}));
     }
     let finding = || {
         json!({"uid": told.correlation().unwrap_or_else(|| told.id()), "title": title(facts.kind),
