@@ -1,5 +1,5 @@
-//! Carries replicas' questions to silent hosts, and their answers back. What is in an answer is no business of who carries
-//! it: the replica that asked checks it.
+//! Carries replicas' questions to silent hosts, and their answers back. What is in an answer is no business of who
+//! carries it: the replica that asked checks it.
 
 use std::{collections::HashMap, sync::Arc};
 

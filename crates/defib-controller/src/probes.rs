@@ -1,5 +1,5 @@
-//! Neighbours' probes: draws the numbers, sends the questions, and believes only what a silent host itself has signed over
-//! a number that is still out, and only once.
+//! Neighbours' probes: draws the numbers, sends the questions, and believes only what a silent host itself has signed
+//! over a number that is still out, and only once.
 
 use std::{
     collections::BTreeMap,
@@ -65,8 +65,8 @@ impl Probes {
         Self { credentials, random: SystemRandom::new(), out: Mutex::default() }
     }
 
-    /// What to send to the neighbour; `None` when too much is out, or the system gives no random numbers: then nobody is
-    /// asked, which says nothing.
+    /// What to send to the neighbour; `None` when too much is out, or the system gives no random numbers: then nobody
+    /// is asked, which says nothing.
     pub(crate) fn ask(&self, order: ProbeOrder, now: Instant) -> Option<v1::ProbeWanted> {
         let mut nonce = [0; NONCE_LEN];
         self.random.fill(&mut nonce).ok()?;

@@ -1,4 +1,5 @@
-//! Statements that a member signs with the key of its certificate, to be believed by whoever gets them, by whatever way.
+//! Statements that a member signs with the key of its certificate, to be believed by whoever gets them, by whatever
+//! way.
 
 use std::time::SystemTime;
 

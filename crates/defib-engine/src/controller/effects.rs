@@ -41,8 +41,8 @@ pub struct FenceOrder {
 }
 
 /// Have a neighbour's agent ask a silent host for a sign of life. Harms nobody; may be repeated, and dropped. The shell
-/// draws a number that nobody can guess, remembers when, and believes only an answer that the host itself signed over that
-/// number. That goes to the observer (`Observer::reached`), and to nobody else; that none came means nothing.
+/// draws a number that nobody can guess, remembers when, and believes only an answer that the host itself signed over
+/// that number. That goes to the observer (`Observer::reached`), and to nobody else; that none came means nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeOrder {
     /// Whose agent shall ask.

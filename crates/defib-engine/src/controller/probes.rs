@@ -32,8 +32,8 @@ impl Controller {
     }
 
     /// Hosts in use whose agents have a session here, others each time; first those that do not hang on the same
-    /// fault domain, since what cuts the host off may have cut them off with it. What one of its own domain brings counts
-    /// as much.
+    /// fault domain, since what cuts the host off may have cut them off with it. What one of its own domain brings
+    /// counts as much.
     fn neighbours_of(&self, host: &HostId, inventory: &Inventory) -> Vec<HostId> {
         let domain = inventory.hosts.get(host).map(|host| &host.domain);
         let from = self.prober.as_ref().map_or(Bound::Unbounded, Bound::Excluded);

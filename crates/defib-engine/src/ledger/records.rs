@@ -167,8 +167,8 @@ impl HostRecord {
             self.witnesses.iter().map(|(observer, by)| format!("{by} (asked by r{observer})")).collect();
         (!by.is_empty()).then(|| {
             format!(
-                "the path to it, which is degraded: it was reached by {}, so nobody votes while such answers are fresh, until \
-                 detection.witness-delay or its lease is over",
+                "the path to it, which is degraded: it was reached by {}, so nobody votes while such answers are fresh, \
+                 until detection.witness-delay or its lease is over",
                 by.join(", ")
             )
         })

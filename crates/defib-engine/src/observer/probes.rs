@@ -3,18 +3,18 @@
 //! Like a nurse who hears nothing from a room, and asks a visitor on the other side to knock: an answer means that the
 //! patient lives and the door is jammed. No answer means nothing at all: the visitor may have found no door.
 //!
-//! About a host that fell silent on all paths its observer asks agents of other hosts, again and again while the silence
-//! lasts. What counts is an answer that the silent host itself signed, in the boot in use, over a number that this
-//! replica drew for this very question. So neither who carries it nor who replays it can make one, and it is true of
-//! some moment after the question left. The shell checks all that; here it is a [`Reached`].
+//! About a host that fell silent on all paths its observer asks agents of other hosts, again and again while the
+//! silence lasts. What counts is an answer that the silent host itself signed, in the boot in use, over a number that
+//! this replica drew for this very question. So neither who carries it nor who replays it can make one, and it is true
+//! of some moment after the question left. The shell checks all that; here it is a [`Reached`].
 //!
 //! Nobody is granted a lease for it, no bad opinion is taken back, nothing is proven, and there is no word for "nobody
 //! reached it": a probe can't be evidence for a death. It counts for one thing: the host is not voted dead for as long
 //! after the newest answered question as silence lasts that makes a vote. That ends when the policy's `witness-delay`
 //! is over, and when the host stops its VMs by itself because the lease that this observer promised has run out: from
-//! then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that reads off, a new
-//! boot and an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not spoken
-//! for: that it lives is known, and its lease is over.
+//! then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that reads off, a
+//! new boot and an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not
+//! spoken for: that it lives is known, and its lease is over.
 
 use alloc::vec::Vec;
 

@@ -1,6 +1,6 @@
 //! Neighbours' probes: replicas that have agents look after silent hosts, and the answers. Repeats what
-//! `crates/defib-controller/src/probes.rs` and `crates/defib-agent/src/probes.rs` do, without signatures: nobody here can
-//! make an answer but the host itself. Numbers are counted instead of drawn.
+//! `crates/defib-controller/src/probes.rs` and `crates/defib-agent/src/probes.rs` do, without signatures: nobody here
+//! can make an answer but the host itself. Numbers are counted instead of drawn.
 
 use defib_engine::{controller::ProbeOrder, observer::Reached};
 use defib_model::{BootId, HostId, Instant, Millis};
