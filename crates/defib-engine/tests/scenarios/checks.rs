@@ -161,8 +161,8 @@ impl Checks {
     /// Each event follows from one that can have led to it: of a VM from the last one of the same VM, or from what took
     /// its host. So the way back from a VM that runs again leads over its placement to the proof of its host's death.
     fn follows(&mut self, event: &Event) -> Result<(), String> {
-        let told = serde_json::to_value(&event.kind).unwrap();
-        let kind = told["kind"].as_str().unwrap().to_owned();
+        let told = serde_json::to_value(&event.kind).map_err(|error| error.to_string())?;
+        let kind = told["kind"].as_str().unwrap_or_default().to_owned();
         self.told.insert(event.seq, (kind.clone(), event.clone()));
         let allowed: Vec<&str> = causes(&kind).split(' ').collect();
         let Some(seq) = event.cause else {
@@ -176,7 +176,7 @@ impl Checks {
             .told
             .get(&seq)
             .filter(|_| seq < event.seq)
-            .ok_or(format!("{kind} follows from {seq}, which is none"))?;
+            .ok_or_else(|| format!("{kind} follows from {seq}, which is none"))?;
         if !allowed.contains(&other.as_str()) && !allowed.contains(&"*") {
             return Err(format!("{kind} follows from {other} ({seq})"));
         }
