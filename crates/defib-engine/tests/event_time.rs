@@ -105,6 +105,18 @@ fn what_a_follower_says_by_a_wrong_clock_moves_nobody_elses_time() {
     assert_eq!(log.set_back(), [], "the leader's clock was not set back");
 }
 
+/// Replicas of both releases must derive the same events while one after the other is upgraded.
+#[test]
+fn a_snapshot_of_a_release_that_knew_one_time_only_goes_on_from_that() {
+    let mut log = Log::new();
+    log.leads(1, 1, TRUE);
+    let mut snapshot = serde_json::to_value(&log.ledger).unwrap();
+    snapshot.as_object_mut().unwrap().remove("dated").unwrap();
+    log.ledger = serde_json::from_value(snapshot).unwrap();
+    log.ledger.rebuild();
+    assert_eq!(log.paused(2, TRUE - 500), [TRUE]);
+}
+
 /// A leader, and what it is told of by a follower whose clock is `ahead`.
 struct Leading {
     controller: Controller,

@@ -19,6 +19,7 @@ mod kills;
 mod membership;
 mod operator;
 mod paths;
+mod probes;
 mod renewed_certificates;
 mod restarts;
 mod rig;

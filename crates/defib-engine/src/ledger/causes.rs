@@ -39,7 +39,8 @@ impl Ledger {
         recovery: Option<RecoveryId>,
         kind: EventKind,
     ) -> EventSeq {
-        let birth = Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.dated };
+        let birth =
+            Birth { index: self.now.index, ordinal: self.now.ordinal, at: self.at, wall: self.dated() };
         self.now.ordinal = self.now.ordinal.saturating_add(1);
         let seq = self.events.push(birth, recovery, cause.filter(|seq| seq.0 > 0), kind.clone());
         self.remember(seq, recovery, &kind);

@@ -37,14 +37,19 @@ impl Ledger {
         self.clocks.get(&replica).copied().unwrap_or(0)
     }
 
+    /// When the last entry was proposed.
+    pub(super) fn dated(&self) -> UnixMillis {
+        self.dated.unwrap_or(self.wall)
+    }
+
     /// From now on events are born at the time that this entry has.
     pub(super) fn date(&mut self, entry: &Entry, by_leader: bool) {
         if !by_leader {
             let time = entry.wall.shifted(self.clock_ahead(entry.proposer).saturating_neg());
-            self.dated = not_a_little_before(self.dated, time);
+            self.dated = Some(not_a_little_before(self.dated(), time));
             return;
         }
-        self.dated = not_a_little_before(self.dated, entry.wall);
+        self.dated = Some(not_a_little_before(self.dated(), entry.wall));
         let held = self.wall;
         self.wall = not_a_little_before(held, entry.wall);
         if self.wall < held {

@@ -62,9 +62,10 @@ pub struct Ledger {
     at: ClusterTime,
     /// The leader's wall clock when it last said something.
     wall: UnixMillis,
-    /// When the last entry was proposed, by the leader's wall clock: what events carry.
+    /// When the last entry was proposed, by the leader's wall clock: what events carry. `None`: a snapshot of a release
+    /// that knew one time only.
     #[serde(default)]
-    dated: UnixMillis,
+    dated: Option<UnixMillis>,
     /// Replicas whose wall clocks are not the leader's: how many milliseconds they are ahead of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     clocks: BTreeMap<ReplicaId, i64>,
@@ -133,7 +134,7 @@ impl Ledger {
             inventory_version: 0,
             at: ClusterTime(0),
             wall: UnixMillis(0),
-            dated: UnixMillis(0),
+            dated: None,
             clocks: BTreeMap::new(),
             applied: LogIndex(0),
             leader: None,
