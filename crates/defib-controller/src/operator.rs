@@ -40,6 +40,9 @@ use crate::{
 const CHANGE_WAIT: Duration = Duration::from_secs(8);
 /// How long a follower waits for the leader's answer.
 const FORWARD_WAIT: Duration = Duration::from_secs(9);
+/// The largest answer of the leader that is handed on: as much as operators' tools take. A document that is refused for
+/// its length comes back as a difference.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// The service that operators call.
 #[derive(Clone)]
@@ -122,7 +125,8 @@ impl OperatorService {
         let address = self.members.control_of(leader).ok_or_else(|| {
             Status::unavailable(format!("replica r{leader} leads, but its address is unknown here"))
         })?;
-        Ok(Some(OperatorClient::new(self.channels.to(leader, address))))
+        let client = OperatorClient::new(self.channels.to(leader, address));
+        Ok(Some(client.max_decoding_message_size(ANSWER_BYTES_MAX)))
     }
 
     /// The same call for the leader, on the operator's behalf.

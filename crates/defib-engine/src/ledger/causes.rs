@@ -1,9 +1,9 @@
 //! What each event follows from: the one place that says so, for every kind.
 //!
-//! A cause is the one event without which this one would not have come, or the last of several. What comes from outside
-//! (silence, an agent's word, a person) has none. So from any event the way back leads to what began it, and forward, from
-//! a doubt, over suspicion, verdict, fence and proof, to the VM that runs again: each VM by its own way, whatever happened
-//! to others meanwhile.
+//! A cause is the one event without which this one would not have come, or the last of several. What comes from
+//! outside (silence, an agent's word, a person) has none. So from any event the way back leads to what began it: from a
+//! VM that runs again over proof, fence, verdict and suspicion to the first doubt, each VM by its own way, whatever
+//! happened to others meanwhile.
 
 use defib_model::{EventKind, EventSeq, HostId, RecoveryId, VmId, event::ProofKind};
 use serde::{Deserialize, Serialize};

@@ -8,8 +8,8 @@ use crate::facts::{Facts, Subjects};
 /// The version that is written.
 const ECS: &str = "9.4.0";
 
-/// The fields of the kind. A proof is always an object: in an index a field can't be an object here and a word there, and
-/// Elasticsearch would refuse the event.
+/// The fields of the kind. A proof is always an object: in an index a field can't be an object here and a word there,
+/// and Elasticsearch would refuse the event.
 fn details(told: &Told<'_>) -> Map<String, Value> {
     let mut details = told.details();
     if let Some(proof) = details.get_mut("proof")

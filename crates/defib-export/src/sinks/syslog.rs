@@ -5,8 +5,8 @@
 //!
 //! - It was **read**. Now and then we end a connection in order and go on with the next one. A peer that closes it in
 //!   order, too, has read everything on it: a kernel that has unread bytes, or a peer that is gone, resets it instead.
-//! - The receiver has **outlived** it by [`SETTLE`]: no connection to it broke meanwhile. So it had that time to get what
-//!   it read out of its memory.
+//! - The receiver has **outlived** it by [`SETTLE`]: no connection to it broke meanwhile. So it had that time to get
+//!   what it read out of its memory.
 //!
 //! Whatever breaks before is sent again, from behind the last event that is safe. What is left is a receiver that keeps
 //! what it has read in its memory for longer, and dies.

@@ -44,8 +44,8 @@ impl Command {
         }
     }
 
-    /// Cuts what BMCs, agents and programs said: see [`crate::text`]. To be called before it is proposed. What operators
-    /// say is refused instead, and names are bounded by what takes them.
+    /// Cuts what BMCs, agents and programs said: see [`crate::text`]. To be called before it is proposed. What
+    /// operators say is refused instead, and names are bounded by what takes them.
     pub fn cut_texts(&mut self) {
         match self {
             Self::PowerFoundOff { readings, .. } => cut_readings(readings),
