@@ -1,10 +1,10 @@
 //! `defib-agent kdump`: the word of a capture kernel.
 //!
-//! A kernel that crashes boots a small one that dumps its memory (kdump). To whoever watches, the host is silent, and a
-//! host that is silent is fenced, which cuts the power in the middle of the dump. From within the capture kernel's
-//! initramfs this tells the replicas, by the host's own certificate, that another boot speaks: which proves that nothing
-//! of the crashed one runs, so VMs restart at once and nobody needs to cut the power. It sends no heartbeat, so the host
-//! is not let in again before it has booted as usual.
+//! A kernel that crashes boots a small one that dumps its memory (kdump). To whoever watches, the host is silent, and
+//! a host that is silent is fenced, which cuts the power in the middle of the dump. From within the capture kernel's
+//! initramfs this tells the replicas, by the host's own certificate, that another boot speaks: which proves that
+//! nothing of the crashed one runs, so VMs restart at once and nobody needs to cut the power. It sends no heartbeat,
+//! so the host is not let in again before it has booted as usual.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -73,8 +73,8 @@ enum What {
         #[arg(long)]
         dry_run: bool,
     },
-    /// In the initramfs of a capture kernel: tells the replicas, until it is stopped, that this host has crashed and dumps
-    /// its memory. Its VMs restart elsewhere, and its power is left alone.
+    /// In the initramfs of a capture kernel: tells the replicas, until it is stopped, that this host has crashed and
+    /// dumps its memory. Its VMs restart elsewhere, and its power is left alone.
     Kdump {
         /// What only a capture kernel has.
         #[arg(long, default_value = "/proc/vmcore")]

@@ -207,8 +207,8 @@ impl Keeper {
     /// To be called several times per timeout; `covered` was just read. `bound_ms`: the watchdog's time by the policy
     /// that is in force.
     ///
-    /// One that can't be armed is reported as not armed, and tried again: the agent goes on without it. VMs may run here
-    /// that an agent before this one has started, and to end would bring neither them nor the watchdog back.
+    /// One that can't be armed is reported as not armed, and tried again: the agent goes on without it. VMs may run
+    /// here that an agent before this one has started, and to end would bring neither them nor the watchdog back.
     ///
     /// # Errors
     /// When one that is armed can't be petted: the host will be reset.

@@ -434,7 +434,8 @@ impl AgentControl for AgentService {
             return Err(Status::failed_precondition(why));
         }
         if hello.dumping && in_use.is_none_or(|in_use| in_use == boot) {
-            // It would take the place of the session that runs VMs, and say that none runs; or the host would be let in.
+            // It would take the place of the session that runs VMs, and say that none runs; or the host would be let
+            // in.
             return Err(Status::failed_precondition(format!(
                 "host {host} was never in use, or is in use in boot {boot}: that is no capture kernel of a host that ran VMs"
             )));

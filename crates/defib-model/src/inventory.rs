@@ -66,8 +66,8 @@ pub struct Host {
     /// Where its agent answers the neighbours' question, `address:port`.
     #[serde(default)]
     pub neighbour_address: Option<String>,
-    /// How long a fence waits after the verdict for the word of this host's capture kernel, so that a crash can be dumped;
-    /// `None`: it does not wait. What proves the death meanwhile ends the wait.
+    /// How long a fence waits after the verdict for the word of this host's capture kernel, so that a crash can be
+    /// dumped; `None`: it does not wait. What proves the death meanwhile ends the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kdump_wait: Option<Millis>,
 }

@@ -46,13 +46,25 @@ pub fn cut_all(texts: Vec<String>) -> Vec<String> {
     let mut kept = Vec::new();
     for text in texts.into_iter().map(cut) {
         let Some(left) = room.checked_sub(text.len()) else {
-            kept.push(format!("… and {} more", total.saturating_sub(kept.len())));
+            let more = total.saturating_sub(kept.len());
+            // One that says how many are left out knows better: the list was cut before.
+            kept.push(if more == 1 && says_how_many_more(&text) {
+                text
+            } else {
+                format!("… and {more} more")
+            });
             break;
         };
         room = left;
         kept.push(text);
     }
     kept
+}
+
+fn says_how_many_more(text: &str) -> bool {
+    text.strip_prefix("… and ").and_then(|rest| rest.strip_suffix(" more")).is_some_and(|count| {
+        !count.is_empty() && count.len() <= 20 && count.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 #[cfg(test)]
@@ -67,7 +79,7 @@ mod tests {
             assert_eq!(cut(fits.to_string()), fits);
         }
         for letter in ["x", "ü", "漢", "😀"] {
-            let text = letter.repeat(TEXT_MAX);
+            let text = letter.repeat(TEXT_MAX + 1);
             let once = cut(text.clone());
             assert!(once.len() <= TEXT_MAX && once.len() + 8 > TEXT_MAX, "{}", once.len());
             assert!(once.ends_with(&format!("{letter}… (cut: {} bytes)", text.len())), "{once}");

@@ -121,8 +121,8 @@ pub struct Incoming(ReceiverStream<io::Result<PeerStream>>);
 
 impl Incoming {
     /// Accepts on `listener` until this is dropped. Handshakes run side by side, so a slow one holds up nobody.
-    /// A certificate of another cluster, or with no or a doubtful identity, ends the connection. `port` names the listener
-    /// in the log and in metrics.
+    /// A certificate of another cluster, or with no or a doubtful identity, ends the connection. `port` names the
+    /// listener in the log and in metrics.
     #[must_use]
     pub fn accept(
         listener: TcpListener,

@@ -1,8 +1,9 @@
-//! What VMs print, kept within bounds: the directory may lie in memory, and a VM that prints without end must not take it
-//! from all others.
+//! What VMs print, kept within bounds: the directory may lie in memory, and a VM that prints without end must not take
+//! it from all others.
 //!
 //! A VM writes into the file itself, so that it needs no agent to live. Where the file has grown too long its end is
-//! copied aside and it is emptied: the VM appends, so it goes on at the beginning. What it prints between the two is lost.
+//! copied aside and it is emptied: the VM appends, so it goes on at the beginning. What it prints between the two is
+//! lost.
 
 use std::{
     ffi::OsStr,

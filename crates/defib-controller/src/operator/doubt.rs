@@ -1,5 +1,5 @@
-//! Answers that no leader has confirmed: in an outage what a replica knows is better than nothing, if it says how old that
-//! may be.
+//! Answers that no leader has confirmed: in an outage what a replica knows is better than nothing, if it says how old
+//! that may be.
 
 use defib_rpc::UNCONFIRMED;
 use tonic::{Code, Response, Status, metadata::MetadataValue};

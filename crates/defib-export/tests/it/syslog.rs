@@ -12,7 +12,7 @@ use defib_model::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, Interest},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     time::Instant,
 };
 use tokio_rustls::TlsAcceptor;
@@ -89,6 +89,17 @@ async fn nothing_is_missing_after_connections_broke_in_the_middle() {
     assert!(report.again > 0, "what may have been lost came again");
 }
 
+/// Until we are asked whether we have read it, or it is taken for granted.
+async fn wait_until_asked_or_settled(stuck: &TcpStream, pumped: &Pumped, book: &Book) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !stuck.ready(Interest::READABLE).await.expect("loopback").is_read_closed()
+        && pumped.status.get().settled != book.head()
+    {
+        assert!(Instant::now() < deadline, "it is neither asked about nor settled");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_a_receiver_dies_with_unread_is_sent_again_however_long_its_kernel_has_confirmed_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
@@ -97,14 +108,7 @@ async fn what_a_receiver_dies_with_unread_is_sent_again_however_long_its_kernel_
     let book = Book::of(20);
     let pumped = Pumped::start("siem", sink(to(address, None), Format::Native), &book, 0);
     let (stuck, _) = listener.accept().await.expect("loopback");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    // Until we are asked whether we have read it, or it is taken for granted.
-    while !stuck.ready(Interest::READABLE).await.expect("loopback").is_read_closed()
-        && pumped.status.get().settled != book.head()
-    {
-        assert!(Instant::now() < deadline, "it is neither asked about nor settled");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_until_asked_or_settled(&stuck, &pumped, &book).await;
     assert_eq!(pumped.status.get().settled, EventSeq(0), "nobody has read it");
     drop(stuck);
     let messages = Messages::default();
