@@ -1,9 +1,9 @@
 //! Which time an event carries. Nothing else is decided by a wall clock.
 //!
 //! Wall clocks of replicas are set by people and by what they believe, so time is the leader's, and may go back: held
-//! at the highest that was ever seen, one wrong clock would date all later events wrongly until the others reach it. Small
-//! differences are smoothed over, so that events in order are seldom out of order by time. All of it follows from what
-//! stands in the log, so all replicas date alike.
+//! at the highest that was ever seen, one wrong clock would date all later events wrongly until the others reach it.
+//! Small differences are smoothed over, so that events in order are seldom out of order by time. All of it follows from
+//! what stands in the log, so all replicas date alike.
 
 use defib_model::{Entry, EventKind, Millis, ReplicaId, UnixMillis};
 
