@@ -114,6 +114,24 @@ impl Neighbour for NeighbourService {
     }
 }
 
+/// Connections to neighbours, by whom and where.
+pub(crate) type Channels = HashMap<(HostId, String), Channel>;
+
+/// The connection to a neighbour, which is made when something is asked.
+pub(crate) fn channel_to(
+    channels: &mut Channels,
+    host: &HostId,
+    address: String,
+    tls: &Arc<ClientConfig>,
+) -> Channel {
+    let made = channels.entry((host.clone(), address.clone())).or_insert_with(|| {
+        let mut connecting = Connecting::to(address, server_name(&PeerIdentity::Host(host.clone())));
+        connecting.timeout = PATIENCE;
+        channel(connecting, Arc::clone(tls))
+    });
+    made.clone()
+}
+
 /// Asks neighbours whenever the guard wants to know, and brings back what they say.
 pub async fn ask(
     me: HostId,
@@ -123,19 +141,15 @@ pub async fn ask(
     mut wanted: mpsc::Receiver<Vec<(HostId, String)>>,
 ) {
     // Connections stay open while questions keep coming: each is asked several times per freshness.
-    let mut channels: HashMap<(HostId, String), Channel> = HashMap::new();
+    let mut channels = Channels::new();
     while let Some(hosts) = wanted.recv().await {
         let mut questions = Vec::new();
         for (host, address) in hosts {
             if host == me || address.is_empty() {
                 continue;
             }
-            let channel = channels.entry((host.clone(), address.clone())).or_insert_with(|| {
-                let mut connecting = Connecting::to(address, server_name(&PeerIdentity::Host(host.clone())));
-                connecting.timeout = PATIENCE;
-                channel(connecting, Arc::clone(&tls))
-            });
-            questions.push((host, channel.clone()));
+            let channel = channel_to(&mut channels, &host, address, &tls);
+            questions.push((host, channel));
         }
         let electorate_version = published.electorate.load(Ordering::Acquire);
         stream::iter(questions)

@@ -1,11 +1,9 @@
 //! Carries replicas' questions to silent hosts, and their answers back. What is in an answer is no business of who
 //! carries it: the replica that asked checks it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use defib_model::{HostId, ReplicaId};
-use defib_pki::{PeerIdentity, server_name};
-use defib_rpc::{Connecting, channel};
 use defib_wire::v1::{self, agent_message, neighbour_client::NeighbourClient};
 use futures_util::{StreamExt as _, future::select_ok};
 use rustls::ClientConfig;
@@ -13,7 +11,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::{neighbours::PATIENCE, sessions::Outbox};
+use crate::{
+    neighbours::{Channels, PATIENCE, channel_to},
+    sessions::Outbox,
+};
 
 /// A replica's question.
 pub type Wanted = (ReplicaId, v1::ProbeWanted);
@@ -29,22 +30,15 @@ const CHANNELS_MAX: usize = 64;
 
 /// Carries until nobody is left who wants it.
 pub async fn carry(me: HostId, tls: Arc<ClientConfig>, outbox: Outbox, wanted: mpsc::Receiver<Wanted>) {
-    let mut channels: HashMap<(HostId, String), Channel> = HashMap::new();
+    let mut channels = Channels::new();
     ReceiverStream::new(wanted)
         .map(|(replica, wanted)| {
             let Ok(host) = HostId::new(&wanted.host) else { return (replica, wanted.nonce, Vec::new()) };
             if channels.len() >= CHANNELS_MAX {
                 channels.clear();
             }
-            let ways = wanted.addresses.into_iter().take(ADDRESSES_MAX).map(|address| {
-                let way = channels.entry((host.clone(), address.clone())).or_insert_with(|| {
-                    let name = server_name(&PeerIdentity::Host(host.clone()));
-                    let mut connecting = Connecting::to(address, name);
-                    connecting.timeout = PATIENCE;
-                    channel(connecting, Arc::clone(&tls))
-                });
-                way.clone()
-            });
+            let addresses = wanted.addresses.into_iter().take(ADDRESSES_MAX);
+            let ways = addresses.map(|address| channel_to(&mut channels, &host, address, &tls));
             (replica, wanted.nonce, ways.collect::<Vec<Channel>>())
         })
         .for_each_concurrent(AT_ONCE, |(replica, nonce, ways)| {

@@ -502,6 +502,24 @@ pub enum EventKind {
     },
 }
 
+impl EventKind {
+    /// The VM whose own story it is part of, from its placement on; a domain that is not protected has none.
+    #[must_use]
+    pub const fn protected_vm(&self) -> Option<&VmId> {
+        match self {
+            Self::VmPlaced { vm, .. }
+            | Self::VmUnplaced { vm, .. }
+            | Self::VmRunning { vm, .. }
+            | Self::VmReady { vm, .. }
+            | Self::VmDown { vm, .. }
+            | Self::VmGivenUp { vm, .. }
+            | Self::VmConditionChanged { vm, .. }
+            | Self::VmRebooted { vm, .. } => Some(vm),
+            _ => None,
+        }
+    }
+}
+
 /// An event as it stands in the stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

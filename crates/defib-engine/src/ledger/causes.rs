@@ -158,17 +158,9 @@ impl Ledger {
                 self.told_of_host(host, Some(seq));
             }
             EventKind::HostReadmitted { host, .. } => self.told_of_host(host, None),
-            EventKind::VmPlaced { vm, .. }
-            | EventKind::VmUnplaced { vm, .. }
-            | EventKind::VmRunning { vm, .. }
-            | EventKind::VmReady { vm, .. }
-            | EventKind::VmDown { vm, .. }
-            | EventKind::VmGivenUp { vm, .. }
-            | EventKind::VmConditionChanged { vm, .. }
-            | EventKind::VmRebooted { vm, .. } => self.told_of_vm(vm, seq),
             EventKind::OperatorActed { .. } => self.now.acted = Some(seq),
             EventKind::ReplicasChanged { .. } => self.replicas_ordered = None,
-            _ => {}
+            _ => kind.protected_vm().into_iter().for_each(|vm| self.told_of_vm(vm, seq)),
         }
     }
 

@@ -70,21 +70,6 @@ fn causes(kind: &str) -> &'static str {
     }
 }
 
-/// The VM that an event is about.
-fn vm_of(kind: &EventKind) -> Option<&VmId> {
-    match kind {
-        EventKind::VmPlaced { vm, .. }
-        | EventKind::VmUnplaced { vm, .. }
-        | EventKind::VmRunning { vm, .. }
-        | EventKind::VmReady { vm, .. }
-        | EventKind::VmDown { vm, .. }
-        | EventKind::VmGivenUp { vm, .. }
-        | EventKind::VmConditionChanged { vm, .. }
-        | EventKind::VmRebooted { vm, .. } => Some(vm),
-        _ => None,
-    }
-}
-
 impl Checks {
     fn violated(&mut self, what: String) {
         self.violations.insert(what);
@@ -180,7 +165,7 @@ impl Checks {
         if !allowed.contains(&other.as_str()) && !allowed.contains(&"*") {
             return Err(format!("{kind} follows from {other} ({seq})"));
         }
-        if let (Some(vm), Some(former)) = (vm_of(&event.kind), vm_of(&cause.kind))
+        if let (Some(vm), Some(former)) = (event.kind.protected_vm(), cause.kind.protected_vm())
             && vm != former
         {
             return Err(format!("{kind} of vm {vm} follows from {other} of vm {former}"));
