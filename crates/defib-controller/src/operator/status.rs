@@ -2,41 +2,20 @@
 
 use std::sync::Arc;
 
-use defib_pki::{Role, rfc3339};
+use defib_pki::rfc3339;
 use defib_rpc::Unshown;
 use defib_wire::v1;
-use tonic::Request;
+use tonic::Status;
 
-use super::{Answer, OperatorService, doubt::Doubt};
+use super::{OperatorService, doubt::Doubt};
 use crate::{
     certificates::{of_replica, wall},
     found, views,
-    who::{need, who},
 };
 
 impl OperatorService {
-    /// The leader's answer; if it gives none this replica's own, which says so: without a leader a status is needed
-    /// most.
-    pub(super) async fn whole_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::Status> {
-        let who = who(&request)?;
-        need(&who, Role::Viewer)?;
-        let doubt = match self.leader(&who).await {
-            Ok(Some(mut leader)) => {
-                match leader.get_status(Self::forward(&who, request.into_inner())?).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(status) => self.doubt(&who, status).await?,
-                }
-            }
-            Ok(None) => Doubt::NONE,
-            Err(status) => self.doubt(&who, status).await?,
-        };
-        let mut status = self.own_status().await?;
-        status.attention.splice(0..0, doubt.why().map(str::to_owned));
-        Ok(doubt.mark(status))
-    }
-
-    /// What this replica knows.
-    async fn own_status(&self) -> Result<v1::Status, tonic::Status> {
+    /// What this replica knows, and why that may be old: without a leader a status is needed most.
+    pub(super) async fn own_status(&self, doubt: &Doubt) -> Result<v1::Status, Status> {
         let (cluster, me) = (self.cluster.clone(), self.me);
         let protection = self.admission.borrow().clone();
         let (etcd, found) = (Arc::clone(&self.etcd), self.agents.found());
@@ -57,6 +36,7 @@ impl OperatorService {
             format!("replica {founder} was never heard: a new cluster waits for all of its first replicas; start it")
         }));
         self.complete_replicas(&mut status).await;
+        status.attention.splice(0..0, doubt.why().map(str::to_owned));
         Ok(status)
     }
 
