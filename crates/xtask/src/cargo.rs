@@ -23,8 +23,12 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 
 /// Builds what a program of ours needs and becomes it, so that Ctrl-C and every other signal reach it and its exit code
 /// is ours. Returns only if that fails.
-pub(crate) fn become_program(name: &str, build: &[&str], arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    let built = cargo(build).status().context("cargo can't be started")?;
+pub(crate) fn become_program(
+    name: &str,
+    build: &mut Command,
+    arguments: &[OsString],
+) -> anyhow::Result<ExitCode> {
+    let built = build.status().context("cargo can't be started")?;
     ensure!(
         built.success(),
         "what {name} needs can't be built ({built}); `cargo xtask test` says what this machine lacks"

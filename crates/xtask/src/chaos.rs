@@ -6,25 +6,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use crate::cargo::{become_program, target_directory};
+use crate::selection::released;
 use crate::{kernel, packages};
-
-/// All that a lab starts, built as it is deployed, with the driver for real guests.
-const BUILD: [&str; 14] = [
-    "build",
-    "--release",
-    "-p",
-    "defib-controller",
-    "-p",
-    "defib-agent",
-    "-p",
-    "defib-cli",
-    "-p",
-    "defib-lab",
-    "-p",
-    "defib-chaos",
-    "--features",
-    "defib-agent/libvirt",
-];
 
 pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     packages::provide();
@@ -36,5 +19,5 @@ pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     kernel::provide(&target_directory()?.join("release/linux-guest"));
     let selection = ["run".into(), "--ci".into()];
     let arguments = if arguments.is_empty() { &selection[..] } else { arguments };
-    become_program("defib-chaos", &BUILD, arguments)
+    become_program("defib-chaos", &mut released(), arguments)
 }

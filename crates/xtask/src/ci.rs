@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use crate::cargo::cargo;
+use crate::selection::{Features, workspace};
 use crate::steps::Steps;
 use crate::tools;
 
-const TIDY: [&str; 6] = ["test", "--quiet", "-p", "defib-tests", "--test", "tidy"];
-
 pub(crate) fn tidy() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
-    steps.command("tidy", &mut cargo(&TIDY));
+    let features = Features::of_this_machine().list();
+    steps.command("tidy", &mut workspace("test", &features, &["--quiet", "--test", "tidy"]));
     Ok(steps.finish())
 }
 
@@ -18,7 +18,6 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
     let mut locked = cargo(&["metadata", "--locked", "--format-version", "1"]);
     steps.command("lock", locked.stdout(std::process::Stdio::null()));
-    steps.command("tidy", &mut cargo(&TIDY));
     if tools::run("cargo", &["deny", "--version"]).is_some() {
         let check = ["deny", "--config", ".deny.toml", "check", "licenses", "bans", "sources"];
         steps.command("deny", &mut cargo(&check));

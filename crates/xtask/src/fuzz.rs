@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail, ensure};
 
 use crate::cargo::{cargo, root, target_directory};
+use crate::selection::{Features, workspace};
 use crate::steps::Steps;
 use crate::tools;
 
@@ -43,8 +44,9 @@ pub(crate) fn run(filter: Option<&str>, seconds: u32) -> anyhow::Result<ExitCode
         programs,
     };
     install()?;
-    let built =
-        cargo(&["build", "--quiet", "-p", "defib-fuzz"]).status().context("cargo can't be started")?;
+    let features = Features::of_this_machine().list();
+    let tool = ["--quiet", "--bin", "defib-fuzz", "--test", "regressions"];
+    let built = workspace("build", &features, &tool).status().context("cargo can't be started")?;
     ensure!(built.success(), "defib-fuzz can't be built ({built})");
     let tool = target.join("debug/defib-fuzz");
     let all =

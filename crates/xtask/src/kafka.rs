@@ -6,14 +6,12 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, ensure};
 
-use crate::cargo::{cargo, target_directory};
+use crate::cargo::target_directory;
+use crate::selection::{Features, workspace};
 use crate::skipped::Notes;
 use crate::steps::Steps;
 use crate::tools;
 
-/// What is built with it: see crates/defib-kafka/Cargo.toml.
-pub(crate) const FEATURES: &str = "defib-agent/kafka,defib-cli/kafka,defib-controller/kafka,defib-export/kafka,\
-    defib-observe/kafka,defib-tests/kafka";
 /// Every jar with its checksum, as `sha256sum` writes and checks them.
 const SUMS: &str = include_str!("kafka.sha256");
 /// What Maven is asked for; the jars that it needs follow.
@@ -128,8 +126,9 @@ pub(crate) fn run(seconds: u32) -> anyhow::Result<ExitCode> {
     if !steps.all_well() {
         return Ok(steps.finish());
     }
-    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", FEATURES]));
-    let mut tests = cargo(&["test", "-p", "defib-tests", "--features", "kafka-drills", "--test", "kafka"]);
+    let features = format!("{},defib-tests/kafka-drills", Features::of_this_machine().list());
+    steps.command("build", &mut workspace("build", &features, &["--bins", "--test", "kafka"]));
+    let mut tests = workspace("test", &features, &["--test", "kafka"]);
     tests.args(["--", "--nocapture"]).env("DEFIB_KAFKA_SECONDS", seconds.to_string());
     let notes = Notes::begin()?;
     steps.command("drills", &mut tests);

@@ -11,6 +11,7 @@ mod kafka;
 mod kernel;
 mod packages;
 mod redfish;
+mod selection;
 mod simulate;
 mod skipped;
 mod steps;
@@ -83,7 +84,7 @@ enum Command {
     Redfish,
     /// The walls only: edges between crates, bans, sizes, links. A part of `test`.
     Tidy,
-    /// What CI checks beside `test` and `demo`: the lock file, the walls, licences and sources.
+    /// What CI checks beside `test` and `demo`: the lock file, licences and sources.
     Ci,
 }
 

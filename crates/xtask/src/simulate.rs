@@ -3,7 +3,8 @@
 
 use std::process::{Command, ExitCode};
 
-use crate::cargo::{cargo, root, target_directory};
+use crate::cargo::{root, target_directory};
+use crate::selection::released;
 use crate::steps::Steps;
 use crate::tools;
 
@@ -25,7 +26,7 @@ const PROFILES: [(&str, u64); 9] = [
 
 pub(crate) fn run(seeds: u64, from: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
-    steps.command("build", &mut cargo(&["build", "--release", "--quiet", "-p", "defib-sim"]));
+    steps.command("build", released().arg("--quiet"));
     if !steps.all_well() {
         return Ok(steps.finish());
     }

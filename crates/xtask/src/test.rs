@@ -8,14 +8,10 @@ use serde_json::{Value, json};
 use crate::cargo::{cargo, metadata};
 use crate::kafka;
 use crate::packages;
+use crate::selection::{Features, workspace};
 use crate::skipped::Notes;
 use crate::steps::Steps;
 use crate::tools;
-
-/// What is built and tested where protoc is: see crates/defib-etcd/Cargo.toml.
-const ETCD: &str = "defib-controller/etcd,defib-etcd/client,defib-tests/etcd";
-/// What is built and tested where libvirt's headers are.
-const LIBVIRT: &str = "defib-agent/libvirt,defib-tests/libvirt";
 
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
@@ -30,19 +26,13 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     // A test that lacks a program of others, such as rsyslog, leaves a note.
     let notes = Notes::begin()?;
     packages::provide();
-    let mut features = Vec::new();
-    if packages::has_libvirt() {
-        features.push(LIBVIRT);
-    } else {
-        notes.leave("libvirt", "libvirt's headers are not here: its driver is not built (libvirt-dev)")?;
+    let parts = Features::of_this_machine();
+    for (name, why) in &parts.missing {
+        notes.leave(name, why)?;
     }
-    match packages::has_protoc() {
-        Ok(()) => features.push(ETCD),
-        Err(why) => notes.leave("etcd", &why)?,
-    }
-    features.extend(with_kafka(&mut steps, &notes)?);
-    let features = features.join(",");
-    let mut lints = cargo(&["clippy", "--workspace", "--all-targets", "--features", &features]);
+    with_kafka(&mut steps, &notes)?;
+    let features = parts.list();
+    let mut lints = workspace("clippy", &features, &["--all-targets"]);
     if tools.rust_is_newer {
         eprintln!(
             "notice: rustc {} is newer than {}: its new lints are shown, not enforced",
@@ -53,15 +43,14 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         lints.args(["--", "-D", "warnings"]);
     }
     steps.command("lints", &mut lints);
-    // Tests start our programs as processes of their own; cargo builds those of the tested package only.
-    steps.command("programs", &mut cargo(&["build", "--workspace", "--bins", "--features", &features]));
-    let tests = ["test", "--workspace", "--no-fail-fast", "--features", &features];
-    steps.command("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()));
+    // Tests start our programs as processes of their own; `cargo test` builds those of the tested package only.
+    steps.command("build", &mut workspace("build", &features, &["--bins", "--tests"]));
+    let test = |targets: &[&str]| workspace("test", &features, &[&["--no-fail-fast"], targets].concat());
     let (clusters, others) = lanes(&metadata()?, &features);
-    let mut clusters = cargo(&[&tests[..], &named(&clusters)].concat());
-    let mut others = cargo(&[&tests[..], &["--lib", "--bins"], &named(&others)].concat());
+    let mut clusters = test(&named(&clusters));
+    let mut others = test(&[&["--lib", "--bins"], &named(&others)[..]].concat());
     steps.together(&mut [("clusters", &mut clusters), ("tests", &mut others)]);
-    steps.command("examples", &mut cargo(&[&tests[..], &["--doc"]].concat()));
+    steps.command("examples", &mut test(&["--doc"]));
     notes.tell();
     Ok(steps.finish())
 }
@@ -93,21 +82,16 @@ fn named(names: &BTreeSet<String>) -> Vec<&str> {
     names.iter().flat_map(|name| ["--test", name]).collect()
 }
 
-/// The features for Kafka where librdkafka can be built, with a broker for the tests where Java runs; else a note.
-fn with_kafka(steps: &mut Steps, notes: &Notes) -> std::io::Result<Option<&'static str>> {
+/// A broker for the tests where Java runs; else a note.
+fn with_kafka(steps: &mut Steps, notes: &Notes) -> std::io::Result<()> {
     let mut missing = None;
-    let mut features = Some(kafka::FEATURES);
     steps.step("kafka", "what tests of it need", || {
-        match kafka::can_build() {
-            Ok(()) => missing = kafka::assemble().map_err(|error| format!("{error:#}"))?.err(),
-            Err(why) => (missing, features) = (Some(why), None),
+        if kafka::can_build().is_ok() {
+            missing = kafka::assemble().map_err(|error| format!("{error:#}"))?.err();
         }
         Ok(())
     });
-    if let Some(why) = missing {
-        notes.leave("kafka", &why)?;
-    }
-    Ok(features)
+    missing.map_or(Ok(()), |why| notes.leave("kafka", &why))
 }
 
 #[cfg(test)]
