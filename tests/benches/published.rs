@@ -20,8 +20,8 @@ use defib_controller::{
 use defib_engine::{controller::Controller, ledger::Ledger};
 use defib_etcd::Keys;
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, Epoch, HostId, HostNote, Incarnation, Inventory, Opinion, ReplicaId,
-    Resources, UnixMillis, VmId,
+    BootId, ClusterTime, ClusterVersion, Command, Entry, Epoch, HostId, HostNote, Incarnation, Inventory,
+    Opinion, ReplicaId, Resources, UnixMillis, VmId,
     command::{Operator, OpinionChange, Placement},
     inventory::{Definition, Priority, Readiness, Vm},
 };
@@ -103,7 +103,14 @@ fn settled() -> Result<Ledger> {
     let mut ledger = Ledger::new((1..=3).map(ReplicaId).collect());
     apply(&mut ledger, Command::LeaderStarted { term: 1 });
     for observer in 1..=3 {
-        apply(&mut ledger, Command::ObserverStarted { observer: ReplicaId(observer), session: 1 });
+        apply(
+            &mut ledger,
+            Command::ObserverStarted {
+                observer: ReplicaId(observer),
+                session: 1,
+                supports: ClusterVersion::NEWEST,
+            },
+        );
     }
     let operator = Operator { name: "bench".into(), reason: String::new() };
     let inventory = inventory()?;

@@ -1,16 +1,50 @@
-//! What needs an operator's attention beside hosts and VMs: clocks that differ, agents that say too much.
+//! What needs an operator's attention beside single hosts and recoveries: who can vouch in an outage, VMs that do not
+//! start, clocks that differ, a release that holds the others back, agents that say too much.
 
 use defib_engine::{controller::Controller, ledger::Ledger};
-use defib_model::{Instant, Millis};
+use defib_model::{HostId, Instant, Millis};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
 use crate::core::View;
 
-/// Replicas whose clocks are not the leader's, and agents of whose words some were held back lately.
+/// A line each.
 pub(crate) fn lines(view: &View<'_>) -> Vec<String> {
-    let mut lines = clocks(view.controller.ledger());
+    let ledger = view.controller.ledger();
+    let mut lines: Vec<String> = unaskable(ledger).into_iter().chain(given_up(ledger)).collect();
+    lines.extend(clocks(ledger));
+    lines.extend(held_version(view.controller));
     lines.extend(words(view.controller, view.now));
     lines
+}
+
+/// Hosts that can vouch for nobody in an outage of the replicas (I11).
+fn unaskable(ledger: &Ledger) -> Option<String> {
+    let hosts: Vec<&str> = ledger.unaskable().map(HostId::as_str).collect();
+    let (first, count) = (hosts.first()?, hosts.len());
+    let in_use = ledger.index().in_use.len();
+    let left = if count == in_use {
+        "none of the hosts in use can be asked, so an outage of all replicas stops all VMs".into()
+    } else {
+        let left = in_use - count;
+        format!(
+            "{left} others alone keep VMs running in an outage of all replicas, and their leases alone prove deaths"
+        )
+    };
+    Some(format!(
+        "{count} of {in_use} hosts in use have no neighbour address ({first} is the first): {left}; give each host its \
+         neighbour: in the inventory"
+    ))
+}
+
+/// The VMs that failed to start too often: they wait for long, or for somebody who mends their definition.
+fn given_up(ledger: &Ledger) -> Option<String> {
+    let vms = &ledger.index().given_up;
+    let first = vms.first()?;
+    Some(format!(
+        "{} VMs did not start in {} attempts and wait for the next ones, such as {first}; see: defib vm show {first}",
+        vms.len(),
+        ledger.policy().restart.attempts
+    ))
 }
 
 fn clocks(ledger: &Ledger) -> Vec<String> {
@@ -26,6 +60,24 @@ fn clocks(ledger: &Ledger) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Who holds the cluster at an older version than this replica supports.
+fn held_version(controller: &Controller) -> Option<String> {
+    let (ledger, newest) = (controller.ledger(), controller.newest_version());
+    let holding = ledger.supporting_less_than(newest);
+    // A replica that never observed says nothing of its release; that it is missing is told elsewhere.
+    let said = holding.iter().filter(|(replica, _)| ledger.session_of(**replica).is_some());
+    let said: Vec<String> =
+        said.map(|(replica, supports)| format!("r{replica} (up to {supports})")).collect();
+    (ledger.version() < newest && !said.is_empty()).then(|| {
+        format!(
+            "the cluster is at version {}, and {newest} waits for {}: upgrade it, or take `highest-cluster-version` out of \
+             its configuration; until then the cluster does what the older release can",
+            ledger.version(),
+            said.join(", ")
+        )
+    })
 }
 
 fn words(controller: &Controller, now: Instant) -> Vec<String> {

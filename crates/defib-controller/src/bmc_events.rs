@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    bmc_told::Teller,
     core::{Core, Message, Pulse},
     peers::Peers,
 };
@@ -49,20 +50,29 @@ pub(crate) fn queue() -> (mpsc::Sender<Heard>, mpsc::Receiver<Heard>) {
     mpsc::channel(WAITING_MAX)
 }
 
+/// Who is told what BMCs tell.
+#[derive(Debug)]
+pub(crate) struct Audience {
+    /// The observers of all replicas.
+    pub(crate) peers: Peers,
+    /// Whoever reads the event stream.
+    pub(crate) stream: Teller,
+}
+
 /// Starts to hear what is `sent`, and to follow BMCs whenever this replica leads. Those without a stream are told to
 /// send to `webhooks`. `election`: the log's election timeout.
 pub(crate) fn start(
     power: &Arc<Power>,
     webhooks: Option<Arc<Webhooks>>,
     sent: mpsc::Receiver<Heard>,
-    peers: Peers,
+    audience: Audience,
     core: &Core,
     pulse: &watch::Receiver<Pulse>,
     election: Duration,
 ) {
     let gate = Arc::new(Gate { core: core.clone(), election });
     let pushed = webhooks.map(|to| Pushed { to, gate });
-    tokio::spawn(run(Arc::clone(power), pushed, sent, peers, core.clone(), pulse.clone()));
+    tokio::spawn(run(Arc::clone(power), pushed, sent, audience, core.clone(), pulse.clone()));
 }
 
 /// Names and explains the metrics, and begins them at nothing.
@@ -87,7 +97,7 @@ async fn run(
     power: Arc<Power>,
     pushed: Option<Pushed>,
     mut sent: mpsc::Receiver<Heard>,
-    peers: Peers,
+    audience: Audience,
     core: Core,
     mut pulse: watch::Receiver<Pulse>,
 ) {
@@ -110,9 +120,12 @@ async fn run(
                     else => return,
                 };
                 let host = heard.host.clone();
+                if let Told::Event(event) = &heard.told {
+                    audience.stream.tell(&host, event.clone());
+                }
                 let hint = ear.hear(heard, Instant::now());
                 if hint == Some(Hint::PowerGoes) {
-                    peers.power_goes(&host);
+                    audience.peers.power_goes(&host);
                 }
                 if hint.is_some() {
                     // What an overloaded loop does not take is asked a moment later anyway.

@@ -11,6 +11,7 @@ use std::{
 use defib_engine::observer::PATHS_MAX;
 use defib_etcd::EtcdConfig;
 use defib_export::signing::SigningKey;
+use defib_model::ClusterVersion;
 use defib_observe::bus::BusConfig;
 use defib_pki::{ClusterName, TlsFiles};
 use defib_process::{DocumentError, LogConfig, WrongField, checked_yaml, read_yaml};
@@ -42,6 +43,9 @@ pub struct Config {
     /// Start an empty directory as a new replica that waits to be added, not as a founder.
     #[serde(default)]
     pub rebuild: bool,
+    /// Hold the whole cluster at this version, so that an upgrade can still be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_cluster_version: Option<u32>,
     /// Consensus timing.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -213,6 +217,13 @@ impl Config {
             return Err(("listen.heartbeat", told));
         }
         addresses::check(self)?;
+        if let Some(version) = self.highest_cluster_version
+            && !(ClusterVersion::OLDEST..=ClusterVersion::NEWEST).contains(&ClusterVersion(version))
+        {
+            let (oldest, newest) = (ClusterVersion::OLDEST, ClusterVersion::NEWEST);
+            let told = format!("is {version}, and this release supports {oldest} to {newest}");
+            return Err(("highest-cluster-version", told));
+        }
         if self.listen.join.is_some() != self.join.is_some() {
             return Err(("join", "listen.join and join go together".into()));
         }
@@ -256,6 +267,12 @@ impl Config {
             return Err(("raft.election", why.into()));
         }
         Ok(())
+    }
+
+    /// The newest cluster version that this replica supports.
+    #[must_use]
+    pub fn newest_version(&self) -> ClusterVersion {
+        self.highest_cluster_version.map_or(ClusterVersion::NEWEST, ClusterVersion)
     }
 
     /// The cluster's name; checked when the file was read.
@@ -310,6 +327,21 @@ replicas:
             assert!(told.starts_with(&wanted) && told.contains("metrics-insecure: true"), "{told}");
             assert!(with(&format!("{line}  metrics-insecure: false\n")).contains("plain HTTP"));
             assert_eq!(with(&format!("{line}  metrics-insecure: true\n")), "");
+        }
+    }
+
+    #[test]
+    fn a_version_that_this_release_does_not_support_is_refused() {
+        let with = |version: u32| message(&format!("{GOOD}highest-cluster-version: {version}\n"));
+        for version in [ClusterVersion::OLDEST, ClusterVersion::NEWEST] {
+            assert_eq!(with(version.0), "");
+        }
+        for version in [ClusterVersion::OLDEST.0 - 1, ClusterVersion::NEWEST.0 + 1] {
+            let told = with(version);
+            assert!(
+                told.contains(&format!("highest-cluster-version: is {version}, and this release")),
+                "{told}"
+            );
         }
     }
 

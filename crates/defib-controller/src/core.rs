@@ -17,7 +17,8 @@ use defib_engine::{
     ledger::Ledger,
 };
 use defib_model::{
-    Command, Entry, EventKind, EventSeq, HostId, Instant, LogIndex, ReplicaId, command::Committed,
+    ClusterVersion, Command, Entry, EventKind, EventSeq, HostId, Instant, LogIndex, ReplicaId,
+    command::Committed,
 };
 use defib_observe::{
     clock::Clock,
@@ -174,6 +175,8 @@ pub struct Pulse {
     pub term: u64,
     /// Version of the policy in force.
     pub policy: u64,
+    /// By which rules the log is applied.
+    pub version: ClusterVersion,
 }
 
 /// The loop.
@@ -403,6 +406,7 @@ impl Loop {
         let before = self.controller.ledger().events().head();
         self.step(Input::Committed(Committed { index: LogIndex(committed.index), entry }));
         self.check_session()?;
+        self.controller.check_version()?;
         // After a restart the log is told again from the last snapshot on: that was counted in its time.
         if self.caught_up {
             self.meter.applied(self.controller.ledger(), before);
@@ -426,7 +430,8 @@ impl Loop {
         let now = self.clock.now();
         let effects = self.controller.restore(now, ledger);
         self.perform(effects);
-        self.check_session()
+        self.check_session()?;
+        Ok(self.controller.check_version()?)
     }
 
     /// A life that the ledger knows to be over can't observe, and must make way for the next one.
@@ -523,6 +528,7 @@ impl Loop {
             leads: self.controller.leads(),
             term: self.role.term,
             policy: self.controller.ledger().policy_version(),
+            version: self.controller.ledger().version(),
         };
         self.pulse.send_if_modified(|held| {
             let led = held.leads;

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod agents;
 mod attention;
 mod bmc_events;
+mod bmc_told;
 mod bus;
 mod certificates;
 mod channels;

@@ -120,6 +120,7 @@ impl Meter {
         }
         let electorate = ledger.electorates().last().map_or(0, |newest| newest.hosts.len());
         gauge!("defib_electorate_hosts").set(electorate as f64);
+        gauge!("defib_cluster_version").set(f64::from(ledger.version().0));
         gauge!("defib_leader").set(if leads { 1.0 } else { 0.0 });
         gauge!("defib_recoveries_open").set(ledger.open_recoveries().count() as f64);
         gauge!("defib_brake_used").set(ledger.brakes().counted() as f64);
@@ -193,6 +194,7 @@ fn describe() {
     crate::etcd::describe();
     crate::export::describe();
     crate::bmc_events::describe();
+    crate::bmc_told::describe();
     crate::webhooks::describe();
     crate::conditions::describe();
     crate::found::describe();
@@ -274,6 +276,10 @@ fn describe() {
         ("defib_admission_work_seconds", "Time that it took to find defib_vms_unprotected"),
         ("defib_brake_used", "Hosts condemned without positive proof within the brake's window"),
         ("defib_brakes_holding", "Recoveries that a brake holds back now"),
+        (
+            "defib_cluster_version",
+            "By which rules all replicas apply the log; it grows after an upgrade of all",
+        ),
         ("defib_disarmed", "1 if an invariant was found violated: no fence and no restart"),
         ("defib_events_head", "Number of the newest event"),
         (

@@ -30,7 +30,7 @@ use tonic::transport::Server;
 use crate::{
     admission,
     agents::{AgentService, Agents},
-    attention, bmc_events,
+    attention, bmc_events, bmc_told,
     certificates::{Certificates, wall},
     channels::Channels,
     config::Config,
@@ -128,18 +128,29 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let _ = to_core.tell(Message::Input(defib_engine::controller::Input::Observed(proposal)));
     })?;
 
+    let (teller, words) = bmc_told::queue();
     // An observer that hears more withholds more: nothing waits for brokers.
     #[cfg(feature = "kafka")]
     let bus = match &config.bus {
         Some(section) => {
             let (observer, counters) = (heartbeats.instructor(), Arc::clone(&heartbeats.counters().bus));
-            Some(defib_observe::bus::start(section, &format!("r{me}"), clock, observer, counters)?)
+            let teller = teller.clone();
+            let power_goes = Box::new(move |host: &_, event| teller.tell_by_leader(host, event));
+            Some(defib_observe::bus::start(
+                section,
+                &format!("r{me}"),
+                clock,
+                observer,
+                counters,
+                power_goes,
+            )?)
         }
         None => None,
     };
 
     // Empty until the log says whom it was founded by, or restores a snapshot.
     let controller = Controller::new(me, session.number, Ledger::new(BTreeSet::new()));
+    let controller = controller.supporting(config.newest_version());
     let certificates = Arc::new(Certificates::new(credentials.clone()));
     let (name, shown) = (config.cluster.clone(), Arc::clone(&certificates));
     let agents = Arc::new(Agents::new(me.0, name, udp, heartbeats.instructor(), shown, clock));
@@ -263,7 +274,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     fencing_tests::start(&power, &core, &pulse_seen);
     let (to_ear, sent) = bmc_events::queue();
     let addresses = webhooks.as_ref().map(|listening| Arc::clone(&listening.addresses));
-    bmc_events::start(&power, addresses, sent, peers, &core, &pulse_seen, election);
+    bmc_told::start(me, core.clone(), pulse_seen.clone(), words);
+    let audience = bmc_events::Audience { peers, stream: teller };
+    bmc_events::start(&power, addresses, sent, audience, &core, &pulse_seen, election);
     if let Some(listening) = webhooks {
         webhooks::start(listening, to_ear)?;
     }

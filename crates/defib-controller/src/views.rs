@@ -418,36 +418,6 @@ fn paused_by(ledger: &Ledger) -> Option<String> {
     ledger.paused().then(|| stops.last()).flatten()
 }
 
-/// Hosts that can vouch for nobody in an outage of the replicas (I11).
-fn unaskable(ledger: &Ledger) -> Option<String> {
-    let hosts: Vec<&str> = ledger.unaskable().map(HostId::as_str).collect();
-    let (first, count) = (hosts.first()?, hosts.len());
-    let in_use = ledger.index().in_use.len();
-    let left = if count == in_use {
-        "none of the hosts in use can be asked, so an outage of all replicas stops all VMs".into()
-    } else {
-        let left = in_use - count;
-        format!(
-            "{left} others alone keep VMs running in an outage of all replicas, and their leases alone prove deaths"
-        )
-    };
-    Some(format!(
-        "{count} of {in_use} hosts in use have no neighbour address ({first} is the first): {left}; give each host its \
-         neighbour: in the inventory"
-    ))
-}
-
-/// The VMs that failed to start too often: they wait for long, or for somebody who mends their definition.
-fn given_up(ledger: &Ledger) -> Option<String> {
-    let vms = &ledger.index().given_up;
-    let first = vms.first()?;
-    Some(format!(
-        "{} VMs did not start in {} attempts and wait for the next ones, such as {first}; see: defib vm show {first}",
-        vms.len(),
-        ledger.policy().restart.attempts
-    ))
-}
-
 /// The hosts that the leader can't tell anything: nothing starts there as long as it leads.
 fn out_of_touch(view: &View<'_>) -> Option<String> {
     let hosts = if view.controller.leads() { view.controller.unreached() } else { Vec::new() };
@@ -539,8 +509,6 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
     attention.extend(fencing_troubles(ledger));
     attention.extend(out_of_touch(view));
     attention.extend(deaf(view));
-    attention.extend(unaskable(ledger));
-    attention.extend(given_up(ledger));
     attention.extend(crate::attention::lines(view));
     attention.extend(conditions::attention(ledger));
     if ledger.inventory_version() == 0 {
@@ -576,6 +544,8 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
             .map(|(id, recovery)| recovery_summary(ledger, id, recovery))
             .collect(),
         version: env!("CARGO_PKG_VERSION").into(),
+        cluster_version: ledger.version().0,
+        supports_cluster_version: view.controller.newest_version().0,
         // Filled in by who asks it.
         etcd: String::new(),
     };

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use defib_engine::ledger::{ELECTORATE_MAX, Electorate, Ledger, Standing};
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, EventKind, Host, HostId, HostNote, Inventory, Opinion, ReplicaId,
-    Resources, UnixMillis,
+    BootId, ClusterTime, ClusterVersion, Command, Entry, EventKind, Host, HostId, HostNote, Inventory,
+    Opinion, ReplicaId, Resources, UnixMillis,
     command::{ExpiryVote, Operator, OpinionChange},
     inventory::{FaultDomain, SelfFence},
 };
@@ -45,7 +45,7 @@ impl Log {
         let mut log = Self { ledger: Ledger::new([1, 2, 3].map(ReplicaId).into()), inventory, at: 1000 };
         log.apply(Command::ReplicasChanged { voters: [1, 2, 3].map(ReplicaId).into() });
         for observer in [1, 2, 3].map(ReplicaId) {
-            log.apply(Command::ObserverStarted { observer, session: 1 });
+            log.apply(Command::ObserverStarted { observer, session: 1, supports: ClusterVersion::NEWEST });
         }
         log.apply(Command::LeaderStarted { term: 1 });
         log.set_inventory();

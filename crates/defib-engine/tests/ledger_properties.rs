@@ -10,9 +10,9 @@ use defib_engine::{
     placement::PlanOptions,
 };
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventKind, EventSeq, Host, HostId, HostNote,
-    Incarnation, Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject, UnixMillis,
-    Vm, VmCondition, VmId, VmNote,
+    BootId, ClusterTime, ClusterVersion, Command, EffectId, Entry, Epoch, EventKind, EventSeq, Host, HostId,
+    HostNote, Incarnation, Inventory, LogIndex, Opinion, Policy, RecoveryId, ReplicaId, Resources, Subject,
+    UnixMillis, Vm, VmCondition, VmId, VmNote,
     chain::ChainVerifier,
     command::{
         AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
@@ -288,7 +288,11 @@ fn opening() -> Vec<Entry> {
     policy.restart.attempts = 2;
     policy.restart.retry_after = defib_model::Millis(2000);
     let mut commands = vec![Command::LeaderStarted { term: 1 }];
-    commands.extend([1, 2, 3].map(|at| Command::ObserverStarted { observer: ReplicaId(at), session: 1 }));
+    commands.extend([1, 2, 3].map(|at| Command::ObserverStarted {
+        observer: ReplicaId(at),
+        session: 1,
+        supports: ClusterVersion::NEWEST,
+    }));
     commands.push(Command::SetPolicy { policy, replaces: 0, operator: operator() });
     commands.push(Command::SetInventory { inventory: inventory(), replaces: 0, operator: operator() });
     for at in 0..HOSTS {

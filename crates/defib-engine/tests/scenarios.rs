@@ -15,6 +15,8 @@ mod checks;
 mod commands;
 #[path = "scenarios/declare.rs"]
 mod declare;
+#[path = "scenarios/derivations.rs"]
+mod derivations;
 #[path = "scenarios/happen.rs"]
 mod happen;
 #[path = "scenarios/machines.rs"]
@@ -23,6 +25,8 @@ mod machines;
 mod operate;
 #[path = "scenarios/play.rs"]
 mod play;
+#[path = "scenarios/replica.rs"]
+mod replica;
 #[path = "scenarios/show.rs"]
 mod show;
 #[path = "scenarios/world.rs"]

@@ -233,6 +233,9 @@ impl Facts {
                     .ended(Outcome::Failure, NEW)
                     .alert()
             }
+            EventKind::BmcTold { .. } => {
+                Self::new("bmc-told", Medium, C::DetectionFinding, CREATE).ended(Outcome::Unknown, NEW)
+            }
             EventKind::FenceIntended { .. } => {
                 Self::new("fence-intended", High, C::RemediationActivity, (1, "Isolate"))
                     .ended(Outcome::Unknown, UNKNOWN)
@@ -376,6 +379,10 @@ impl Facts {
                 Self::new("head-signed", Informational, C::EventLogActivity, (99, "Sign"))
                     .ecs(CONFIGURATION_INFO)
             }
+            EventKind::ClusterVersionRaised { .. } => {
+                Self::new("cluster-version-raised", Low, C::ApplicationLifecycle, (8, "Update"))
+                    .ecs(PROCESS_CHANGE)
+            }
             EventKind::ClockSetBack { .. } => {
                 Self::new("clock-set-back", Medium, C::DeviceConfigStateChange, (1, "Log"))
                     .ecs(CONFIGURATION_CHANGE)
@@ -436,6 +443,7 @@ impl<'a> Subjects<'a> {
             EventKind::OpinionChanged { observer, host, .. }
             | EventKind::LeaseExpiryVoted { observer, host, .. }
             | EventKind::PathDegraded { observer, host, .. }
+            | EventKind::BmcTold { observer, host, .. }
             | EventKind::HeartbeatsForged { observer, host, .. } => {
                 Self { replica: Some(*observer), ..Self::host(host) }
             }
@@ -480,6 +488,7 @@ impl<'a> Subjects<'a> {
             | EventKind::InventoryChanged { .. }
             | EventKind::JoinTokenUsed { .. }
             | EventKind::CommandRefused { .. }
+            | EventKind::ClusterVersionRaised { .. }
             | EventKind::SinkGap { .. }
             | EventKind::HeadSigned { .. }
             | EventKind::Disarmed { .. } => Self::NOBODY,

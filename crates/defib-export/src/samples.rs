@@ -2,10 +2,10 @@
 //! documentation, and for trying out a SIEM. All of them belong to one chain.
 
 use defib_model::{
-    BootId, ClusterTime, Epoch, Event, EventKind, EventSeq, HostId, Incarnation, InvalidName, LogIndex,
-    Opinion, RecoveryId, ReplicaId, SinkId, UnixMillis, VmCondition, VmId,
+    BootId, ClusterTime, ClusterVersion, Epoch, Event, EventKind, EventSeq, HostId, Incarnation, InvalidName,
+    LogIndex, Opinion, RecoveryId, ReplicaId, SinkId, UnixMillis, VmCondition, VmId,
     chain::{GENESIS, event_hash},
-    command::Operator,
+    command::{BmcWord, Operator},
     event::ProofKind,
     export::Format,
     inventory::Readiness,
@@ -63,6 +63,18 @@ pub fn kinds() -> Result<Vec<EventKind>, InvalidName> {
         },
         EventKind::PathDegraded { observer, host: host.clone(), neighbour: other.clone() },
         EventKind::HeartbeatsForged { observer, host: host.clone(), count: 7 },
+        EventKind::BmcTold {
+            observer,
+            host: host.clone(),
+            told: BmcWord {
+                class: "power-off".into(),
+                message_id: "ResourceEvent.1.3.ResourcePoweredOff".into(),
+                severity: "Critical".into(),
+                message: hostile.clone(),
+                more: 3,
+            },
+        },
+        EventKind::ClusterVersionRaised { version: ClusterVersion::NEWEST },
         EventKind::HostUnconfirmed { host: host.clone(), detail: hostile.clone() },
         proven(ProofKind::PowerFoundOff { identity: identity.clone(), reads: 2 }),
         proven(ProofKind::PowerFenced { identity: identity.clone(), reads: 2 }),

@@ -9,11 +9,11 @@ use defib_engine::{
     placement::PlanOptions,
 };
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Epoch, EventSeq, GroupId, HostId, HostNote, Incarnation,
-    Inventory, LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId, Subject,
-    VmCondition, VmId, VmNote,
+    BootId, ClusterTime, ClusterVersion, Command, EffectId, Epoch, EventSeq, GroupId, HostId, HostNote,
+    Incarnation, Inventory, LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId,
+    Subject, VmCondition, VmId, VmNote,
     command::{
-        AgentReport, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
+        AgentReport, BmcWord, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
         PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport, Witnessed,
     },
     inventory::{
@@ -389,7 +389,7 @@ fn place(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<Command> {
 }
 
 /// How many kinds of commands there are; see [`command`].
-pub(crate) const KINDS: u8 = 21;
+pub(crate) const KINDS: u8 = 22;
 
 /// A command of this kind that might be proposed when the ledger looks so.
 pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Result<Command> {
@@ -399,6 +399,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             Command::ObserverStarted {
                 observer,
                 session: near(u, ledger.session_of(observer).map_or(1, |held| held + 1))?,
+                supports: ClusterVersion(u.int_in_range(1..=3_u32)?),
             }
         }
         1 | 2 => {
@@ -562,6 +563,10 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             let (host, neighbour) = (host(u)?, host(u)?);
             let hosts = vec![Witnessed { epoch: epoch(u, ledger, &host)?, host, neighbour }];
             Command::HostsWitnessed { observer, session: session(u, ledger, observer)?, hosts }
+        }
+        20 => {
+            let word = BmcWord { class: "power-off".into(), more: u.arbitrary()?, ..BmcWord::default() };
+            Command::BmcTold { observer: replica(u)?, words: vec![(host(u)?, word)] }
         }
         _ => Command::Tick,
     })

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use arbitrary::{Result, Unstructured};
 use defib_engine::ledger::{Ledger, invariants};
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, HostNote, LogIndex, ReplicaId, UnixMillis, chain::ChainVerifier,
-    command::Operator,
+    BootId, ClusterTime, ClusterVersion, Command, Entry, HostNote, LogIndex, ReplicaId, UnixMillis,
+    chain::ChainVerifier, command::Operator,
 };
 use defib_wire::log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot};
 
@@ -103,7 +103,11 @@ pub(crate) fn seen_hosts() -> Ledger {
     };
     apply(Command::LeaderStarted { term: 1 });
     for observer in [1, 2, 3] {
-        apply(Command::ObserverStarted { observer: ReplicaId(observer), session: 1 });
+        apply(Command::ObserverStarted {
+            observer: ReplicaId(observer),
+            session: 1,
+            supports: ClusterVersion::NEWEST,
+        });
     }
     let inventory = valid_inventory();
     let hosts: Vec<_> = inventory.hosts.keys().cloned().collect();

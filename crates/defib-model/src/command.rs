@@ -3,6 +3,7 @@
 //!
 //! Evolution rule: fields and variants are only added, with a default; nothing is renamed or reused.
 
+mod bmc;
 mod texts;
 
 use alloc::{
@@ -13,11 +14,12 @@ use alloc::{
 };
 use core::fmt;
 
+pub use bmc::BmcWord;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BootId, ClusterTime, EffectId, Epoch, EventSeq, HostId, HostNote, Incarnation, Inventory, LogIndex,
-    Opinion, Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, VmNote, inventory::Readiness,
+    BootId, ClusterTime, ClusterVersion, EffectId, Epoch, EventSeq, HostId, HostNote, Incarnation, Inventory,
+    LogIndex, Opinion, Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, VmNote, inventory::Readiness,
 };
 
 /// A command as it stands in the log.
@@ -325,6 +327,9 @@ pub enum Command {
         observer: ReplicaId,
         /// A number that no earlier session of it had.
         session: u64,
+        /// The newest cluster version that its release supports.
+        #[serde(default, skip_serializing_if = "ClusterVersion::is_oldest")]
+        supports: ClusterVersion,
     },
     /// An observer changed its mind.
     Opinions {
@@ -359,6 +364,13 @@ pub enum Command {
         observer: ReplicaId,
         /// In whose names, and how many since it last told.
         forged: BTreeMap<HostId, u64>,
+    },
+    /// BMCs told something that may mean the power of their hosts. It proves nothing: it says why somebody looked.
+    BmcTold {
+        /// Which replica heard it.
+        observer: ReplicaId,
+        /// Whose BMC, and what it told.
+        words: Vec<(HostId, BmcWord)>,
     },
     /// A suspected host's BMC was asked and said off, before anybody switched anything.
     PowerFoundOff {

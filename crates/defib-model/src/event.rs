@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 mod text;
 
 use crate::{
-    BootId, ClusterTime, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId, ReplicaId,
-    SinkId, UnixMillis, VmCondition, VmId, command::Operator, inventory::Readiness,
+    BootId, ClusterTime, ClusterVersion, Epoch, EventSeq, HostId, Incarnation, LogIndex, Opinion, RecoveryId,
+    ReplicaId, SinkId, UnixMillis, VmCondition, VmId,
+    command::{BmcWord, Operator},
+    inventory::Readiness,
 };
 
 /// Why death is certain.
@@ -194,6 +196,15 @@ pub enum EventKind {
         host: HostId,
         /// How many since this replica last told.
         count: u64,
+    },
+    /// A host's BMC told something that may mean its power. Nothing is believed of it; somebody looks.
+    BmcTold {
+        /// Who heard it.
+        observer: ReplicaId,
+        /// Whose BMC.
+        host: HostId,
+        /// What it told.
+        told: BmcWord,
     },
     /// A quorum asks: a recovery was opened.
     HostSuspected {
@@ -480,6 +491,11 @@ pub enum EventKind {
         key: String,
         /// Ed25519 over [`crate::chain::head_statement`], hexadecimal.
         signature: String,
+    },
+    /// From here on the log means what it means in this version: the releases of all voters support it.
+    ClusterVersionRaised {
+        /// Which version.
+        version: ClusterVersion,
     },
     /// The leader's clock, by which events are dated, is behind what it was: their times go back, their numbers don't.
     ClockSetBack {

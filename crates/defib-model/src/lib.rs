@@ -24,6 +24,7 @@ pub mod resources;
 mod secret;
 pub mod text;
 pub mod time;
+mod version;
 
 pub use command::{Command, Entry};
 pub use event::{Event, EventKind};
@@ -37,3 +38,4 @@ pub use opinion::Opinion;
 pub use policy::Policy;
 pub use resources::Resources;
 pub use time::{ClusterTime, Instant, Millis, UnixMillis};
+pub use version::ClusterVersion;

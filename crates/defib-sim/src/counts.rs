@@ -37,10 +37,11 @@ pub struct Counts {
 }
 
 /// Every branch of the recovery machine that a large suite must have taken.
-pub const BRANCHES: [&str; 37] = [
+pub const BRANCHES: [&str; 38] = [
     "leader-started",
     "observer-started",
     "replicas-changed",
+    "cluster-version-raised",
     "opinion-asks",
     "opinion-dead",
     "opinion-alive",
@@ -128,6 +129,8 @@ const fn branch(kind: &EventKind) -> &'static str {
         EventKind::JoinTokenUsed { .. } => "join-token-used",
         EventKind::CommandRefused { .. } => "command-refused",
         EventKind::Disarmed { .. } => "disarmed",
+        EventKind::BmcTold { .. } => "bmc-told",
+        EventKind::ClusterVersionRaised { .. } => "cluster-version-raised",
         EventKind::ClockSetBack { .. } => "clock-set-back",
         EventKind::ClockCompared { .. } => "clock-compared",
         EventKind::SinkGap { .. } => "sink-gap",

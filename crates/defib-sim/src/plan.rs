@@ -165,6 +165,8 @@ pub struct Plan {
     pub network: Conditions,
     /// The log.
     pub log: LogPlan,
+    /// Replicas that are of an older release until they restart for the first time.
+    pub older_releases: BTreeSet<u64>,
     /// What goes wrong, in the order of time.
     pub episodes: Vec<Episode>,
     /// How long the safety phase takes.
@@ -268,6 +270,7 @@ impl Plan {
             guest_ms,
             network,
             log,
+            older_releases: if smoke { BTreeSet::new() } else { older_releases(seed, replicas) },
             episodes: Vec::new(),
             safety_ms: if smoke { 10_000 } else { rng.between(20_000, 60_000) },
             liveness_ms: 240_000,
@@ -275,6 +278,13 @@ impl Plan {
         draw::episodes(&mut plan);
         plan
     }
+}
+
+/// In half of all worlds each replica has an even chance. By chance of its own: nothing else depends on it.
+fn older_releases(seed: u64, replicas: usize) -> BTreeSet<u64> {
+    let mut rng = Rng::new(seed, "older releases");
+    let mixed = rng.permille(500);
+    (1..=replicas as u64).filter(|_| mixed && rng.permille(500)).collect()
 }
 
 /// Hosts on a tree of fault domains, VMs of all tiers, groups and dependencies; always valid.

@@ -137,6 +137,7 @@ impl Scenario {
                 segment_bytes: 64 << 10,
                 sync_us: 200,
             },
+            older_releases: Default::default(),
             episodes: Vec::new(),
             safety_ms: 0,
             liveness_ms: 0,

@@ -92,14 +92,18 @@ pub fn decode_snapshot<L: DeserializeOwned>(bytes: &[u8]) -> Result<L, WireError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use defib_model::Command;
+    use defib_model::{ClusterVersion, Command};
 
     fn entry() -> Entry {
         Entry {
             at: ClusterTime(7),
             wall: UnixMillis(8),
             proposer: ReplicaId(2),
-            command: Command::ObserverStarted { observer: ReplicaId(2), session: u64::MAX },
+            command: Command::ObserverStarted {
+                observer: ReplicaId(2),
+                session: u64::MAX,
+                supports: ClusterVersion::NEWEST,
+            },
         }
     }
 

@@ -87,7 +87,7 @@ async fn read_by_replica(broker: &Broker, topic: &str, records: usize) -> anyhow
         bmc_events: None,
         dead_letters: None,
     };
-    let reader = start(&config, "r1", clock, heartbeats.instructor(), Arc::clone(&bus))?;
+    let reader = start(&config, "r1", clock, heartbeats.instructor(), Arc::clone(&bus), Box::new(|_, _| ()))?;
     wait_until("the topic is read", AMPLE, || async {
         ensure!(bus.caught_up_at.load(Ordering::Relaxed) > 0, "not yet");
         Ok(())

@@ -75,6 +75,22 @@ pub(crate) fn assert_asked_sooner(events: &[Event], of: &str, ask_after: Millis)
     assert!(sooner.len() >= 2, "a quorum asks sooner than silence alone makes it: {sooner:?} of {events:#?}");
 }
 
+/// The first doubt that came after its BMC's word follows from that word.
+#[track_caller]
+pub(crate) fn assert_begun_by_its_bmc(events: &[Event], of: &str) {
+    let told = events
+        .iter()
+        .find(|event| matches!(&event.kind, EventKind::BmcTold { host, .. } if host.as_str() == of));
+    let told = told.unwrap_or_else(|| panic!("its BMC's word is not in the stream: {events:#?}"));
+    let doubt = events.iter().find(|event| {
+        matches!(&event.kind, EventKind::OpinionChanged { host, to: Opinion::Asks, .. } if host.as_str() == of)
+    });
+    let doubt = doubt.expect("somebody asked");
+    if told.seq < doubt.seq {
+        assert_eq!(doubt.cause, Some(told.seq), "{events:#?}");
+    }
+}
+
 #[tokio::test]
 async fn a_bmc_that_tells_of_a_lost_power_is_heard_and_heard_again_after_its_restart_and_a_liar_moves_nobody()
 {
@@ -99,6 +115,12 @@ async fn a_bmc_that_tells_of_a_lost_power_is_heard_and_heard_again_after_its_res
     rig.cluster.plug_out("h1", false).await.unwrap();
     let events = dead(&rig, "h1").await;
     assert_asked_sooner(&events, "h1", ASK_AFTER);
+    assert_begun_by_its_bmc(&events, "h1");
+    // Of a hundred words of one BMC few stand in the stream.
+    let of_h2 =
+        |event: &&Event| matches!(&event.kind, EventKind::BmcTold { host, .. } if host.as_str() == "h2");
+    let told = events.iter().filter(of_h2).count();
+    assert!((1..20).contains(&told), "{told}");
     let said: Vec<String> = events.iter().map(|event| event.kind.to_string()).collect();
     // On a busy machine it may miss a beat and be asked about; nothing more.
     let harmed = |event: &String| event.contains("h2: fenc") || event.contains("h2: death proven");

@@ -29,6 +29,7 @@ mod subscriptions;
 mod sushy;
 mod twins;
 mod unknown_outcome;
+mod upgrades;
 mod validators;
 mod vendors;
 mod walk_through;

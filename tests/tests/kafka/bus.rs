@@ -13,6 +13,7 @@ use std::{
 
 use crate::tansu;
 use anyhow::Context as _;
+use defib_bmc::{BmcEvent, EventClass};
 use defib_engine::observer::{HostView, Observer, Proposal};
 use defib_kafka::Brokers;
 use defib_lab::kafka::{Broker, jars};
@@ -130,9 +131,13 @@ fn settings(brokers: &str) -> ClientConfig {
 /// What an observer said last of each host.
 type Said = Arc<Mutex<BTreeMap<HostId, Opinion>>>;
 
+/// What BMCs told by the bus, for the event stream.
+type Told = Arc<Mutex<Vec<(HostId, BmcEvent)>>>;
+
 struct Replica {
     reader: BusReader,
     said: Said,
+    told: Told,
     address: SocketAddr,
     // Last: the reader tells it.
     _heartbeats: Heartbeats,
@@ -173,8 +178,13 @@ impl Replica {
             dead_letters: Some(DEAD.into()),
         };
         let counters = Arc::clone(&heartbeats.counters().bus);
-        let reader = start(&config, "r1", clock, instructor, counters)?;
-        Ok(Self { reader, said, address, _heartbeats: heartbeats })
+        let told: Told = Arc::default();
+        let teller = Arc::clone(&told);
+        let power_goes = Box::new(move |host: &HostId, event: BmcEvent| {
+            teller.lock().unwrap_or_else(PoisonError::into_inner).push((host.clone(), event));
+        });
+        let reader = start(&config, "r1", clock, instructor, counters, power_goes)?;
+        Ok(Self { reader, said, told, address, _heartbeats: heartbeats })
     }
 
     fn said(&self, name: &str) -> Option<Opinion> {
@@ -290,6 +300,9 @@ async fn a_broker_that_is_killed_poisoned_and_emptied_brings_nobody_a_false_vote
     write(&brokers, BMCS, "", &[redfish.to_vec(), br#"{"host":"h3","power":"other"}"#.to_vec()])?;
     wait_until("both are read", || replica.records("passed") == 1 && replica.records("counted") > counted)
         .await;
+    let told = replica.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let [(of, event)] = told.as_slice() else { panic!("one of them goes into the stream: {told:?}") };
+    assert_eq!((of, event.class), (&host("h2"), EventClass::PowerOff), "{event:?}");
 
     // The broker dies, and is dead for longer than any silence would be forgiven.
     broker.kill();

@@ -124,12 +124,15 @@ async fn a_start_that_anothers_lock_on_its_disk_refuses_is_told_with_that_reason
     here.order_start_of(&locked, 1, xml.clone());
     here.hears(started(&locked, 1)).await;
     there.order_start_of(&locked, 2, xml.clone());
-    wait_until("a refusal", || {
-        there.told.lock().unwrap().iter().any(
-            |input| matches!(input, Input::StartFinished { result: Err(why), .. } if why.contains("lock")),
-        )
-    })
-    .await;
+    let outcome = || {
+        there.told.lock().unwrap().iter().find_map(|input| match input {
+            Input::StartFinished { result, .. } => Some(result.clone()),
+            _ => None,
+        })
+    };
+    wait_until("an end of the start", || outcome().is_some()).await;
+    let why = outcome().unwrap().expect_err("its disk is in use");
+    assert!(why.contains("lock"), "{why}");
     assert!(!there.has(&running(&locked, 2)));
     // A power cut takes the lock with it.
     kill(Pid::from_raw(one.qemu(&locked).unwrap()), Signal::SIGKILL).unwrap();

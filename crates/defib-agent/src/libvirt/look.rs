@@ -31,6 +31,8 @@ pub(super) struct Held {
     pub(super) disk_failed: Option<String>,
     /// Reboots that were seen; those that are not told yet are not in the note.
     pub(super) reboots: u32,
+    /// Its hypervisor is being set up, which may fail yet.
+    pub(super) begins: bool,
     /// The last look did not find it, and nothing has said that it ended.
     pub(super) missed: bool,
 }
@@ -45,6 +47,7 @@ impl Held {
             note: VmNote::default(),
             disk_failed: None,
             reboots: 0,
+            begins: false,
             missed: false,
         }
     }
@@ -129,6 +132,7 @@ pub(super) fn list(connect: &Connect, before: &BTreeMap<VmId, Held>) -> Result<L
         let known = before.get(&mark.vm).filter(|held| held.incarnation == mark.incarnation);
         let mut held = known.cloned().unwrap_or_else(|| Held::new(mark.incarnation));
         held.missed = false;
+        held.begins = paused == Some(sys::VIR_DOMAIN_PAUSED_STARTING_UP);
         let (condition, why) = words::condition(state.to_raw(), paused);
         let disk = held.disk_failed.as_deref().filter(|_| condition == VmCondition::IoError);
         if held.note.condition != condition || disk.is_some() {

@@ -306,6 +306,8 @@ impl Driver {
     }
 
     fn compare(&mut self, mut found: BTreeMap<VmId, Held>) {
+        // One that begins by our own order may be refused yet, as by another's lock on its disk: the start's end tells.
+        found.retain(|vm, now| !now.begins || self.starting.get(vm) != Some(&now.incarnation));
         let mut before = std::mem::take(&mut self.held);
         for (vm, held) in &mut before {
             let how = self.ends.remove(vm);
@@ -417,7 +419,9 @@ impl Driver {
             self.held.entry(vm.clone()).or_insert_with(|| Held::new(incarnation));
         }
         self.look();
-        let runs = self.held.get(&vm).is_some_and(|held| held.incarnation == incarnation);
+        // What an earlier look found and this one did not has ended.
+        let found = |held: &&Held| held.incarnation == incarnation && (result.is_ok() || !held.missed);
+        let runs = self.held.get(&vm).as_ref().is_some_and(found);
         let result = match result {
             _ if runs => Ok(()),
             Ok(()) => Err("its domain ended at once".into()),

@@ -166,10 +166,10 @@ impl Rule {
     }
 }
 
-/// Whether one of these events says that the system has no power, or is about to have none.
+/// The first of these events that says that the system has no power, or is about to have none.
 #[must_use]
-pub fn power_goes(events: &[Value]) -> bool {
-    events.iter().take(EVENTS_MAX).any(|event| BmcEvent::parse(event).class.power_goes())
+pub fn power_goes(events: &[Value]) -> Option<BmcEvent> {
+    events.iter().take(EVENTS_MAX).map(BmcEvent::parse).find(|event| event.class.power_goes())
 }
 
 /// The name of a message within its registry: what follows `Registry.Major.Minor.`, or all of it.
@@ -292,7 +292,7 @@ mod tests {
             ("", false),
         ] {
             let events = [json!(null), json!({ "MessageId": message_id })];
-            assert_eq!(power_goes(&events), goes, "{message_id}");
+            assert_eq!(power_goes(&events).is_some(), goes, "{message_id}");
         }
         assert!(EventClass::ALL.iter().all(|class| class.may_mean_power() || !class.power_goes()));
     }

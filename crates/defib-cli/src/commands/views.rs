@@ -80,7 +80,7 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
                 .collect::<Vec<_>>(),
             "event_seq": status.event_seq, "event_hash": status.event_hash,
             "policy_version": status.policy_version, "inventory_version": status.inventory_version,
-            "etcd": status.etcd,
+            "cluster_version": status.cluster_version, "etcd": status.etcd,
             "replicas": status.replicas.iter().map(replica_json).collect::<Vec<_>>(),
             "recoveries": status.recoveries.iter().map(recovery_json).collect::<Vec<_>>(),
         }));
@@ -103,7 +103,10 @@ pub(crate) async fn status(cluster: &Cluster, output: Output) -> Result<(), Fail
         "VMs: {} run of {}; starting {}, down {}, would not all restart if their host failed now: {}",
         vms.running, vms.total, vms.starting, vms.down, vms.unprotected
     ));
-    line(&format!("events: {}, the newest with hash {}", status.event_seq, status.event_hash));
+    line(&format!(
+        "events: {}, the newest with hash {}; cluster version {}",
+        status.event_seq, status.event_hash, status.cluster_version
+    ));
     if !status.etcd.is_empty() {
         line(&format!("etcd: {}", status.etcd));
     }

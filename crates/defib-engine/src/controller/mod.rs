@@ -14,6 +14,7 @@ mod leader;
 mod probes;
 mod readmission;
 mod starts;
+mod version;
 mod view;
 mod words;
 
@@ -22,13 +23,14 @@ use alloc::{
     string::String,
     vec::Vec,
 };
-
 use defib_model::{
-    BootId, ClusterTime, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation, Instant, LogIndex,
-    Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
+    BootId, ClusterTime, ClusterVersion, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation,
+    Instant, LogIndex, Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
     command::{AgentReport, Committed, FenceResult, Goodbye},
 };
 pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, ProbeOrder, StartOrder};
+
+pub use version::UnsupportedVersion;
 
 use crate::{ledger::Ledger, observer::Proposal};
 
@@ -145,6 +147,7 @@ enum Proposed {
 pub struct Controller {
     me: ReplicaId,
     session: u64,
+    supports: ClusterVersion,
     caught_up: bool,
     ledger: Ledger,
     role: Role,
@@ -190,6 +193,7 @@ impl Controller {
         Self {
             me,
             session,
+            supports: ClusterVersion::NEWEST,
             caught_up: false,
             ledger,
             role: Role::Follower,
@@ -502,6 +506,7 @@ impl Controller {
             | Command::FencingTested { .. }
             | Command::HostsWitnessed { .. }
             | Command::HeartbeatsForged { .. }
+            | Command::BmcTold { .. }
             | Command::GoodbyeSaid { .. }
             | Command::ConfirmDead { .. }
             | Command::FenceHost { .. }
@@ -525,8 +530,8 @@ impl Controller {
         // What is still wanted is proposed again below; what is not must not wake anybody.
         self.proposed.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
         if !self.caught_up && self.ledger.voters().contains(&self.me) {
-            let (observer, session) = (self.me, self.session);
-            let command = || Command::ObserverStarted { observer, session };
+            let (observer, session, supports) = (self.me, self.session, self.supports);
+            let command = || Command::ObserverStarted { observer, session, supports };
             self.propose_once(now, Proposed::ObserverStarted, command, effects);
         }
         let Role::Leader { term } = self.role else { return };

@@ -8,8 +8,8 @@ use alloc::{
 };
 
 use defib_model::{
-    BootId, Epoch, EventKind, HostId, HostNote, Millis, Opinion, ReplicaId,
-    command::{ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport, Witnessed},
+    BootId, ClusterVersion, Epoch, EventKind, HostId, HostNote, Millis, Opinion, ReplicaId,
+    command::{BmcWord, ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport, Witnessed},
     event::{Phase, ProofKind},
 };
 
@@ -22,7 +22,7 @@ use super::{
 const SAME_GOODBYE: Millis = Millis(2000);
 
 impl Ledger {
-    pub(super) fn observer_started(&mut self, observer: ReplicaId, session: u64) {
+    pub(super) fn observer_started(&mut self, observer: ReplicaId, session: u64, supports: ClusterVersion) {
         if !self.voters.contains(&observer) {
             return self.refuse("observer-started", format!("r{observer} is not a voter"));
         }
@@ -35,6 +35,7 @@ impl Ledger {
             return self.refuse("observer-started", format!("session {session} of r{observer} is not new"));
         }
         self.observers.insert(observer, session);
+        self.supports(observer, supports);
         self.event(None, EventKind::ObserverStarted { observer });
     }
 
@@ -53,6 +54,27 @@ impl Ledger {
             if self.hosts.contains_key(host) {
                 let kind = EventKind::HeartbeatsForged { observer, host: host.clone(), count: *count };
                 self.event(None, kind);
+            }
+        }
+    }
+
+    /// What a BMC says is told, and is what a doubt soon after it follows from. It changes nothing else.
+    pub(super) fn bmc_told(&mut self, observer: ReplicaId, words: &[(HostId, BmcWord)]) {
+        if self.version < ClusterVersion::BMC_EVENTS {
+            return self.refuse("bmc-told", format!("the cluster is at version {}", self.version));
+        }
+        if !self.voters.contains(&observer) {
+            return self.refuse("bmc-told", format!("r{observer} is not a voter"));
+        }
+        for (host, told) in words {
+            if !self.hosts.contains_key(host) {
+                continue;
+            }
+            let kind = EventKind::BmcTold { observer, host: host.clone(), told: told.clone() };
+            let seq = self.event(None, kind);
+            let at = self.at;
+            if let Some(record) = self.hosts.get_mut(host) {
+                record.bmc_told = Some((seq, at));
             }
         }
     }

@@ -32,6 +32,7 @@ impl Ledger {
         self.new_electorate();
         self.observers.retain(|observer, _| voters.contains(observer));
         self.clocks.retain(|replica, _| voters.contains(replica));
+        self.supports.retain(|replica, _| voters.contains(replica));
         for host in self.hosts.values_mut() {
             host.opinions.retain(|observer, _| voters.contains(observer));
             host.expiry_votes.retain(|observer| voters.contains(observer));

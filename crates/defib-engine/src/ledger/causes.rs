@@ -5,7 +5,7 @@
 //! VM that runs again over proof, fence, verdict and suspicion to the first doubt, each VM by its own way, whatever
 //! happened to others meanwhile.
 
-use defib_model::{EventKind, EventSeq, HostId, RecoveryId, VmId, event::ProofKind};
+use defib_model::{EventKind, EventSeq, HostId, Millis, RecoveryId, VmId, event::ProofKind};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -24,6 +24,9 @@ pub struct Trail {
     fence: Option<EventSeq>,
     expiry_vote: Option<EventSeq>,
 }
+
+/// A doubt that comes later does not follow from what a BMC told.
+const BMC_LEADS_FOR: Millis = Millis(10_000);
 
 impl Ledger {
     /// Records an event; returns its number.
@@ -58,10 +61,12 @@ impl Ledger {
         let of_vm = |vm: &VmId| self.vms.get(vm).and_then(|record| record.told);
         let acted = self.now.acted;
         match kind {
-            // From outside.
+            // From outside. A BMC tells what somebody did to it, too, but not who.
             EventKind::LeaderStarted { .. }
             | EventKind::ObserverStarted { .. }
             | EventKind::HeartbeatsForged { .. }
+            | EventKind::BmcTold { .. }
+            | EventKind::ClusterVersionRaised { .. }
             | EventKind::FencingTested { .. }
             | EventKind::UnprotectedChanged { .. }
             | EventKind::DatastoreChanged { .. }
@@ -72,9 +77,10 @@ impl Ledger {
             | EventKind::ClockSetBack { .. }
             | EventKind::HeadSigned { .. } => None,
             // Doubts lead to each other, and the last one to what is decided.
-            EventKind::OpinionChanged { host, .. } => {
-                doubt(host).or_else(|| died(host)).or_else(|| trail?.suspected)
-            }
+            EventKind::OpinionChanged { host, .. } => doubt(host)
+                .or_else(|| died(host))
+                .or_else(|| trail?.suspected)
+                .or_else(|| self.bmc_led_to(host)),
             EventKind::HostSuspected { host } => doubt(host),
             EventKind::BrakeEngaged { host, .. } | EventKind::PathDegraded { host, .. } => {
                 doubt(host).or_else(|| trail?.suspected)
@@ -123,6 +129,12 @@ impl Ledger {
                 Some(self.events.head()).filter(|seq| self.is_of_this_command(*seq))
             }
         }
+    }
+
+    /// What its BMC told last, if that was just now: whoever was told of it asks sooner.
+    fn bmc_led_to(&self, host: &HostId) -> Option<EventSeq> {
+        let (seq, at) = self.hosts.get(host)?.bmc_told?;
+        (self.at.since(at) <= BMC_LEADS_FOR).then_some(seq)
     }
 
     fn is_of_this_command(&self, seq: EventSeq) -> bool {

@@ -21,6 +21,7 @@ pub mod invariants;
 mod notes;
 mod records;
 mod settle;
+mod version;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -36,8 +37,8 @@ pub use apply_vms::News;
 pub use brakes::BrakeMemory;
 pub use clock::clocks_differ;
 use defib_model::{
-    ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis, Policy,
-    RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
+    ClusterTime, ClusterVersion, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, Millis,
+    Policy, RecoveryId, ReplicaId, SinkId, UnixMillis, VmId, command::DocumentKind, event::Phase,
 };
 pub use electorate::ELECTORATE_MAX;
 pub use events::{EVENTS_RETAINED, EventLog};
@@ -66,6 +67,12 @@ pub struct Ledger {
     /// that knew one time only.
     #[serde(default)]
     dated: Option<UnixMillis>,
+    /// By which rules the log is applied.
+    #[serde(default, skip_serializing_if = "ClusterVersion::is_oldest")]
+    version: ClusterVersion,
+    /// What the releases of voters support, where it is more than the oldest version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    supports: BTreeMap<ReplicaId, ClusterVersion>,
     /// Replicas whose wall clocks are not the leader's: how many milliseconds they are ahead of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     clocks: BTreeMap<ReplicaId, i64>,
@@ -135,6 +142,8 @@ impl Ledger {
             at: ClusterTime(0),
             wall: UnixMillis(0),
             dated: None,
+            version: ClusterVersion::OLDEST,
+            supports: BTreeMap::new(),
             clocks: BTreeMap::new(),
             applied: LogIndex(0),
             leader: None,
@@ -181,7 +190,9 @@ impl Ledger {
         self.brakes.expire(self.at, &self.policy);
         match &entry.command {
             Command::LeaderStarted { term } => self.leader_started(entry.proposer, *term),
-            Command::ObserverStarted { observer, session } => self.observer_started(*observer, *session),
+            Command::ObserverStarted { observer, session, supports } => {
+                self.observer_started(*observer, *session, *supports);
+            }
             Command::Opinions { observer, session, changes } => self.opinions(*observer, *session, changes),
             Command::LeasesExpired { observer, session, votes } => {
                 self.leases_expired(*observer, *session, votes)
@@ -190,6 +201,7 @@ impl Ledger {
                 self.hosts_witnessed(*observer, *session, hosts);
             }
             Command::HeartbeatsForged { observer, forged } => self.heartbeats_forged(*observer, forged),
+            Command::BmcTold { observer, words } => self.bmc_told(*observer, words),
             Command::PowerFoundOff { host, epoch, readings } => self.power_found_off(host, *epoch, readings),
             Command::FenceIntended { recovery, attempt, level } => {
                 self.fence_intended(*recovery, *attempt, *level)
@@ -231,6 +243,7 @@ impl Ledger {
             }
             Command::Tick => {}
         }
+        self.settle_version();
         self.settle();
         self.disarm_on_violation();
         self.settle_export();

@@ -102,6 +102,9 @@ pub struct HostRecord {
     /// The newest event of an observer's doubt, while any observer has one: the cause of what it leads to.
     #[serde(default)]
     pub doubt: Option<EventSeq>,
+    /// What its BMC told last, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc_told: Option<(EventSeq, ClusterTime)>,
     /// That it is dead, is quarantined, or is no more so: the cause of what comes next of it.
     #[serde(default)]
     pub told: Option<EventSeq>,
@@ -132,6 +135,7 @@ impl Default for HostRecord {
             quarantined: false,
             expected_silent_until: None,
             doubt: None,
+            bmc_told: None,
             told: None,
             fencing_tests: Vec::new(),
             note: HostNote::default(),

@@ -2,8 +2,8 @@
 
 use defib_engine::ledger::{Ledger, Place, Standing, invariants};
 use defib_model::{
-    BootId, ClusterTime, Command, Entry, Epoch, Host, HostId, HostNote, Inventory, LogIndex, Opinion,
-    ReplicaId, Resources, UnixMillis, Vm, VmId, VmNote,
+    BootId, ClusterTime, ClusterVersion, Command, Entry, Epoch, Host, HostId, HostNote, Inventory, LogIndex,
+    Opinion, ReplicaId, Resources, UnixMillis, Vm, VmId, VmNote,
     command::{AgentReport, Operator, OpinionChange, Placement, PowerOffReading, VmReport},
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -84,7 +84,11 @@ impl Log {
         let mut log = Self { ledger: Ledger::new([1, 2, 3].map(ReplicaId).into()), index: 0, at: 1000 };
         log.apply(Command::LeaderStarted { term: 1 });
         for replica in 1..=3 {
-            log.apply(Command::ObserverStarted { observer: ReplicaId(replica), session: 1 });
+            log.apply(Command::ObserverStarted {
+                observer: ReplicaId(replica),
+                session: 1,
+                supports: ClusterVersion::NEWEST,
+            });
         }
         log.inventory(&["h1", "h2", "h3"], &["v"]);
         for name in ["h1", "h2", "h3"] {

@@ -8,7 +8,7 @@ mod reports;
 
 use defib_engine::ledger::{Place, Standing};
 use defib_model::{
-    Command, HostNote, Incarnation, LogIndex, Millis, Opinion, Policy, ReplicaId,
+    ClusterVersion, Command, HostNote, Incarnation, LogIndex, Millis, Opinion, Policy, ReplicaId,
     command::{FenceResult, Goodbye, PowerOffReading, StartResult, VmReport},
     event::Phase,
     inventory::Definition,
@@ -154,7 +154,11 @@ fn a_goodbye_that_every_replica_brings_is_told_once_and_one_of_a_later_restart_a
 fn a_word_of_a_former_life_of_a_replica_counts_for_nothing() {
     let mut log = Log::new();
     for replica in 1..=2 {
-        log.apply(Command::ObserverStarted { observer: ReplicaId(replica), session: 2 });
+        log.apply(Command::ObserverStarted {
+            observer: ReplicaId(replica),
+            session: 2,
+            supports: ClusterVersion::NEWEST,
+        });
     }
     log.opinions("h1", Opinion::Dead);
     let record = &log.ledger.hosts()[&host("h1")];

@@ -23,7 +23,9 @@ pub(crate) struct Checks {
 fn causes(kind: &str) -> &'static str {
     match kind {
         "replicas-changed" | "sink-gap" => "<> operator-acted",
-        "opinion-changed" => "<> opinion-changed host-suspected death-proven host-quarantined operator-acted",
+        "opinion-changed" => {
+            "<> bmc-told opinion-changed host-suspected death-proven host-quarantined operator-acted"
+        }
         "host-suspected" => "opinion-changed",
         "brake-engaged" | "path-degraded" => "opinion-changed host-suspected",
         "brake-released" => "brake-engaged",
@@ -57,6 +59,8 @@ fn causes(kind: &str) -> &'static str {
         "leader-started"
         | "observer-started"
         | "heartbeats-forged"
+        | "bmc-told"
+        | "cluster-version-raised"
         | "fencing-tested"
         | "watchdog-changed"
         | "unprotected-changed"

@@ -1,6 +1,6 @@
 //! What a scenario may say: one command a line, in an operator's words.
 
-use defib_model::{HostId, command::Operator};
+use defib_model::{ClusterVersion, HostId, command::Operator};
 
 use super::{machines::Machine, world::World};
 
@@ -41,6 +41,16 @@ impl Scenario {
         Self { world: World::new(3), policy_changed: false }
     }
 
+    /// All its replicas are of a release that supports this version at most.
+    pub(crate) fn of_release(newest: ClusterVersion) -> Self {
+        let mut scenario = Self::new();
+        for replica in &mut scenario.world.replicas {
+            replica.release = newest;
+            replica.controller = replica.controller.clone().supporting(newest);
+        }
+        scenario
+    }
+
     /// Does what one line says; the answer is what is printed.
     pub(crate) fn line(&mut self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -75,9 +85,9 @@ impl Scenario {
             "guest" => self.guest(rest),
             "test-fencing" => self.test_fencing(rest),
             "quiet" => self.quiet(rest),
-            "kill" | "pause" | "restart" | "deaf" => self.on_replica(command, rest),
+            "kill" | "pause" | "restart" | "release" | "deaf" => self.on_replica(command, rest),
             "operator" => self.operator(rest),
-            "status" | "vms" | "explain" | "why" | "plan" | "invariants" | "count" => {
+            "status" | "vms" | "explain" | "why" | "plan" | "invariants" | "count" | "story" => {
                 self.show(command, rest)
             }
             _ => Err("no such command".into()),

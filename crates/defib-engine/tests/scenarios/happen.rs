@@ -2,8 +2,8 @@
 
 use defib_engine::controller::Input;
 use defib_model::{
-    Command, HostId, ReplicaId, VmId,
-    command::{FencingTest, Goodbye},
+    ClusterVersion, Command, HostId, ReplicaId, VmId,
+    command::{BmcWord, FencingTest, Goodbye},
 };
 
 use super::{
@@ -128,9 +128,16 @@ impl Scenario {
     }
 
     /// `hint h1`: its BMC told the leader that something happened. `hint h1 for 1000`: it does so each millisecond.
+    /// `hint h1 tells power-off`: and what it told comes into the event stream.
     pub(crate) fn hint(&mut self, rest: &[&str]) -> Answer {
         let host = self.host_id(rest.first())?;
         let leader = self.world.leader.ok_or("nobody leads")?;
+        if let ["tells", class] = rest.get(1..).unwrap_or_default() {
+            let observer = self.world.replicas[leader].id;
+            let word = BmcWord { class: (*class).into(), ..BmcWord::default() };
+            let words = vec![(host.clone(), word)];
+            self.world.step(leader, Input::Command(Command::BmcTold { observer, words }));
+        }
         let ["for", span] = rest.get(1..).unwrap_or_default() else {
             self.world.step(leader, Input::Hinted(host));
             return Ok(());
@@ -274,6 +281,12 @@ impl Scenario {
         match command {
             "kill" => self.world.kill(at),
             "restart" => self.world.restart(at),
+            // `release r3 1`: after its next start it is of a release that supports that cluster version at most.
+            "release" => {
+                let version = number(rest.get(1).ok_or("which version?")?)?;
+                let version = u32::try_from(version).map_err(|_| "no such version")?;
+                self.world.replicas[at].release = ClusterVersion(version);
+            }
             "pause" => self.world.pause(at, number(rest.get(1).ok_or("for how long?")?)?),
             // `deaf r1 on`: it hears no host but is in touch with the other replicas.
             _ => {

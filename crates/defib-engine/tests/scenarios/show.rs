@@ -1,7 +1,7 @@
 //! Words for what is seen: status, VMs, what is waited for, plans.
 
 use defib_engine::ledger::Standing;
-use defib_model::VmId;
+use defib_model::{EventKind, EventSeq, VmId};
 
 use super::commands::{Answer, Scenario};
 
@@ -48,6 +48,8 @@ impl Scenario {
                     lines.push(format!("vm {vm}: incarnation {}, {held}, {truth}", record.incarnation));
                 }
             }
+            // `story vm cp-1`, `story host h1`: from what began it to the newest event of the VM, or to the suspicion.
+            "story" => lines.extend(self.story(rest)?),
             "explain" => {
                 let host = self.host_id(rest.first())?;
                 let now = self.world.now;
@@ -111,5 +113,25 @@ impl Scenario {
         }
         self.world.lines.extend(lines);
         Ok(())
+    }
+
+    fn story(&self, rest: &[&str]) -> Result<Vec<String>, String> {
+        let events = self.world.newest().ledger().events();
+        let last = match rest {
+            ["vm", vm] => events.since(EventSeq(1)).filter(|event| {
+                event.kind.protected_vm().is_some_and(|about| about.as_str() == *vm)
+            }).last(),
+            ["host", host] => events.since(EventSeq(1)).filter(|event| {
+                matches!(&event.kind, EventKind::HostSuspected { host: about } if about.as_str() == *host)
+            }).last(),
+            _ => return Err("of which VM or host?".into()),
+        };
+        let mut way = Vec::new();
+        let mut at = last;
+        while let Some(event) = at {
+            way.push(format!("  because: {}", event.kind));
+            at = event.cause.and_then(|seq| events.since(seq).next());
+        }
+        Ok(way)
     }
 }

@@ -11,65 +11,14 @@ use defib_engine::{
     observer::{Ack, Beat, Observer, Reached},
 };
 use defib_model::{
-    Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex, Policy,
-    ReplicaId, UnixMillis, VmId, command::Committed, inventory::Readiness,
+    ClusterVersion, Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex,
+    Policy, ReplicaId, UnixMillis, VmId, command::Committed, inventory::Readiness,
 };
 
-use super::{agents::Order, bus::Bus, checks::Checks, machines::Machine};
+use super::{agents::Order, bus::Bus, checks::Checks, machines::Machine, replica::Replica};
 
 /// How long the replicas need to elect a leader.
 const ELECTION: u64 = 300;
-
-/// One replica: what it has in memory, and what became of it.
-#[derive(Debug)]
-pub(crate) struct Replica {
-    pub(crate) id: ReplicaId,
-    pub(crate) session: u64,
-    pub(crate) alive: bool,
-    pub(crate) paused_until: u64,
-    /// Cut off from the other replicas.
-    pub(crate) cut: bool,
-    pub(crate) controller: Controller,
-    pub(crate) observer: Observer,
-    pub(crate) role: Role,
-    applied: usize,
-    due: Option<u64>,
-    /// Its own clock's zero: no two processes agree on it.
-    zero: u64,
-}
-
-impl Replica {
-    fn new(number: u64, session: u64, voters: &BTreeSet<ReplicaId>, now: u64) -> Self {
-        let id = ReplicaId(number);
-        let zero = number * 1_000_000;
-        let clock = Instant::from_millis(now + zero);
-        Self {
-            id,
-            session,
-            alive: true,
-            paused_until: 0,
-            cut: false,
-            controller: Controller::new(id, session, Ledger::new(voters.clone())),
-            observer: Observer::new(id, session, &Policy::default(), clock),
-            role: Role::Follower,
-            applied: 0,
-            due: None,
-            zero,
-        }
-    }
-
-    pub(crate) fn clock(&self, now: u64) -> Instant {
-        Instant::from_millis(now + self.zero)
-    }
-
-    fn millis(&self, at: Instant) -> u64 {
-        at.0.div_ceil(1_000_000).saturating_sub(self.zero)
-    }
-
-    fn connected(&self, now: u64) -> bool {
-        self.alive && !self.cut && self.paused_until <= now
-    }
-}
 
 /// What reaches a replica.
 #[derive(Debug)]
@@ -204,7 +153,9 @@ impl World {
             origin: 0,
             order: 0,
             queue: BTreeMap::new(),
-            replicas: (1..=replicas).map(|number| Replica::new(number, 1, &voters, 0)).collect(),
+            replicas: (1..=replicas)
+                .map(|number| Replica::new(number, 1, &voters, 0, ClusterVersion::NEWEST))
+                .collect(),
             log: Vec::new(),
             leader: None,
             term: 0,
@@ -560,9 +511,10 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, number: usize) {
-        let (id, session) = (self.replicas[number].id.0, self.replicas[number].session + 1);
+        let Replica { id: ReplicaId(id), session, release, .. } = self.replicas[number];
+        let session = session + 1;
         let voters = self.replicas.iter().map(|replica| replica.id).collect();
-        self.replicas[number] = Replica::new(id, session, &voters, self.now);
+        self.replicas[number] = Replica::new(id, session, &voters, self.now, release);
         if self.leader == Some(number) {
             self.leader = None;
         }

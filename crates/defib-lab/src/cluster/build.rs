@@ -108,6 +108,7 @@ impl Cluster {
             marker,
             bus: options.bus,
             etcd: options.etcd,
+            highest_cluster_version: options.highest_cluster_version,
             directory,
             leave_directory: options.leave_directory,
         };
@@ -242,7 +243,12 @@ impl Cluster {
 
     /// The configuration of a replica.
     pub(super) fn replica_file(&self, own: &ReplicaPorts, directory: &Path, rebuild: bool) -> String {
-        files::replica(own, &self.ports, directory, rebuild, self.bus.as_deref(), self.etcd.as_deref())
+        let (bus, etcd) = (self.bus.as_deref(), self.etcd.as_deref());
+        let mut text = files::replica(own, &self.ports, directory, rebuild, bus, etcd);
+        if let Some(version) = self.highest_cluster_version.get(&own.id) {
+            text.push_str(&format!("highest-cluster-version: {version}\n"));
+        }
+        text
     }
 
     pub(super) fn start_replica(

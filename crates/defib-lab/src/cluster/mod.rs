@@ -101,6 +101,8 @@ pub struct Options {
     pub bus: Option<String>,
     /// The section `etcd` of each replica's configuration, in YAML on one line.
     pub etcd: Option<String>,
+    /// Replicas that support no newer cluster version than this, as if they were of an older release.
+    pub highest_cluster_version: BTreeMap<u64, u32>,
     /// Leave the directory to whoever owns what it is in: where many clusters follow each other, deleted files
     /// can make new ones slow for a minute (ext4 without a journal looks at each inode that it must not use again yet).
     pub leave_directory: bool,
@@ -121,6 +123,7 @@ impl Options {
             binaries: None,
             bus: None,
             etcd: None,
+            highest_cluster_version: BTreeMap::new(),
             leave_directory: false,
         }
     }
@@ -163,6 +166,7 @@ pub struct Cluster {
     marker: String,
     bus: Option<String>,
     etcd: Option<String>,
+    highest_cluster_version: BTreeMap<u64, u32>,
 }
 
 impl Cluster {

@@ -279,6 +279,7 @@ impl Narrator {
             EventKind::HeartbeatsForged { .. } => {
                 self.step(at, Tone::Bad, "forged", &kind.to_string(), false);
             }
+            EventKind::BmcTold { .. } => self.step(at, Tone::Doubt, "bmc", &kind.to_string(), false),
             EventKind::PathDegraded { .. } => {
                 self.step(at, Tone::Doubt, "path", &kind.to_string(), false);
             }
@@ -295,6 +296,7 @@ impl Narrator {
             | EventKind::PolicyChanged { .. }
             | EventKind::InventoryChanged { .. }
             | EventKind::JoinTokenUsed { .. }
+            | EventKind::ClusterVersionRaised { .. }
             | EventKind::ClockSetBack { .. }
             | EventKind::ClockCompared { .. }
             | EventKind::SinkGap { .. }

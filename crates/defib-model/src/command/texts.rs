@@ -39,6 +39,7 @@ impl Command {
             | Self::Delivered { .. }
             | Self::HeadSigned { .. }
             | Self::HostsWitnessed { .. }
+            | Self::BmcTold { .. }
             | Self::ClockCompared { .. }
             | Self::Tick => None,
         }
@@ -49,6 +50,10 @@ impl Command {
     pub fn cut_texts(&mut self) {
         match self {
             Self::PowerFoundOff { readings, .. } => cut_readings(readings),
+            Self::BmcTold { words, .. } => words.iter_mut().for_each(|(_, word)| {
+                let texts = [&mut word.class, &mut word.message_id, &mut word.severity, &mut word.message];
+                texts.into_iter().for_each(cut_in_place);
+            }),
             Self::FenceEnded { result, .. } => match result {
                 FenceResult::Off(readings) => cut_readings(readings),
                 FenceResult::StillOn { detail }

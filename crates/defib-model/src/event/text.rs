@@ -37,6 +37,9 @@ impl fmt::Display for EventKind {
             Self::HeartbeatsForged { observer, host, count } => {
                 write!(f, "host {host}: r{observer} dropped {count} forged heartbeats in its name")
             }
+            Self::BmcTold { observer, host, told } => {
+                write!(f, "host {host}: its BMC tells r{observer} ({told})")
+            }
             Self::HostSuspected { host } => write!(f, "host {host}: suspected by a quorum"),
             Self::HostConfirmed { host, epoch, detail } => {
                 write!(f, "host {host}: confirmed down, epoch {epoch}: {detail}")
@@ -166,6 +169,9 @@ impl fmt::Display for EventKind {
             }
             Self::HeadSigned { upto, key, .. } => {
                 write!(f, "the stream up to event {upto} is signed with key {key}")
+            }
+            Self::ClusterVersionRaised { version } => {
+                write!(f, "cluster version {version} is in force: the releases of all replicas support it")
             }
             Self::ClockSetBack { leader, by_ms } => {
                 let by = Millis(*by_ms);

@@ -16,7 +16,7 @@ use defib_engine::observer::{BusBeat, Extent, Heed, Partition, Place};
 use defib_kafka::Brokers;
 use defib_model::{HostId, Instant, export::check_topic};
 #[cfg(feature = "kafka")]
-pub use reader::{BusError, BusReader, start};
+pub use reader::{BusError, BusReader, PowerGoes, start};
 use serde::{Deserialize, Serialize};
 
 /// The number of the topic of beats, and of that of BMCs' events, in [`Partition::topic`].

@@ -14,6 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::observer::{BusBeat, Extent, Partition, Place};
 use defib_kafka::Quiet;
+use defib_model::HostId;
 use defib_wire::bus::{BmcEvent, BmcSaid, Heartbeat};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
@@ -55,6 +56,9 @@ pub enum BusError {
     Thread(#[from] std::io::Error),
 }
 
+/// Is told what a record says of a BMC whose host has, or soon has, no power. Must not wait.
+pub type PowerGoes = Box<dyn Fn(&HostId, defib_bmc::BmcEvent) + Send>;
+
 /// The two threads; they end when it is dropped.
 #[derive(Debug)]
 pub struct BusReader {
@@ -90,6 +94,7 @@ pub fn start(
     clock: Clock,
     observer: Instructor,
     counters: Arc<BusCounters>,
+    power_goes: PowerGoes,
 ) -> Result<BusReader, BusError> {
     let mut settings = defib_kafka::reach(&config.kafka)?;
     settings
@@ -139,6 +144,7 @@ pub fn start(
         losses,
         assigned: BTreeSet::new(),
         dead_letters,
+        power_goes,
         counters: Arc::clone(&counters),
         stop: Arc::clone(&stop),
     };
@@ -234,6 +240,7 @@ struct Reader {
     lost: Sender<Partition>,
     losses: Receiver<Partition>,
     assigned: BTreeSet<Partition>,
+    power_goes: PowerGoes,
     dead_letters: Option<DeadLetters>,
     counters: Arc<BusCounters>,
     stop: Arc<AtomicBool>,
@@ -352,11 +359,13 @@ impl Reader {
         } else {
             BmcEvent::read(record.key(), payload).map(|BmcEvent { host, said }| {
                 let power_goes = match said {
-                    BmcSaid::PowerLost => true,
-                    BmcSaid::Other => false,
+                    BmcSaid::PowerLost => Some(power_lost()),
+                    BmcSaid::Other => None,
                     BmcSaid::Redfish(events) => defib_bmc::power_goes(&events),
                 };
-                if power_goes { Told::PowerGoes { host, place } } else { Told::Passed(place) }
+                let Some(event) = power_goes else { return Told::Passed(place) };
+                (self.power_goes)(&host, event);
+                Told::PowerGoes { host, place }
             })
         };
         read.unwrap_or_else(|error| {
@@ -366,6 +375,18 @@ impl Reader {
             }
             Told::Poison(place)
         })
+    }
+}
+
+/// What a record of our own schema says.
+fn power_lost() -> defib_bmc::BmcEvent {
+    defib_bmc::BmcEvent {
+        class: defib_bmc::EventClass::PowerOff,
+        message_id: String::new(),
+        message: "a record of the bus says that its power is lost".into(),
+        severity: String::new(),
+        at: String::new(),
+        origin: None,
     }
 }
 

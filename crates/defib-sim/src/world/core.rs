@@ -159,6 +159,10 @@ impl World {
         let continues = run.controller.ledger().events().continues(&end);
         self.checks.continues(self.now, id, entry.index, continues);
         self.step(number, Input::Committed(Committed { index: LogIndex(entry.index), entry: decoded }));
+        let supported = self.replicas[number].run().map_or(Ok(()), |run| run.controller.check_version());
+        if let Err(error) = supported {
+            self.checks.unreadable(self.now, id, entry.index, &error.to_string());
+        }
         self.applied(number);
         self.check_session(number);
         if let Some(episode) = waiting {

@@ -9,7 +9,7 @@ use defib_consensus::{
     replica::{Membership, Output, Replica as Consensus, ReplicaConfig, RoleChange},
 };
 use defib_engine::{controller::Controller, ledger::Ledger, observer::Observer};
-use defib_model::{Policy, ReplicaId};
+use defib_model::{ClusterVersion, Policy, ReplicaId};
 use defib_wire::v1;
 
 use super::{Act, End, World, log::RaftInput, observer::ObserverSession, probes::Asked};
@@ -183,6 +183,9 @@ impl World {
             }
         };
         let session = self.session_number(number);
+        // Upgraded while it was down.
+        let older = life == 0 && self.plan.older_releases.contains(&self.replicas[number].id);
+        let release = if older { ClusterVersion::OLDEST } else { ClusterVersion::NEWEST };
         let (now, me) = (self.now, ReplicaId(self.replicas[number].id));
         let replica = &mut self.replicas[number];
         replica.life += 1;
@@ -200,7 +203,7 @@ impl World {
             pending: None,
             announcing: false,
             next_tick: 0,
-            controller: Controller::new(me, session, Ledger::new(voters)),
+            controller: Controller::new(me, session, Ledger::new(voters)).supporting(release),
             observer: Observer::new(me, session, &Policy::default(), replica.clock.local(now)),
             caught_up: false,
             role: RoleChange::default(),
