@@ -205,6 +205,7 @@ impl Ledger {
         let Some(record) = self.hosts.get_mut(&report.host) else {
             return self.refuse("agent-reported", format!("host {} is not in the inventory", report.host));
         };
+        self.index.to_compare.insert(report.host.clone());
         if record.is_over(report.boot) {
             let detail = format!("host {}: boot {} is over", report.host, report.boot);
             return self.refuse("agent-reported", detail);

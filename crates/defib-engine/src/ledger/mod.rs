@@ -390,6 +390,12 @@ impl Ledger {
         core::mem::take(&mut self.index.touched)
     }
 
+    /// Hosts whose agents' reports may mean something else than at the last call, besides those of
+    /// [`Self::take_touched`].
+    pub fn take_to_compare(&mut self) -> BTreeSet<HostId> {
+        core::mem::take(&mut self.index.to_compare)
+    }
+
     /// How many voters are a quorum.
     #[must_use]
     pub fn quorum(&self) -> usize {
