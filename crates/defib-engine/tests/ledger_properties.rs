@@ -15,8 +15,8 @@ use defib_model::{
     Vm, VmCondition, VmId, VmNote,
     chain::ChainVerifier,
     command::{
-        AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
-        ReplicaOrder, StartResult, Unplaced, VmReport, Witnessed,
+        AgentReport, ExpiryVote, FenceResult, Goodbye, LifeSign, Operator, OpinionChange, Placement,
+        PowerOffReading, ReplicaOrder, StartResult, Unplaced, VmReport, Witnessed,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -175,7 +175,9 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             Command::Opinions { observer, session: 1, changes }
         }
         4 if c % 2 == 0 => {
-            let hosts = vec![Witnessed { host, epoch, neighbour: host_id(a) }];
+            let signs = [LifeSign::Reached { neighbour: host_id(a) }, LifeSign::Heard, LifeSign::Nothing];
+            let sign = signs[usize::from(a % 3)].clone();
+            let hosts = vec![Witnessed { host, epoch, sign }];
             Command::HostsWitnessed { observer, session: 1, hosts }
         }
         4 | 5 => Command::LeasesExpired {

@@ -37,7 +37,7 @@ impl Controller {
                 muted_for: record.expected_silent_until.map(|until| until.since(self.ledger.at())),
                 recorded: opinion.opinion,
                 vote_recorded: record.expiry_votes.contains(&self.me),
-                witness_recorded: record.witnesses.contains_key(&self.me),
+                sign_recorded: record.life_signs.contains_key(&self.me),
             };
             // A host that just got its epoch hears of it at once, not with its next heartbeat.
             if record.standing == Standing::Active

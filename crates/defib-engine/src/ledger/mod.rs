@@ -43,6 +43,7 @@ pub use electorate::ELECTORATE_MAX;
 pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
 pub use index::Index;
+pub(crate) use records::LIFE_SIGN_HOLDS;
 pub use records::{
     Electorate, FenceEnd, FencePace, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord,
     Standing, TestRecord, VmRecord,
@@ -470,6 +471,8 @@ impl Ledger {
             let record = self.hosts.get(&recovery.host).filter(|record| record.standing != Standing::Dead);
             let opinions = record.into_iter().flat_map(|record| record.opinions.values());
             opinions.for_each(|held| consider(held.since.plus(self.new_boot_waits())));
+            let signs = record.into_iter().flat_map(|record| record.life_signs.values());
+            signs.for_each(|told| consider(told.plus(LIFE_SIGN_HOLDS)));
             match recovery.phase {
                 Phase::Suspected if recovery.brake.is_some() => {
                     if let Some(release) = self.brakes.next_release(&self.policy) {

@@ -155,6 +155,8 @@ pub(crate) enum Act {
         boots: u64,
     },
     SessionEnds(HostId),
+    /// The clone of a host tries to be it.
+    Clone(HostId),
     Heal {
         host: HostId,
     },
