@@ -157,8 +157,8 @@ pub struct Controller {
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
     reports: BTreeMap<HostId, AgentReport>,
-    /// Hosts whose reports may ask for something: those that came or whose hosts or VMs changed since they were looked at,
-    /// and those that were not settled then. All others have nothing to say, and there are thousands of them.
+    /// Hosts whose reports may ask for something: those that came or whose hosts or VMs changed since they were looked
+    /// at, and those that were not settled then. All others have nothing to say, and there are thousands of them.
     look_at: BTreeSet<HostId>,
     /// When each report came: in cluster time, and after which log entry.
     reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,

@@ -82,8 +82,8 @@ impl Controller {
         self.burns.retain(|_, at| now < at.plus(REPROPOSE_AFTER));
     }
 
-    /// Hosts whose reports ask for something though this leader would not look at them: there are none. For checkers; it
-    /// walks all that all agents report.
+    /// Hosts whose reports ask for something though this leader would not look at them: there are none. For checkers;
+    /// it walks all that all agents report.
     #[must_use]
     pub fn overlooked(&self) -> Vec<&HostId> {
         let left = self.reports.iter().filter(|(host, _)| !self.look_at.contains(*host));

@@ -95,8 +95,8 @@ impl Ledger {
     }
 
     /// An observer that misses a host tells whether its boot in use lives: then no other boot speaks for the host. That
-    /// a neighbour reached it is for people, too, since an observer withholds its vote by itself: told by the first one of
-    /// them, and by the next ones to whoever asks why nothing happens.
+    /// a neighbour reached it is for people, too, since an observer withholds its vote by itself: told by the first one
+    /// of them, and by the next ones to whoever asks why nothing happens.
     pub(super) fn hosts_witnessed(&mut self, observer: ReplicaId, session: u64, hosts: &[Witnessed]) {
         if !self.session_counts(observer, session) {
             return self.refuse("hosts-witnessed", format!("session {session} of r{observer} is over"));

@@ -1,11 +1,11 @@
 //! What shows that the boot in use lives though this observer misses the host.
 //!
 //! Where another boot speaks for a host, one of two things happened: the host has booted anew, and then nothing of the
-//! former boot runs; or another machine has its disk and its certificate, and then the boot in use may well live, with all
-//! its VMs. That it is missed tells the two apart only if nothing else shows it: the network to the replicas may be broken,
-//! or it may speak and hear nobody. So observers tell the log as long as it shows that it lives, condemned or not, and the
-//! log believes no other boot meanwhile (`Ledger::other_boot_waits`). Nothing else hangs on it: the boot in use is voted dead,
-//! fenced and proven dead as ever.
+//! former boot runs; or another machine has its disk and its certificate, and then the boot in use may well live, with
+//! all its VMs. That it is missed tells the two apart only if nothing else shows it: the network to the replicas may be
+//! broken, or it may speak and hear nobody. So observers tell the log as long as it shows that it lives, condemned or
+//! not, and the log believes no other boot meanwhile (`Ledger::other_boot_waits`). Nothing else hangs on it: the boot
+//! in use is voted dead, fenced and proven dead as ever.
 
 use alloc::vec::Vec;
 

@@ -11,10 +11,10 @@
 //! Nobody is granted a lease for it, no bad opinion is taken back, nothing is proven, and there is no word for "nobody
 //! reached it": a probe can't be evidence for a death. It counts for two things: while answers come
 //! [no other boot speaks for the host](super::life_signs), and the host is not voted dead for as long
-//! after the newest answered question as silence lasts that makes a vote. The latter ends when the policy's `witness-delay`
-//! is over, and when the host stops its VMs by itself because the lease that this observer promised has run out: from
-//! then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that reads off and
-//! an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not
+//! after the newest answered question as silence lasts that makes a vote. The latter ends when the policy's
+//! `witness-delay` is over, and when the host stops its VMs by itself because the lease that this observer promised has
+//! run out: from then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that
+//! reads off and an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not
 //! spoken for: that it lives is known, and its lease is over.
 
 use alloc::vec::Vec;

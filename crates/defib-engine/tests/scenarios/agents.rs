@@ -288,8 +288,8 @@ impl World {
         }
     }
 
-    /// Another machine has the host's disk and certificate, and runs nothing. Replicas give it a session when its boot may
-    /// speak for the host, and it reports.
+    /// Another machine has the host's disk and certificate, and runs nothing. Replicas give it a session when its boot
+    /// may speak for the host, and it reports.
     fn clone_speaks(&mut self, host: &HostId) {
         self.later(CLONE_TRIES_AGAIN, Act::Clone(host.clone()));
         for number in 0..self.replicas.len() {
