@@ -33,6 +33,7 @@ use crate::{
     core::{Core, Message},
     found::{self, Found},
     join::Joining,
+    pace::Paced,
     probes::{self, Probes},
 };
 
@@ -193,7 +194,7 @@ impl Agents {
         lasting
             .map(|(host, away)| {
                 format!(
-                    "host {host}: boot {} of it wants a session while the boot in use is heard: two machines bear its name (a copied disk or certificate); stop one of them",
+                    "host {host}: boot {} of it wants a session while the boot in use is heard, or shows otherwise that it lives: two machines bear its name (a copied disk or certificate); stop one of them",
                     away.boot
                 )
             })
@@ -352,6 +353,26 @@ impl Agents {
         Ok((number, replaces))
     }
 
+    async fn hear(&self, core: &Core, host: &HostId, said: v1::AgentMessage) {
+        let said = match said.message {
+            Some(agent_message::Message::Findings(found)) => return self.has_found(host, found),
+            Some(agent_message::Message::ProbeAnswered(answered)) => {
+                return self.probe_answered(host, answered);
+            }
+            message => heard(host, v1::AgentMessage { message }),
+        };
+        match said {
+            // It is said again; what happened is said once.
+            Ok(report @ Input::Reported(_)) => {
+                if let Err(error) = core.tell(Message::Input(report)) {
+                    tracing::warn!(%host, %error, "a report of its agent was dropped");
+                }
+            }
+            Ok(happened) => core.insist(Message::Input(happened)).await,
+            Err(error) => tracing::warn!(%host, %error, "a message of its agent was dropped"),
+        }
+    }
+
     /// Ends a session unless a newer one of the host has taken its place; whether it was the present one.
     fn close(&self, host: &HostId, number: u64) -> bool {
         let mut inner = self.inner();
@@ -452,25 +473,16 @@ impl AgentControl for AgentService {
         let (number, replaces) = self.agents.open(&host, boot, &hello.agent_version, epoch, outgoing)?;
         if replaces {
             // Before anything that the new session brings: what was ordered by the former one may be lost.
-            let _ = self.core.tell(Message::Input(Input::AgentLeft(host.clone())));
+            self.core.insist(Message::Input(Input::AgentLeft(host.clone()))).await;
         }
         let v1::Hello { agent_version: version, boot_id: boot, dumping, .. } = hello;
         tracing::info!(%host, version, boot, dumping, "agent session opened");
         let (core, agents) = (self.core.clone(), Arc::clone(&self.agents));
         tokio::spawn(async move {
+            let mut incoming = Paced::new(incoming);
             loop {
                 match incoming.next().await {
-                    Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Findings(found)) })) => {
-                        agents.has_found(&host, found);
-                    }
-                    Some(Ok(v1::AgentMessage {
-                        message: Some(agent_message::Message::ProbeAnswered(answered)),
-                    })) => agents.probe_answered(&host, answered),
-                    Some(Ok(said)) => {
-                        if let Err(error) = hear(&core, &host, said) {
-                            tracing::warn!(%host, %error, "a message of its agent was dropped");
-                        }
-                    }
+                    Some(Ok(said)) => agents.hear(&core, &host, said).await,
                     Some(Err(error)) => {
                         tracing::info!(%host, %error, "agent session broke");
                         break;
@@ -482,7 +494,7 @@ impl AgentControl for AgentService {
                 }
             }
             if agents.close(&host, number) {
-                let _ = core.tell(Message::Input(Input::AgentLeft(host)));
+                core.insist(Message::Input(Input::AgentLeft(host))).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream).map(|waiting| Ok(waiting.into_message())))))
@@ -521,11 +533,6 @@ pub fn heard(host: &HostId, said: v1::AgentMessage) -> anyhow::Result<Input> {
             Input::Goodbye { host: host.clone(), boot, epoch, goodbye }
         }
     })
-}
-
-fn hear(core: &Core, host: &HostId, said: v1::AgentMessage) -> anyhow::Result<()> {
-    core.tell(Message::Input(heard(host, said)?))?;
-    Ok(())
 }
 
 fn order_outcome(outcome: Option<order_outcome::Outcome>) -> anyhow::Result<OrderOutcome> {

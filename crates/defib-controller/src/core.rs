@@ -1,5 +1,7 @@
 //! The one loop, on a thread of its own: takes one message, asks the controller, hands its effects out.
 
+mod handle;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -7,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use defib_consensus::{
     driver::{DriverOutput, Handle},
     replica::{CommittedEntry, Membership, MembershipChange, RoleChange, SnapshotBytes},
@@ -25,6 +27,7 @@ use defib_observe::{
     heartbeats::{Instruction, Instructor},
 };
 use defib_wire::log::{decode_entry, decode_snapshot, encode_entry, encode_snapshot};
+pub use handle::{Core, Overloaded};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -92,76 +95,6 @@ pub struct View<'a> {
     pub unled_since: Option<Instant>,
     /// The replicas.
     pub membership: &'a Membership,
-}
-
-/// The loop is overloaded or has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this replica has more to do than it can take, or is stopping; try again, or another replica")]
-pub struct Overloaded;
-
-/// How others reach the loop.
-#[derive(Debug, Clone)]
-pub struct Core {
-    messages: Sender<Message>,
-}
-
-impl Core {
-    /// Over the sending end of the loop's queue.
-    #[must_use]
-    pub const fn new(messages: Sender<Message>) -> Self {
-        Self { messages }
-    }
-
-    /// Sends without waiting.
-    ///
-    /// # Errors
-    /// When the queue is full or the loop has ended.
-    pub fn tell(&self, message: Message) -> Result<(), Overloaded> {
-        self.messages.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
-        })
-    }
-
-    /// Asks a question and waits for its answer.
-    ///
-    /// # Errors
-    /// When the loop does not answer.
-    pub async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
-    ) -> Result<T, Overloaded> {
-        let (sender, receiver) = oneshot::channel();
-        self.tell(Message::Query(Box::new(move |view| {
-            let _ = sender.send(question(view));
-        })))?;
-        receiver.await.map_err(|_| Overloaded)
-    }
-
-    /// Proposes a command and waits for its fate.
-    ///
-    /// # Errors
-    /// When the loop does not answer.
-    pub async fn propose(&self, command: Command) -> Result<Fate, Overloaded> {
-        let (waiter, receiver) = oneshot::channel();
-        self.tell(Message::Propose { command, waiter })?;
-        receiver.await.map_err(|_| Overloaded)
-    }
-
-    /// Proposes a change of the replica set and waits for its fate. The membership itself changes a moment later.
-    ///
-    /// # Errors
-    /// When the loop does not answer.
-    pub async fn change(&self, change: MembershipChange) -> Result<Fate, Overloaded> {
-        let (waiter, receiver) = oneshot::channel();
-        self.tell(Message::Change { change, waiter })?;
-        receiver.await.map_err(|_| Overloaded)
-    }
-
-    /// Whether a majority confirms, now, that this replica's log is current: on a leader, that it still leads.
-    pub async fn confirm(&self) -> bool {
-        let (waiter, receiver) = oneshot::channel();
-        self.tell(Message::Confirm(waiter)).is_ok() && receiver.await.unwrap_or(false)
-    }
 }
 
 /// What the loop tells everybody, without being asked.

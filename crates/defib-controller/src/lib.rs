@@ -28,6 +28,7 @@ pub mod join;
 pub mod members;
 pub mod metrics;
 pub mod operator;
+mod pace;
 mod peers;
 mod probes;
 pub mod proposals;

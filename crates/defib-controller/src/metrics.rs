@@ -218,7 +218,7 @@ fn describe() {
     for (name, text) in [
         (
             "defib_agent_sessions_turned_away_total",
-            "Sessions that agents did not get because their host is in use in another boot that is heard",
+            "Sessions that agents did not get because their host is in use in another boot that lives",
         ),
         (
             "defib_bmc_logins_refused_total",

@@ -15,8 +15,8 @@ use defib_model::{
     UnixMillis, Vm, VmCondition, VmId, VmNote,
     chain::ChainVerifier,
     command::{
-        AgentReport, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement, PowerOffReading,
-        ReplicaOrder, StartResult, Unplaced, VmReport, Witnessed,
+        AgentReport, ExpiryVote, FenceResult, Goodbye, LifeSign, Operator, OpinionChange, Placement,
+        PowerOffReading, ReplicaOrder, StartResult, Unplaced, VmReport, Witnessed,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
@@ -169,13 +169,15 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
     let attempt = attempt.map_or(0, |fence| fence.attempt);
     let observer = ReplicaId(u64::from(b % 3) + 1);
     let vm = vm_id(b);
-    match what % 23 {
+    match what % 24 {
         0..=3 => {
             let changes = vec![OpinionChange { host, epoch, opinion: opinion(a), silent_ms: u64::from(c) }];
             Command::Opinions { observer, session: 1, changes }
         }
         4 if c % 2 == 0 => {
-            let hosts = vec![Witnessed { host, epoch, neighbour: host_id(a) }];
+            let signs = [LifeSign::Reached { neighbour: host_id(a) }, LifeSign::Heard, LifeSign::Nothing];
+            let sign = signs[usize::from(a % 3)].clone();
+            let hosts = vec![Witnessed { host, epoch, sign }];
             Command::HostsWitnessed { observer, session: 1, hosts }
         }
         4 | 5 => Command::LeasesExpired {
@@ -273,6 +275,10 @@ fn command(ledger: &Ledger, (what, who, a, b, c): Dice) -> Command {
             let replaces = ledger.inventory_version();
             Command::SetInventory { inventory: changed, replaces, operator: operator() }
         }
+        22 => Command::ClockCompared {
+            replica: ReplicaId(u64::from(a % 4) + 1),
+            ahead_ms: (i64::from(b) - 128) * 7000,
+        },
         _ => Command::Tick,
     }
 }
@@ -328,7 +334,11 @@ proptest! {
         let mut now = 0;
         for dice in dice {
             now += u64::from(dice.4) * 20;
-            let entry = entry(now, command(&ledger, dice));
+            let mut entry = entry(now, command(&ledger, dice));
+            // Clocks of replicas differ, by little or by days, and are set back and forth.
+            let apart = [0, 0, 0, 3000, 12_000, 86_400_000][usize::from(dice.3 % 6)];
+            entry.wall = UnixMillis(now.saturating_add(apart));
+            entry.proposer = ReplicaId(u64::from(dice.2 % 5 == 0) + 1);
             ledger.apply(LogIndex(log.len() as u64 + 1), &entry);
             let said = format!("{:?}", entry.command);
             log.push(entry);

@@ -13,8 +13,8 @@ use defib_model::{
     Incarnation, Inventory, LogIndex, Millis, Opinion, Policy, RecoveryId, ReplicaId, Resources, SinkId,
     Subject, VmCondition, VmId, VmNote,
     command::{
-        AgentReport, BmcWord, Document, ExpiryVote, FenceResult, Goodbye, Operator, OpinionChange, Placement,
-        PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport, Witnessed,
+        AgentReport, BmcWord, Document, ExpiryVote, FenceResult, Goodbye, LifeSign, Operator, OpinionChange,
+        Placement, PowerOffReading, StartResult, StoreRevision, Unplaced, VmReport, Witnessed,
     },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Group, Host, Priority, Readiness, RedfishTarget,
@@ -522,7 +522,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
             let replaces = near(u, ledger.inventory_version())?;
             Command::SetInventory { inventory: inventory(u)?, replaces, operator: operator(u)? }
         }
-        18 => match u.int_in_range(0..=5_u8)? {
+        18 => match u.int_in_range(0..=6_u8)? {
             0 => {
                 let mut voters = BTreeSet::new();
                 for _ in 0..u.int_in_range(0..=4_u8)? {
@@ -547,6 +547,7 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
                 };
                 Command::DocumentRead { document: Box::new(document), replaces, at, operator: operator(u)? }
             }
+            5 => Command::ClockCompared { replica: replica(u)?, ahead_ms: i64::from(u.arbitrary::<i32>()?) },
             4 => {
                 let sinks: Vec<&SinkId> = ledger.sinks().keys().collect();
                 let sink = match sinks.is_empty() {
@@ -561,7 +562,12 @@ pub(crate) fn command(u: &mut Unstructured<'_>, kind: u8, ledger: &Ledger) -> Re
         19 => {
             let observer = replica(u)?;
             let (host, neighbour) = (host(u)?, host(u)?);
-            let hosts = vec![Witnessed { epoch: epoch(u, ledger, &host)?, host, neighbour }];
+            let sign = match u.int_in_range(0..=2_u8)? {
+                0 => LifeSign::Heard,
+                1 => LifeSign::Nothing,
+                _ => LifeSign::Reached { neighbour },
+            };
+            let hosts = vec![Witnessed { epoch: epoch(u, ledger, &host)?, host, sign }];
             Command::HostsWitnessed { observer, session: session(u, ledger, observer)?, hosts }
         }
         20 => {

@@ -48,15 +48,30 @@ pub struct OpinionChange {
     pub silent_ms: u64,
 }
 
-/// A neighbour reached a host that an observer does not hear: by then the host lived.
+/// What shows an observer that the boot in use of a host lives, though it misses the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LifeSign {
+    /// An agent of another host reached it.
+    Reached {
+        /// Whose.
+        neighbour: HostId,
+    },
+    /// Its heartbeats come, and say that it hears nobody.
+    Heard,
+    /// Nothing, or nothing more.
+    Nothing,
+}
+
+/// Whether the boot in use of a host that an observer misses shows that it lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Witnessed {
     /// Which host.
     pub host: HostId,
     /// Its epoch as the observer knew it.
     pub epoch: Epoch,
-    /// Whose agent reached it.
-    pub neighbour: HostId,
+    /// By what.
+    pub sign: LifeSign,
 }
 
 /// A promise that ran out, under the conditions of the double quorum (design 4.1). Final for its epoch.
@@ -349,13 +364,14 @@ pub enum Command {
         /// Whose.
         votes: Vec<ExpiryVote>,
     },
-    /// Neighbours reached hosts that an observer asks about: told once in a silence.
+    /// Hosts that an observer misses show that they live, or do so no more. Told when that changes, and again now and
+    /// then as long as they do.
     HostsWitnessed {
         /// Which observer.
         observer: ReplicaId,
         /// In which of its lives.
         session: u64,
-        /// Which hosts, and by whom.
+        /// Which hosts, and what shows it.
         hosts: Vec<Witnessed>,
     },
     /// A replica dropped datagrams that somebody forged in the names of hosts.

@@ -295,7 +295,8 @@ impl Controller {
         let never_seen = |host: &HostId| {
             self.ledger.hosts().get(host).is_some_and(|host| host.standing == Standing::NeverSeen)
         };
-        let some_unseen = self.ledger.hosts().keys().any(never_seen);
+        // Asked of thousands, and seldom needed.
+        let mut some_unseen: Option<bool> = None;
         let mut held = false;
         let mut wanted: Vec<VmId> = Vec::new();
         let mut first: Vec<VmId> = Vec::new();
@@ -307,7 +308,10 @@ impl Controller {
             let declared = self.ledger.inventory().vms.get(vm).and_then(|vm| vm.first_host.as_ref());
             let (unseen, wait) = match declared {
                 Some(host) => (never_seen(host) || self.long_unreached(now, host), FIRST_HOST_WAIT),
-                None => (some_unseen, FIRST_SPREAD_WAIT),
+                None => {
+                    let any = || self.ledger.hosts().keys().any(never_seen);
+                    (*some_unseen.get_or_insert_with(any), FIRST_SPREAD_WAIT)
+                }
             };
             let since = *self.first_seen.entry(vm.clone()).or_insert(now);
             if unseen && now < since.plus(wait) {

@@ -160,6 +160,9 @@ pub struct Controller {
     asks: BTreeMap<RecoveryId, leader::Ask>,
     fences: BTreeMap<RecoveryId, leader::FenceInFlight>,
     reports: BTreeMap<HostId, AgentReport>,
+    /// Hosts whose reports may ask for something: those that came or whose hosts or VMs changed since they were looked
+    /// at, and those that were not settled then. All others have nothing to say, and there are thousands of them.
+    look_at: BTreeSet<HostId>,
     /// When each report came: in cluster time, and after which log entry.
     reported_at: BTreeMap<HostId, (ClusterTime, LogIndex)>,
     /// When the sessions ended of hosts that have none since.
@@ -204,6 +207,7 @@ impl Controller {
             asks: BTreeMap::new(),
             fences: BTreeMap::new(),
             reports: BTreeMap::new(),
+            look_at: BTreeSet::new(),
             reported_at: BTreeMap::new(),
             left_at: BTreeMap::new(),
             burns: BTreeMap::new(),
@@ -292,6 +296,7 @@ impl Controller {
                     self.words.replaced(now, &report.host);
                 }
                 self.repeat_orders(now, &report);
+                self.look_at.insert(report.host.clone());
                 self.reports.insert(report.host.clone(), report);
             }
             Input::AgentLeft(host) => {
@@ -430,6 +435,7 @@ impl Controller {
         self.out_of_touch_since = None;
         self.clocks.clear();
         self.words.look();
+        self.look_at.extend(self.reports.keys().cloned());
     }
 
     fn observed(&mut self, now: Instant, proposal: Proposal, effects: &mut Vec<Effect>) {

@@ -11,6 +11,8 @@ impl Controller {
     /// Tells the observer about hosts that changed; about all of them if `whole`.
     pub(super) fn watch(&mut self, whole: bool, effects: &mut Vec<Effect>) {
         let touched = self.ledger.take_touched();
+        self.look_at.extend(self.ledger.take_to_compare());
+        self.look_at.extend(touched.iter().cloned());
         let hosts: BTreeSet<HostId> =
             if whole { self.ledger.hosts().keys().cloned().collect() } else { touched };
         if whole {
@@ -19,6 +21,7 @@ impl Controller {
                 effects.push(Effect::Forget { host: gone.clone() });
             }
             self.known_hosts.clone_from(&hosts);
+            self.look_at.extend(self.reports.keys().cloned());
             self.left_at.retain(|host, _| hosts.contains(host));
         }
         for host in hosts {
@@ -34,7 +37,7 @@ impl Controller {
                 muted_for: record.expected_silent_until.map(|until| until.since(self.ledger.at())),
                 recorded: opinion.opinion,
                 vote_recorded: record.expiry_votes.contains(&self.me),
-                witness_recorded: record.witnesses.contains_key(&self.me),
+                sign_recorded: record.life_signs.contains_key(&self.me),
             };
             // A host that just got its epoch hears of it at once, not with its next heartbeat.
             if record.standing == Standing::Active

@@ -9,7 +9,7 @@ use alloc::{
 
 use defib_model::{
     BootId, ClusterVersion, Epoch, EventKind, HostId, HostNote, Millis, Opinion, ReplicaId,
-    command::{BmcWord, ExpiryVote, Goodbye, OpinionChange, PowerOffReading, VmReport, Witnessed},
+    command::{BmcWord, ExpiryVote, Goodbye, LifeSign, OpinionChange, PowerOffReading, VmReport, Witnessed},
     event::{Phase, ProofKind},
 };
 
@@ -36,6 +36,10 @@ impl Ledger {
         }
         self.observers.insert(observer, session);
         self.supports(observer, supports);
+        // What its former life knew, this one must find out.
+        for record in self.hosts.values_mut() {
+            record.life_signs.remove(&observer);
+        }
         self.event(None, EventKind::ObserverStarted { observer });
     }
 
@@ -96,6 +100,7 @@ impl Ledger {
             }
             record.witnesses.remove(&observer);
             if change.opinion == Opinion::Alive {
+                record.life_signs.remove(&observer);
                 record.opinions.remove(&observer);
             } else {
                 let since = if held.opinion == Opinion::Alive { self.at } else { held.since };
@@ -111,26 +116,35 @@ impl Ledger {
         }
     }
 
-    /// An observer that asks about a host tells that a neighbour reached it: for people, since it withholds its vote by
-    /// itself. Told by the first one of them, and by the next ones to whoever asks why nothing happens.
+    /// An observer that misses a host tells whether its boot in use lives: then no other boot speaks for the host. That
+    /// a neighbour reached it is for people, too, since an observer withholds its vote by itself: told by the first one
+    /// of them, and by the next ones to whoever asks why nothing happens.
     pub(super) fn hosts_witnessed(&mut self, observer: ReplicaId, session: u64, hosts: &[Witnessed]) {
         if !self.session_counts(observer, session) {
             return self.refuse("hosts-witnessed", format!("session {session} of r{observer} is over"));
         }
-        for Witnessed { host, epoch, neighbour } in hosts {
+        for Witnessed { host, epoch, sign } in hosts {
+            let at = self.at;
             let Some(record) = self.hosts.get_mut(host) else { continue };
-            let asks = record.opinions.get(&observer).is_some_and(|held| held.opinion == Opinion::Asks);
-            if *epoch != record.epoch || record.standing != Standing::Active || !asks {
+            let Some(held) = record.opinions.get(&observer).map(|held| held.opinion) else { continue };
+            if *epoch != record.epoch || !matches!(record.standing, Standing::Active | Standing::Condemned) {
                 continue;
             }
-            let first = record.witnesses.is_empty();
-            if record.witnesses.insert(observer, neighbour.clone()).is_some() {
-                continue;
+            if *sign == LifeSign::Nothing {
+                record.life_signs.remove(&observer);
+            } else {
+                record.life_signs.insert(observer, at);
             }
-            let recovery = record.recovery;
-            if first {
-                let (host, neighbour) = (host.clone(), neighbour.clone());
-                self.event(recovery, EventKind::PathDegraded { observer, host, neighbour });
+            if let LifeSign::Reached { neighbour } = sign
+                && record.standing == Standing::Active
+                && held == Opinion::Asks
+            {
+                let (first, recovery) = (record.witnesses.is_empty(), record.recovery);
+                record.witnesses.insert(observer, neighbour.clone());
+                if first {
+                    let (host, neighbour) = (host.clone(), neighbour.clone());
+                    self.event(recovery, EventKind::PathDegraded { observer, host, neighbour });
+                }
             }
             self.touch(host);
         }
@@ -256,6 +270,7 @@ impl Ledger {
         record.boot = Some(boot);
         record.opinions.clear();
         record.witnesses.clear();
+        record.life_signs.clear();
         record.doubt = None;
         record.expiry_votes.clear();
         record.proof = None;

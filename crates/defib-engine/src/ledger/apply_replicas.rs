@@ -37,6 +37,7 @@ impl Ledger {
             host.opinions.retain(|observer, _| voters.contains(observer));
             host.expiry_votes.retain(|observer| voters.contains(observer));
             host.witnesses.retain(|observer, _| voters.contains(observer));
+            host.life_signs.retain(|observer, _| voters.contains(observer));
         }
         let hosts: Vec<HostId> = self.hosts.keys().cloned().collect();
         for host in &hosts {

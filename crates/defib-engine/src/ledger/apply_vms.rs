@@ -205,6 +205,7 @@ impl Ledger {
         let Some(record) = self.hosts.get_mut(&report.host) else {
             return self.refuse("agent-reported", format!("host {} is not in the inventory", report.host));
         };
+        self.index.to_compare.insert(report.host.clone());
         if record.is_over(report.boot) {
             let detail = format!("host {}: boot {} is over", report.host, report.boot);
             return self.refuse("agent-reported", detail);
@@ -215,16 +216,15 @@ impl Ledger {
         if record.standing != Standing::Active {
             return;
         }
+        if record.boot.is_some_and(|former| former != report.boot) {
+            // It has rebooted faster than anybody missed it, or is not the host: it says nothing of the boot in use.
+            return self.new_boot_proves(report);
+        }
         if record.watchdog_armed != report.watchdog_armed {
             record.watchdog_armed = report.watchdog_armed;
             let event =
                 EventKind::WatchdogChanged { host: report.host.clone(), armed: report.watchdog_armed };
             self.event(None, event);
-        }
-        let former = self.hosts.get(&report.host).and_then(|record| record.boot);
-        if former.is_some_and(|former| former != report.boot) {
-            // It has rebooted faster than anybody missed it.
-            return self.new_boot_proves(report);
         }
         self.report_vms(&report.host, &report.vms);
         self.host_noted(&report.host, &report.note);
@@ -257,7 +257,9 @@ impl Ledger {
     ///
     /// A new boot proves that the former one is over only where one machine bears the name. A clone of it (a copied
     /// disk, a copied certificate) lives beside it, and then the one in use is heard. So a new boot waits until a
-    /// quorum has missed the one in use for a while.
+    /// quorum has missed the one in use for a while, and as long as any observer has a sign that it lives, be it that
+    /// only neighbours reach it. Who holds the host's key can give such a sign for the boot in use: that delays what
+    /// proves its death by a new boot, and nothing else.
     #[must_use]
     pub fn other_boot_waits(&self, host: &HostId, boot: BootId) -> Option<String> {
         let record = self.hosts.get(host)?;
@@ -266,12 +268,17 @@ impl Ledger {
         }
         let in_use = record.boot.filter(|in_use| *in_use != boot)?;
         let span = self.new_boot_waits();
-        let missed = record.missed_for(span, self.at, &self.voters);
-        (missed < self.quorum()).then(|| {
+        let why = if record.missed_for(span, self.at, &self.voters) < self.quorum() {
+            format!("which a quorum has not missed for {span} yet")
+        } else {
+            let observer = record.shows_life_to(self.at, &self.voters)?;
             format!(
-                "host {host} is in use in boot {in_use}, which a quorum has not missed for {span} yet: boot {boot} has to wait; if both go on speaking, two machines bear its name (a copied disk or certificate): stop one of them"
+                "which r{observer} misses and which lives: a neighbour reaches it, or its heartbeats come though it hears nobody"
             )
-        })
+        };
+        Some(format!(
+            "host {host} is in use in boot {in_use}, {why}: boot {boot} has to wait; if both go on speaking, two machines bear its name (a copied disk or certificate): stop one of them"
+        ))
     }
 
     /// An agent remembers every incarnation that it was ever ordered to start and starts none twice, so its

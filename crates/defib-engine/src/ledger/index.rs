@@ -31,6 +31,10 @@ pub struct Index {
     pub expected_silent: BTreeSet<HostId>,
     /// Hosts whose record changed since the controller last looked.
     pub touched: BTreeSet<HostId>,
+    /// Hosts whose agents' reports must be compared with the records again, since these changed after the controller
+    /// last looked: where a VM is or was whose record changed, and whose report was recorded, which may not be its
+    /// newest.
+    pub(super) to_compare: BTreeSet<HostId>,
     /// Hosts that must be looked at before the present command is settled; empty between commands, so that
     /// a restored snapshot settles exactly like the log.
     pub(super) dirty: BTreeSet<HostId>,
@@ -103,6 +107,7 @@ impl Index {
         before: Option<&HostId>,
     ) {
         let now = record.occupied_host();
+        self.to_compare.extend(before.into_iter().chain(now).cloned());
         if before != now {
             if let Some(before) = before {
                 if let Some(there) = self.on_host.get_mut(before) {

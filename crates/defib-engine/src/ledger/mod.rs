@@ -44,6 +44,7 @@ pub use electorate::ELECTORATE_MAX;
 pub use events::{EVENTS_RETAINED, EventLog};
 pub use export::SinkRecord;
 pub use index::Index;
+pub(crate) use records::LIFE_SIGN_HOLDS;
 pub use records::{
     Electorate, FenceEnd, FencePace, FenceRecord, HostRecord, OpinionRecord, Place, Recovery, ReleaseRecord,
     Standing, TestRecord, VmRecord,
@@ -403,6 +404,12 @@ impl Ledger {
         core::mem::take(&mut self.index.touched)
     }
 
+    /// Hosts whose agents' reports may mean something else than at the last call, besides those of
+    /// [`Self::take_touched`].
+    pub fn take_to_compare(&mut self) -> BTreeSet<HostId> {
+        core::mem::take(&mut self.index.to_compare)
+    }
+
     /// How many voters are a quorum.
     #[must_use]
     pub fn quorum(&self) -> usize {
@@ -477,6 +484,8 @@ impl Ledger {
             let record = self.hosts.get(&recovery.host).filter(|record| record.standing != Standing::Dead);
             let opinions = record.into_iter().flat_map(|record| record.opinions.values());
             opinions.for_each(|held| consider(held.since.plus(self.new_boot_waits())));
+            let signs = record.into_iter().flat_map(|record| record.life_signs.values());
+            signs.for_each(|told| consider(told.plus(LIFE_SIGN_HOLDS)));
             match recovery.phase {
                 Phase::Suspected if recovery.brake.is_some() => {
                     if let Some(release) = self.brakes.next_release(&self.policy) {

@@ -83,6 +83,9 @@ pub struct HostRecord {
     /// Observers that ask about it though a neighbour reached it, and whose agent that was. For people.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub witnesses: BTreeMap<ReplicaId, HostId>,
+    /// Observers that miss it and have a sign that its boot in use lives, and when they told so last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub life_signs: BTreeMap<ReplicaId, ClusterTime>,
     /// Who voted that its lease of the current epoch has run out.
     pub expiry_votes: BTreeSet<ReplicaId>,
     /// Whether its agent reported an armed hardware watchdog.
@@ -126,6 +129,7 @@ impl Default for HostRecord {
             standing: Standing::NeverSeen,
             opinions: BTreeMap::new(),
             witnesses: BTreeMap::new(),
+            life_signs: BTreeMap::new(),
             expiry_votes: BTreeSet::new(),
             watchdog_armed: false,
             recovery: None,
@@ -142,6 +146,10 @@ impl Default for HostRecord {
         }
     }
 }
+
+/// For how long an observer's word counts that a boot lives, if it does not take it back: it says it again three times
+/// in so long, so a replica that died with its last word does not keep a new boot out for ever.
+pub(crate) const LIFE_SIGN_HOLDS: Millis = Millis(15_000);
 
 /// Boots that are over, remembered per host. Sessions that may bring a word of one end within seconds of it, so
 /// even a host that restarts in a circle is far from forgetting one that matters.
@@ -162,6 +170,13 @@ impl HostRecord {
             }
             self.over_boots.push(boot);
         }
+    }
+
+    /// One of those that have a sign that its boot in use lives, and have told so lately.
+    #[must_use]
+    pub fn shows_life_to(&self, now: ClusterTime, voters: &BTreeSet<ReplicaId>) -> Option<ReplicaId> {
+        let mut held = self.life_signs.iter().filter(|(_, told)| now < told.plus(LIFE_SIGN_HOLDS));
+        held.find(|(observer, _)| voters.contains(*observer)).map(|(observer, _)| *observer)
     }
 
     /// Why observers that do not hear it withhold their votes.

@@ -288,6 +288,7 @@ impl Ledger {
         let dead = OpinionRecord { opinion: Opinion::Dead, silent_ms: 0, since: self.at };
         record.opinions = self.voters.iter().map(|voter| (*voter, dead)).collect();
         record.witnesses.clear();
+        record.life_signs.clear();
         record.doubt = None;
         let proof = ProofRecord { epoch: record.epoch, kind: kind.clone(), index: self.now.index };
         record.proof = Some(proof.clone());

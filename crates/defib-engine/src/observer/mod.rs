@@ -19,6 +19,7 @@ mod gathering;
 mod hearing;
 #[cfg(test)]
 mod hearing_tests;
+mod life_signs;
 mod probes;
 #[cfg(test)]
 mod probes_tests;
@@ -408,8 +409,7 @@ impl Observer {
             self.bus.withhold(watched);
         }
         let waits_until = watched.waits_until(act_at, &self.policy, started);
-        let reached = watched.is_reached(now, act_after, waits_until);
-        let for_probe = undecided && reached;
+        let for_probe = undecided && watched.is_reached(now, act_after, waits_until);
         if for_probe {
             self.probes.withhold(watched);
         }
@@ -444,12 +444,11 @@ impl Observer {
         if let Some(at) = listen_again {
             sooner(at);
         }
-        if watched.opinion == Opinion::Asks {
+        if watched.opinion != Opinion::Alive {
             let again = self.probes.consider(now, watched, act_after, waits_until, &mut said_of_all.probes);
             again.into_iter().for_each(&mut sooner);
-            if reached {
-                watched.probed.tell(now, &watched.view, &watched.host, &mut said_of_all.witnessed);
-            }
+            let again = watched.tell_life_sign(now, act_after, &mut said_of_all.witnessed);
+            again.into_iter().for_each(&mut sooner);
         }
         if said == watched.view.recorded {
             watched.proposed = None;

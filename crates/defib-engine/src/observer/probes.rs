@@ -9,18 +9,19 @@
 //! of some moment after the question left. The shell checks all that; here it is a [`Reached`].
 //!
 //! Nobody is granted a lease for it, no bad opinion is taken back, nothing is proven, and there is no word for "nobody
-//! reached it": a probe can't be evidence for a death. It counts for one thing: the host is not voted dead for as long
-//! after the newest answered question as silence lasts that makes a vote. That ends when the policy's `witness-delay`
-//! is over, and when the host stops its VMs by itself because the lease that this observer promised has run out: from
-//! then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that reads off, a
-//! new boot and an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not
+//! reached it": a probe can't be evidence for a death. It counts for two things: while answers come
+//! [no other boot speaks for the host](super::life_signs), and the host is not voted dead for as long
+//! after the newest answered question as silence lasts that makes a vote. The latter ends when the policy's
+//! `witness-delay` is over, and when the host stops its VMs by itself because the lease that this observer promised has
+//! run out: from then on waiting saves nothing, and the votes on its lease must find it condemned. A power state that
+//! reads off and an operator's word prove its death as ever. A host that is heard and [deaf](super::hearing) is not
 //! spoken for: that it lives is known, and its lease is over.
 
 use alloc::vec::Vec;
 
-use defib_model::{BootId, HostId, Instant, Millis, Policy, command::Witnessed, policy::LeasePolicy};
+use defib_model::{BootId, HostId, Instant, Millis, Opinion, Policy, command::LifeSign, policy::LeasePolicy};
 
-use super::{Heed, HostView, Observer, REPROPOSE_AFTER, Slot, watched::Watched};
+use super::{Heed, Observer, Slot, watched::Watched};
 
 /// So many times in the silence that makes a vote a host is asked.
 const TIMES: u64 = 4;
@@ -45,8 +46,6 @@ pub(super) struct Probed {
     reached: Option<Reached>,
     /// When neighbours were asked last.
     asked: Option<Instant>,
-    /// When it was proposed last to tell the log.
-    told: Option<Instant>,
     withheld: bool,
 }
 
@@ -58,22 +57,9 @@ impl Probed {
         }
     }
 
-    /// Tells the log once in a silence, and again only what it may have lost.
-    pub(super) fn tell(
-        &mut self,
-        now: Instant,
-        view: &HostView,
-        host: &HostId,
-        witnessed: &mut Vec<Witnessed>,
-    ) {
-        let waits = self.told.is_some_and(|told| now < told.plus(REPROPOSE_AFTER));
-        if waits || view.witness_recorded {
-            return;
-        }
-        let Some(reached) = &self.reached else { return };
-        self.told = Some(now);
-        let (host, neighbour) = (host.clone(), reached.neighbour.clone());
-        witnessed.push(Witnessed { host, epoch: view.epoch, neighbour });
+    /// The newest answered question, if the boot answered that is in use.
+    pub(super) fn reached(&self, in_use: Option<BootId>) -> Option<&Reached> {
+        self.reached.as_ref().filter(|reached| in_use == Some(reached.boot))
     }
 }
 
@@ -92,9 +78,8 @@ impl Watched {
 
     /// Whether a neighbour reached it in its present silence, so lately that no vote may fall yet.
     pub(super) fn is_reached(&self, now: Instant, act_after: Millis, until: Instant) -> bool {
-        let fresh = self.probed.reached.as_ref().is_some_and(|reached| {
-            self.view.boot == Some(reached.boot) && now < reached.asked_at.plus(act_after)
-        });
+        let reached = self.probed.reached(self.view.boot);
+        let fresh = reached.is_some_and(|reached| now < reached.asked_at.plus(act_after));
         fresh && self.hearing.deaf_since().is_none() && (now < until || mutated!(ProbeForEver))
     }
 }
@@ -119,11 +104,21 @@ impl Probes {
         until: Instant,
         wanted: &mut Vec<HostId>,
     ) -> Option<Instant> {
-        let asks = watched.view.grantable && watched.view.boot.is_some();
-        if !asks || watched.hearing.deaf_since().is_some() || (now >= until && !mutated!(ProbeForEver)) {
+        let known = watched.view.watched && watched.view.boot.is_some();
+        if !known || watched.hearing.deaf_since().is_some() {
             return None;
         }
-        let part = Millis((act_after.0 / TIMES).max(1));
+        let in_time = watched.opinion == Opinion::Asks && (now < until || mutated!(ProbeForEver));
+        let part = if watched.view.grantable && in_time {
+            act_after.0 / TIMES
+        } else if until > Instant(0) && matches!(watched.life_sign(now, act_after), LifeSign::Reached { .. })
+        {
+            // No vote hangs on it any more. What may hang on it is whether another boot speaks for the host.
+            act_after.0 / TIMES * 2
+        } else {
+            return None;
+        };
+        let part = Millis(part.max(1));
         let due = watched.probed.asked.map_or(now, |asked| asked.plus(part));
         if now < due {
             return Some(due);

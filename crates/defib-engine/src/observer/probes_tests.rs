@@ -1,4 +1,4 @@
-use defib_model::{BootId, Epoch, policy::LeasePolicy};
+use defib_model::{BootId, Epoch, command::LifeSign, policy::LeasePolicy};
 
 use super::{tests::*, *};
 
@@ -57,10 +57,16 @@ fn a_host_that_a_neighbour_reaches_is_voted_dead_when_it_stops_its_vms_and_not_b
     let stops = 1000 + lease.promise().0 + LeasePolicy::stop_after(lease.watchdog).0;
     assert!((stops..stops + 200).contains(&at), "{at}");
     assert_eq!(world.observer.probes_withheld(), 1);
-    // Four questions in what makes a vote, and none about a host that was voted dead.
+    // Four questions in what makes a vote, and two when it was voted dead and still answers.
     let asked = asked(&world, 0);
     assert_eq!(asked[..4], [1300, 1550, 1800, 2050]);
-    assert!(asked.last().unwrap() <= &at, "{asked:?}");
+    let later: Vec<u64> = asked.into_iter().filter(|asked| *asked > at).collect();
+    assert!(later.len() > 1 && later.windows(2).all(|two| two[1] == two[0] + 500), "{later:?}");
+    // No answer any more, and nobody asks for long.
+    let before = world.now;
+    world.run(10_000, 100);
+    let newest = self::asked(&world, 0).pop().unwrap();
+    assert!(newest <= before + 2000, "{newest}");
 }
 
 #[test]
@@ -91,7 +97,8 @@ fn what_proves_its_death_by_its_lease_comes_as_early_as_without_neighbours() {
         let first = world.said.iter().find(|(_, said)| matches!(said, Proposal::LeasesExpired(_)));
         voted.push(first.unwrap().0);
     }
-    assert_eq!(voted[0], voted[1]);
+    // To the moment at which it is looked at again.
+    assert!(voted[0].abs_diff(voted[1]) < RECHECK.0, "{voted:?}");
 }
 
 #[test]
@@ -161,7 +168,7 @@ fn the_log_is_told_until_it_shows_it_and_anew_in_the_next_silence() {
     // As long as the log shows nothing.
     assert!((3..=4).contains(&witnessed(&world)), "{}", witnessed(&world));
     let host = world.hosts[0].0.clone();
-    let known = HostView { recorded: Opinion::Asks, witness_recorded: true, ..view() };
+    let known = HostView { recorded: Opinion::Asks, sign_recorded: true, ..view() };
     world.observer.watch(MS(world.now), &host, known);
     let before = witnessed(&world);
     run_answered(&mut world, 1000);
@@ -173,6 +180,51 @@ fn the_log_is_told_until_it_shows_it_and_anew_in_the_next_silence() {
     // A path that was silent for so long is given more time before anybody asks.
     run_answered(&mut world, 3000);
     assert!(witnessed(&world) > before);
+}
+
+/// What the log was told of h0's signs of life, and when.
+fn told(world: &World) -> Vec<(u64, bool)> {
+    let signs = world.said.iter().flat_map(|(at, said)| {
+        let witnessed = if let Proposal::Witnessed(witnessed) = said { witnessed.as_slice() } else { &[] };
+        witnessed.iter().map(move |one| (*at, one.sign != LifeSign::Nothing))
+    });
+    signs.collect()
+}
+
+#[test]
+fn the_log_hears_as_long_as_a_boot_lives_that_was_voted_dead_and_at_once_when_it_does_so_no_more() {
+    let mut world = cut(&Policy::default());
+    let mut recorded = false;
+    let mut go = |world: &mut World, millis: u64, answers: bool| {
+        for _ in 0..millis {
+            if answers {
+                run_answered(world, 1)
+            } else {
+                world.run(1, 100)
+            }
+            if let Some((_, lives)) = told(world).last().filter(|(_, lives)| *lives != recorded) {
+                recorded = *lives;
+                let opinion = last(world, 0).map_or(Opinion::Alive, |(_, opinion)| opinion);
+                let known = HostView { recorded: opinion, sign_recorded: recorded, ..view() };
+                let host = world.hosts[0].0.clone();
+                world.observer.watch(MS(world.now), &host, known);
+            }
+        }
+    };
+    go(&mut world, 19_000, true);
+    assert!(last(&world, 0).is_some_and(|(at, opinion)| opinion == Opinion::Dead && at < 12_000));
+    let lives = told(&world);
+    assert!(lives.iter().all(|(_, lives)| *lives), "{lives:?}");
+    // Again now and then, within the time that the log remembers it.
+    assert!(lives[0].0 < 1310 && lives.len() >= 4, "{lives:?}");
+    assert!(lives.windows(2).all(|two| two[1].0 - two[0].0 <= 5010), "{lives:?}");
+    // It dies.
+    let died = world.now;
+    go(&mut world, 5000, false);
+    let after = told(&world).split_off(lives.len());
+    let over: Vec<u64> = after.iter().filter(|(_, lives)| !lives).map(|(at, _)| *at).collect();
+    assert!(matches!(over[..], [at] if at > died && at <= died + 2010), "{after:?}");
+    assert_eq!(after.last().map(|(_, lives)| *lives), Some(false), "{after:?}");
 }
 
 #[test]

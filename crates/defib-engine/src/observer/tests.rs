@@ -17,7 +17,7 @@ pub(super) fn view() -> HostView {
         muted_for: None,
         recorded: Opinion::Alive,
         vote_recorded: false,
-        witness_recorded: false,
+        sign_recorded: false,
     }
 }
 

@@ -97,6 +97,8 @@ pub(super) struct Watched {
     pub(super) withheld_for_bus: bool,
     /// What neighbours' probes tell of it in its present silence.
     pub(super) probed: Probed,
+    /// Whether the log was told of a sign of life, or that there is none, and when.
+    pub(super) life_told: Option<(bool, Instant)>,
     /// What its BMC said last that makes silence worth a question sooner.
     pub(super) hint: Option<Hint>,
     /// When its entry in the queue is due; an entry with another time is void.
@@ -131,6 +133,7 @@ impl Watched {
             witness: None,
             withheld_for_bus: false,
             probed: Probed::default(),
+            life_told: None,
             hint: None,
             due: None,
         }

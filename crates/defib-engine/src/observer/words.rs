@@ -109,8 +109,8 @@ pub struct HostView {
     pub recorded: Opinion,
     /// Whether the ledger has this observer's vote on its lease.
     pub vote_recorded: bool,
-    /// Whether the ledger knows that a neighbour reached it in this observer's present silence.
-    pub witness_recorded: bool,
+    /// Whether the ledger holds that this observer has a sign that its boot in use lives.
+    pub sign_recorded: bool,
 }
 
 /// What an observer wants: in the log, or of its own replica.
@@ -120,7 +120,7 @@ pub enum Proposal {
     Opinions(Vec<OpinionChange>),
     /// Leases that have run out.
     LeasesExpired(Vec<ExpiryVote>),
-    /// Hosts that neighbours reached though this observer does not hear them.
+    /// Whether hosts that this observer misses show that they live.
     Witnessed(Vec<Witnessed>),
     /// Silent hosts that neighbours shall try to reach. Not for the log.
     Probe(Vec<HostId>),

@@ -4,7 +4,9 @@ use defib_engine::ledger::{Ledger, Place, Standing, invariants};
 use defib_model::{
     BootId, ClusterTime, ClusterVersion, Command, Entry, Epoch, Host, HostId, HostNote, Inventory, LogIndex,
     Opinion, ReplicaId, Resources, UnixMillis, Vm, VmId, VmNote,
-    command::{AgentReport, Operator, OpinionChange, Placement, PowerOffReading, VmReport},
+    command::{
+        AgentReport, LifeSign, Operator, OpinionChange, Placement, PowerOffReading, VmReport, Witnessed,
+    },
     inventory::{
         Definition, FaultDomain, FenceMethod, FencingLevel, Priority, Readiness, RedfishTarget, SelfFence,
     },
@@ -152,6 +154,11 @@ impl Log {
             let observer = ReplicaId(observer);
             self.apply(Command::Opinions { observer, session: 1, changes: vec![change] });
         }
+    }
+
+    pub(crate) fn life_sign(&mut self, observer: u64, name: &str, sign: LifeSign) {
+        let hosts = vec![Witnessed { host: host(name), epoch: self.epoch(name), sign }];
+        self.apply(Command::HostsWitnessed { observer: ReplicaId(observer), session: 1, hosts });
     }
 
     pub(crate) fn wait_for_act_after(&mut self) {

@@ -9,7 +9,7 @@ mod reports;
 use defib_engine::ledger::{Place, Standing};
 use defib_model::{
     ClusterVersion, Command, HostNote, Incarnation, LogIndex, Millis, Opinion, Policy, ReplicaId,
-    command::{FenceResult, Goodbye, PowerOffReading, StartResult, VmReport},
+    command::{AgentReport, FenceResult, Goodbye, LifeSign, PowerOffReading, StartResult, VmReport},
     event::Phase,
     inventory::Definition,
 };
@@ -72,6 +72,83 @@ fn a_new_boot_proves_nothing_while_the_one_in_use_is_heard() {
     // It has gone, and what speaks is what has booted.
     log.opinions("h1", Opinion::Asks);
     log.wait_for_act_after();
+    log.report("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
+}
+
+/// An armed watchdog makes the end of a lease a proof: nobody else's word may arm it.
+#[test]
+fn a_boot_that_has_to_wait_says_nothing_of_the_watchdog_of_the_one_in_use() {
+    let mut log = Log::new();
+    let armed = |boot, log: &Log| AgentReport {
+        host: host("h1"),
+        boot,
+        epoch: log.epoch("h1"),
+        watchdog_armed: true,
+        vms: Vec::new(),
+        note: HostNote::default(),
+    };
+    let report = armed(B, &log);
+    log.apply(Command::AgentReported(report));
+    assert!(log.last_event().contains("has to wait"), "{}", log.last_event());
+    assert!(!log.ledger.hosts()[&host("h1")].watchdog_armed);
+    let report = armed(A, &log);
+    log.apply(Command::AgentReported(report));
+    assert!(log.ledger.hosts()[&host("h1")].watchdog_armed);
+}
+
+/// The network to the replicas is cut, and other hosts reach the one that is missed.
+#[test]
+fn a_new_boot_proves_nothing_while_anything_shows_that_the_one_in_use_lives() {
+    let mut log = Log::new();
+    let reached = || LifeSign::Reached { neighbour: host("h2") };
+    let refused = |log: &mut Log, standing| {
+        log.report("h1", B, &[]);
+        assert_eq!(log.standing("h1"), standing, "{}", log.last_event());
+        assert!(log.last_event().contains("which r2 misses and which lives"), "{}", log.last_event());
+    };
+    log.opinions("h1", Opinion::Asks);
+    log.life_sign(2, "h1", reached());
+    log.wait_for_act_after();
+    refused(&mut log, Standing::Active);
+    // Neither a verdict nor a vote of that observer takes it back.
+    log.opinions("h1", Opinion::Dead);
+    assert_eq!(log.standing("h1"), Standing::Condemned, "{}", log.last_event());
+    refused(&mut log, Standing::Condemned);
+    // That it is heard, and hears nobody, shows it as well.
+    log.life_sign(2, "h1", LifeSign::Heard);
+    log.at += 14_000;
+    refused(&mut log, Standing::Condemned);
+    log.life_sign(2, "h1", LifeSign::Nothing);
+    log.report("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
+    // What was known of the former boot says nothing of the one that is let in now.
+    log.readmit("h1", B, &[]);
+    assert!(log.ledger.hosts()[&host("h1")].life_signs.is_empty());
+}
+
+#[test]
+fn a_replica_that_died_with_its_word_that_a_boot_lives_keeps_no_new_boot_out_for_ever() {
+    let lives = |log: &mut Log| {
+        log.opinions("h1", Opinion::Asks);
+        log.life_sign(2, "h1", LifeSign::Reached { neighbour: host("h2") });
+        log.wait_for_act_after();
+        log.report("h1", B, &[]);
+        assert_eq!(log.standing("h1"), Standing::Active, "{}", log.last_event());
+    };
+    let mut log = Log::new();
+    lives(&mut log);
+    log.at += 13_000;
+    log.apply(Command::Tick);
+    let again = log.ledger.next_wait().expect("the leader looks again").0;
+    assert!((log.at..log.at + 1000).contains(&again), "{again}");
+    log.at = again;
+    log.report("h1", B, &[]);
+    assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
+    // It starts again: what it knew then, it must find out anew.
+    let mut log = Log::new();
+    lives(&mut log);
+    log.apply(Command::ObserverStarted { observer: ReplicaId(2), session: 2, supports: ClusterVersion::NEWEST });
     log.report("h1", B, &[]);
     assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
 }

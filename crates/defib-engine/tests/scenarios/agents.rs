@@ -5,7 +5,8 @@ use defib_engine::{
     observer::{Beat, Reached},
 };
 use defib_model::{
-    EffectId, Epoch, HostId, Incarnation, Instant, Millis, VmId,
+    BootId, EffectId, Epoch, HostId, HostNote, Incarnation, Instant, Millis, VmId,
+    command::AgentReport,
     inventory::{Readiness, SelfFence},
 };
 
@@ -58,6 +59,10 @@ const ORDER_TIMEOUT: u64 = 1000;
 const REPORT_AGAIN: u64 = 10_000;
 /// How long a broken session goes unnoticed.
 const SESSION_TIMEOUT: u64 = 5000;
+/// How often a clone tries to get a session.
+const CLONE_TRIES_AGAIN: u64 = 100;
+/// Its boot.
+const CLONES_BOOT: BootId = BootId(0xc1);
 
 impl World {
     pub(crate) fn act_on_host(&mut self, act: Act) {
@@ -124,6 +129,7 @@ impl World {
                 }
             }
             Act::SessionEnds(host) => self.session_ends(&host),
+            Act::Clone(host) => self.clone_speaks(&host),
             Act::Heal { host } => {
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&host) {
@@ -279,6 +285,30 @@ impl World {
         }
         for (number, session, report) in news {
             self.tell_replica(takes, number, session, Incoming::Input(Box::new(Input::Reported(report))));
+        }
+    }
+
+    /// Another machine has the host's disk and certificate, and runs nothing. Replicas give it a session when its boot
+    /// may speak for the host, and it reports.
+    fn clone_speaks(&mut self, host: &HostId) {
+        self.later(CLONE_TRIES_AGAIN, Act::Clone(host.clone()));
+        for number in 0..self.replicas.len() {
+            let replica = &self.replicas[number];
+            let record = replica.controller.ledger().hosts().get(host);
+            let Some(record) = record.filter(|_| replica.alive) else { continue };
+            if replica.controller.ledger().other_boot_waits(host, CLONES_BOOT).is_some() {
+                continue;
+            }
+            let report = AgentReport {
+                host: host.clone(),
+                boot: CLONES_BOOT,
+                epoch: record.epoch,
+                watchdog_armed: false,
+                vms: Vec::new(),
+                note: HostNote::default(),
+            };
+            let session = replica.session;
+            self.tell_replica(1, number, session, Incoming::Input(Box::new(Input::Reported(report))));
         }
     }
 

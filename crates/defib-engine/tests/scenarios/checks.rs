@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use defib_engine::ledger::{Ledger, invariants};
+use defib_engine::{
+    controller::Controller,
+    ledger::{Ledger, invariants},
+};
 use defib_model::{Event, EventKind, EventSeq, HostId, LogIndex, ReplicaId, VmId, chain::ChainVerifier};
 
 use super::machines::Machine;
@@ -97,6 +100,14 @@ impl Checks {
         }
         for what in twice {
             self.violated(what);
+        }
+    }
+
+    /// I10: a leader that has derived what it wants has overlooked no report.
+    pub(crate) fn looked(&mut self, replica: ReplicaId, controller: &Controller) {
+        let overlooked = controller.overlooked();
+        if controller.leads() && !overlooked.is_empty() {
+            self.violated(format!("I10: r{replica} overlooks what the agents of {overlooked:?} report"));
         }
     }
 

@@ -77,9 +77,8 @@ impl Scenario {
             "policy" => self.policy(rest),
             "start" => self.start(rest),
             "run" => self.run(rest),
-            "power" | "mains" | "freeze" | "thaw" | "network" | "bmc" | "agent" | "switch" | "crash" => {
-                self.on_world(command, rest)
-            }
+            "power" | "mains" | "freeze" | "thaw" | "network" | "bmc" | "agent" | "switch" | "crash"
+            | "clone" => self.on_world(command, rest),
             "hint" => self.hint(rest),
             "bus" => self.bus(rest),
             "guest" => self.guest(rest),

@@ -113,6 +113,7 @@ impl Scenario {
                     machine.deaf_to.clear();
                     machine.reported.clear();
                 }
+                ("clone", _) => self.world.later(0, Act::Clone(host)),
                 ("bmc", _) => Self::bmc(machine, &rest[1..])?,
                 ("agent", _) => self.agent(&host, &rest[1..])?,
                 ("crash", vm) => {

@@ -104,6 +104,8 @@ pub(crate) enum Act {
         boots: u64,
     },
     SessionEnds(HostId),
+    /// The clone of a host tries to be it.
+    Clone(HostId),
     Heal {
         host: HostId,
     },
@@ -248,6 +250,7 @@ impl World {
         let clock = replica.clock(now);
         let effects = replica.controller.step(clock, UnixMillis(now), input);
         replica.due = replica.controller.next_deadline(clock).map(|at| replica.millis(at));
+        self.checks.looked(replica.id, &replica.controller);
         if applies {
             self.checks.applied(replica.id, replica.controller.ledger());
         }

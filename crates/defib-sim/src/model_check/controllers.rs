@@ -265,7 +265,7 @@ impl World {
                     muted_for: None,
                     recorded: defib_model::Opinion::Alive,
                     vote_recorded: false,
-                    witness_recorded: false,
+                    sign_recorded: false,
                 };
                 one.observer.watch(long_ago, host, view);
             }
