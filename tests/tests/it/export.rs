@@ -63,7 +63,7 @@ fn sink(to: Target, format: Format) -> SinkPolicy {
 
 async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
     let file = Target::File { path: archive.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
-    let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None };
+    let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None, insecure: false };
     let mut policy = quick();
     // Nobody listens on the discard port of a lab's machine: this one is dead all the time.
     policy.events.sinks = BTreeMap::from([

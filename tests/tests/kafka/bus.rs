@@ -167,7 +167,7 @@ impl Replica {
             instructor.tell(Instruction::Watch { host: host(name), view });
         }
         let config = BusConfig {
-            kafka: Brokers { brokers: vec![brokers.to_owned()], tls: None, sasl: None },
+            kafka: Brokers { brokers: vec![brokers.to_owned()], tls: None, insecure: false, sasl: None },
             heartbeats: Some(BEATS.into()),
             bmc_events: Some(BMCS.into()),
             dead_letters: Some(DEAD.into()),

@@ -90,7 +90,7 @@ async fn webhook(seen: Seen) -> (Shared, String) {
 }
 
 fn to_hook(url: &str) -> Target {
-    Target::Webhook { url: url.to_owned(), token: None, tls: None }
+    Target::Webhook { url: url.to_owned(), token: None, tls: None, insecure: false }
 }
 
 #[tokio::test]
@@ -99,7 +99,12 @@ async fn a_webhook_gets_batches_in_order_with_its_token_from_a_file() {
     let token = directory.path().join("token");
     std::fs::write(&token, "s3cret\n").expect("written");
     let (seen, url) = webhook(Seen::default()).await;
-    let to = Target::Webhook { url, token: Some(SecretRef::File(token.display().to_string())), tls: None };
+    let to = Target::Webhook {
+        url,
+        token: Some(SecretRef::File(token.display().to_string())),
+        tls: None,
+        insecure: false,
+    };
     let book = Book::of(330);
     let pumped = Pumped::start("hook", sink(to, Format::Ocsf), &book, 0);
     pumped.wait_until_settled(&book).await;
