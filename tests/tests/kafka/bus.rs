@@ -213,10 +213,13 @@ async fn listen_to_beats(brokers: &str) -> anyhow::Result<(Replica, Hosts)> {
 }
 
 pub(crate) async fn make(brokers: &str, topics: &[&str]) -> anyhow::Result<()> {
+    let wanted = topics.iter().map(|topic| NewTopic::new(topic, 3, TopicReplication::Fixed(1)));
+    make_as(brokers, &wanted.collect::<Vec<_>>()).await
+}
+
+pub(crate) async fn make_as(brokers: &str, wanted: &[NewTopic<'_>]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> = settings(brokers).create()?;
-    let wanted: Vec<NewTopic<'_>> =
-        topics.iter().map(|topic| NewTopic::new(topic, 3, TopicReplication::Fixed(1))).collect();
-    for made in admin.create_topics(&wanted, &AdminOptions::new()).await? {
+    for made in admin.create_topics(wanted, &AdminOptions::new()).await? {
         made.map_err(|(topic, code)| anyhow::anyhow!("{topic} can't be made: {code}"))?;
     }
     Ok(())
