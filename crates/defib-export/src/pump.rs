@@ -228,8 +228,11 @@ impl Pump {
         Ok(Step::More)
     }
 
-    /// Hands lines over. Who takes very long, such as a disk that hangs, is in trouble before it says so itself.
+    /// Hands lines over. A sink that never gives up, as a disk that hangs does not, is in trouble all the same.
     async fn deliver(&mut self, lines: &[Line]) -> Result<(), SinkError> {
+        if self.sink.gives_up() {
+            return self.sink.deliver(lines).await;
+        }
         let mut delivered = std::pin::pin!(self.sink.deliver(lines));
         if let Ok(delivered) = timeout(TAKEN_WITHIN, &mut delivered).await {
             return delivered;

@@ -138,6 +138,11 @@ impl Sink {
         Self { kind }
     }
 
+    /// Whether it says by itself that it waited for too long: with more words than others could find.
+    pub(crate) const fn gives_up(&self) -> bool {
+        !matches!(self.kind, Kind::File(_) | Kind::Stdout)
+    }
+
     /// Hands lines over, in order. Connects first where that is needed.
     ///
     /// # Errors
