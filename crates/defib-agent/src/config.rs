@@ -94,6 +94,16 @@ impl BusConfig {
         Millis(u64::try_from(read.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// What whoever is on the way can do, if brokers are reached without TLS.
+    #[must_use]
+    pub fn exposed(&self) -> Option<String> {
+        let place = self.kafka.exposed()?;
+        Some(format!(
+            "insecure: bus: {place} is reached without TLS, so whoever is on the way can forge and hide beats; give \
+             bus.kafka its tls"
+        ))
+    }
+
     fn check(&self) -> Result<(), String> {
         self.kafka.check()?;
         check_topic("topic", &self.topic)?;
@@ -266,10 +276,20 @@ mod tests {
             message(&GOOD.replace("host: h1", "host: h 1"))
                 .starts_with("agent.yaml:2:1: host: the name \"h 1\"")
         );
-        let bus =
-            |line: &str| message(&format!("{GOOD}bus: {{ kafka: {{ brokers: [\"k:9092\"] }}, {line} }}\n"));
-        assert!(bus("topic: a b").starts_with("agent.yaml:7:1: bus: topic: "), "{}", bus("topic: a b"));
+        let bus = |line: &str| {
+            message(&format!("{GOOD}bus: {{ kafka: {{ brokers: [\"[::1]:9092\"] }}, {line} }}\n"))
+        };
+        assert!(bus("topic: a b").starts_with("agent.yaml:7:44: bus: topic: "), "{}", bus("topic: a b"));
         assert!(bus("topic: beats, interval: 1ms").contains("bus: interval: "));
+        let far = |more: &str| {
+            message(&format!("{GOOD}bus: {{ topic: beats, kafka: {{ brokers: [\"k1:1\"]{more} }} }}\n"))
+        };
+        let wanted = "agent.yaml:7:31: bus: brokers: k1:1 is not this machine";
+        assert!(far("").starts_with(wanted) && far("").contains("insecure: true"), "{}", far(""));
+        let said = "topic: beats\nkafka: { brokers: [\"k1:1\"], insecure: true }\n";
+        let said = defib_process::from_yaml::<BusConfig>("bus.yaml", said).unwrap();
+        assert_eq!(said.check(), Ok(()));
+        assert!(said.exposed().is_some_and(|line| line.starts_with("insecure: bus: k1:1 ")));
         for (address, told) in [
             ("xx", "\"xx\" is not host:port"),
             (":0", "\":0\" is not host:port"),

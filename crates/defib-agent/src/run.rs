@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use defib_engine::guard::{self, Guard, Input, ResumeHint, Timing};
 use defib_model::{BootId, HostId, Instant, policy::Policy};
 use defib_pki::{ClientCertificates, ClientTls, ClusterName, Credentials, PeerIdentity, ServerTls};
+use defib_process::INSECURE_SAID_EVERY;
 use defib_rpc::{Incoming, bind, keep_renewed};
 use defib_wire::v1::{self, agent_message, neighbour_server::NeighbourServer};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
@@ -19,7 +20,7 @@ use tonic::transport::Server;
 #[cfg(feature = "libvirt")]
 use crate::libvirt;
 use crate::{
-    config::{Config, GOODBYE_WAIT},
+    config::{BusConfig, Config, GOODBYE_WAIT},
     durable::Store,
     guard_thread::{self, GuardThread, Published},
     hypervisor::{self, Hypervisor, Listing, Tell},
@@ -79,6 +80,7 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     ];
     let (_, notes) = Places::settle(store.read_places()?, boot, &mut config.clone());
     said.extend(notes);
+    said.extend(config.bus.as_ref().and_then(BusConfig::exposed));
     Ok(said)
 }
 
@@ -177,6 +179,14 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let bus = config.bus.as_ref().map(|section| crate::bus::start(section, host.clone())).transpose()?;
     #[cfg(not(feature = "kafka"))]
     let bus = None;
+    if let Some(line) = config.bus.as_ref().and_then(BusConfig::exposed) {
+        tokio::spawn(async move {
+            loop {
+                tracing::warn!("{line}");
+                tokio::time::sleep(INSECURE_SAID_EVERY).await;
+            }
+        });
+    }
     let keeper = Keeper::new(watchdog::open(&config.watchdog));
     let thread = GuardThread::new(
         guard,

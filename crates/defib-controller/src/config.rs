@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::webhooks::WebhookConfig;
 
 mod addresses;
+mod exposed;
 
 /// What the file holds.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -346,16 +347,34 @@ replicas:
     }
 
     #[test]
+    fn buses_and_etcd_elsewhere_need_tls_or_the_word() {
+        let with = |lines: &str| message(&format!("{GOOD}{lines}"));
+        let bus =
+            |more: &str| with(&format!("bus:\n  heartbeats: t\n  kafka: {{ brokers: [\"k1:1\"]{more} }}\n"));
+        let told = bus("");
+        let wanted = "DIR/replica.yaml:14:12: bus: brokers: k1:1 is not this machine";
+        assert!(told.starts_with(wanted) && told.contains("insecure: true"), "{told}");
+        let etcd = |more: &str| with(&format!("etcd:\n  prefix: a\n  endpoints: [\"e1:1\"]\n{more}"));
+        let told = etcd("");
+        let wanted = "DIR/replica.yaml:14:3: etcd: endpoints: e1:1 is not this machine";
+        assert!(told.starts_with(wanted) && told.contains("insecure: true"), "{told}");
+        for said in [bus(", insecure: true"), etcd("  insecure: true\n")] {
+            // All that is left is what the build is for.
+            assert!(said.is_empty() || said.contains("was built without"), "{said}");
+        }
+    }
+
+    #[test]
     fn a_bus_is_checked_and_refused_by_a_build_that_can_not_read_it() {
         let with = |lines: &str| message(&format!("{GOOD}bus:\n{lines}"));
-        let good = "  kafka: { brokers: [\"k1:9092\"] }\n  heartbeats: defib-heartbeats\n";
+        let good = "  kafka: { brokers: [\"[::1]:9092\"] }\n  heartbeats: defib-heartbeats\n";
         if cfg!(feature = "kafka") {
             assert_eq!(with(good), "");
         } else {
             assert!(with(good).contains("built without Kafka"), "{}", with(good));
         }
         let told = with("  kafka: { brokers: [] }\n  heartbeats: beats\n");
-        assert!(told.starts_with("DIR/replica.yaml:12:1: bus: brokers: "), "{told}");
+        assert!(told.starts_with("DIR/replica.yaml:13:12: bus: brokers: "), "{told}");
     }
 
     #[test]
@@ -368,7 +387,7 @@ replicas:
             assert!(with(good).contains("built without etcd"), "{}", with(good));
         }
         let told = with("  endpoints: []\n  prefix: a\n");
-        assert!(told.starts_with("DIR/replica.yaml:12:1: etcd: endpoints: "), "{told}");
+        assert!(told.starts_with("DIR/replica.yaml:13:3: etcd: endpoints: "), "{told}");
     }
 
     #[test]
@@ -424,7 +443,7 @@ replicas:
             (
                 "management: \"127.0.0.1:3\"",
                 "management: \"0.0.0.0:3\"",
-                "9:3: listen.heartbeat: management: agents would be told to beat to 0.0.0.0:3",
+                "9:16: listen.heartbeat: management: agents would be told to beat to 0.0.0.0:3",
             ),
         ] {
             assert!(two.contains(from), "{from}");

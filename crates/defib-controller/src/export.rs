@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     commands,
     core::{Core, Message, Pulse, View},
+    insecure,
 };
 
 /// How often cursors that moved are proposed: what a new leader delivers again at most, beside what is not settled.
@@ -273,6 +274,9 @@ impl Export {
             }
             let from = cursors.get(&id).copied().unwrap_or_default().delivered;
             tracing::info!(sink = %id, kind = policy.to.kind(), place = %policy.to.place(), after = %from, "serving a sink");
+            if let Some(line) = insecure::sink(&id, &policy) {
+                tracing::warn!("{line}");
+            }
             let status = self.counted.entry(id.clone()).or_default().clone();
             let worker = tokio::spawn(pump::run(
                 id.clone(),

@@ -24,6 +24,7 @@ pub mod export;
 mod fencing_tests;
 mod forgeries;
 mod found;
+mod insecure;
 pub mod join;
 pub mod members;
 pub mod metrics;

@@ -44,7 +44,10 @@ fn execute(arguments: &Arguments) -> anyhow::Result<()> {
             config.log.start()?;
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            runtime.block_on(async { run::run(config, stop_signal()?).await })
+            let result = runtime.block_on(async { run::run(config, stop_signal()?).await });
+            // What hangs, such as a write to a disk that does, must not hold up the end of the process.
+            runtime.shutdown_background();
+            result
         }
         Some(What::CheckConfig) => {
             for note in run::check(&config)? {

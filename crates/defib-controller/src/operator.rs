@@ -47,17 +47,19 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// The service that operators call.
 #[derive(Clone)]
 pub struct OperatorService {
-    me: u64,
-    cluster: String,
-    core: Core,
-    pulse: watch::Receiver<Pulse>,
-    members: Arc<Members>,
-    channels: Arc<Channels>,
-    board: Arc<Board>,
-    etcd: Arc<etcd::Board>,
-    admission: admission::Answer,
-    agents: Arc<Agents>,
-    certificates: Arc<Certificates>,
+    pub(crate) me: u64,
+    pub(crate) cluster: String,
+    pub(crate) core: Core,
+    pub(crate) pulse: watch::Receiver<Pulse>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) channels: Arc<Channels>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) etcd: Arc<etcd::Board>,
+    /// What this replica's own file lets pass in the clear.
+    pub(crate) insecure: Arc<[String]>,
+    pub(crate) admission: admission::Answer,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 impl std::fmt::Debug for OperatorService {
@@ -75,36 +77,6 @@ pub(crate) fn host_id(text: &str) -> Result<HostId, Status> {
 }
 
 impl OperatorService {
-    /// A service of replica `me`.
-    #[expect(clippy::too_many_arguments, reason = "everything that operators ask about")]
-    #[must_use]
-    pub(crate) fn new(
-        me: u64,
-        cluster: String,
-        core: Core,
-        pulse: watch::Receiver<Pulse>,
-        members: Arc<Members>,
-        channels: Arc<Channels>,
-        admission: admission::Answer,
-        agents: Arc<Agents>,
-        certificates: Arc<Certificates>,
-        board: Arc<Board>,
-        etcd: Arc<etcd::Board>,
-    ) -> Self {
-        Self { me, cluster, core, pulse, members, channels, board, etcd, admission, agents, certificates }
-    }
-
-    /// What the ledger does not know: the release of a host's agent, the end of its certificate, and what it found.
-    fn complete(&self, hosts: &mut [v1::HostDetail]) {
-        let found = self.agents.found();
-        for host in hosts {
-            let Ok(id) = HostId::new(&host.id) else { continue };
-            host.found = found.get(&id).map(found::lines).unwrap_or_default();
-            host.agent_version = self.agents.version_of(&id).unwrap_or_default();
-            host.certificate_until = self.certificates.end_of(&id);
-        }
-    }
-
     async fn read<T: Send + 'static>(
         &self,
         question: impl FnOnce(&View<'_>) -> T + Send + 'static,

@@ -39,7 +39,7 @@ use crate::{
     effects::Effects,
     etcd,
     export::{Board, Export},
-    fencing_tests, forgeries,
+    fencing_tests, forgeries, insecure,
     join::Joining,
     members::{Members, peer_addresses},
     metrics::{self, Meter},
@@ -207,19 +207,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         let (section, cluster) = (section.clone(), config.cluster.clone());
         etcd::start(section, cluster, me.0, core.clone(), pulse_seen.clone(), Arc::clone(&etcd_board));
     }
-    let operator = OperatorService::new(
-        me.0,
-        config.cluster.clone(),
-        core.clone(),
-        pulse_seen.clone(),
+    let exposed: Arc<[String]> = config.exposed().into();
+    tokio::spawn(insecure::keep(core.clone(), Arc::clone(&exposed)));
+    let operator = OperatorService {
+        me: me.0,
+        cluster: config.cluster.clone(),
+        core: core.clone(),
+        pulse: pulse_seen.clone(),
         members,
         channels,
-        admission.clone(),
-        Arc::clone(&agents),
-        Arc::clone(&certificates),
-        Arc::clone(&board),
-        Arc::clone(&etcd_board),
-    );
+        board: Arc::clone(&board),
+        etcd: Arc::clone(&etcd_board),
+        insecure: exposed,
+        admission: admission.clone(),
+        agents: Arc::clone(&agents),
+        certificates: Arc::clone(&certificates),
+    };
     let agent_service = AgentService::new(core.clone(), Arc::clone(&agents), None);
     let tls = ServerTls::build(&credentials, ClientCertificates::Required, &[b"h2"])?;
     tokio::spawn(serve(
@@ -375,5 +378,6 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
         .chain(config.bmc_webhooks.as_ref().map(|section| section.listen))
         .collect();
     notes.push(format!("listens on {listening:?}"));
+    notes.extend(config.exposed());
     Ok(notes)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 #[cfg(feature = "client")]
 pub use changes::Changes;
 use defib_model::{
-    address::is_here,
+    address::{check_secure, exposed, is_here},
     export::{SecretRef, SinkTls, check_host_and_port},
 };
 #[cfg(feature = "client")]
@@ -57,9 +57,12 @@ pub struct EtcdConfig {
     /// How long a published status outlives the leader that published it.
     #[serde(default = "ten_seconds")]
     pub lease: String,
-    /// Without it, plain TCP.
+    /// Without it, plain TCP: on this machine, or where `insecure` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<SinkTls>,
+    /// Documents and status may pass the network without TLS: then whoever is on the way has an admin's power.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
     /// If etcd asks for a user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -97,18 +100,29 @@ impl EtcdConfig {
             return Err("tls: certificate and key go together".into());
         }
         match (&self.user, &self.password) {
-            (None, None) => Ok(()),
+            (None, None) => {}
             (Some(user), Some(_)) if user.is_empty() || user.contains(char::is_control) => {
-                Err("user: is no name".into())
+                return Err("user: is no name".into());
             }
             (Some(_), Some(_))
                 if self.tls.is_none() && !self.endpoints.iter().all(|place| is_here(place)) =>
             {
-                Err("password: without tls it would be no secret; etcd needs tls".into())
+                return Err("password: without tls it would be no secret; etcd needs tls".into());
             }
-            (Some(_), Some(_)) => Ok(()),
-            (Some(_), None) | (None, Some(_)) => Err("user: user and password go together".into()),
+            (Some(_), Some(_)) => {}
+            (Some(_), None) | (None, Some(_)) => return Err("user: user and password go together".into()),
         }
+        check_secure("endpoints", self.places(), self.tls.is_some(), self.insecure)
+    }
+
+    /// Whoever is on the way to this member can read and change what is said.
+    #[must_use]
+    pub fn exposed(&self) -> Option<&str> {
+        exposed(self.places(), self.tls.is_some())
+    }
+
+    fn places(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(String::as_str)
     }
 
     /// The lease; checked when the configuration was read.
@@ -147,7 +161,7 @@ mod tests {
 
     #[test]
     fn little_is_enough_and_the_rest_follows() {
-        let config = read("endpoints: [\"e1:2379\", \"e2:2379\"]\nprefix: /defib/a\n").unwrap();
+        let config = read("endpoints: [\"[::1]:2379\", \"localhost:2379\"]\nprefix: /defib/a\n").unwrap();
         assert_eq!(config.lease(), Duration::from_secs(10));
         assert_eq!(config.keys(), Keys::new("/defib/a".into(), "/defib/a/status".into()));
     }
@@ -186,5 +200,21 @@ mod tests {
         assert!(why("pasword: { env: P }\n").contains("unknown field"));
         assert!(read(&format!("{good}user: u\npassword: {{ env: P }}\ntls: {{ authority: a }}\n")).is_ok());
         assert!(read("endpoints: [\"127.0.0.1:1\"]\nprefix: a\nuser: u\npassword: { env: P }\n").is_ok());
+    }
+
+    #[test]
+    fn etcd_elsewhere_needs_tls_or_the_word() {
+        let plain = "endpoints: [\"127.0.0.1:2379\", \"e2:2379\"]\nprefix: a\n";
+        let told = read(plain).expect_err("anybody could set the policy");
+        assert!(told.starts_with("endpoints: e2:2379 is not") && told.contains("insecure: true"), "{told}");
+        let said = read(&format!("{plain}insecure: true\n")).unwrap();
+        assert_eq!(said.exposed(), Some("e2:2379"));
+        let tls = read(&format!("{plain}tls: {{ authority: a }}\n")).unwrap();
+        assert_eq!(tls.exposed(), None);
+        let both = format!("{plain}tls: {{ authority: a }}\ninsecure: true\n");
+        assert!(read(&both).expect_err("which of the two?").starts_with("insecure: "));
+        let password = format!("{plain}insecure: true\nuser: u\npassword: {{ env: P }}\n");
+        let told = read(&password).expect_err("no word makes a password public");
+        assert!(told.starts_with("password: "), "{told}");
     }
 }

@@ -12,7 +12,10 @@ use defib_model::{
     Event, EventSeq, SinkId,
     export::{Filter, SinkPolicy},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     facts::Facts,
@@ -85,6 +88,8 @@ impl Shared {
 /// The first pause after a failure; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a sink may take what is handed over at once before that is told.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// How often what was handed over and is not settled is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -142,7 +147,7 @@ async fn serve<S: Source>(mut pump: Pump, source: S, mut heads: watch::Receiver<
             Some(pause) => sleep(pause).await,
             None if pump.settled < handed => {
                 // Something is on its way: look whether it arrived, unless there is more to hand over first.
-                let _ = tokio::time::timeout(LOOK_AGAIN, heads.wait_for(|head| *head > handed)).await;
+                let _ = timeout(LOOK_AGAIN, heads.wait_for(|head| *head > handed)).await;
             }
             None => {
                 if heads.wait_for(|head| *head > handed).await.is_err() {
@@ -209,7 +214,7 @@ impl Pump {
                 [line] => Some((line.event.seq, line.text.len())),
                 _ => None,
             };
-            self.sink.deliver(&lines).await?;
+            self.deliver(&lines).await?;
             self.only = None;
         }
         self.handed = last;
@@ -221,6 +226,21 @@ impl Pump {
         });
         self.settle().await?;
         Ok(Step::More)
+    }
+
+    /// Hands lines over. A sink that never gives up, as a disk that hangs does not, is in trouble all the same.
+    async fn deliver(&mut self, lines: &[Line]) -> Result<(), SinkError> {
+        if self.sink.gives_up() {
+            return self.sink.deliver(lines).await;
+        }
+        let mut delivered = std::pin::pin!(self.sink.deliver(lines));
+        if let Ok(delivered) = timeout(TAKEN_WITHIN, &mut delivered).await {
+            return delivered;
+        }
+        let trouble = format!("it has not taken what was handed over {} s ago", TAKEN_WITHIN.as_secs());
+        tracing::warn!(sink = %self.id, trouble, "the sink hangs; events are kept for it");
+        self.status.change(|status| status.trouble = Some(trouble));
+        delivered.await
     }
 
     fn line(&self, previous: String, event: Event) -> Line {
@@ -259,8 +279,10 @@ impl Pump {
             self.sink.reset();
             self.handed = self.settled;
         }
-        if error.too_large != TooLarge::No {
-            self.limit = (self.limit / 2).max(1);
+        // Fewer at once may be taken now: nobody has to be given time.
+        let is_halved = error.too_large != TooLarge::No && self.limit > 1;
+        if is_halved {
+            self.limit /= 2;
         }
         let is_long = |(_, bytes): &(EventSeq, usize)| *bytes > LINE_TO_BE_TAKEN;
         let undeliverable = only
@@ -277,7 +299,8 @@ impl Pump {
             status.failures = status.failures.saturating_add(1);
             status.trouble = Some(text);
         });
-        error.retry_after.unwrap_or_else(|| pause(self.id.as_str(), self.failures_in_a_row))
+        let failures = if is_halved { 1 } else { self.failures_in_a_row };
+        error.retry_after.unwrap_or_else(|| pause(self.id.as_str(), failures))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use defib_model::{
-    Event, EventKind, EventSeq,
+    Event, EventKind, EventSeq, SinkId,
     chain::{GENESIS, event_hash},
     export::Format,
 };
@@ -127,13 +127,21 @@ struct Signature {
     cluster: Option<String>,
 }
 
+/// What was given up, for which sink, and the event that says so.
+struct Gap {
+    sink: SinkId,
+    from: EventSeq,
+    to: EventSeq,
+    told: EventSeq,
+}
+
 /// Checks one stream, which may lie in several files.
 pub struct Verifier {
     wanted: Wanted,
     report: Report,
     known: BTreeMap<u64, Known>,
     signatures: Vec<Signature>,
-    gaps: Vec<(EventSeq, EventSeq, EventSeq)>,
+    gaps: Vec<Gap>,
     cluster: Option<String>,
     /// How each is called, and what is counted in it.
     files: Vec<(String, &'static str)>,
@@ -141,6 +149,8 @@ pub struct Verifier {
     until: Option<EventSeq>,
     /// Of these nothing said yet what they follow.
     unchecked: Vec<(Place, Event)>,
+    /// Findings beyond [`FINDINGS_MAX`].
+    unlisted: usize,
 }
 
 impl fmt::Debug for Verifier {
@@ -164,12 +174,15 @@ impl Verifier {
             files: Vec::new(),
             until: None,
             unchecked: Vec::new(),
+            unlisted: 0,
         }
     }
 
     fn find(&mut self, place: &str, text: impl Into<String>) {
         if self.report.findings.len() < FINDINGS_MAX {
             self.report.findings.push(Finding { place: place.to_owned(), text: text.into() });
+        } else {
+            self.unlisted += 1;
         }
     }
 
@@ -256,7 +269,9 @@ impl Verifier {
                 signature: signature.clone(),
                 cluster: cluster.clone(),
             }),
-            EventKind::SinkGap { from, to, .. } => self.gaps.push((*from, *to, seq)),
+            EventKind::SinkGap { sink, from, to } => {
+                self.gaps.push(Gap { sink: sink.clone(), from: *from, to: *to, told: seq });
+            }
             _ => {}
         }
         let known = Known { hash: event.hash.clone(), previous, place: line, is_sound };
@@ -294,6 +309,18 @@ impl Verifier {
     /// What was found in all that was read.
     #[must_use]
     pub fn finish(mut self) -> Report {
+        self.judge();
+        if self.unlisted > 0 {
+            let text = match self.unlisted {
+                1 => "there is more: 1 finding is not listed".to_owned(),
+                count => format!("there is more: {count} findings are not listed"),
+            };
+            self.report.findings.push(Finding { place: String::new(), text });
+        }
+        self.report
+    }
+
+    fn judge(&mut self) {
         self.check_late();
         self.link();
         let (first, last) = match (self.known.first_key_value(), self.known.last_key_value()) {
@@ -303,7 +330,7 @@ impl Verifier {
             }
             _ => {
                 self.find("", "there is no event");
-                return self.report;
+                return;
             }
         };
         self.report.range = Some((EventSeq(first), EventSeq(last)));
@@ -314,14 +341,15 @@ impl Verifier {
                 self.report.left_out += end - begin + 1;
                 continue;
             }
-            let what = if begin == end {
-                format!("event {begin} is missing")
+            let (what, they) = if begin == end {
+                (format!("event {begin} is missing"), "it was")
             } else {
-                format!("events {begin} to {end} are missing")
+                (format!("events {begin} to {end} are missing"), "they were")
             };
-            let told = self.gaps.iter().find(|(from, to, _)| from.0 <= begin && end <= to.0);
-            let why = told
-                .map_or_else(String::new, |(_, _, seq)| format!("; they were given up, as event {seq} says"));
+            let told = self.gaps.iter().find(|gap| gap.from.0 <= begin && end <= gap.to.0);
+            let why = told.map_or_else(String::new, |Gap { sink, told, .. }| {
+                format!("; {they} given up for sink {sink}, as event {told} says")
+            });
             // Nothing can be said before all files are read, but whoever looks for it looks here.
             let after = self.known.get(&end.saturating_add(1)).map(|known| self.name(known.place));
             self.find(&after.unwrap_or_default(), format!("{what}{why}"));
@@ -329,7 +357,6 @@ impl Verifier {
         self.check_head(first, last);
         let signed = self.check_signatures();
         self.vouch(&signed, last);
-        self.report
     }
 
     fn check_head(&mut self, first: u64, last: u64) {

@@ -42,6 +42,35 @@ pub fn is_here(address: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// The first of these addresses that is not on this machine, where nothing protects what is said to it.
+#[must_use]
+pub fn exposed<'a>(mut places: impl Iterator<Item = &'a str>, has_tls: bool) -> Option<&'a str> {
+    if has_tls { None } else { places.find(|place| !is_here(place)) }
+}
+
+/// Whether what is said to these addresses is protected: by TLS, or because it stays on this machine; or somebody
+/// wrote, by name, that it need not be. A name that only leads to this machine counts as another one.
+///
+/// # Errors
+/// The field that names the addresses, and what to do.
+pub fn check_secure<'a>(
+    field: &str,
+    places: impl Iterator<Item = &'a str>,
+    has_tls: bool,
+    insecure: bool,
+) -> Result<(), String> {
+    if has_tls && insecure {
+        return Err("insecure: with tls nothing is sent in the clear; leave one of the two out".into());
+    }
+    match exposed(places, has_tls) {
+        Some(place) if !insecure => Err(format!(
+            "{field}: {place} is not this machine, and without TLS whoever is on the way can read what is said, and \
+             change it; give its tls, or say insecure: true beside it"
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +107,32 @@ mod tests {
         }
         for there in ["127.0.0.1.example:1", "localhost.example", "10.0.0.1:1", "[fd00::1]:1", "", "["] {
             assert!(!is_here(there), "{there}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_machine_is_protected_or_said_to_be_not() {
+        let check = |places: &[&str], has_tls, insecure| {
+            check_secure("address", places.iter().copied(), has_tls, insecure)
+        };
+        for here in ["127.0.0.1:1", "localhost:1", "[::1]:1"] {
+            assert_eq!(check(&[here], false, false), Ok(()), "{here}");
+            assert_eq!(check(&[here], false, true), Ok(()), "{here}");
+        }
+        for there in ["10.0.0.1:1", "siem:1", "localhost.example:1", "[fd00::1]:1", "0.0.0.0:1"] {
+            for places in [&[there][..], &["127.0.0.1:1", there]] {
+                let told = check(places, false, false).unwrap_err();
+                assert!(told.starts_with(&format!("address: {there} is not this machine")), "{told}");
+                assert!(told.contains("insecure: true"), "{told}");
+                assert_eq!(check(places, false, true), Ok(()));
+                assert_eq!(check(places, true, false), Ok(()));
+                assert!(
+                    check(places, true, true).unwrap_err().starts_with("insecure: "),
+                    "which of the two?"
+                );
+                assert_eq!(exposed(places.iter().copied(), false), Some(there));
+                assert_eq!(exposed(places.iter().copied(), true), None);
+            }
         }
     }
 }

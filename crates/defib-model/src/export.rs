@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::secret::SecretRef;
 use crate::{EventKind, Millis, SinkId, address::is_here};
 
+mod sense;
+
 /// How grave an event is, from nothing to everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -146,14 +148,17 @@ pub enum Target {
     },
     /// Standard output of `defibd`, one event per line.
     Stdout,
-    /// RFC 5424 messages over TLS (RFC 5425), or over plain TCP where no `tls` is given.
+    /// RFC 5424 messages over TLS (RFC 5425), or over plain TCP where that is allowed.
     #[serde(rename_all = "kebab-case")]
     Syslog {
         /// `host:port`.
         address: String,
-        /// Without it, plain TCP.
+        /// Without it, plain TCP: on this machine, or where `insecure` says so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tls: Option<SinkTls>,
+        /// Events may leave this machine without TLS.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        insecure: bool,
         /// Facility 0 to 23; 13 is log audit.
         #[serde(default = "log_audit")]
         facility: u8,
@@ -186,6 +191,9 @@ pub enum Target {
         /// For `https`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tls: Option<SinkTls>,
+        /// Events may leave this machine without TLS.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        insecure: bool,
     },
     /// A topic of Kafka, or of a broker that speaks its protocol.
     #[serde(rename_all = "kebab-case")]
@@ -197,9 +205,12 @@ pub enum Target {
         /// Where `CloudEvents` put their attributes.
         #[serde(default)]
         mode: ContentMode,
-        /// Without it, plain TCP.
+        /// Without it, plain TCP: on this machine, or where `insecure` says so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tls: Option<SinkTls>,
+        /// Events may leave this machine without TLS.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        insecure: bool,
         /// If brokers ask for a user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sasl: Option<KafkaSasl>,

@@ -113,14 +113,50 @@ fn key_before(text: &str, line: u64, column: u64) -> Option<&str> {
 /// Where a field such as `listen.join` stands first, by its last name.
 #[must_use]
 pub fn place_of(field: &str, text: &str) -> Option<(u64, u64)> {
-    let key = format!("{}:", field.rsplit('.').next().unwrap_or(field));
-    text.lines().enumerate().find_map(|(number, line)| {
+    place_within([field.rsplit('.').next().unwrap_or(field)], text)
+}
+
+/// Where a field stands that is inside of others, the outermost first: as deep as they can be found.
+#[must_use]
+pub fn place_within<'a>(fields: impl IntoIterator<Item = &'a str>, text: &str) -> Option<(u64, u64)> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines: Vec<(usize, &str)> = text.lines().enumerate().collect();
+    let mut begin = 0;
+    let mut found = None;
+    for field in fields {
+        let Some((at, column)) = find_key(field, &lines, begin) else { break };
+        let (number, line) = lines[at];
+        found = Some((number as u64 + 1, column as u64 + 1));
+        // What is inside of it is on the rest of its line, and on the lines below that are indented further.
+        let is_inside = |(_, below): &(usize, &str)| below.trim().is_empty() || indent(below) > indent(line);
+        let inside = lines[at + 1..].iter().take_while(|below| is_inside(below)).count();
+        lines = lines[at..=at + inside].to_vec();
+        begin = column + field.len() + 1;
+    }
+    found
+}
+
+/// The first line with this key, and its column; in the first line only from `begin` on.
+fn find_key(field: &str, lines: &[(usize, &str)], begin: usize) -> Option<(usize, usize)> {
+    let key = format!("{field}:");
+    lines.iter().enumerate().find_map(|(at, (_, line))| {
         let column = line.match_indices(&key).map(|(column, _)| column).find(|column| {
             // `host:` is not the end of `self-host:`.
-            !line[..*column].ends_with(|before: char| before.is_alphanumeric() || before == '-')
+            (at > 0 || *column >= begin)
+                && !line[..*column].ends_with(|before: char| before.is_alphanumeric() || before == '-')
         })?;
-        Some((number as u64 + 1, column as u64 + 1))
+        Some((at, column))
     })
+}
+
+/// The fields that a message begins with, such as those of `kafka: sasl.user: is no name`.
+pub fn fields_of(message: &str) -> impl Iterator<Item = &str> {
+    let is_field = |word: &&str| {
+        !word.is_empty()
+            && word.chars().all(|letter| letter.is_alphanumeric() || matches!(letter, '-' | '.' | '_'))
+    };
+    let names = message.split(": ").take_while(is_field);
+    names.flat_map(|name| name.split('.'))
 }
 
 /// Reads a document and checks what YAML can't say.
@@ -135,7 +171,7 @@ pub fn checked_yaml<T: DeserializeOwned>(
     let document = from_yaml(file, text)?;
     check(&document).map_err(|(field, message)| DocumentError {
         file: file.into(),
-        at: place_of(field, text),
+        at: place_within(field.rsplit('.').take(1).chain(fields_of(&message)), text),
         message: format!("{field}: {message}"),
     })?;
     Ok(document)
@@ -284,5 +320,23 @@ mod tests {
     fn a_place_is_that_of_the_whole_name() {
         assert_eq!(place_of("host", "self-host: 1\n  host: 2\n"), Some((2, 3)));
         assert_eq!(place_of("other", "host: 2\n"), None);
+    }
+
+    #[test]
+    fn a_place_inside_of_others_is_found_as_deep_as_it_goes() {
+        let text = "key: 0\na:\n  b: { key: 1 }\n\n  c:\n    key: 2\nd: { b: 3, key: 4 }\n";
+        for (fields, place) in [
+            (&["a", "b", "key"][..], Some((3, 8))),
+            (&["a", "c", "key"], Some((6, 5))),
+            (&["d", "key"], Some((7, 12))),
+            (&["d", "c", "key"], Some((7, 1))),
+            (&["a", "d"], Some((2, 1))),
+            (&["e", "key"], None),
+        ] {
+            assert_eq!(place_within(fields.iter().copied(), text), place, "{fields:?}");
+        }
+        let fields: Vec<&str> = fields_of("kafka: sasl.user: is no name: never").collect();
+        assert_eq!(fields, ["kafka", "sasl", "user"]);
+        assert_eq!(fields_of("is no name").count(), 0);
     }
 }

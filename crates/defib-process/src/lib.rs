@@ -10,12 +10,19 @@ use std::{
     io::{self, Write},
     path::Path,
     process::{ExitCode, Termination},
+    time::Duration,
 };
 
-pub use document::{DocumentError, WrongField, checked_yaml, from_yaml, place_of, read_text, read_yaml};
+pub use document::{
+    DocumentError, WrongField, checked_yaml, fields_of, from_yaml, place_of, place_within, read_text,
+    read_yaml,
+};
 pub use log::{LogConfig, LogFormat, log_by_environment};
 pub use secret::{SecretError, secret};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How often a program says again what it does without TLS: what was said once is soon rotated away.
+pub const INSECURE_SAID_EVERY: Duration = Duration::from_secs(3600);
 
 /// Makes `ring` the process's cryptography; call it first in `main`.
 pub fn install_cryptography() {

@@ -27,6 +27,7 @@ pub(crate) async fn delivery(broker: &Broker, place: &Path, rounds: usize) -> Re
         topic: TOPIC.into(),
         mode: ContentMode::Binary,
         tls: None,
+        insecure: false,
         sasl: None,
     };
     let sink = SinkPolicy { to, format: Format::Ocsf, filter: Filter::default(), batch: 200 };

@@ -82,7 +82,7 @@ async fn read_by_replica(broker: &Broker, topic: &str, records: usize) -> anyhow
     let instructor = heartbeats.instructor();
     let bus = Arc::clone(&heartbeats.counters().bus);
     let config = BusConfig {
-        kafka: Brokers { brokers: vec![broker.address()], tls: None, sasl: None },
+        kafka: Brokers { brokers: vec![broker.address()], tls: None, insecure: false, sasl: None },
         heartbeats: Some(topic.to_owned()),
         bmc_events: None,
         dead_letters: None,

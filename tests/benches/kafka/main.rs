@@ -96,6 +96,7 @@ fn serve(broker: &Broker, topic: &str, events: Arc<Vec<Chained>>, batch: u32) ->
         topic: topic.to_owned(),
         mode: ContentMode::Binary,
         tls: None,
+        insecure: false,
         sasl: None,
     };
     let policy = SinkPolicy { to, format: Format::Ocsf, filter: Filter::default(), batch };

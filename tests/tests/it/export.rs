@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use defib_export::{
+    pump::LINE_TO_BE_TAKEN,
     signing::PublicKey,
     verify::{Report, Verifier, Wanted},
 };
@@ -21,22 +22,29 @@ use defib_lab::cluster::{Cluster, Size, wait_until};
 use defib_model::{
     Event, EventKind, EventSeq, Millis, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
+    text::TEXT_MAX,
 };
 use defib_tests::all_delivered;
 use serde_json::Value;
 
-use crate::rig::{AMPLE, Rig, quick, run};
+use crate::rig::{AMPLE, Rig, SMALL, quick, run};
 
 /// A receiver that can be told to refuse.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Receiver {
     lines: Arc<Mutex<Vec<String>>>,
     refuses: Arc<AtomicBool>,
+    /// The longest request that it takes, in bytes.
+    bytes_max: usize,
 }
 
 impl Receiver {
     async fn start() -> anyhow::Result<(Self, String)> {
-        let receiver = Self::default();
+        Self::with(usize::MAX).await
+    }
+
+    async fn with(bytes_max: usize) -> anyhow::Result<(Self, String)> {
+        let receiver = Self { lines: Arc::default(), refuses: Arc::default(), bytes_max };
         let router = Router::new().route("/", post(take)).with_state(receiver.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}/", listener.local_addr()?);
@@ -53,6 +61,9 @@ async fn take(State(receiver): State<Receiver>, body: String) -> StatusCode {
     if receiver.refuses.load(Ordering::SeqCst) {
         return StatusCode::SERVICE_UNAVAILABLE;
     }
+    if body.len() > receiver.bytes_max {
+        return StatusCode::PAYLOAD_TOO_LARGE;
+    }
     receiver.lines.lock().expect("no test panicked").extend(body.lines().map(str::to_owned));
     StatusCode::NO_CONTENT
 }
@@ -63,7 +74,7 @@ fn sink(to: Target, format: Format) -> SinkPolicy {
 
 async fn start(url: &str, archive: &Path) -> anyhow::Result<Rig> {
     let file = Target::File { path: archive.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
-    let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None };
+    let hook = |url: &str| Target::Webhook { url: url.to_owned(), token: None, tls: None, insecure: false };
     let mut policy = quick();
     // Nobody listens on the discard port of a lab's machine: this one is dead all the time.
     policy.events.sinks = BTreeMap::from([
@@ -212,6 +223,148 @@ async fn check_the_tool(rig: &Rig, archive: &Path) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_a_receiver_never_takes_is_given_up_for_it_alone_and_stream_and_proof_say_so()
+-> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let archive = scratch.path().join("archive/events.json");
+    let (receiver, url) = Receiver::with(LINE_TO_BE_TAKEN).await?;
+    let mut rig = start(&url, &archive).await?;
+    wait_until_delivered(&rig.cluster).await?;
+    let signed = rig.cluster.operator().sinks().await?.signed_seq;
+    let reason = "\u{1}".repeat(TEXT_MAX);
+    rig.defib(["pause", "--reason", &reason]).await.done();
+    rig.wait_for(&["sink", "list"], "siem: 1 event was given up").await;
+    wait_until_delivered(&rig.cluster).await?;
+
+    let events = truth(&rig.cluster).await?;
+    let is_long = |event: &&Event| match &event.kind {
+        EventKind::OperatorActed { operator, .. } => operator.reason == reason,
+        _ => false,
+    };
+    let long = events.values().find(is_long).context("the pause is told")?.seq;
+    let gaps: Vec<&Event> =
+        events.values().filter(|event| matches!(event.kind, EventKind::SinkGap { .. })).collect();
+    let [gap] = gaps[..] else { panic!("{gaps:?}") };
+    assert_eq!(gap.kind, EventKind::SinkGap { sink: SinkId::new("siem")?, from: long, to: long });
+    let said = &events[&gap.cause.context("somebody wanted it")?.0];
+    let EventKind::OperatorActed { operator, .. } = &said.kind else { panic!("{said:?}") };
+    assert_eq!(operator.name, "defib");
+    for part in ["413", &format!("refuses event {long}, ")] {
+        assert!(operator.reason.contains(part), "{}", operator.reason);
+    }
+    // It alone is missing, and for this receiver alone.
+    let lines = receiver.lines();
+    let mut received = BTreeSet::new();
+    for line in &lines {
+        let record: Value = serde_json::from_str(line)?;
+        received.insert(record["metadata"]["sequence"].as_u64().context("a sequence")?);
+    }
+    let newest = *received.last().context("there are lines")?;
+    let missing: Vec<u64> = (1..=newest).filter(|seq| !received.contains(seq)).collect();
+    assert_eq!(missing, [long.0]);
+    assert!(newest > gap.seq.0, "what comes behind it is received");
+    check_console(&rig.cluster, &events)?;
+
+    let place = scratch.path().join("received.json");
+    std::fs::write(&place, lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    let proves = async |place: &Path, range: Option<(u64, u64)>| {
+        let mut words: Vec<String> =
+            ["events", "verify", "--at-least-once", "--from"].map(str::to_owned).to_vec();
+        words.push(place.display().to_string());
+        for key in rig.cluster.event_keys() {
+            words.extend(["--key".to_owned(), key.display().to_string()]);
+        }
+        if let Some((from, to)) = range {
+            words.extend(["--range".to_owned(), format!("{from}..{to}")]);
+        }
+        rig.defib_list(&words.iter().map(String::as_str).collect::<Vec<_>>()).await
+    };
+    let why = format!("event {long} is missing; it was given up for sink siem, as event {} says", gap.seq);
+    for range in [None, Some((1, gap.seq.0)), Some((long.0, long.0))] {
+        let told = proves(&place, range).await.failed(5);
+        let found = (told.matches(" is missing; ").count(), told.contains("are missing"));
+        assert!(told.contains(&why) && found == (1, false), "{range:?}: {told}");
+    }
+    for range in [(1, signed), (long.0 + 1, gap.seq.0)] {
+        let told = proves(&place, Some(range)).await.done();
+        assert!(told.contains(&format!("whole from event {} to event {}", range.0, range.1)), "{told}");
+    }
+    let told = proves(&archive, Some((1, gap.seq.0))).await.done();
+    assert!(told.contains("is whole from event 1"), "the archive took it: {told}");
+    rig.assert_calm();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_leave_machines_in_the_clear_only_where_that_is_said_by_name_and_then_it_is_told()
+-> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let (_receiver, url) = Receiver::start().await?;
+    let rig = start(&url, &scratch.path().join("events.json")).await?;
+    assert!(!rig.defib(["status"]).await.done().contains("insecure"));
+    let before = rig.defib(["policy", "get"]).await.done();
+    let line = before.lines().find(|line| line.contains("127.0.0.1:9/")).context("the dead sink is there")?;
+    let (indent, _) = line.split_once("url").context("it has a URL")?;
+    let far = line.replace("127.0.0.1:9/", "siem.invalid:514/");
+    let number = before.lines().take_while(|other| *other != line).count() + 1;
+    let silent = rig.write("silent.yaml", &before.replace(line, &far));
+    let told = rig.defib(["policy", "apply", silent.to_str().context("UTF-8")?]).await;
+    let told = format!("{}{}", told.out, told.err);
+    let wanted = format!(
+        "silent.yaml:{number}:{}: events.sinks: dead: url: siem.invalid:514 is not this machine",
+        indent.len() + 1
+    );
+    assert!(told.contains(&wanted) && told.contains("insecure: true"), "{told}");
+    assert_eq!(rig.defib(["policy", "get"]).await.done(), before, "nothing was changed");
+
+    let loud = rig.write("loud.yaml", &before.replace(line, &format!("{far}\n{indent}insecure: true")));
+    rig.defib(["policy", "apply", loud.to_str().context("UTF-8")?]).await.done();
+    let line = "insecure: sink dead: events go to siem.invalid:514 without TLS";
+    rig.wait_for(&["status"], &format!("! {line}")).await;
+    let leader = leader(&rig.cluster).await?;
+    wait_until("the log says so", AMPLE, || async {
+        let log = rig.cluster.replica_log(leader)?;
+        ensure!(log.lines().any(|said| said.contains("WARN") && said.contains(line)), "it does not");
+        Ok(())
+    })
+    .await
+}
+
+/// Ends by SIGTERM, as systemd would have it.
+async fn wait_until_it_ends(cluster: &mut Cluster, replica: u64) -> anyhow::Result<()> {
+    let pid = cluster.replica_pid(replica).context("it runs")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
+    let cluster = std::cell::RefCell::new(cluster);
+    wait_until("the replica ends", AMPLE, || async {
+        let fallen = cluster.borrow_mut().fallen();
+        let ended = fallen.iter().find(|fallen| fallen.id == replica).context("it still runs")?;
+        ensure!(ended.status.success(), "{ended}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_ends_when_it_is_told_to_though_a_disk_that_hangs_holds_up_its_sink() -> anyhow::Result<()>
+{
+    let scratch = tempfile::tempdir()?;
+    // Whoever writes more than fits into a pipe that nobody reads waits for ever.
+    let pipe = scratch.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
+    let mut policy = quick();
+    let to = |path: &Path| Target::File { path: path.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
+    let hung = SinkPolicy { batch: 500, ..sink(to(&pipe), Format::Ocsf) };
+    let good = sink(to(&scratch.path().join("good")), Format::Ocsf);
+    policy.events.sinks = BTreeMap::from([(SinkId::new("hung")?, hung), (SinkId::new("good")?, good)]);
+    let mut rig = Rig::with(SMALL, policy).await;
+    rig.wait_for(&["status"], "! sink hung takes no events: it has not taken").await;
+    let sinks = rig.cluster.operator().sinks().await?.sinks;
+    assert!(sinks.iter().any(|sink| sink.id == "good" && sink.delivered_seq > 0), "{sinks:?}");
+    let first = leader(&rig.cluster).await?;
+    wait_until_it_ends(&mut rig.cluster, first).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_gives_up_for_a_sink_is_not_sent_and_the_stream_says_so() -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let archive = scratch.path().join("archive/events.json");
@@ -261,7 +414,8 @@ async fn what_an_operator_gives_up_for_a_sink_is_not_sent_and_the_stream_says_so
     let from = received.display().to_string();
     let words = ["events", "verify", "--at-least-once", "--from", &from, "--range", "1..20"];
     let told = rig.defib_list(&words).await.failed(5);
-    let why = format!("events 1 to 7 are missing; they were given up, as event {} says", gap.seq);
+    let why =
+        format!("events 1 to 7 are missing; they were given up for sink siem, as event {} says", gap.seq);
     assert!(told.contains(&why), "{told}");
     let text = rig.defib(["sink", "list"]).await.done();
     assert!(text.contains("siem: 7 events were given up"), "{text}");

@@ -78,7 +78,7 @@ fn policy(place: &Path) -> Policy {
         policy.events.sinks.insert(SinkId::new(name).unwrap(), sink);
     }
     // Nobody listens on the discard port of a lab's machine.
-    let to = Target::Webhook { url: "http://127.0.0.1:9/".into(), token: None, tls: None };
+    let to = Target::Webhook { url: "http://127.0.0.1:9/".into(), token: None, tls: None, insecure: false };
     let sink = SinkPolicy { to, format: Format::Ocsf, filter: Filter::default(), batch: 100 };
     policy.events.sinks.insert(SinkId::new(DEAD).unwrap(), sink);
     policy

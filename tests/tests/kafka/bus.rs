@@ -172,7 +172,7 @@ impl Replica {
             instructor.tell(Instruction::Watch { host: host(name), view });
         }
         let config = BusConfig {
-            kafka: Brokers { brokers: vec![brokers.to_owned()], tls: None, sasl: None },
+            kafka: Brokers { brokers: vec![brokers.to_owned()], tls: None, insecure: false, sasl: None },
             heartbeats: Some(BEATS.into()),
             bmc_events: Some(BMCS.into()),
             dead_letters: Some(DEAD.into()),
@@ -223,10 +223,13 @@ async fn listen_to_beats(brokers: &str) -> anyhow::Result<(Replica, Hosts)> {
 }
 
 pub(crate) async fn make(brokers: &str, topics: &[&str]) -> anyhow::Result<()> {
+    let wanted = topics.iter().map(|topic| NewTopic::new(topic, 3, TopicReplication::Fixed(1)));
+    make_as(brokers, &wanted.collect::<Vec<_>>()).await
+}
+
+pub(crate) async fn make_as(brokers: &str, wanted: &[NewTopic<'_>]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> = settings(brokers).create()?;
-    let wanted: Vec<NewTopic<'_>> =
-        topics.iter().map(|topic| NewTopic::new(topic, 3, TopicReplication::Fixed(1))).collect();
-    for made in admin.create_topics(&wanted, &AdminOptions::new()).await? {
+    for made in admin.create_topics(wanted, &AdminOptions::new()).await? {
         made.map_err(|(topic, code)| anyhow::anyhow!("{topic} can't be made: {code}"))?;
     }
     Ok(())

@@ -73,15 +73,20 @@ impl Receivers {
             server_name: None,
         };
         let file = Target::File { path: path("archive.json"), rotate_bytes: 1 << 30, keep: 1 };
-        let syslog =
-            Target::Syslog { address: self.syslog.address().to_string(), tls: Some(tls), facility: 13 };
+        let syslog = Target::Syslog {
+            address: self.syslog.address().to_string(),
+            tls: Some(tls),
+            insecure: false,
+            facility: 13,
+        };
         let url = format!("http://{}/", self.web.address());
-        let web = Target::Webhook { url, token: None, tls: None };
+        let web = Target::Webhook { url, token: None, tls: None, insecure: false };
         let kafka = |topic: &str, mode| Target::Kafka {
             brokers: vec![self.broker.address()],
             topic: topic.to_owned(),
             mode,
             tls: None,
+            insecure: false,
             sasl: None,
         };
         let topics = TOPICS.map(|(topic, mode, format)| (topic, kafka(topic, mode), format));

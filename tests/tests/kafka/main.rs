@@ -8,6 +8,7 @@ mod certificates;
 #[cfg(feature = "kafka-drills")]
 mod drills;
 mod judge;
+mod limits;
 mod metrics;
 mod secured;
 mod served;

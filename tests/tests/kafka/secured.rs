@@ -55,6 +55,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
                 key: Some(ours),
                 server_name: None,
             }),
+            insecure: false,
             sasl: Some(KafkaSasl {
                 mechanism,
                 user: "defib".into(),

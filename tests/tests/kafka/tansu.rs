@@ -51,6 +51,7 @@ async fn another_broker_has_all_events_in_order_though_it_was_held() -> anyhow::
             topic: topic.into(),
             mode,
             tls: None,
+            insecure: false,
             sasl: None,
         };
         broker.pause(true);

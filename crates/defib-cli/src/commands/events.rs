@@ -111,10 +111,12 @@ impl FromStr for Place {
 }
 
 /// How brokers are reached, beside their addresses.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Access {
     tls: Option<SinkTls>,
+    #[serde(default)]
+    insecure: bool,
     sasl: Option<KafkaSasl>,
 }
 
@@ -316,7 +318,8 @@ pub(crate) async fn events(
 
 /// Reads a topic from its beginning to its end.
 fn read_topic(verifier: &mut Verifier, brokers: &Brokers, topic: &str) -> Result<(), Failure> {
-    brokers.check().map_err(Failure::Usage)?;
+    let how = "the file that --kafka names holds tls, sasl and insecure";
+    brokers.check().map_err(|why| Failure::Usage(format!("{why}; {how}")))?;
     #[cfg(feature = "kafka")]
     return defib_export::verify::read_topic(verifier, brokers, topic)
         .map_err(|error| Failure::Unreachable(error.to_string()));
@@ -348,8 +351,8 @@ pub(crate) fn verify_from(arguments: &EventsArguments, output: Output) -> Result
                 read(&mut verifier, &path.display().to_string(), BufReader::new(file))?;
             }
             Place::Topic { brokers, topic } => {
-                let (tls, sasl) = (access.tls.clone(), access.sasl.clone());
-                read_topic(&mut verifier, &Brokers { brokers: brokers.clone(), tls, sasl }, topic)?;
+                let Access { tls, insecure, sasl } = access.clone();
+                read_topic(&mut verifier, &Brokers { brokers: brokers.clone(), tls, insecure, sasl }, topic)?;
             }
         }
     }
@@ -478,9 +481,13 @@ mod tests {
         for wrong in ["kafka://k1:9092", "kafka://k1:9092/", "kafka://k1:9092/a b"] {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
         }
-        let brokers = Brokers { brokers: vec!["nonsense".into()], tls: None, sasl: None };
+        let brokers = Brokers { brokers: vec!["nonsense".into()], tls: None, insecure: false, sasl: None };
         let failure = read_topic(&mut Verifier::new(Wanted::default()), &brokers, "e").expect_err("no port");
         assert_eq!(failure.code(), 2, "{failure}");
+        let brokers = Brokers { brokers: vec!["k1:9092".into()], ..brokers };
+        let failure = read_topic(&mut Verifier::new(Wanted::default()), &brokers, "e").expect_err("no TLS");
+        let told = failure.to_string();
+        assert!(failure.code() == 2 && told.contains("insecure: true beside it; the file that"), "{told}");
     }
 
     #[test]

@@ -73,7 +73,11 @@ pub(crate) async fn sink(cluster: &Cluster, command: SinkCommand, output: Output
     line(&format!("newest event {}, signed up to {}", answer.head_seq, answer.signed_seq));
     for sink in &answer.sinks {
         if sink.given_up > 0 {
-            line(&format!("{}: {} events were given up; see: defib events", sink.id, sink.given_up));
+            let what = match sink.given_up {
+                1 => "1 event was".to_owned(),
+                count => format!("{count} events were"),
+            };
+            line(&format!("{}: {what} given up; see: defib events", sink.id));
         }
         if !sink.trouble.is_empty() {
             line(&format!("{}: {}", sink.id, sink.trouble));

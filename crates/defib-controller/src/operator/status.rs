@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use defib_model::HostId;
 use defib_pki::rfc3339;
 use defib_rpc::Unshown;
 use defib_wire::v1;
@@ -10,7 +11,7 @@ use tonic::Status;
 use super::{OperatorService, doubt::Doubt};
 use crate::{
     certificates::{of_replica, wall},
-    found, views,
+    found, insecure, views,
 };
 
 impl OperatorService {
@@ -26,9 +27,11 @@ impl OperatorService {
                 status.etcd = line;
                 status.attention.extend(attention);
                 status.attention.extend(found::attention(view.controller.ledger(), &found));
+                status.attention.extend(insecure::sinks(view.controller.ledger()));
                 (status, view.now)
             })
             .await?;
+        status.attention.extend(self.insecure.iter().cloned());
         status.attention.extend(self.board.attention());
         status.attention.extend(self.agents.attention(now));
         status.attention.extend(self.certificates.attention(self.me, wall()));
@@ -38,6 +41,17 @@ impl OperatorService {
         self.complete_replicas(&mut status).await;
         status.attention.splice(0..0, doubt.why().map(str::to_owned));
         Ok(status)
+    }
+
+    /// What the ledger does not know: the release of a host's agent, the end of its certificate, and what it found.
+    pub(super) fn complete(&self, hosts: &mut [v1::HostDetail]) {
+        let found = self.agents.found();
+        for host in hosts {
+            let Ok(id) = HostId::new(&host.id) else { continue };
+            host.found = found.get(&id).map(found::lines).unwrap_or_default();
+            host.agent_version = self.agents.version_of(&id).unwrap_or_default();
+            host.certificate_until = self.certificates.end_of(&id);
+        }
     }
 
     /// What the ledger does not know of the replicas: how far their logs are, and how they answer.

@@ -19,11 +19,13 @@ use rdkafka::{
     message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, ProducerContext, ThreadedProducer},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::{Line, Origin, SinkError, TooLarge};
+use super::{Line, Origin, SinkError, TooLarge, now};
 use crate::formats::cloudevents;
 
+/// How long after a producer has broken its reports may come in on what broke it.
+const REPORTED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a broker may confirm nothing while it has something to confirm.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -226,11 +228,19 @@ fn too_large(error: &KafkaError) -> TooLarge {
 /// Waits until all of a batch is confirmed.
 async fn settled(reports: &Reports, total: usize) -> Result<(), SinkError> {
     let mut before = total;
+    let mut broke: Option<Instant> = None;
     loop {
-        let waited = tokio::time::timeout(CONFIRMED_WITHIN, reports.changed.notified()).await;
+        let limit = if broke.is_some() { REPORTED_WITHIN } else { CONFIRMED_WITHIN };
+        let waited = tokio::time::timeout(limit, reports.changed.notified()).await;
         let (open, failure, complaint) =
             reports.change(|batch| (batch.open, batch.failure.clone(), batch.complaint.clone()));
         if let Some((why, too_large)) = failure {
+            // That a producer broke is told before the reports on what it gave up, and only those say that it was too
+            // large: who took the first word for all would hand the same over again for ever.
+            let since = *broke.get_or_insert_with(now);
+            if open > 0 && too_large == TooLarge::No && since.elapsed() < REPORTED_WITHIN {
+                continue;
+            }
             let mut error = SinkError::new(why);
             error.too_large = too_large;
             return Err(error);

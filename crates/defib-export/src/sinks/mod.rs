@@ -116,19 +116,19 @@ impl Sink {
                 Kind::File(file::FileSink::new(path.into(), rotate_bytes, keep))
             }
             Target::Stdout => Kind::Stdout,
-            Target::Syslog { address, tls, facility } => {
+            Target::Syslog { address, tls, facility, insecure: _ } => {
                 Kind::Syslog(Box::new(syslog::SyslogSink::new(address, tls, facility, origin.clone())))
             }
             Target::SplunkHec { url, token, tls, index, acknowledged } => {
                 let options = hec::Options { token, index, acknowledged, format: policy.format };
                 Kind::Hec(Box::new(hec::HecSink::new(&url, tls, options, origin.host.clone())))
             }
-            Target::Webhook { url, token, tls } => {
+            Target::Webhook { url, token, tls, insecure: _ } => {
                 Kind::Webhook(Box::new(webhook::WebhookSink::new(&url, tls, token, policy.format)))
             }
             #[cfg(feature = "kafka")]
-            Target::Kafka { brokers, topic, mode, tls, sasl } => {
-                let brokers = Brokers { brokers, tls, sasl };
+            Target::Kafka { brokers, topic, mode, tls, insecure, sasl } => {
+                let brokers = Brokers { brokers, tls, insecure, sasl };
                 let options = kafka::Options { brokers, topic, mode, format: policy.format };
                 Kind::Kafka(Box::new(kafka::KafkaSink::new(options, origin.clone())))
             }
@@ -136,6 +136,11 @@ impl Sink {
             Target::Kafka { .. } => Kind::Absent("kafka"),
         };
         Self { kind }
+    }
+
+    /// Whether it says by itself that it waited for too long: with more words than others could find.
+    pub(crate) const fn gives_up(&self) -> bool {
+        !matches!(self.kind, Kind::File(_) | Kind::Stdout)
     }
 
     /// Hands lines over, in order. Connects first where that is needed.

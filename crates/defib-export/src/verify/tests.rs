@@ -282,14 +282,25 @@ fn a_filtered_stream_is_checked_event_by_event_and_a_gap_that_was_announced_says
     let report = judge(&some, Wanted { filtered: true, ..Wanted::default() });
     assert_eq!((report.findings, report.left_out), (vec![], 12));
     let mut kinds: Vec<EventKind> = events(20, None).into_iter().map(|event| event.kind).collect();
-    let sink = defib_model::SinkId::new("siem").unwrap();
+    let sink = SinkId::new("siem").unwrap();
     kinds.push(EventKind::SinkGap { sink, from: EventSeq(5), to: EventSeq(9) });
     let mut told = lines(Format::Ocsf, &samples::stream(&kinds));
     told.drain(4..9);
     assert_eq!(
         problems(&told, Wanted::default()),
-        ["f, line 5: events 5 to 9 are missing; they were given up, as event 21 says"]
+        ["f, line 5: events 5 to 9 are missing; they were given up for sink siem, as event 21 says"]
     );
+}
+
+#[test]
+fn what_is_not_listed_any_more_is_counted() {
+    let mut all = vec![lines(Format::Native, &events(30, None)); 3].concat();
+    all.truncate(30 + FINDINGS_MAX + 7);
+    let told = problems(&all, Wanted::default());
+    assert_eq!(told.len(), FINDINGS_MAX + 1);
+    assert_eq!(told.last().unwrap(), "there is more: 7 findings are not listed");
+    all.truncate(30 + FINDINGS_MAX);
+    assert_eq!(problems(&all, Wanted::default()).len(), FINDINGS_MAX, "all are listed");
 }
 
 #[test]

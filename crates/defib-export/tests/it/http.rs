@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -17,12 +18,16 @@ use defib_export::pump::{LINE_TO_BE_TAKEN, Status};
 use defib_model::{
     EventKind, EventSeq,
     command::Operator,
-    export::{Format, SecretRef, Target},
+    export::{Format, SecretRef, SinkTls, Target},
     text::TEXT_MAX,
 };
 use serde_json::{Value, json};
+use tokio_rustls::TlsAcceptor;
 
-use crate::pumping::{Book, Pumped, sink, verify};
+use crate::{
+    pumping::{Book, Pumped, sink, verify},
+    tls,
+};
 
 /// What a receiver saw, and how it is to misbehave next.
 #[derive(Debug, Default)]
@@ -82,6 +87,26 @@ async fn hook(State(seen): State<Shared>, headers: HeaderMap, body: String) -> R
     StatusCode::NO_CONTENT.into_response()
 }
 
+/// Takes TLS off for a server that speaks none.
+async fn with_tls(directory: &Path, plain: SocketAddr) -> SocketAddr {
+    let acceptor = TlsAcceptor::from(tls::server(directory));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("loopback");
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // Whoever is not satisfied by the certificate hangs up.
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut server = tokio::net::TcpStream::connect(plain).await.expect("it listens");
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
+            });
+        }
+    });
+    address
+}
+
 async fn webhook(seen: Seen) -> (Shared, String) {
     let seen = Arc::new(Mutex::new(seen));
     let router = Router::new().route("/in/defib", post(hook)).with_state(Arc::clone(&seen));
@@ -90,7 +115,7 @@ async fn webhook(seen: Seen) -> (Shared, String) {
 }
 
 fn to_hook(url: &str) -> Target {
-    Target::Webhook { url: url.to_owned(), token: None, tls: None }
+    Target::Webhook { url: url.to_owned(), token: None, tls: None, insecure: false }
 }
 
 #[tokio::test]
@@ -99,7 +124,12 @@ async fn a_webhook_gets_batches_in_order_with_its_token_from_a_file() {
     let token = directory.path().join("token");
     std::fs::write(&token, "s3cret\n").expect("written");
     let (seen, url) = webhook(Seen::default()).await;
-    let to = Target::Webhook { url, token: Some(SecretRef::File(token.display().to_string())), tls: None };
+    let to = Target::Webhook {
+        url,
+        token: Some(SecretRef::File(token.display().to_string())),
+        tls: None,
+        insecure: false,
+    };
     let book = Book::of(330);
     let pumped = Pumped::start("hook", sink(to, Format::Ocsf), &book, 0);
     pumped.wait_until_settled(&book).await;
@@ -228,6 +258,43 @@ async fn accepted_is_not_safe_until_the_indexers_say_so() {
     seen.lock().expect("no test panicked").acknowledges = true;
     pumped.wait_until_settled(&book).await;
     assert_eq!(seen.lock().expect("no test panicked").acknowledged, 3, "each batch is asked for once");
+}
+
+#[tokio::test]
+async fn receivers_behind_tls_get_everything_and_only_those_of_the_given_authority() {
+    let (ours, others) =
+        (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (trusted, stranger) = (tls::write(ours.path()), tls::write(others.path()));
+    let other_name = SinkTls { server_name: Some("siem.example".into()), ..trusted.clone() };
+    let (hook, url) = webhook(Seen::default()).await;
+    let (collector, splunk) = splunk(Seen { acknowledges: true, ..Seen::default() }, true).await;
+    let Target::SplunkHec { url: base, token, index, .. } = splunk else { panic!("it is one") };
+    let address = |url: &str| url.split('/').nth(2).and_then(|place| place.parse().ok()).expect("an address");
+    let hook_at = with_tls(ours.path(), address(&url)).await;
+    let splunk_at = with_tls(ours.path(), address(&base)).await;
+    let book = Book::of(120);
+    let to_hook = |tls| {
+        let url = format!("https://{hook_at}/in/defib");
+        Target::Webhook { url, token: None, tls: Some(tls), insecure: false }
+    };
+    let to_splunk = |tls| {
+        let (url, token, index) = (format!("https://{splunk_at}"), token.clone(), index.clone());
+        Target::SplunkHec { url, token, tls: Some(tls), index, acknowledged: true }
+    };
+    for wrong in [stranger, other_name] {
+        for to in [to_hook(wrong.clone()), to_splunk(wrong)] {
+            let pumped = Pumped::start("wrong", sink(to, Format::Ocsf), &book, 0);
+            let status = pumped.wait_until("it is refused", |status| status.trouble.is_some()).await;
+            assert!(status.trouble.is_some_and(|why| why.contains("no TLS with 127.0.0.1")));
+        }
+    }
+    for (seen, to) in [(hook, to_hook(trusted.clone())), (collector, to_splunk(trusted))] {
+        assert!(seen.lock().expect("no test panicked").lines.is_empty(), "a stranger got something");
+        let pumped = Pumped::start("good", sink(to, Format::Ocsf), &book, 0);
+        pumped.wait_until_settled(&book).await;
+        let report = verify(&seen.lock().expect("no test panicked").lines);
+        assert_eq!((report.findings, report.events, report.again), (vec![], 120, 0));
+    }
 }
 
 /// Ten events, of which the sixth is as long as one can be.

@@ -36,7 +36,7 @@ fn cluster() -> Mock {
 
 fn to(cluster: &Mock, mode: ContentMode) -> Target {
     let brokers = cluster.bootstrap_servers().split(',').map(str::to_owned).collect();
-    Target::Kafka { brokers, topic: TOPIC.into(), mode, tls: None, sasl: None }
+    Target::Kafka { brokers, topic: TOPIC.into(), mode, tls: None, insecure: false, sasl: None }
 }
 
 /// A record as a reader has it.
@@ -270,6 +270,7 @@ async fn what_can_not_work_is_told_with_field_and_file_and_without_the_secret() 
         topic: TOPIC.into(),
         mode: ContentMode::Binary,
         tls,
+        insecure: false,
         sasl,
     };
     let tls = |authority: &str| {

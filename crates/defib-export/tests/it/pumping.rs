@@ -233,3 +233,75 @@ async fn a_filter_leaves_out_what_it_says_and_counts_it_as_delivered() {
     assert!(!lines.iter().any(|line| line.contains("\"kind\":\"death-proven\"")));
     assert!(!lines.iter().any(|line| line.contains("\"kind\":\"vm-running\"")));
 }
+
+#[tokio::test]
+async fn sinks_with_filters_of_their_own_each_get_what_theirs_lets_through() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let book = Book::of(stream().len());
+    let start = |name: &str, filter: Filter| {
+        let path = directory.path().join(name);
+        let policy = SinkPolicy { filter, ..file(&path, 1 << 30, 2) };
+        (path, Pumped::start(name, policy, &book, 0))
+    };
+    let of = |kinds: &[&str]| kinds.iter().map(|kind| (*kind).to_owned()).collect();
+    let only = start("only", Filter { only: of(&["fence-intended", "sink-gap"]), ..Filter::default() });
+    let both = start(
+        "both",
+        Filter {
+            only: of(&["fence-intended", "vm-running"]),
+            min_severity: Severity::High,
+            ..Filter::default()
+        },
+    );
+    let all = start("all", Filter::default());
+    for (path, pumped, kinds, count) in [
+        (only.0, only.1, &["fence-intended", "sink-gap"][..], None),
+        (both.0, both.1, &["fence-intended"], None),
+        (all.0, all.1, &["fence-intended", "sink-gap", "vm-running"], Some(book.head().0)),
+    ] {
+        let status = pumped.wait_until_settled(&book).await;
+        let lines = lines_of(&path);
+        let has = |line: &String, kind: &str| line.contains(&format!("\"kind\":\"{kind}\""));
+        for kind in kinds {
+            assert!(lines.iter().any(|line| has(line, kind)), "{kind} is not in {}", path.display());
+        }
+        if count.is_none() {
+            assert!(lines.iter().all(|line| kinds.iter().any(|kind| has(line, kind))), "{lines:?}");
+        }
+        assert_eq!(count.unwrap_or(status.delivered), lines.len() as u64, "{}", path.display());
+        assert_eq!(status.delivered + status.skipped, book.head().0);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_told_before_it_says_anything_itself() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("pipe");
+    let _held = Held::at(&path);
+    // More at once than fits into a pipe that nobody reads.
+    let book = Book::of(400);
+    let policy = SinkPolicy { batch: 400, ..file(&path, 1 << 30, 2) };
+    let pumped = Pumped::start("archive", policy, &book, 0);
+    let status = pumped.wait_until("it is told", |status| status.trouble.is_some()).await;
+    let trouble = status.trouble.expect("it was waited for");
+    assert!(trouble.contains("has not taken") && status.settled == EventSeq(0), "{trouble}");
+}
+
+/// A pipe that is read in the end, whatever comes of the test: else whoever writes to it would never end.
+struct Held(Option<std::fs::File>);
+
+impl Held {
+    fn at(path: &std::path::Path) -> Self {
+        let made = std::process::Command::new("mkfifo").arg(path).status().expect("coreutils are there");
+        assert!(made.success());
+        // To write, too: whoever only reads waits here until somebody writes.
+        Self(Some(std::fs::File::options().read(true).write(true).open(path).expect("it was made")))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(mut pipe) = self.0.take() else { return };
+        std::thread::spawn(move || std::io::copy(&mut pipe, &mut std::io::sink()));
+    }
+}

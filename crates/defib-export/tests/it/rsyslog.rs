@@ -119,7 +119,12 @@ impl Rsyslog {
     }
 
     fn to(&self, tls: SinkTls) -> Target {
-        Target::Syslog { address: format!("127.0.0.1:{}", self.port), tls: Some(tls), facility: 13 }
+        Target::Syslog {
+            address: format!("127.0.0.1:{}", self.port),
+            tls: Some(tls),
+            insecure: false,
+            facility: 13,
+        }
     }
 
     /// The whole lines of all its lives.

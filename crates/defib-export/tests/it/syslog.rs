@@ -65,7 +65,7 @@ async fn receiver(quotas: Vec<usize>, acceptor: Option<TlsAcceptor>) -> (Message
 }
 
 fn to(address: SocketAddr, tls: Option<SinkTls>) -> Target {
-    Target::Syslog { address: address.to_string(), tls, facility: 13 }
+    Target::Syslog { address: address.to_string(), tls, insecure: false, facility: 13 }
 }
 
 fn bodies(messages: &Messages) -> Vec<String> {

@@ -14,9 +14,10 @@ const DAY: Millis = Millis(86_400_000);
 const DRIFT_MIN_PPM: u32 = 100;
 
 impl Policy {
-    /// Refuses what is safe and makes no sense: times that switch off what they tune, or that put it off for good, and
-    /// pairs that contradict each other. Asked where a document is read, unlike [`Self::validate`], which every
-    /// replica asks again of what is committed: replicas of two versions must agree there.
+    /// Refuses what is safe and makes no sense: times that switch off what they tune, or that put it off for good,
+    /// pairs that contradict each other, and events in the clear where nobody said so. Asked where a document is read,
+    /// unlike [`Self::validate`], which every replica asks again of what is committed: replicas of two versions must
+    /// agree there.
     ///
     /// # Errors
     /// The first such field, why, and what to do.
@@ -118,7 +119,7 @@ impl Policy {
                 ),
             ));
         }
-        Ok(())
+        self.events.vet()
     }
 }
 

@@ -172,13 +172,16 @@ mod tests {
                 .map_err(|error| error.to_string())
                 .and_then(|config| config.check())
         };
-        assert_eq!(read("kafka: { brokers: [\"k:9092\"] }\nheartbeats: beats\ndead-letters: dead\n"), Ok(()));
+        assert_eq!(
+            read("kafka: { brokers: [\"[::1]:9092\"] }\nheartbeats: beats\ndead-letters: dead\n"),
+            Ok(())
+        );
         let why = |text: &str| read(text).expect_err("it is wrong");
         assert!(why("kafka: { brokers: [] }\nheartbeats: beats\n").starts_with("brokers: "));
-        assert!(why("kafka: { brokers: [\"k:9092\"] }\n").starts_with("names no topic"));
-        assert!(why("kafka: { brokers: [\"k:9092\"] }\nheartbeats: a b\n").starts_with("heartbeats: "));
-        let same = "kafka: { brokers: [\"k:9092\"] }\nheartbeats: beats\nbmc-events: beats\n";
+        assert!(why("kafka: { brokers: [\"[::1]:9092\"] }\n").starts_with("names no topic"));
+        assert!(why("kafka: { brokers: [\"[::1]:9092\"] }\nheartbeats: a b\n").starts_with("heartbeats: "));
+        let same = "kafka: { brokers: [\"[::1]:9092\"] }\nheartbeats: beats\nbmc-events: beats\n";
         assert!(why(same).starts_with("bmc-events: beats stands"));
-        assert!(why("kafka: { brokers: [\"k:9092\"] }\nheartbeat: beats\n").contains("unknown field"));
+        assert!(why("kafka: { brokers: [\"[::1]:9092\"] }\nheartbeat: beats\n").contains("unknown field"));
     }
 }

@@ -8,7 +8,7 @@ mod inventory;
 mod policy;
 mod scalar;
 
-use defib_process::{DocumentError, from_yaml, place_of};
+use defib_process::{DocumentError, fields_of, from_yaml, place_of, place_within};
 pub use diff::diff;
 pub use inventory::{inventory_from_yaml, inventory_to_yaml};
 pub use policy::{policy_from_yaml, policy_to_yaml};

@@ -9,7 +9,7 @@ use defib_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{DocumentError, from_yaml, scalar::Span};
+use super::{DocumentError, fields_of, from_yaml, place_within, scalar::Span};
 
 /// Where defaults come from.
 #[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
@@ -127,29 +127,10 @@ pub fn policy_from_yaml(file: &str, text: &str) -> Result<Policy, DocumentError>
     document.events.apply(&mut policy.events);
     policy.validate().and_then(|()| policy.vet()).map_err(|(field, message)| DocumentError {
         file: file.into(),
-        at: line_of_field(text, field),
+        at: place_within(field.split('.').chain(fields_of(&message)), text),
         message: format!("{field}: {message}"),
     })?;
     Ok(policy)
-}
-
-/// Where `section.key` is written, if it is.
-fn line_of_field(text: &str, field: &str) -> Option<(u64, u64)> {
-    let (section, key) = field.split_once('.')?;
-    let mut inside = false;
-    for (number, line) in text.lines().enumerate() {
-        let indent = line.len() - line.trim_start().len();
-        if indent == 0 {
-            inside =
-                line.trim_end().trim_end_matches(':') == section || line.starts_with(&format!("{section}:"));
-        }
-        // The section's own name may be the key's, too.
-        let from = if indent == 0 { section.len() + 1 } else { 0 };
-        if inside && let Some(column) = line.get(from..).and_then(|rest| rest.find(&format!("{key}:"))) {
-            return Some((number as u64 + 1, (from + column) as u64 + 1));
-        }
-    }
-    None
 }
 
 /// Writes a policy with all its values, in its normal form.
@@ -228,12 +209,21 @@ events:
             |from: &str, to: &str| policy_from_yaml("p", &SINKS.replace(from, to)).unwrap_err().to_string();
         assert_eq!(
             message("siem.example:6514", "siem.example"),
-            "p:3:3: events.sinks: siem: address: \"siem.example\" is not host:port"
+            "p:11:11: events.sinks: siem: address: \"siem.example\" is not host:port"
         );
         assert_eq!(
             message("password: { file: /etc", "password: { file: etc"),
-            "p:3:3: events.sinks: lake: sasl.password: \"etc/defib/kafka.password\" is no absolute path"
+            "p:27:58: events.sinks: lake: sasl.password: \"etc/defib/kafka.password\" is no absolute path"
         );
+        let tls = "tls: { authority: /etc/defib/siem-ca.crt }\n      filter";
+        let plain = message(tls, "facility: 4\n      filter");
+        assert!(
+            plain.starts_with("p:11:11: events.sinks: siem: address: siem.example:6514 is not"),
+            "{plain}"
+        );
+        let said = SINKS.replace(tls, "insecure: true\n      filter");
+        let policy = policy_from_yaml("p", &said).unwrap();
+        assert_eq!(policy_from_yaml("p", &policy_to_yaml(&policy)).unwrap(), policy);
         assert!(message("scram-sha-256", "scram").contains("unknown variant `scram`"));
         assert!(message("opinion-changed", "opinion-chagned").contains("unknown variant `opinion-chagned`"));
         assert!(message("format: cef", "fromat: cef").contains("unknown field `fromat`"));

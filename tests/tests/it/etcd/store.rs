@@ -17,6 +17,7 @@ fn config(etcd: &Etcd) -> EtcdConfig {
         status_prefix: None,
         lease: "10s".into(),
         tls: None,
+        insecure: false,
         user: None,
         password: None,
     }
