@@ -1,5 +1,6 @@
 //! What the core loop pays for the status that is published in etcd, and for a snapshot of the ledger: it copies, and
-//! another thread makes JSON of the copy.
+//! another thread makes JSON of the copy. And what a leader pays for a step, with the last reports of all agents at
+//! hand.
 //!
 //! 5,000 hosts in 125 racks, 20 VMs on each; in peace, and while every fifth host is missed.
 
@@ -17,12 +18,15 @@ use defib_controller::{
     core::View,
     etcd::{Domains, Report},
 };
-use defib_engine::{controller::Controller, ledger::Ledger};
+use defib_engine::{
+    controller::{Controller, Effect, Input, Role},
+    ledger::Ledger,
+};
 use defib_etcd::Keys;
 use defib_model::{
     BootId, ClusterTime, ClusterVersion, Command, Entry, Epoch, HostId, HostNote, Incarnation, Inventory,
-    Opinion, ReplicaId, Resources, UnixMillis, VmId,
-    command::{Operator, OpinionChange, Placement},
+    Opinion, ReplicaId, Resources, UnixMillis, VmId, VmNote,
+    command::{AgentReport, Committed, Operator, OpinionChange, Placement, VmReport},
     inventory::{Definition, Priority, Readiness, Vm},
 };
 use defib_wire::log::encode_snapshot;
@@ -39,6 +43,7 @@ fn main() -> Result<()> {
     let mut ledger = settled()?;
     measure("peace", &ledger, rounds)?;
     snapshots(&ledger, (rounds / 10).max(1))?;
+    steps(ledger.clone(), rounds)?;
     miss(&mut ledger, HOSTS / 5)?;
     measure("every_fifth_missed", &ledger, rounds)
 }
@@ -86,6 +91,81 @@ fn snapshots(ledger: &Ledger, rounds: usize) -> Result<()> {
     Figure::new(&name("as_json"), "ms", "none: beside the loop").samples(&beside).print();
     Figure::new(&name("size"), "bytes", "<= 256 MiB").samples(&[bytes as f64]).print();
     Ok(())
+}
+
+/// In peace, on the leader: nothing but the time has changed, an agent says what it said before, an entry is committed.
+fn steps(mut ledger: Ledger, rounds: usize) -> Result<()> {
+    let mut reports = Vec::new();
+    for number in 0..HOSTS {
+        let report = report(&ledger, host(number)?);
+        apply(&mut ledger, Command::AgentReported(report.clone()));
+        reports.push(report);
+    }
+    let mut controller = Controller::new(ReplicaId(1), 1, ledger);
+    for report in &reports {
+        let _ = step(&mut controller, 0, Input::Reported(report.clone()));
+    }
+    let term = controller.ledger().term() + 1;
+    let _ = step(&mut controller, 0, Input::Role(Role::Leader { term }));
+    let entry = committed(&controller, Command::LeaderStarted { term });
+    let _ = step(&mut controller, 0, entry);
+    ensure!(controller.leads(), "it does not lead");
+    let (mut woke, mut reported, mut applied) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let now = round as u64 + 1;
+        let report = reports.get(round * 7 % HOSTS).context("there is one for each host")?;
+        let opinion = if round % 2 == 0 { Opinion::Asks } else { Opinion::Alive };
+        let change = OpinionChange { host: host(1)?, epoch: Epoch(1), opinion, silent_ms: 300 };
+        let command = Command::Opinions { observer: ReplicaId(3), session: 1, changes: vec![change] };
+        let entry = committed(&controller, command);
+        for (samples, input) in [
+            (&mut woke, Input::Woke),
+            (&mut reported, Input::Reported(report.clone())),
+            (&mut applied, entry),
+        ] {
+            let start = Instant::now();
+            let effects = step(&mut controller, now, input);
+            samples.push(start.elapsed().as_secs_f64() * 1e3);
+            let proposes = effects.iter().any(|effect| matches!(effect, Effect::Propose(_)));
+            ensure!(!proposes, "it is not settled: {effects:?}");
+        }
+    }
+    let name = |part: &str| format!("step_{HOSTS}_hosts_{}_vms_{part}", HOSTS * VMS_PER_HOST);
+    for (part, samples) in [("woke", &woke), ("reported", &reported), ("committed", &applied)] {
+        Figure::new(&name(part), "ms", "p99 <= 0.2").samples(samples).print();
+    }
+    Ok(())
+}
+
+fn step(controller: &mut Controller, now: u64, input: Input) -> Vec<Effect> {
+    controller.step(defib_model::Instant::from_millis(now), UnixMillis(now), input)
+}
+
+fn committed(controller: &Controller, command: Command) -> Input {
+    let index = controller.ledger().applied().next();
+    let entry =
+        Entry { at: ClusterTime(index.0), wall: UnixMillis(index.0), proposer: ReplicaId(1), command };
+    Input::Committed(Committed { index, entry })
+}
+
+/// That all VMs run which were placed there.
+fn report(ledger: &Ledger, host: HostId) -> AgentReport {
+    let vms = ledger.index().on_host.get(&host).into_iter().flatten().map(|vm| VmReport {
+        vm: vm.clone(),
+        incarnation: Incarnation(1),
+        running: true,
+        readiness: Some(Readiness::PoweredOn),
+        note: VmNote::default(),
+    });
+    let record = ledger.hosts().get(&host);
+    AgentReport {
+        vms: vms.collect(),
+        boot: record.and_then(|record| record.boot).unwrap_or(BootId(0)),
+        epoch: record.map_or(Epoch(0), |record| record.epoch),
+        watchdog_armed: false,
+        note: HostNote::default(),
+        host,
+    }
 }
 
 fn apply(ledger: &mut Ledger, command: Command) {

@@ -12,7 +12,7 @@ pub(crate) fn lines(view: &View<'_>) -> Vec<String> {
     let ledger = view.controller.ledger();
     let mut lines: Vec<String> = unaskable(ledger).into_iter().chain(given_up(ledger)).collect();
     lines.extend(clocks(ledger));
-    lines.extend(held_version(view.controller));
+    lines.extend(held_version(ledger));
     lines.extend(words(view.controller, view.now));
     lines
 }
@@ -62,9 +62,9 @@ fn clocks(ledger: &Ledger) -> Vec<String> {
         .collect()
 }
 
-/// Who holds the cluster at an older version than this replica supports.
-fn held_version(controller: &Controller) -> Option<String> {
-    let (ledger, newest) = (controller.ledger(), controller.newest_version());
+/// Who holds the cluster at an older version than others support. It may be whoever tells it.
+fn held_version(ledger: &Ledger) -> Option<String> {
+    let newest = ledger.newest_supported();
     let holding = ledger.supporting_less_than(newest);
     // A replica that never observed says nothing of its release; that it is missing is told elsewhere.
     let said = holding.iter().filter(|(replica, _)| ledger.session_of(**replica).is_some());

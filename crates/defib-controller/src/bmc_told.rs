@@ -1,6 +1,6 @@
 //! Brings what BMCs tell into the event stream, so that whoever reads it can follow a recovery back to what began it.
-//! A BMC decides how much it tells, so of one host and class one word is told in a while, with the number of the others.
-//! Nobody waits for it: whoever looks at the host has been told before.
+//! A BMC decides how much it tells, so of one host and class one word is told in a while, with the number of the
+//! others. Nobody waits for it: whoever looks at the host has been told before.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -87,6 +87,7 @@ fn the_last_voter_that_supports_a_version_takes_all_on_and_none_takes_them_back(
     assert_eq!(raised(&log.starts(1, NEW)), None);
     assert_eq!(raised(&log.starts(2, NEW)), None);
     assert_eq!(log.ledger.supporting_less_than(NEW), [(ReplicaId(3), OLD)].into());
+    assert_eq!(log.ledger.newest_supported(), NEW);
     assert_eq!(raised(&log.starts(3, OLD)), None);
     assert_eq!(raised(&log.starts(3, NEW)), Some(NEW));
     assert_eq!(log.ledger.version(), NEW);

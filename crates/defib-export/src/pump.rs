@@ -214,7 +214,7 @@ impl Pump {
                 [line] => Some((line.event.seq, line.text.len())),
                 _ => None,
             };
-            self.deliver(&lines).await?;
+            Box::pin(self.deliver(&lines)).await?;
             self.only = None;
         }
         self.handed = last;

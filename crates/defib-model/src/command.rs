@@ -57,7 +57,7 @@ pub enum LifeSign {
         /// Whose.
         neighbour: HostId,
     },
-    /// Its heartbeats come, and say that it hears nobody.
+    /// Its heartbeats come, and say that it hears nobody; or they come by a message bus alone.
     Heard,
     /// Nothing, or nothing more.
     Nothing,

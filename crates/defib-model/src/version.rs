@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// What the log means. Replicas derive state and events from the log, each by itself, and must derive the same; a
 /// release that derives anything else than the one before does so from a version on. The cluster goes on to a version
-/// when the releases of all voters support it, at one place in the log, and never goes back: see docs/operations/upgrade.md.
+/// when the releases of all voters support it, at one place in the log, and never goes back: see
+/// docs/operations/upgrade.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClusterVersion(pub u32);

@@ -351,6 +351,9 @@ async fn a_replica_ends_when_it_is_told_to_though_a_disk_that_hangs_holds_up_its
     // Whoever writes more than fits into a pipe that nobody reads waits for ever.
     let pipe = scratch.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
+    // A small one: no more than an event or two fit into it.
+    let held = std::fs::File::options().read(true).write(true).open(&pipe)?;
+    nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
     let mut policy = quick();
     let to = |path: &Path| Target::File { path: path.display().to_string(), rotate_bytes: 1 << 30, keep: 1 };
     let hung = SinkPolicy { batch: 500, ..sink(to(&pipe), Format::Ocsf) };

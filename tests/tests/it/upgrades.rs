@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::ensure;
-use defib_lab::cluster::wait_until;
+use defib_lab::{cluster::wait_until, measure::restore};
 use defib_model::{ClusterVersion, EventKind};
 
 use crate::{
@@ -63,6 +63,6 @@ async fn an_older_release_holds_the_cluster_back_until_it_is_upgraded_and_then_c
     assert!(why.contains("the cluster is at version 2, and this replica supports 1 at most"), "{why}");
     hold(&rig, 3, false);
     rig.cluster.restart_replica(3).unwrap();
-    rig.cluster.settle(AMPLE).await.unwrap_or_else(|error| panic!("{error:#}"));
+    restore(&rig.cluster, "h1", AMPLE).await.unwrap();
     rig.assert_calm();
 }

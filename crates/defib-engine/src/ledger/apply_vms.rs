@@ -273,7 +273,7 @@ impl Ledger {
         } else {
             let observer = record.shows_life_to(self.at, &self.voters)?;
             format!(
-                "which r{observer} misses and which lives: a neighbour reaches it, or its heartbeats come though it hears nobody"
+                "which r{observer} misses and which lives: a neighbour reaches it, or its heartbeats come (it hears nobody, or a message bus brings them)"
             )
         };
         Some(format!(

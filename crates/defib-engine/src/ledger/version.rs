@@ -17,6 +17,12 @@ impl Ledger {
         self.version
     }
 
+    /// The newest version that the release of any voter supports: what the cluster would go on to.
+    #[must_use]
+    pub fn newest_supported(&self) -> ClusterVersion {
+        self.voters.iter().map(|voter| self.supported_by(*voter)).max().unwrap_or_default()
+    }
+
     /// What the voters support whose release supports less than `newest`: they hold the cluster back. A replica that
     /// never observed counts as one of the oldest release.
     #[must_use]

@@ -199,6 +199,13 @@ impl Bus {
     }
 }
 
+impl Watched {
+    /// The bus took a beat of the boot in use after this moment.
+    pub(super) fn bus_heard(&self) -> Option<Instant> {
+        self.witness.filter(|witness| self.view.boot == Some(witness.boot)).map(|witness| witness.heard)
+    }
+}
+
 impl Observer {
     /// The reading of a partition begins at `end`, which is where it ended when it was asked at `asked_at`: at the
     /// start, and whenever the shell had to leave records out.
@@ -253,6 +260,10 @@ impl Observer {
         }
         let (partition, boot, sequence) = (place.partition, beat.boot, beat.sequence);
         watched.witness = Some(Witness { partition, boot, sequence, heard });
+        if watched.opinion != Opinion::Alive && !watched.view.sign_recorded {
+            // The log has not heard yet that it lives.
+            self.queue(slot, heard);
+        }
         Heed::Counted
     }
 

@@ -148,7 +148,11 @@ fn a_replica_that_died_with_its_word_that_a_boot_lives_keeps_no_new_boot_out_for
     // It starts again: what it knew then, it must find out anew.
     let mut log = Log::new();
     lives(&mut log);
-    log.apply(Command::ObserverStarted { observer: ReplicaId(2), session: 2, supports: ClusterVersion::NEWEST });
+    log.apply(Command::ObserverStarted {
+        observer: ReplicaId(2),
+        session: 2,
+        supports: ClusterVersion::NEWEST,
+    });
     log.report("h1", B, &[]);
     assert_eq!(log.standing("h1"), Standing::Dead, "{}", log.last_event());
 }

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     controller::{Controller, Effect, Input, ProbeOrder, Role},
-    ledger::Ledger,
-    observer::{Ack, Beat, Observer, Reached},
+    observer::{Ack, Beat, Reached},
 };
 use defib_model::{
     ClusterVersion, Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex,

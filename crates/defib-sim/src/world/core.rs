@@ -20,7 +20,7 @@ use super::{
     log::RaftInput,
     observer::Instruction,
 };
-use crate::clock::MS;
+use crate::{clock::MS, plan::Profile};
 
 /// What the loop takes.
 #[derive(Debug)]
@@ -140,6 +140,13 @@ impl World {
         let local = self.replicas[number].clock.local(self.now);
         let Some(run) = self.replicas[number].run() else { return };
         let effects = run.controller.step(local, wall, input);
+        // Every report is walked for it: too dear for the profile that is for speed.
+        let looks = self.plan.profile != Profile::Smoke && run.controller.leads();
+        let overlooked = if looks { run.controller.overlooked() } else { Vec::new() };
+        if !overlooked.is_empty() {
+            let text = format!("replica {number} overlooks what the agents of {overlooked:?} report");
+            self.checks.object("I10", self.now, text);
+        }
         self.perform(number, effects);
     }
 
