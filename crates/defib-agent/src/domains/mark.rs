@@ -105,7 +105,15 @@ pub fn marked(
     let whole = metadata.range();
     let open = definition[whole.clone()].find('>').map_or(whole.end, |at| whole.start + at);
     let tag = definition[whole.start..open].trim_end_matches('/');
-    Ok(format!("{}{tag}>{mark}{inside}</metadata>{}", &definition[..whole.start], &definition[whole.end..]))
+    let made =
+        format!("{}{tag}>{mark}{inside}</metadata>{}", &definition[..whole.start], &definition[whole.end..]);
+    // Metadata of others that was written in a way that was not foreseen: refused here, with a reason.
+    match Document::parse(&made) {
+        Ok(_) => Ok(made),
+        Err(error) => Err(format!(
+            "its definition can't take our mark in its <metadata>: {error}; write that more plainly"
+        )),
+    }
 }
 
 /// The mark as an element, for a domain that runs already: libvirt adds the namespace itself.
