@@ -103,17 +103,23 @@ pub fn marked(
         inside.push_str(&definition[kept.range()]);
     }
     let whole = metadata.range();
-    let open = definition[whole.clone()].find('>').map_or(whole.end, |at| whole.start + at);
+    let open = whole.start + end_of_start_tag(&definition[whole.clone()]);
     let tag = definition[whole.start..open].trim_end_matches('/');
-    let made =
-        format!("{}{tag}>{mark}{inside}</metadata>{}", &definition[..whole.start], &definition[whole.end..]);
-    // Metadata of others that was written in a way that was not foreseen: refused here, with a reason.
-    match Document::parse(&made) {
-        Ok(_) => Ok(made),
-        Err(error) => Err(format!(
-            "its definition can't take our mark in its <metadata>: {error}; write that more plainly"
-        )),
-    }
+    Ok(format!("{}{tag}>{mark}{inside}</metadata>{}", &definition[..whole.start], &definition[whole.end..]))
+}
+
+/// Where the `>` stands that ends the tag which `element` begins with: one in an attribute's value does not end it.
+fn end_of_start_tag(element: &str) -> usize {
+    let mut quote = None;
+    let end = element.char_indices().find(|(_, letter)| {
+        match quote {
+            Some(begun) if begun == *letter => quote = None,
+            None if matches!(letter, '"' | '\'') => quote = Some(*letter),
+            Some(_) | None => {}
+        }
+        quote.is_none() && *letter == '>'
+    });
+    end.map_or(element.len(), |(at, _)| at)
 }
 
 /// The mark as an element, for a domain that runs already: libvirt adds the namespace itself.
@@ -188,6 +194,19 @@ mod tests {
             found(&mark(&BARE.replace("</uuid>", "</uuid><metadata/>"), 6).unwrap()).incarnation,
             Incarnation(6)
         );
+    }
+
+    #[test]
+    fn a_tag_does_not_end_in_an_attribute() {
+        let tags = ["<metadata xmlns:a='urn:]]>a'", "<metadata xmlns:a=\"urn:a\" a:is='\">' a:to=\">'\""];
+        for tag in tags {
+            for rest in ["><a:os>y</a:os></metadata>", "></metadata>", "/>"] {
+                let made = mark(&BARE.replace("</uuid>", &format!("</uuid>{tag}{rest}")), 5).unwrap();
+                assert_eq!(found(&made).incarnation, Incarnation(5), "{made}");
+                assert!(made.contains(&format!("{tag}><defib:vm")), "{made}");
+                assert_eq!(made.contains("<a:os>y</a:os></metadata>"), rest.contains("a:os"), "{made}");
+            }
+        }
     }
 
     #[test]
