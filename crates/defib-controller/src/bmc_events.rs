@@ -121,7 +121,7 @@ async fn run(
                 };
                 let host = heard.host.clone();
                 if let Told::Event(event) = &heard.told {
-                    audience.stream.tell(&host, event.clone());
+                    audience.stream.tell(&host, event);
                 }
                 let hint = ear.hear(heard, Instant::now());
                 if hint == Some(Hint::PowerGoes) {

@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     core::{Core, Pulse},
     proposals::Fate,
+    tally::Tally,
 };
 
 /// Words that wait for the task below; what comes beyond is counted.
@@ -43,19 +44,22 @@ pub(crate) struct Teller(mpsc::Sender<Word>);
 
 impl Teller {
     /// This replica heard it, and no other.
-    pub(crate) fn tell(&self, host: &HostId, event: BmcEvent) {
+    pub(crate) fn tell(&self, host: &HostId, event: &BmcEvent) {
         self.take(host, event, false);
     }
 
     /// Every replica heard it, as from a bus.
     #[cfg(feature = "kafka")]
-    pub(crate) fn tell_by_leader(&self, host: &HostId, event: BmcEvent) {
+    pub(crate) fn tell_by_leader(&self, host: &HostId, event: &BmcEvent) {
         self.take(host, event, true);
     }
 
-    fn take(&self, host: &HostId, event: BmcEvent, by_all: bool) {
-        let word = Word { host: host.clone(), event, by_all };
-        if word.event.class.may_mean_power() && self.0.try_send(word).is_err() {
+    fn take(&self, host: &HostId, event: &BmcEvent, by_all: bool) {
+        if !event.class.may_mean_power() {
+            return;
+        }
+        let word = Word { host: host.clone(), event: event.clone(), by_all };
+        if self.0.try_send(word).is_err() {
             counter!("defib_bmc_events_untold_total").increment(1);
         }
     }
@@ -76,16 +80,19 @@ pub(crate) fn describe() {
     let _ = counter!("defib_bmc_events_untold_total");
 }
 
-/// What was heard and what was told. No larger than hosts times classes.
-#[derive(Debug, Default)]
-struct Tally {
-    untold: BTreeMap<Key, BmcWord>,
+/// What was heard.
+#[derive(Debug)]
+struct Words {
+    tally: Tally<Key, BmcWord>,
     /// What all have heard, and since when it waits: this replica may come to lead before the former leader told it.
     heard_by_all: BTreeMap<Key, (BmcWord, Instant)>,
-    told: BTreeMap<Key, Instant>,
 }
 
-impl Tally {
+impl Words {
+    const fn new() -> Self {
+        Self { tally: Tally::new(TELL_EVERY), heard_by_all: BTreeMap::new() }
+    }
+
     fn heard(&mut self, now: Instant, Word { host, event, by_all }: Word) {
         let key = (host, event.class);
         let word = BmcWord {
@@ -114,33 +121,16 @@ impl Tally {
 
     /// The first one is told, since it began it.
     fn keep(&mut self, key: Key, word: BmcWord) {
-        let more = word.more;
-        self.untold
-            .entry(key)
-            .and_modify(|held| held.more = held.more.saturating_add(more).saturating_add(1))
-            .or_insert(word);
+        let more = |held: &mut BmcWord| held.more = held.more.saturating_add(1);
+        self.tally.untold.entry(key).and_modify(more).or_insert(word);
     }
 
-    fn take_due(&mut self, now: Instant) -> Vec<(Key, BmcWord)> {
-        self.told.retain(|_, at| now.duration_since(*at) < TELL_EVERY);
-        let due = self.untold.keys().filter(|key| !self.told.contains_key(*key));
-        let due: Vec<Key> = due.take(AT_ONCE_MAX).cloned().collect();
-        due.into_iter().filter_map(|key| self.untold.remove_entry(&key)).collect()
+    fn due(&mut self, now: Instant) -> Vec<(Key, BmcWord)> {
+        self.tally.due(now).take(AT_ONCE_MAX).collect()
     }
 
-    /// `words` were told, or nobody took them.
-    fn ended(&mut self, now: Instant, words: Vec<(Key, BmcWord)>, taken: bool) {
-        for (key, mut word) in words {
-            if taken {
-                self.told.insert(key, now);
-                continue;
-            }
-            // What came meanwhile came later.
-            if let Some(later) = self.untold.remove(&key) {
-                word.more = word.more.saturating_add(later.more).saturating_add(1);
-            }
-            self.untold.insert(key, word);
-        }
+    fn taken(&mut self, now: Instant, told: Vec<(Key, BmcWord)>) {
+        self.tally.taken(now, told.into_iter().map(|(key, _)| key));
     }
 }
 
@@ -149,31 +139,34 @@ pub(crate) fn start(
     observer: ReplicaId,
     core: Core,
     pulse: watch::Receiver<Pulse>,
-    mut words: mpsc::Receiver<Word>,
+    mut coming: mpsc::Receiver<Word>,
 ) {
     tokio::spawn(async move {
-        let mut tally = Tally::default();
+        let mut words = Words::new();
         loop {
             tokio::select! {
-                Some(word) = words.recv() => tally.heard(now(), word),
+                Some(word) = coming.recv() => words.heard(now(), word),
                 () = sleep(LOOK_EVERY) => {}
             }
-            while let Ok(word) = words.try_recv() {
-                tally.heard(now(), word);
+            while let Ok(word) = coming.try_recv() {
+                words.heard(now(), word);
             }
             let Pulse { leads, version, .. } = *pulse.borrow();
-            tally.leads(now(), leads);
+            words.leads(now(), leads);
             // A replica of an older release could not read it.
             if version < ClusterVersion::BMC_EVENTS {
                 continue;
             }
-            let due = tally.take_due(now());
+            let due = words.due(now());
             if due.is_empty() {
                 continue;
             }
-            let words = due.iter().map(|((host, _), word)| (host.clone(), word.clone())).collect();
-            let fate = core.propose(Command::BmcTold { observer, words }).await;
-            tally.ended(now(), due, matches!(fate, Ok(Fate::Committed { .. })));
+            let told = due.iter().map(|((host, _), word)| (host.clone(), word.clone())).collect();
+            // While nobody leads they are kept, and told with the number of what comes meanwhile.
+            if let Ok(Fate::Committed { .. }) = core.propose(Command::BmcTold { observer, words: told }).await
+            {
+                words.taken(now(), due);
+            }
         }
     });
 }
@@ -197,52 +190,57 @@ mod tests {
         due.iter().map(|((host, _), word)| (host.as_str(), word.message.as_str(), word.more)).collect()
     }
 
+    fn take(words: &mut Words, now: Instant) -> Vec<(Key, BmcWord)> {
+        let due = words.due(now);
+        words.taken(now, due.clone());
+        due
+    }
+
     #[test]
     fn the_first_word_of_a_host_is_told_at_once_and_later_ones_in_their_turn_with_their_number() {
         let begin = now();
-        let mut tally = Tally::default();
-        tally.heard(begin, off("h1", "first"));
-        tally.heard(begin, off("h1", "second"));
-        let due = tally.take_due(begin);
+        let mut words = Words::new();
+        words.heard(begin, off("h1", "first"));
+        words.heard(begin, off("h1", "second"));
+        let due = words.due(begin);
         assert_eq!(told(&due), [("h1", "first", 1)]);
         // Nobody leads: it is kept, and with it what comes meanwhile.
-        tally.heard(begin, off("h1", "third"));
-        tally.ended(begin, due, false);
-        let due = tally.take_due(begin);
+        words.heard(begin, off("h1", "third"));
+        let due = words.due(begin);
         assert_eq!(told(&due), [("h1", "first", 2)]);
-        tally.ended(begin, due, true);
+        words.taken(begin, due);
 
-        tally.heard(begin, off("h1", "fourth"));
-        tally.heard(begin, off("h2", "of another"));
-        assert_eq!(told(&tally.take_due(begin)), [("h2", "of another", 0)], "h1 was just told of");
-        tally.heard(begin, off("h1", "fifth"));
-        assert_eq!(told(&tally.take_due(begin + TELL_EVERY)), [("h1", "fourth", 1)]);
-        assert_eq!(told(&tally.take_due(begin + TELL_EVERY)), []);
+        words.heard(begin, off("h1", "fourth"));
+        words.heard(begin, off("h2", "of another"));
+        assert_eq!(told(&take(&mut words, begin)), [("h2", "of another", 0)], "h1 was just told of");
+        words.heard(begin, off("h1", "fifth"));
+        assert_eq!(told(&take(&mut words, begin + TELL_EVERY)), [("h1", "fourth", 1)]);
+        assert_eq!(told(&take(&mut words, begin + TELL_EVERY)), []);
     }
 
     #[test]
     fn what_all_have_heard_the_leader_tells_and_whoever_comes_to_lead_soon_after() {
         let begin = now();
         let by_all = |message| Word { by_all: true, ..off("h1", message) };
-        let mut tally = Tally::default();
-        tally.heard(begin, by_all("heard by all"));
-        tally.leads(begin, false);
-        assert_eq!(told(&tally.take_due(begin)), []);
-        tally.leads(begin + TELL_EVERY / 2, true);
-        assert_eq!(told(&tally.take_due(begin)), [("h1", "heard by all", 0)]);
-        tally.heard(begin, by_all("told by the former leader long ago"));
-        tally.leads(begin + TELL_EVERY, true);
-        assert_eq!(told(&tally.take_due(begin)), []);
+        let mut words = Words::new();
+        words.heard(begin, by_all("heard by all"));
+        words.leads(begin, false);
+        assert_eq!(told(&take(&mut words, begin)), []);
+        words.leads(begin + TELL_EVERY / 2, true);
+        assert_eq!(told(&take(&mut words, begin)), [("h1", "heard by all", 0)]);
+        words.heard(begin, by_all("told by the former leader long ago"));
+        words.leads(begin + TELL_EVERY, true);
+        assert_eq!(told(&take(&mut words, begin)), []);
     }
 
     #[test]
     fn many_at_once_are_told_in_parts() {
-        let mut tally = Tally::default();
+        let mut words = Words::new();
         for number in 0..AT_ONCE_MAX + 1 {
-            tally.heard(now(), off(&format!("h{number}"), "off"));
+            words.heard(now(), off(&format!("h{number}"), "off"));
         }
-        let first = tally.take_due(now());
-        tally.ended(now(), first, true);
-        assert_eq!(tally.take_due(now()).len(), 1);
+        let first = words.due(now());
+        words.taken(now(), first);
+        assert_eq!(words.due(now()).len(), 1);
     }
 }

@@ -7,57 +7,36 @@ use defib_model::{Command, HostId, ReplicaId};
 use defib_observe::heartbeats::Counters;
 use tokio::time::{Instant, sleep};
 
-use crate::{core::Core, proposals::Fate};
+use crate::{core::Core, proposals::Fate, tally::Tally};
 
 /// How often is looked for them.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a replica tells of one host at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// What was found and what was told. No larger than there are hosts.
-#[derive(Debug, Default)]
-struct Tally {
-    untold: BTreeMap<HostId, u64>,
-    told: BTreeMap<HostId, Instant>,
-}
-
-impl Tally {
-    fn found(&mut self, forged: BTreeMap<HostId, u64>) {
-        for (host, count) in forged {
-            let held = self.untold.entry(host).or_default();
-            *held = held.saturating_add(count);
-        }
-    }
-
-    fn due(&mut self, now: Instant) -> BTreeMap<HostId, u64> {
-        self.told.retain(|_, at| now.duration_since(*at) < TELL_EVERY);
-        let due = self.untold.iter().filter(|(host, _)| !self.told.contains_key(*host));
-        due.map(|(host, count)| (host.clone(), *count)).collect()
-    }
-
-    fn tell(&mut self, now: Instant, told: BTreeMap<HostId, u64>) {
-        for (host, _) in told {
-            self.untold.remove(&host);
-            self.told.insert(host, now);
-        }
+/// Adds what was found to what was not told yet.
+fn found(tally: &mut Tally<HostId, u64>, forged: BTreeMap<HostId, u64>) {
+    for (host, count) in forged {
+        let held = tally.untold.entry(host).or_default();
+        *held = held.saturating_add(count);
     }
 }
 
 /// Starts it; it runs until the process ends.
 pub(crate) fn start(observer: ReplicaId, counters: Arc<Counters>, core: Core) {
     tokio::spawn(async move {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(TELL_EVERY);
         loop {
             sleep(LOOK_EVERY).await;
-            tally.found(counters.take_forged());
-            let forged = tally.due(now());
+            found(&mut tally, counters.take_forged());
+            let forged: BTreeMap<_, _> = tally.due(now()).collect();
             if forged.is_empty() {
                 continue;
             }
             let command = Command::HeartbeatsForged { observer, forged: forged.clone() };
             // While nobody leads it is kept, and told with what comes meanwhile.
             if let Ok(Fate::Committed { .. }) = core.propose(command).await {
-                tally.tell(now(), forged);
+                tally.taken(now(), forged.into_keys());
             }
         }
     });
@@ -75,23 +54,27 @@ mod tests {
         HostId::new(name).expect("a good name")
     }
 
+    fn due(tally: &mut Tally<HostId, u64>, now: Instant) -> BTreeMap<HostId, u64> {
+        tally.due(now).collect()
+    }
+
     #[test]
     fn each_host_is_told_of_at_once_and_then_with_all_that_came_meanwhile() {
         let begin = now();
-        let mut tally = Tally::default();
-        assert_eq!(tally.due(begin), BTreeMap::new());
-        tally.found(BTreeMap::from([(host("h1"), 2)]));
+        let mut tally = Tally::new(TELL_EVERY);
+        assert_eq!(due(&mut tally, begin), BTreeMap::new());
+        found(&mut tally, BTreeMap::from([(host("h1"), 2)]));
         // Nobody leads: it is not told, and kept.
-        assert_eq!(tally.due(begin), BTreeMap::from([(host("h1"), 2)]));
-        tally.found(BTreeMap::from([(host("h1"), 3)]));
-        let due = tally.due(begin);
-        assert_eq!(due, BTreeMap::from([(host("h1"), 5)]));
-        tally.tell(begin, due);
+        assert_eq!(due(&mut tally, begin), BTreeMap::from([(host("h1"), 2)]));
+        found(&mut tally, BTreeMap::from([(host("h1"), 3)]));
+        let now_due = due(&mut tally, begin);
+        assert_eq!(now_due, BTreeMap::from([(host("h1"), 5)]));
+        tally.taken(begin, now_due.into_keys());
 
-        tally.found(BTreeMap::from([(host("h1"), u64::MAX), (host("h2"), 1)]));
-        tally.found(BTreeMap::from([(host("h1"), 1)]));
-        assert_eq!(tally.due(begin), BTreeMap::from([(host("h2"), 1)]), "h1 was just told of");
+        found(&mut tally, BTreeMap::from([(host("h1"), u64::MAX), (host("h2"), 1)]));
+        found(&mut tally, BTreeMap::from([(host("h1"), 1)]));
+        assert_eq!(due(&mut tally, begin), BTreeMap::from([(host("h2"), 1)]), "h1 was just told of");
         let later = begin + TELL_EVERY;
-        assert_eq!(tally.due(later), BTreeMap::from([(host("h1"), u64::MAX), (host("h2"), 1)]));
+        assert_eq!(due(&mut tally, later), BTreeMap::from([(host("h1"), u64::MAX), (host("h2"), 1)]));
     }
 }

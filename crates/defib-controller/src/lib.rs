@@ -35,6 +35,7 @@ mod probes;
 pub mod proposals;
 pub mod run;
 pub mod sessions;
+mod tally;
 pub mod views;
 pub mod webhooks;
 pub mod what_if;

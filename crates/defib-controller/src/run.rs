@@ -135,7 +135,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         Some(section) => {
             let (observer, counters) = (heartbeats.instructor(), Arc::clone(&heartbeats.counters().bus));
             let teller = teller.clone();
-            let power_goes = Box::new(move |host: &_, event| teller.tell_by_leader(host, event));
+            let power_goes = Box::new(move |host: &_, event: &_| teller.tell_by_leader(host, event));
             Some(defib_observe::bus::start(
                 section,
                 &format!("r{me}"),

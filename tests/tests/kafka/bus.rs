@@ -180,8 +180,8 @@ impl Replica {
         let counters = Arc::clone(&heartbeats.counters().bus);
         let told: Told = Arc::default();
         let teller = Arc::clone(&told);
-        let power_goes = Box::new(move |host: &HostId, event: BmcEvent| {
-            teller.lock().unwrap_or_else(PoisonError::into_inner).push((host.clone(), event));
+        let power_goes = Box::new(move |host: &HostId, event: &BmcEvent| {
+            teller.lock().unwrap_or_else(PoisonError::into_inner).push((host.clone(), event.clone()));
         });
         let reader = start(&config, "r1", clock, instructor, counters, power_goes)?;
         Ok(Self { reader, said, told, address, _heartbeats: heartbeats })

@@ -57,7 +57,7 @@ pub enum BusError {
 }
 
 /// Is told what a record says of a BMC whose host has, or soon has, no power. Must not wait.
-pub type PowerGoes = Box<dyn Fn(&HostId, defib_bmc::BmcEvent) + Send>;
+pub type PowerGoes = Box<dyn Fn(&HostId, &defib_bmc::BmcEvent) + Send>;
 
 /// The two threads; they end when it is dropped.
 #[derive(Debug)]
@@ -364,7 +364,7 @@ impl Reader {
                     BmcSaid::Redfish(events) => defib_bmc::power_goes(&events),
                 };
                 let Some(event) = power_goes else { return Told::Passed(place) };
-                (self.power_goes)(&host, event);
+                (self.power_goes)(&host, &event);
                 Told::PowerGoes { host, place }
             })
         };
