@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use defib_engine::{
     controller::{Controller, Effect, Input, OrderOutcome, Role},
@@ -12,7 +12,7 @@ use defib_model::{
     BootId, ClusterTime, Command, EffectId, Entry, Epoch, HostId, HostNote, Incarnation, Instant, Inventory,
     LogIndex, ReplicaId, Resources, UnixMillis, VmId,
     command::{AgentReport, Committed, Goodbye, Operator, Placement, StartResult, VmReport},
-    inventory::{Definition, FaultDomain, Host, Priority, Readiness, SelfFence, Vm},
+    inventory::{Definition, Host, Readiness, SelfFence, Vm},
 };
 
 fn host(name: &str) -> HostId {
@@ -25,27 +25,16 @@ fn vm() -> VmId {
 
 fn inventory() -> Inventory {
     let declared = |name: &str| Host {
-        id: host(name),
-        domain: FaultDomain(vec![]),
-        capacity: Resources::new(4000, 8192),
-        labels: BTreeSet::new(),
-        fencing: Vec::new(),
         self_fence: SelfFence::Watchdog,
-        spare: false,
-        neighbour_address: None,
-        kdump_wait: None,
+        ..Host::new(host(name), Resources::new(4000, 8192))
     };
     let v1 = Vm {
-        id: vm(),
-        priority: Priority::Medium,
-        resources: Resources::new(1000, 1024),
-        requires: BTreeSet::new(),
-        depends_on: BTreeSet::new(),
-        readiness: Readiness::PoweredOn,
-        readiness_timeout: None,
-        datastore: None,
         first_host: Some(host("h1")),
-        definition: Definition { driver: "process".into(), arguments: vec!["guest".into()] },
+        ..Vm::new(
+            vm(),
+            Resources::new(1000, 1024),
+            Definition { driver: "process".into(), arguments: vec!["guest".into()] },
+        )
     };
     let hosts = ["h1", "h2"].map(|name| (host(name), declared(name)));
     Inventory { hosts: hosts.into(), vms: BTreeMap::from([(vm(), v1)]), ..Inventory::default() }

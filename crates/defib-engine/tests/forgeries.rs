@@ -2,14 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use defib_engine::ledger::Ledger;
 use defib_model::{
     ClusterTime, Command, Entry, EventKind, EventSeq, HostId, Inventory, LogIndex, ReplicaId, Resources,
-    UnixMillis,
-    command::Operator,
-    inventory::{FaultDomain, Host, SelfFence},
+    UnixMillis, command::Operator, inventory::Host,
 };
 
 fn host(name: &str) -> HostId {
@@ -24,17 +22,7 @@ fn apply(ledger: &mut Ledger, index: u64, command: Command) {
 #[test]
 fn only_voters_are_believed_and_only_known_hosts_are_named() {
     let mut ledger = Ledger::new([ReplicaId(1), ReplicaId(2)].into());
-    let declared = Host {
-        id: host("h1"),
-        domain: FaultDomain(vec![]),
-        capacity: Resources::new(1000, 1024),
-        labels: BTreeSet::new(),
-        fencing: vec![],
-        self_fence: SelfFence::None,
-        spare: false,
-        neighbour_address: None,
-        kdump_wait: None,
-    };
+    let declared = Host::new(host("h1"), Resources::new(1000, 1024));
     let inventory = Inventory { hosts: [(host("h1"), declared)].into(), ..Inventory::default() };
     let operator = Operator { name: "ada".into(), reason: String::new() };
     let replaces = ledger.inventory_version();

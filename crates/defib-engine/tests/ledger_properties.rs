@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use defib_engine::{
     ledger::{Ledger, invariants},
@@ -61,31 +61,18 @@ fn inventory() -> Inventory {
             events: Default::default(),
         };
         let host = Host {
-            id: id.clone(),
             domain: FaultDomain(vec![format!("rack-{}", at % 2)]),
-            capacity: Resources::new(3000, 8192),
-            labels: BTreeSet::new(),
             fencing: vec![FencingLevel(vec![FenceMethod::Redfish(target)])],
             self_fence: if at == 0 { SelfFence::None } else { SelfFence::Trusted },
-            spare: false,
-            neighbour_address: None,
-            kdump_wait: None,
+            ..Host::new(id.clone(), Resources::new(3000, 8192))
         };
         inventory.hosts.insert(id, host);
     }
     for at in 0..VMS {
         let id = vm_id(at);
         let vm = Vm {
-            id: id.clone(),
             priority: Priority::TIERS[usize::from(at) % 3],
-            resources: Resources::new(1000, 1024),
-            requires: BTreeSet::new(),
-            depends_on: BTreeSet::new(),
-            readiness: Readiness::PoweredOn,
-            readiness_timeout: None,
-            datastore: None,
-            first_host: None,
-            definition: Definition::default(),
+            ..Vm::new(id.clone(), Resources::new(1000, 1024), Definition::default())
         };
         inventory.vms.insert(id, vm);
     }

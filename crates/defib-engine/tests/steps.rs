@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use defib_engine::{
     controller::{Controller, Effect, Input, Role},
@@ -13,7 +13,7 @@ use defib_model::{
     BootId, ClusterTime, Command, EffectId, Entry, Epoch, HostId, HostNote, Incarnation, Instant, Inventory,
     LogIndex, Opinion, ReplicaId, Resources, Subject, UnixMillis, VmCondition, VmId, VmNote,
     command::{AgentReport, Committed, Operator, OpinionChange, StartResult, VmReport},
-    inventory::{Definition, FaultDomain, Host, Priority, Readiness, SelfFence, Vm},
+    inventory::{Definition, Host, Readiness, SelfFence, Vm},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -35,30 +35,19 @@ fn inventory(hosts: usize, vms_each: usize) -> Inventory {
     let mut inventory = Inventory::default();
     for number in 0..hosts {
         let declared = Host {
-            id: host(number),
-            domain: FaultDomain(vec![]),
-            capacity: Resources::new(128_000, 512 * 1024),
-            labels: BTreeSet::new(),
-            fencing: Vec::new(),
             self_fence: SelfFence::Watchdog,
-            spare: false,
-            neighbour_address: None,
-            kdump_wait: None,
+            ..Host::new(host(number), Resources::new(128_000, 512 * 1024))
         };
         inventory.hosts.insert(host(number), declared);
         for at in 0..vms_each {
             let id = vm(number * vms_each + at);
             let declared = Vm {
-                id: id.clone(),
-                priority: Priority::Medium,
-                resources: Resources::new(1000, 1024),
-                requires: BTreeSet::new(),
-                depends_on: BTreeSet::new(),
-                readiness: Readiness::PoweredOn,
-                readiness_timeout: None,
-                datastore: None,
                 first_host: Some(host(number)),
-                definition: Definition { driver: "process".into(), arguments: vec!["guest".into()] },
+                ..Vm::new(
+                    id.clone(),
+                    Resources::new(1000, 1024),
+                    Definition { driver: "process".into(), arguments: vec!["guest".into()] },
+                )
             };
             inventory.vms.insert(id, declared);
         }

@@ -2,14 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may end them by a panic")]
 
-use std::collections::BTreeSet;
-
 use defib_engine::{controller::Controller, ledger::Ledger};
 use defib_model::{
     BootId, ClusterTime, ClusterVersion, Command, Entry, Epoch, EventKind, EventSeq, HostId, HostNote,
     Inventory, Opinion, ReplicaId, Resources, UnixMillis,
     command::{BmcWord, Operator, OpinionChange},
-    inventory::{FaultDomain, Host, SelfFence},
+    inventory::Host,
 };
 
 const OLD: ClusterVersion = ClusterVersion::OLDEST;
@@ -55,17 +53,7 @@ impl Log {
 
     fn with_host(mut self, name: &str) -> Self {
         let id = HostId::new(name).unwrap();
-        let host = Host {
-            id: id.clone(),
-            domain: FaultDomain(vec![]),
-            capacity: Resources::new(1000, 1024),
-            labels: BTreeSet::new(),
-            fencing: vec![],
-            self_fence: SelfFence::None,
-            spare: false,
-            neighbour_address: None,
-            kdump_wait: None,
-        };
+        let host = Host::new(id.clone(), Resources::new(1000, 1024));
         let inventory = Inventory { hosts: [(id, host)].into(), ..Inventory::default() };
         let operator = Operator { name: "ada".into(), reason: String::new() };
         self.apply(1, Command::SetInventory { inventory, replaces: 0, operator });

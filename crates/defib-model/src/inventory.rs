@@ -72,6 +72,24 @@ pub struct Host {
     pub kdump_wait: Option<Millis>,
 }
 
+impl Host {
+    /// A host of which nothing else is declared: every other field as a document that leaves it out gives it.
+    #[must_use]
+    pub fn new(id: HostId, capacity: Resources) -> Self {
+        Self {
+            id,
+            domain: FaultDomain(Vec::new()),
+            capacity,
+            labels: BTreeSet::new(),
+            fencing: Vec::new(),
+            self_fence: SelfFence::default(),
+            spare: false,
+            neighbour_address: None,
+            kdump_wait: None,
+        }
+    }
+}
+
 /// Who restarts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -175,6 +193,25 @@ pub struct Vm {
     pub first_host: Option<HostId>,
     /// How to run it.
     pub definition: Definition,
+}
+
+impl Vm {
+    /// A VM of which nothing else is declared: every other field as a document that leaves it out gives it.
+    #[must_use]
+    pub fn new(id: VmId, resources: Resources, definition: Definition) -> Self {
+        Self {
+            id,
+            priority: Priority::default(),
+            resources,
+            requires: BTreeSet::new(),
+            depends_on: BTreeSet::new(),
+            readiness: Readiness::default(),
+            readiness_timeout: None,
+            datastore: None,
+            first_host: None,
+            definition,
+        }
+    }
 }
 
 /// At most `limit` members of a group in one fault domain of a level.
@@ -392,30 +429,15 @@ mod tests {
 
     fn host(id: &str, rack: &str) -> Host {
         Host {
-            id: HostId::new(id).unwrap(),
             domain: FaultDomain(vec![rack.into()]),
-            capacity: Resources::new(4000, 8192),
-            labels: BTreeSet::new(),
-            fencing: vec![],
-            self_fence: SelfFence::None,
-            spare: false,
-            neighbour_address: None,
-            kdump_wait: None,
+            ..Host::new(HostId::new(id).unwrap(), Resources::new(4000, 8192))
         }
     }
 
     fn vm(id: &str, depends_on: &[&str]) -> Vm {
         Vm {
-            id: VmId::new(id).unwrap(),
-            priority: Priority::Medium,
-            resources: Resources::new(1000, 1024),
-            requires: BTreeSet::new(),
             depends_on: depends_on.iter().map(|id| VmId::new(id).unwrap()).collect(),
-            readiness: Readiness::PoweredOn,
-            readiness_timeout: None,
-            datastore: None,
-            first_host: None,
-            definition: Definition::default(),
+            ..Vm::new(VmId::new(id).unwrap(), Resources::new(1000, 1024), Definition::default())
         }
     }
 

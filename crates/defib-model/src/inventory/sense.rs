@@ -310,36 +310,23 @@ mod tests {
     use super::*;
     use crate::{
         GroupId, HostId, Resources,
-        inventory::{Definition, FaultDomain, SelfFence},
+        inventory::{Definition, FaultDomain},
     };
 
     fn host(name: &str, rack: &str) -> Host {
         Host {
-            id: HostId::new(name).unwrap(),
             domain: FaultDomain(vec![rack.into()]),
-            capacity: Resources::new(4000, 8192),
             labels: [String::from(name)].into(),
-            fencing: vec![],
-            self_fence: SelfFence::None,
-            spare: false,
-            neighbour_address: None,
-            kdump_wait: None,
+            ..Host::new(HostId::new(name).unwrap(), Resources::new(4000, 8192))
         }
     }
 
     fn vm(name: &str) -> Vm {
-        Vm {
-            id: VmId::new(name).unwrap(),
-            priority: Priority::Medium,
-            resources: Resources::new(1000, 1024),
-            requires: BTreeSet::new(),
-            depends_on: BTreeSet::new(),
-            readiness: Readiness::PoweredOn,
-            readiness_timeout: None,
-            datastore: None,
-            first_host: None,
-            definition: Definition { driver: "process".into(), arguments: vec!["sleep".into()] },
-        }
+        Vm::new(
+            VmId::new(name).unwrap(),
+            Resources::new(1000, 1024),
+            Definition { driver: "process".into(), arguments: vec!["sleep".into()] },
+        )
     }
 
     /// Every choice of the hosts on which three VMs may run, of four hosts in two racks; tried out by hand.
