@@ -545,7 +545,6 @@ pub fn status(view: &View<'_>, cluster: &str, me: u64, admission: Option<&Protec
             .collect(),
         version: env!("CARGO_PKG_VERSION").into(),
         cluster_version: ledger.version().0,
-        supports_cluster_version: view.controller.newest_version().0,
         // Filled in by who asks it.
         etcd: String::new(),
     };

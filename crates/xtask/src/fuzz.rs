@@ -45,8 +45,8 @@ pub(crate) fn run(filter: Option<&str>, seconds: u32) -> anyhow::Result<ExitCode
     };
     install()?;
     let features = Features::of_this_machine().list();
-    let tool = ["--quiet", "--bin", "defib-fuzz", "--test", "regressions"];
-    let built = workspace("build", &features, &tool).status().context("cargo can't be started")?;
+    let targets = ["--quiet", "--bin", "defib-fuzz", "--test", "regressions"];
+    let built = workspace("build", &features, &targets).status().context("cargo can't be started")?;
     ensure!(built.success(), "defib-fuzz can't be built ({built})");
     let tool = target.join("debug/defib-fuzz");
     let all =

@@ -420,8 +420,10 @@ impl Driver {
         }
         self.look();
         // What an earlier look found and this one did not has ended.
-        let found = |held: &&Held| held.incarnation == incarnation && (result.is_ok() || !held.missed);
-        let runs = self.held.get(&vm).as_ref().is_some_and(found);
+        let runs = self
+            .held
+            .get(&vm)
+            .is_some_and(|held| held.incarnation == incarnation && (result.is_ok() || !held.missed));
         let result = match result {
             _ if runs => Ok(()),
             Ok(()) => Err("its domain ended at once".into()),

@@ -23,13 +23,13 @@ use alloc::{
     string::String,
     vec::Vec,
 };
+
 use defib_model::{
     BootId, ClusterTime, ClusterVersion, Command, EffectId, Entry, Epoch, EventSeq, HostId, Incarnation,
     Instant, LogIndex, Millis, RecoveryId, ReplicaId, UnixMillis, VmId,
     command::{AgentReport, Committed, FenceResult, Goodbye},
 };
 pub use effects::{BurnOrder, Effect, FenceOrder, OrderOutcome, PowerQuestion, ProbeOrder, StartOrder};
-
 pub use version::UnsupportedVersion;
 
 use crate::{ledger::Ledger, observer::Proposal};

@@ -36,12 +36,6 @@ impl Controller {
         self
     }
 
-    /// The newest version that it supports.
-    #[must_use]
-    pub const fn newest_version(&self) -> ClusterVersion {
-        self.supports
-    }
-
     /// Whether it can go on by this log.
     ///
     /// # Errors
