@@ -2,11 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use defib_model::export::SinkTls;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1::{SendRequest, handshake};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{SendRequest, handshake},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,6 +21,7 @@ use super::{SinkError, TooLarge, tls, within};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
+/// What is read of an answer; what it says beyond is of no use to us.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// A receiver may ask for patience, but not for ever.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -123,13 +127,14 @@ impl HttpClient {
             sender.ready().await.map_err(|error| broken(authority, &error))?;
             let answer = sender.send_request(request).await.map_err(|error| broken(authority, &error))?;
             let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|error| broken(authority, &error))?;
-            Ok((head.status, head.headers, body.to_bytes()))
+            let (body, is_whole) = read(body).await.map_err(|error| broken(authority, &error))?;
+            Ok((head.status, head.headers, body, is_whole))
         };
-        within(ANSWER, "the answer", exchange).await?
+        let (status, headers, body, is_whole) = within(ANSWER, "the answer", exchange).await??;
+        if !is_whole {
+            self.reset();
+        }
+        Ok((status, headers, body))
     }
 
     async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, AbortHandle), SinkError> {
@@ -158,7 +163,56 @@ async fn speak(
     Ok((sender, driver.abort_handle()))
 }
 
+/// The beginning of a body, and whether it is the whole of it.
+async fn read(mut body: Incoming) -> hyper::Result<(Bytes, bool)> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        let room = ANSWER_BYTES_MAX.saturating_sub(read.len());
+        read.extend_from_slice(data.get(..room).unwrap_or(&data));
+        if data.len() > room {
+            return Ok((read.freeze(), false));
+        }
+    }
+    Ok((read.freeze(), true))
+}
+
+/// Seconds or a date ([RFC 9110, 10.2.3](https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3)). A date is of the
+/// receiver's clock, so it is compared with the time that its answer bears.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+    let text = |name| headers.get(name)?.to_str().ok();
+    let asked = text(header::RETRY_AFTER)?.trim();
+    let patience = if let Ok(seconds) = asked.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = |text: &str| httpdate::parse_http_date(text).ok();
+        let (until, now) = (date(asked)?, date(text(header::DATE)?)?);
+        until.duration_since(now).unwrap_or_default()
+    };
+    Some(patience.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_asked_for_in_seconds_or_until_a_date_of_the_receivers_clock() {
+        let at = |clock: &str| format!("Sat, 01 Jan 2000 {clock} GMT");
+        let asked = |retry_after: &str, date: Option<String>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, retry_after.parse().expect("a value"));
+            if let Some(date) = date {
+                headers.insert(header::DATE, date.parse().expect("a value"));
+            }
+            super::retry_after(&headers).map(|patience| patience.as_secs())
+        };
+        assert_eq!(asked("7", None), Some(7));
+        assert_eq!(asked("100000", None), Some(300));
+        assert_eq!(asked(&at("00:00:30"), Some(at("00:00:10"))), Some(20));
+        assert_eq!(asked(&at("23:00:00"), Some(at("00:00:10"))), Some(300));
+        assert_eq!(asked(&at("00:00:05"), Some(at("00:00:10"))), Some(0), "it is over");
+        assert_eq!(asked(&at("00:00:30"), None), None, "nobody knows how far that is");
+        assert_eq!(asked("soon", Some(at("00:00:10"))), None);
+    }
 }

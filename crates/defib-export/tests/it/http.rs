@@ -39,6 +39,8 @@ struct Seen {
     lines: Vec<String>,
     batches: Vec<usize>,
     headers: Option<HeaderMap>,
+    /// Takes everything, and says so at such length.
+    words: usize,
     lines_max: Option<usize>,
     bytes_max: Option<usize>,
     acknowledges: bool,
@@ -83,6 +85,9 @@ async fn hook(State(seen): State<Shared>, headers: HeaderMap, body: String) -> R
     if seen.lies > 0 {
         seen.lies -= 1;
         return StatusCode::BAD_GATEWAY.into_response();
+    }
+    if seen.words > 0 {
+        return "taken ".repeat(seen.words).into_response();
     }
     StatusCode::NO_CONTENT.into_response()
 }
@@ -162,6 +167,16 @@ async fn what_a_webhook_refuses_is_sent_again_until_it_takes_it() {
     let report = verify(&seen.lines);
     assert_eq!((report.findings, report.events), (vec![], 200));
     assert!(report.again > 0, "what it took and denied came again");
+}
+
+#[tokio::test]
+async fn what_was_taken_is_not_sent_again_however_much_the_receiver_has_to_say() {
+    let (seen, url) = webhook(Seen { words: 50_000, ..Seen::default() }).await;
+    let book = Book::of(120);
+    let pumped = Pumped::start("hook", sink(to_hook(&url), Format::Native), &book, 0);
+    let status = pumped.wait_until_settled(&book).await;
+    assert_eq!((status.failures, status.trouble), (0, None));
+    assert_eq!(seen.lock().expect("no test panicked").batches, [50, 50, 20]);
 }
 
 #[tokio::test]
