@@ -39,6 +39,8 @@ pub fn jars() -> Option<PathBuf> {
 pub struct Secured {
     /// PEM file with the broker's key (PKCS #8), then its certificate.
     pub identity: PathBuf,
+    /// The like with a certificate for another name, for a listener of its own.
+    pub misnamed: PathBuf,
     /// PEM file with the authority of clients.
     pub authority: PathBuf,
     /// The only user.
@@ -80,7 +82,7 @@ impl Broker {
         secured: Option<&Secured>,
         switch: Option<&Switch>,
     ) -> anyhow::Result<Self> {
-        let taken = ports::free(3)?;
+        let taken = ports::free(4)?;
         let relay = match (switch, taken.first()) {
             (Some(switch), Some(plain)) => Some(Relay::tcp(*plain, switch).await?),
             _ => None,
@@ -92,8 +94,10 @@ impl Broker {
         let mut words: Vec<OsString> = format.iter().map(OsString::from).collect();
         words.push(file.clone().into());
         if let Some(one) = secured {
-            words.push("--add-scram".into());
-            words.push(format!("SCRAM-SHA-512=[name={},password={}]", one.user, one.password).into());
+            for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+                words.push("--add-scram".into());
+                words.push(format!("{mechanism}=[name={},password={}]", one.user, one.password).into());
+            }
         }
         let formatted =
             Command::new("java").args(java(jars)).args(&words).output().context("java can't be started")?;
@@ -122,7 +126,13 @@ impl Broker {
     /// `host:port` of the listener with TLS.
     #[must_use]
     pub fn secured_address(&self) -> String {
-        self.taken.last().map(ToString::to_string).unwrap_or_default()
+        self.taken.get(2).map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// `host:port` of the listener with TLS whose certificate is for another name.
+    #[must_use]
+    pub fn misnamed_address(&self) -> String {
+        self.taken.get(3).map(ToString::to_string).unwrap_or_default()
     }
 
     /// `kill -9`.
@@ -183,7 +193,7 @@ fn properties(
     directory: &Path,
     secured: Option<&Secured>,
 ) -> String {
-    let [plain, controller, tls] = addresses else { return String::new() };
+    let [plain, controller, tls, misnamed] = addresses else { return String::new() };
     let mut text = format!(
         "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
          controller.listener.names=CONTROLLER\ninter.broker.listener.name=PLAIN\nlog.dirs={}\n\
@@ -196,7 +206,7 @@ fn properties(
     let plain = format!("PLAIN://{plain}");
     let (listener, protocol) = match secured {
         None => (String::new(), ""),
-        Some(_) => (format!(",SECURED://{tls}"), ",SECURED:SASL_SSL"),
+        Some(_) => (format!(",SECURED://{tls},MISNAMED://{misnamed}"), ",SECURED:SASL_SSL,MISNAMED:SASL_SSL"),
     };
     let _ = write!(
         text,
@@ -207,16 +217,23 @@ fn properties(
         let login = "org.apache.kafka.common.security";
         let _ = write!(
             text,
-            "ssl.keystore.type=PEM\nssl.keystore.location={}\nssl.truststore.type=PEM\nssl.truststore.location={}\n\
-             ssl.client.auth=required\nlistener.name.secured.ssl.client.auth=required\n\
-             listener.name.secured.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN\n\
-             listener.name.secured.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
-             listener.name.secured.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{}=\"{}\";\n",
-            one.identity.display(),
+            "ssl.keystore.type=PEM\nssl.truststore.type=PEM\nssl.truststore.location={}\nssl.client.auth=required\n",
             one.authority.display(),
-            one.user,
-            one.password
         );
+        for (listener, identity) in [("secured", &one.identity), ("misnamed", &one.misnamed)] {
+            let ours = format!("listener.name.{listener}");
+            let _ = write!(
+                text,
+                "{ours}.ssl.keystore.location={}\n{ours}.ssl.client.auth=required\n\
+                 {ours}.sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512,PLAIN\n\
+                 {ours}.scram-sha-256.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
+                 {ours}.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
+                 {ours}.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_{}=\"{}\";\n",
+                identity.display(),
+                one.user,
+                one.password
+            );
+        }
     }
     text
 }

@@ -6,7 +6,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
 
-/// Writes an authority `NAME-ca.pem`, and for the broker and for us one file with key and certificate each.
+/// Writes an authority `NAME-ca.pem`, and for the broker, for one that is called otherwise (`misnamed`) and for us one
+/// file with key and certificate each.
 pub(crate) fn certificates(directory: &Path, name: &str) -> anyhow::Result<()> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -14,11 +15,13 @@ pub(crate) fn certificates(directory: &Path, name: &str) -> anyhow::Result<()> {
     params.distinguished_name.push(DnType::CommonName, format!("authority {name}"));
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     fs::write(directory.join(format!("{name}-ca.pem")), authority.pem())?;
-    for (who, purpose) in
-        [("broker", ExtendedKeyUsagePurpose::ServerAuth), ("defib", ExtendedKeyUsagePurpose::ClientAuth)]
+    let (server, client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+    let ours = "127.0.0.1";
+    for (who, purpose, place) in
+        [("broker", server.clone(), ours), ("misnamed", server, "127.0.0.9"), ("defib", client, ours)]
     {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+        let mut params = CertificateParams::new(vec![place.to_owned()])?;
         params.extended_key_usages = vec![purpose];
         params.distinguished_name.push(DnType::CommonName, who);
         let certificate = params.signed_by(&key, &authority)?;

@@ -35,6 +35,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
     fs::create_dir(&place)?;
     let secured = Secured {
         identity: path("good-broker.pem"),
+        misnamed: path("good-misnamed.pem"),
         authority: path("good-ca.pem"),
         user: "defib".into(),
         password: "s3cret-enough".into(),
@@ -42,11 +43,11 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
     let broker = Broker::start(&jars, &place, Some(&secured)).await?;
     fs::write(path("right"), "s3cret-enough\n")?;
     fs::write(path("wrong"), "s3cret-guess\n")?;
-    let target = |mechanism, password: &str, authority: &str, identity: &str| {
+    let at = |address: String, mechanism, password: &str, authority: &str, identity: &str| {
         let text = |name: String| path(&name).display().to_string();
         let ours = text(format!("{identity}-defib.pem"));
         Target::Kafka {
-            brokers: vec![broker.secured_address()],
+            brokers: vec![address],
             topic: TOPIC.into(),
             mode: ContentMode::Binary,
             tls: Some(SinkTls {
@@ -63,8 +64,12 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
             }),
         }
     };
+    let target = |mechanism, password: &str, authority: &str, identity: &str| {
+        at(broker.secured_address(), mechanism, password, authority, identity)
+    };
     let book = book(1)?;
-    for mechanism in [SaslMechanism::ScramSha512, SaslMechanism::Plain] {
+    let mechanisms = [SaslMechanism::ScramSha256, SaslMechanism::ScramSha512, SaslMechanism::Plain];
+    for mechanism in mechanisms {
         assert_eq!(
             outcome(target(mechanism, "right", "good", "good"), &book).await?,
             Ok(()),
@@ -80,14 +85,18 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
     let why = outcome(target(scram, "right", "good", "other"), &book).await?.expect_err("another's client");
     assert!(why.contains("SSL") || why.contains("certificate"), "{why}");
 
+    let misnamed = at(broker.misnamed_address(), scram, "right", "good", "good");
+    let why = outcome(misnamed, &book).await?.expect_err("a broker with a certificate for another name");
+    assert!(why.contains("certificate verify failed"), "{why}");
+
     let last = book.0.len() as u64;
     let counted = others.judge(&broker.address(), TOPIC, last, &path("out")).await?;
     counted.assert_whole();
     assert_eq!(counted.lines.len() as u64, last);
     assert_eq!(
         (&counted.counts["events"], &counted.counts["doubles"]),
-        (&last.into(), &last.into()),
-        "sent twice"
+        (&last.into(), &((mechanisms.len() - 1) as u64 * last).into()),
+        "sent once by each mechanism"
     );
     let yaml = |password: &str| {
         format!(
