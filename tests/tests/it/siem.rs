@@ -15,7 +15,7 @@ use defib_lab::{
     relay::Weather,
 };
 use defib_model::{
-    Millis, Policy, SinkId,
+    EventKind, Millis, Policy, SinkId,
     export::{Filter, Format, SinkPolicy, Target},
 };
 use defib_tests::{skip, validators};
@@ -48,8 +48,11 @@ async fn judged(python: &Path, script: &str, arguments: &[String]) -> String {
 }
 
 fn of_every_kind(format: Format, place: &Path) -> String {
-    let kinds = samples::kinds().unwrap();
-    let lines = samples::lines(format, &samples::stream(&kinds));
+    samples_of(format, &samples::kinds().unwrap(), place)
+}
+
+fn samples_of(format: Format, kinds: &[EventKind], place: &Path) -> String {
+    let lines = samples::lines(format, &samples::stream(kinds));
     fs::write(place, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
     place.display().to_string()
 }
@@ -164,6 +167,12 @@ async fn rules_find_what_they_are_for_in_a_real_run_and_nothing_while_all_is_as_
         validators::assert_valid(&format!("siem-{name}"), format, &text);
         arguments.push(format!("{name}-calm={}", place.display()));
         arguments.push(format!("{name}-run={}", work.path().join(name).display()));
+        // No run that is as it should has it: only a mistake of ours does that.
+        let kinds = samples::kinds().unwrap();
+        let disarmed = kinds.iter().find(|kind| matches!(kind, EventKind::Disarmed { .. })).unwrap();
+        let place = work.path().join(format!("{name}-disarmed"));
+        let place = samples_of(format, std::slice::from_ref(disarmed), &place);
+        arguments.push(format!("{name}-disarmed={place}"));
     }
     let counts: BTreeMap<String, BTreeMap<String, u64>> =
         serde_json::from_str(&judged(&python, "rules.py", &arguments).await).unwrap();
@@ -173,6 +182,8 @@ async fn rules_find_what_they_are_for_in_a_real_run_and_nothing_while_all_is_as_
             let count = |run: &str| found[&format!("{format}-{run}")];
             assert_eq!(count("calm"), 0, "{rule} in {format}: {counts:?}");
             assert!(count("run") > 0, "{rule} in {format}: {counts:?}");
+            let of_disarmed = u64::from(rule == "Automatic recovery is stopped");
+            assert_eq!(count("disarmed"), of_disarmed, "{rule} in {format}: {counts:?}");
         }
     }
 }
