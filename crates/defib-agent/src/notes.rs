@@ -48,13 +48,11 @@ impl Notes {
         news
     }
 
-    /// What was found beside the VMs. Whether that is another thing than before.
-    pub fn set_found(&self, mut found: v1::HostFindings) -> bool {
+    /// Domains and datastores that were found beside the VMs. Whether that is another thing than before.
+    pub fn set_found(&self, found: v1::HostFindings) -> bool {
         let mut held = self.held();
-        found.trouble.clone_from(&held.found.trouble);
-        found.watchdog_trouble.clone_from(&held.found.watchdog_trouble);
-        found.certificate_begin = held.found.certificate_begin;
-        found.certificate_end = held.found.certificate_end;
+        let v1::HostFindings { domains, datastores, left_out, .. } = found;
+        let found = v1::HostFindings { domains, datastores, left_out, ..held.found.clone() };
         if held.found == found {
             return false;
         }
@@ -85,6 +83,15 @@ impl Notes {
         let mut held = self.held();
         if held.found.watchdog_trouble != why {
             held.found.watchdog_trouble = why.to_owned();
+            held.found_version += 1;
+        }
+    }
+
+    /// What is reached without TLS, and what that lets others do.
+    pub fn set_insecure(&self, what: &str) {
+        let mut held = self.held();
+        if held.found.insecure != what {
+            held.found.insecure = what.to_owned();
             held.found_version += 1;
         }
     }
@@ -174,8 +181,10 @@ mod tests {
         assert!(notes.set_found(found("")));
         assert!(notes.set_trouble("it hangs") && !notes.set_trouble("it hangs"));
         notes.set_watchdog_trouble("it is busy");
+        notes.set_insecure("bus: k1:1");
         assert!(!notes.set_found(found("")), "who hangs is not looked through");
-        assert_eq!(notes.found_since(version).unwrap().1.watchdog_trouble, "it is busy");
+        let (_, told) = notes.found_since(version).unwrap();
+        assert_eq!((&*told.watchdog_trouble, &*told.insecure), ("it is busy", "bus: k1:1"));
         let vms = BTreeMap::from([("0f1e".to_owned(), "other".to_owned())]);
         assert!(notes.set_unprotected(&vms) && !notes.set_unprotected(&vms));
         let note = report(&notes, Vec::new()).note;

@@ -180,6 +180,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     #[cfg(not(feature = "kafka"))]
     let bus = None;
     if let Some(line) = config.bus.as_ref().and_then(BusConfig::exposed) {
+        notes.set_insecure(&line);
         tokio::spawn(async move {
             loop {
                 tracing::warn!("{line}");

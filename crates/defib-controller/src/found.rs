@@ -27,6 +27,9 @@ pub(crate) fn lines(found: &v1::HostFindings) -> Vec<String> {
             found.watchdog_trouble
         ));
     }
+    if !found.insecure.is_empty() {
+        lines.push(found.insecure.clone());
+    }
     for datastore in &found.datastores {
         let v1::FoundDatastore { name, kind, trouble, .. } = datastore;
         let state = if trouble.is_empty() {
@@ -73,7 +76,12 @@ pub(crate) fn attention(ledger: &Ledger, found: &Found) -> Vec<String> {
             });
         }
     }
+    // All hosts are configured alike, as a rule.
+    let mut insecure = BTreeMap::<&str, Vec<&HostId>>::new();
     for (host, found) in found {
+        if !found.insecure.is_empty() {
+            insecure.entry(&found.insecure).or_default().push(host);
+        }
         if !found.trouble.is_empty() {
             lines.push(format!("host {host}: libvirt does not answer: {}", found.trouble));
         }
@@ -96,6 +104,14 @@ pub(crate) fn attention(ledger: &Ledger, found: &Found) -> Vec<String> {
             ));
         }
     }
+    lines.extend(insecure.iter().filter_map(|(what, hosts)| {
+        let (first, others) = hosts.split_first()?;
+        let hosts = match others.len() {
+            0 => format!("host {first}"),
+            more => format!("host {first} and {more} more"),
+        };
+        Some(format!("{hosts}: {what}"))
+    }));
     lines
 }
 
@@ -305,5 +321,18 @@ mod tests {
         let stopped = v1::DiscoverRequest { host: "h2".into(), stopped: true };
         let (yaml, _) = discovered(&Inventory::default(), &all, &stopped);
         assert!(yaml.contains("id: resting") && !yaml.contains("web-1"), "{yaml}");
+    }
+    #[test]
+    fn what_agents_reach_without_tls_needs_an_operator_who_is_told_once_of_all_that_are_alike() {
+        let reaching = |host: &str, what: &str| {
+            let (host, found) = found(host, Vec::new());
+            (host, v1::HostFindings { insecure: what.into(), ..found })
+        };
+        let (one, other) = ("insecure: bus: k1:1 is reached", "insecure: bus: k2:1 is reached");
+        let all: Found =
+            [reaching("h1", one), reaching("h2", ""), reaching("h3", one), reaching("h4", other)].into();
+        let told = attention(&Ledger::new([defib_model::ReplicaId(1)].into()), &all);
+        assert_eq!(told, [format!("host h1 and 1 more: {one}"), format!("host h4: {other}")]);
+        assert_eq!(lines(&all[&HostId::new("h4").unwrap()]), [other]);
     }
 }
