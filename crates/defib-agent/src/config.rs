@@ -25,6 +25,10 @@ fn boot_id_file() -> PathBuf {
     "/proc/sys/kernel/random/boot_id".into()
 }
 
+fn machine_uuid_file() -> PathBuf {
+    "/sys/class/dmi/id/product_uuid".into()
+}
+
 /// What the file holds.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -42,6 +46,10 @@ pub struct Config {
     /// Where the boot id is read.
     #[serde(default = "boot_id_file")]
     pub boot_id_file: PathBuf,
+    /// Where the machine's UUID is read, by which a copy of this host on another machine is told from a reboot. Without
+    /// it, only by whether this one is missed.
+    #[serde(default = "machine_uuid_file")]
+    pub machine_uuid_file: PathBuf,
     /// This host's certificate.
     pub tls: TlsFiles,
     /// Where the replicas answer agents.

@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use crate::{
     config::{Config, ReplicaAddress},
-    run::{credentials, read_boot},
+    run::{credentials, read_boot, read_machine},
 };
 
 /// How long one session is held, and how soon the next one begins: the epoch that a report needs comes with a session's
@@ -43,22 +43,29 @@ pub async fn run(config: Config, vmcore: &Path, stop: impl Future<Output = ()>) 
     let (credentials, host, _) = credentials(&config)?;
     let boot = read_boot(&config.boot_id_file)?;
     let tls = ClientTls::build(&credentials, &[b"h2"])?;
-    tracing::info!(%host, %boot, "memory is dumped: the replicas are told");
+    let machine = read_machine(&config.machine_uuid_file).unwrap_or_default();
+    tracing::info!(%host, %boot, machine, "memory is dumped: the replicas are told");
     let mut replicas = JoinSet::new();
     for replica in config.replicas {
-        replicas.spawn(keep_telling(host.clone(), boot, replica, Arc::clone(&tls)));
+        replicas.spawn(keep_telling(host.clone(), boot, machine.clone(), replica, Arc::clone(&tls)));
     }
     stop.await;
     Ok(())
 }
 
-async fn keep_telling(host: HostId, boot: BootId, replica: ReplicaAddress, tls: Arc<ClientConfig>) {
+async fn keep_telling(
+    host: HostId,
+    boot: BootId,
+    machine: String,
+    replica: ReplicaAddress,
+    tls: Arc<ClientConfig>,
+) {
     let name = server_name(&PeerIdentity::Replica(defib_model::ReplicaId(replica.id)));
     let mut connecting = Connecting::to(&replica.address, name);
     connecting.timeout = PATIENCE;
     let mut told = false;
     loop {
-        match tell(&host, boot, channel(connecting.clone(), Arc::clone(&tls))).await {
+        match tell(&host, boot, &machine, channel(connecting.clone(), Arc::clone(&tls))).await {
             Ok(()) if !told => {
                 tracing::info!(replica = replica.id, "it knows that memory is dumped");
                 told = true;
@@ -72,7 +79,7 @@ async fn keep_telling(host: HostId, boot: BootId, replica: ReplicaAddress, tls: 
 }
 
 /// One session: hello, the epoch, and a report of a boot that runs nothing.
-async fn tell(host: &HostId, boot: BootId, channel: Channel) -> anyhow::Result<()> {
+async fn tell(host: &HostId, boot: BootId, machine: &str, channel: Channel) -> anyhow::Result<()> {
     let (sender, receiver) = mpsc::channel(4);
     let say =
         |message| -> anyhow::Result<()> { Ok(sender.try_send(v1::AgentMessage { message: Some(message) })?) };
@@ -81,6 +88,7 @@ async fn tell(host: &HostId, boot: BootId, channel: Channel) -> anyhow::Result<(
         boot_id: boot.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").into(),
         dumping: true,
+        machine: machine.to_owned(),
     }))?;
     let mut client = AgentControlClient::new(channel);
     let mut stream = timeout(PATIENCE, client.session(ReceiverStream::new(receiver))).await??.into_inner();
@@ -96,6 +104,7 @@ async fn tell(host: &HostId, boot: BootId, channel: Channel) -> anyhow::Result<(
         host: host.to_string(),
         boot_id: boot.to_string(),
         epoch: welcome.epoch,
+        machine: machine.to_owned(),
         ..v1::AgentReport::default()
     }))?;
     // Until the leader has looked: what a session said is forgotten with it.

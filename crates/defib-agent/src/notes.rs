@@ -48,6 +48,11 @@ impl Notes {
         news
     }
 
+    /// Which machine this is; `None`: it can't be told.
+    pub fn set_machine(&self, machine: Option<String>) {
+        self.held().host.machine = machine;
+    }
+
     /// Domains and datastores that were found beside the VMs. Whether that is another thing than before.
     pub fn set_found(&self, found: v1::HostFindings) -> bool {
         let mut held = self.held();

@@ -13,7 +13,10 @@ use defib_model::{BootId, HostId, Instant, policy::Policy};
 use defib_pki::{ClientCertificates, ClientTls, ClusterName, Credentials, PeerIdentity, ServerTls};
 use defib_process::INSECURE_SAID_EVERY;
 use defib_rpc::{Incoming, bind, keep_renewed};
-use defib_wire::v1::{self, agent_message, neighbour_server::NeighbourServer};
+use defib_wire::{
+    convert,
+    v1::{self, agent_message, neighbour_server::NeighbourServer},
+};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tonic::transport::Server;
 
@@ -47,6 +50,12 @@ pub(crate) fn read_boot(path: &Path) -> anyhow::Result<BootId> {
     BootId::parse(text.trim()).with_context(|| format!("boot-id-file: {}", path.display()))
 }
 
+/// The machine's UUID. Not every machine has one, and only root may read it.
+pub(crate) fn read_machine(path: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    convert::machine(&text).ok_or_else(|| format!("{}: {:?} is no machine's", path.display(), text.trim()))
+}
+
 pub(crate) fn credentials(config: &Config) -> anyhow::Result<(Credentials, HostId, ClusterName)> {
     let credentials = Credentials::load(&config.tls, wall())?;
     let host = HostId::new(&config.host)?;
@@ -76,6 +85,8 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut said = vec![
         format!("certificate: {}", credentials.identity()),
         format!("boot: {boot}"),
+        read_machine(&config.machine_uuid_file)
+            .map_or_else(|why| format!("machine: unknown ({why})"), |machine| format!("machine: {machine}")),
         format!("remembered: {known}"),
     ];
     let (_, notes) = Places::settle(store.read_places()?, boot, &mut config.clone());
@@ -124,6 +135,14 @@ pub enum Ended {
 pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<Ended> {
     let (credentials, host, cluster) = credentials(&config)?;
     let notes = Notes::default();
+    let machine = read_machine(&config.machine_uuid_file)
+        .inspect_err(|why| {
+            tracing::info!(
+                "this machine has no UUID, so a copy of it is told from a reboot by silence only: {why}"
+            );
+        })
+        .ok();
+    notes.set_machine(machine.clone());
     let noting = notes.clone();
     let shows = move |certificate| noting.set_certificate(&certificate);
     tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone(), shows)?);
@@ -231,7 +250,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     ));
     let (probes, probes_wanted) = mpsc::channel(probes::QUEUE);
     tokio::spawn(probes::carry(host.clone(), Arc::clone(&client), outbox.clone(), probes_wanted));
-    let session = SessionConfig { host: host.clone(), boot, tls: client, probes };
+    let session = SessionConfig { host: host.clone(), boot, machine, tls: client, probes };
     for replica in config.replicas {
         tokio::spawn(sessions::keep(session.clone(), replica, handle.clone(), outbox.clone()));
     }

@@ -68,6 +68,8 @@ pub struct SessionConfig {
     pub host: HostId,
     /// Its boot.
     pub boot: BootId,
+    /// The machine's UUID, if it can be told.
+    pub machine: Option<String>,
     /// How to authenticate.
     pub tls: Arc<ClientConfig>,
     /// Takes what replicas want to know of silent hosts.
@@ -127,6 +129,7 @@ async fn session(
         boot_id: config.boot.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").into(),
         dumping: false,
+        machine: config.machine.clone().unwrap_or_default(),
     };
     sender.try_send(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })?;
     let mut client = AgentControlClient::new(channel);

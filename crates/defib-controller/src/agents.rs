@@ -18,6 +18,7 @@ use defib_observe::{
 use defib_pki::PeerIdentity;
 use defib_rpc::{Caller, caller};
 use defib_wire::{
+    convert,
     datagram::SessionSecret,
     v1::{self, agent_control_server::AgentControl, agent_message, controller_message, order_outcome},
 };
@@ -440,12 +441,12 @@ impl AgentControl for AgentService {
         }
         let boot = BootId::parse(&hello.boot_id)
             .map_err(|error| Status::invalid_argument(format!("hello names no boot: {error}")))?;
-        let asked = host.clone();
+        let (asked, machine) = (host.clone(), convert::machine(&hello.machine));
         let known = self.core.ask(move |view| {
             let ledger = view.controller.ledger();
             let record = ledger.hosts().get(&asked);
             let (epoch, in_use) = (record.map(|record| record.epoch), record.and_then(|record| record.boot));
-            (epoch, in_use, ledger.other_boot_waits(&asked, boot), view.now)
+            (epoch, in_use, ledger.other_boot_waits(&asked, boot, machine.as_deref()), view.now)
         });
         let (epoch, in_use, waits, now) =
             known.await.map_err(|error| Status::unavailable(error.to_string()))?;

@@ -136,6 +136,8 @@ mod planted {
             "an expired lease counts right after the replicas or the lease policy changed";
         GoodbyeOfThePast, "goodbye-of-the-past", "a goodbye of a former boot or epoch counts as a proof";
         BelieveOldReports, "believe-old-reports", "an agent's report of a former epoch counts";
+        BelieveAnyMachine, "believe-any-machine",
+            "a boot of another machine proves the end of the one in use, as one of the same machine does";
         ReadmitOldEpoch, "readmit-old-epoch", "a host is let in by a readmission of a former epoch";
         ReadmitDeadBoot, "readmit-dead-boot", "a boot that was proven to be over is let in again";
         ReadmitWhileFencing, "readmit-while-fencing", "a host is let in while its power may still be cut";

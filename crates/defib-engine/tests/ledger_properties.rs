@@ -142,6 +142,7 @@ fn host_note(vm: u8, dice: u8) -> HostNote {
     if dice.is_multiple_of(5) {
         note.unreachable.insert("fast".into(), "its pool is not active".into());
     }
+    note.machine = dice.is_multiple_of(3).then(|| if vm.is_multiple_of(4) { "there" } else { "here" }.into());
     note
 }
 

@@ -334,6 +334,9 @@ fn host_note(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<HostNote> {
     if one_in(u, 8)? {
         note.unreachable.insert("fast".into(), "its pool is not active".into());
     }
+    if one_in(u, 4)? {
+        note.machine = Some(u.choose(&["here", "there"])?.to_string());
+    }
     Ok(note)
 }
 

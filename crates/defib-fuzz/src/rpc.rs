@@ -160,6 +160,7 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
             vms,
             unprotected: [("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0".to_owned(), "v2".to_owned())].into(),
             unreachable: [("fast".to_owned(), "its pool is not active".to_owned())].into(),
+            machine: boot_id.clone(),
         })),
         from_agent(outcome(v1::order_outcome::Outcome::Running(v1::Running {}))),
         from_agent(outcome(v1::order_outcome::Outcome::NotRunning(v1::NotRunning {
@@ -186,6 +187,7 @@ pub(crate) fn agent_seeds() -> Vec<Vec<u8>> {
         })),
         from_agent(agent_message::Message::Hello(v1::Hello {
             host: "h1".into(),
+            machine: boot_id.clone(),
             boot_id: boot_id.clone(),
             ..v1::Hello::default()
         })),

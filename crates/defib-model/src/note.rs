@@ -6,6 +6,8 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ClusterVersion;
+
 /// In which condition a VM is that its hypervisor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -104,6 +106,12 @@ pub struct HostNote {
     /// Datastores that the host does not reach, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unreachable: BTreeMap<String, String>,
+    /// The UUID of the machine that the agent runs on, as its firmware tells it ([SMBIOS], 7.2.1) and as
+    /// [`significant`](crate::inventory::significant) gives it. `None`: unknown.
+    ///
+    /// [SMBIOS]: https://www.dmtf.org/dsp/DSP0134
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
 }
 
 impl HostNote {
@@ -113,9 +121,19 @@ impl HostNote {
         *self == Self::default()
     }
 
-    /// Whether anything changed since `held`. Other words for the same are no change.
+    /// Whether anything changed since `held`. Other words for the same are no change, nor is a machine of which
+    /// nothing is said any more.
     #[must_use]
     pub fn is_news_after(&self, held: &Self) -> bool {
-        self.unprotected != held.unprotected || !self.unreachable.keys().eq(held.unreachable.keys())
+        self.unprotected != held.unprotected
+            || !self.unreachable.keys().eq(held.unreachable.keys())
+            || (self.machine.is_some() && self.machine != held.machine)
+    }
+
+    /// The same without what is read from `version` on only.
+    #[must_use]
+    pub fn as_read_by(&self, version: ClusterVersion) -> Self {
+        let machine = self.machine.clone().filter(|_| version >= ClusterVersion::MACHINES);
+        Self { machine, ..self.clone() }
     }
 }

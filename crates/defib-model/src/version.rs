@@ -17,8 +17,10 @@ impl ClusterVersion {
     pub const OLDEST: Self = Self(1);
     /// Events of BMCs stand in the stream ([`crate::Command::BmcTold`]).
     pub const BMC_EVENTS: Self = Self(2);
+    /// Which machine a host is stands in the log ([`crate::HostNote::machine`]).
+    pub const MACHINES: Self = Self(3);
     /// The newest that this release supports.
-    pub const NEWEST: Self = Self::BMC_EVENTS;
+    pub const NEWEST: Self = Self::MACHINES;
 
     /// Whether it is the oldest: then it is not written, as releases before versions wrote none.
     #[must_use]

@@ -92,6 +92,8 @@ impl FromStr for Profile {
 pub struct HostPlan {
     /// Which one.
     pub id: HostId,
+    /// The UUID of the machine, if its firmware tells one.
+    pub machine: Option<String>,
     /// Its clock's error.
     pub ppm: i64,
     /// From power on to its agent.
@@ -237,6 +239,7 @@ impl Plan {
             .keys()
             .map(|id| HostPlan {
                 id: id.clone(),
+                machine: None,
                 ppm: ppm(&mut rng),
                 boot_ms: if smoke { 300 } else { rng.between(500, 6000) },
                 watchdog_late_permille: rng.below(1001),

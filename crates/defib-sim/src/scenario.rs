@@ -351,6 +351,7 @@ impl Scenario {
             .chain(&self.twins)
             .map(|id| HostPlan {
                 id: id.clone(),
+                machine: None,
                 ppm: 0,
                 boot_ms: 5000,
                 watchdog_late_permille: 1000,

@@ -6,7 +6,7 @@ use defib_model::{
     BootId, EffectId, Epoch, HostId, HostNote, Incarnation, InvalidName, Inventory, LogIndex, Policy,
     ReplicaId, Subject, VmCondition, VmId, VmNote,
     command::{AgentReport, Goodbye, VmReport},
-    inventory::{Definition, Readiness},
+    inventory::{Definition, Readiness, significant},
     text::cut_to,
 };
 
@@ -189,6 +189,7 @@ impl From<&AgentReport> for v1::AgentReport {
             vms: report.vms.iter().map(Into::into).collect(),
             unprotected: report.note.unprotected.clone().into_iter().collect(),
             unreachable: report.note.unreachable.clone().into_iter().collect(),
+            machine: report.note.machine.clone().unwrap_or_default(),
         }
     }
 }
@@ -213,9 +214,16 @@ impl TryFrom<v1::AgentReport> for AgentReport {
             note: HostNote {
                 unprotected: shortened_all(report.unprotected),
                 unreachable: shortened_all(report.unreachable),
+                machine: machine(&report.machine),
             },
         })
     }
+}
+
+/// The machine that an agent names, in a comparable form; `None`: it names none.
+#[must_use]
+pub fn machine(named: &str) -> Option<String> {
+    significant(named).map(shortened)
 }
 
 impl From<Goodbye> for v1::GoodbyeKind {
@@ -275,6 +283,7 @@ mod tests {
                         .map(|one| (one.incarnation.to_string(), one.vm.to_string()))
                         .collect(),
                     unreachable: vms.iter().map(|one| (one.note.detail.clone(), "gone".into())).collect(),
+                    machine: significant(&BootId(boot).to_string()),
                 },
                 vms,
             })

@@ -4,17 +4,25 @@ use std::fs;
 use std::process::Stdio;
 
 use defib_lab::measure::restore;
-use defib_model::EventKind;
+use defib_model::{EventKind, event::ProofKind};
 use tokio::process::{Child, Command};
 
 use crate::rig::{Rig, SMALL, program, quick};
 
-/// Starts another agent with a host's certificate, in a boot and with directories of its own.
-fn start_twin(rig: &Rig, host: &str) -> Child {
+/// Starts another agent with a host's certificate, in a boot and with directories of its own, on the same machine or on
+/// that of `uuid`.
+fn start_twin(rig: &Rig, host: &str, uuid: Option<&str>) -> Child {
     let (home, twin) = (rig.path(format!("hosts/{host}")), rig.path("twin"));
     fs::create_dir(&twin).unwrap();
     fs::write(twin.join("boot-id"), "11111111-2222-3333-4444-555555555555\n").unwrap();
     let mut text = fs::read_to_string(home.join("agent.yaml")).unwrap();
+    if let Some(uuid) = uuid {
+        fs::write(twin.join("machine-uuid"), uuid).unwrap();
+        text = text.replace(
+            &format!("{}/machine-uuid", home.display()),
+            &format!("{}/machine-uuid", twin.display()),
+        );
+    }
     for name in ["state", "run", "boot-id"] {
         let own = twin.join(name);
         text = text.replace(home.join(name).to_str().unwrap(), own.to_str().unwrap());
@@ -40,7 +48,7 @@ fn start_twin(rig: &Rig, host: &str) -> Child {
 async fn a_clone_of_a_host_proves_nothing_while_that_is_heard_and_is_named_and_takes_over_when_it_dies() {
     let mut rig = Rig::with(SMALL, quick()).await;
     let before = rig.cluster.living().unwrap();
-    let twin = start_twin(&rig, "h2");
+    let twin = start_twin(&rig, "h2", None);
     // As long as both speak: the first one keeps its session, its lease and its VMs, and the operator is told.
     rig.wait_for(&["status"], "two machines bear its name").await;
     let log = fs::read_to_string(rig.path("twin").join("log")).unwrap();
@@ -53,6 +61,35 @@ async fn a_clone_of_a_host_proves_nothing_while_that_is_heard_and_is_named_and_t
     // The first one dies: that is found as any death, the clone notwithstanding, and its name is free then.
     rig.cluster.plug_out("h2", false).await.unwrap();
     rig.wait_for(&["recovery", "list", "--all"], "recovered").await;
+    rig.wait_for(&["host", "show", "h2"], "in-use").await;
+    drop(twin);
+    restore(&rig.cluster, "h2", crate::rig::AMPLE).await.unwrap();
+    rig.assert_calm();
+}
+
+#[tokio::test]
+async fn a_clone_on_another_machine_proves_nothing_even_when_nobody_hears_the_host_and_its_bmc_is_dark() {
+    const ELSEWHERE: &str = "4c4c4544-0042-3510-8051-b4c04f4e3132";
+    let mut rig = Rig::with(SMALL, quick()).await;
+    let twin = start_twin(&rig, "h2", Some(ELSEWHERE));
+    rig.wait_for(&["status"], "two machines bear its name").await;
+    rig.cluster.plug_out("h2", true).await.unwrap();
+    rig.wait_for(&["recovery", "list", "--all"], "recovered").await;
+    let log = fs::read_to_string(rig.path("twin").join("log")).unwrap();
+    let wanted =
+        format!("on machine {} has to wait until that one's death is proven", ELSEWHERE.replace('-', ""));
+    assert!(log.contains(&wanted), "{log}");
+    let proofs: Vec<ProofKind> = rig
+        .events()
+        .await
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            EventKind::DeathProven { proof, .. } => Some(proof),
+            _ => None,
+        })
+        .collect();
+    assert!(matches!(&proofs[..], [ProofKind::LeaseExpired { .. }]), "{proofs:?}");
+    // It may have the name when the first one is proven dead: a machine that was replaced.
     rig.wait_for(&["host", "show", "h2"], "in-use").await;
     drop(twin);
     restore(&rig.cluster, "h2", crate::rig::AMPLE).await.unwrap();

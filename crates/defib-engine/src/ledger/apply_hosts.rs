@@ -266,6 +266,7 @@ impl Ledger {
             record.end_boot();
             // Not known of this boot yet.
             record.watchdog_armed = false;
+            record.note.machine = None;
         }
         record.boot = Some(boot);
         record.opinions.clear();

@@ -237,7 +237,7 @@ impl Ledger {
         if !Self::is_of_now(record, report) {
             return;
         }
-        if let Some(why) = self.other_boot_waits(&report.host, report.boot) {
+        if let Some(why) = self.other_boot_waits(&report.host, report.boot, report.note.machine.as_deref()) {
             return self.refuse("agent-reported", why);
         }
         let id = match record.recovery {
@@ -260,13 +260,24 @@ impl Ledger {
     /// quorum has missed the one in use for a while, and as long as any observer has a sign that it lives, be it that
     /// only neighbours reach it. Who holds the host's key can give such a sign for the boot in use: that delays what
     /// proves its death by a new boot, and nothing else.
+    ///
+    /// And a boot of another `machine` than the one that the boot in use told of says nothing of it at all, whoever
+    /// misses that.
     #[must_use]
-    pub fn other_boot_waits(&self, host: &HostId, boot: BootId) -> Option<String> {
+    pub fn other_boot_waits(&self, host: &HostId, boot: BootId, machine: Option<&str>) -> Option<String> {
         let record = self.hosts.get(host)?;
         if !matches!(record.standing, Standing::Active | Standing::Condemned) || mutated!(BelieveAnyBoot) {
             return None;
         }
         let in_use = record.boot.filter(|in_use| *in_use != boot)?;
+        if let Some((here, there)) = record.note.machine.as_deref().zip(machine)
+            && here != there
+            && !mutated!(BelieveAnyMachine)
+        {
+            return Some(format!(
+                "host {host} is in use in boot {in_use} on machine {here}: boot {boot} on machine {there} has to wait until that one's death is proven otherwise; if the host's board or machine was replaced, run: defib host confirm-dead {host}; if not, two machines bear its name (a copied disk or certificate): stop the other one"
+            ));
+        }
         let span = self.new_boot_waits();
         let why = if record.missed_for(span, self.at, &self.voters) < self.quorum() {
             format!("which a quorum has not missed for {span} yet")
@@ -308,7 +319,8 @@ impl Ledger {
 
     /// Whether a report of another boot than the one in use proves that one's end.
     fn may_prove(&self, record: &HostRecord, report: &AgentReport) -> bool {
-        Self::is_of_now(record, report) && self.other_boot_waits(&report.host, report.boot).is_none()
+        let machine = report.note.machine.as_deref();
+        Self::is_of_now(record, report) && self.other_boot_waits(&report.host, report.boot, machine).is_none()
     }
 
     /// What a report says that the ledger does not hold yet.
@@ -337,7 +349,7 @@ impl Ledger {
         }
         let mut vms = report.vms.iter().filter(|one| self.may_run(&report.host, one));
         let can_wait = record.watchdog_armed != report.watchdog_armed
-            || report.note.is_news_after(&record.note)
+            || report.note.as_read_by(self.version).is_news_after(&record.note)
             || vms
                 .any(|one| self.vms.get(&one.vm).is_some_and(|record| one.note.is_news_after(&record.note)));
         can_wait.then_some(News::CanWait)

@@ -7,15 +7,18 @@ use defib_model::{EventKind, HostId, HostNote, VmId, VmNote};
 use super::Ledger;
 
 impl Ledger {
-    /// What a host's agent says of it: what runs there unprotected, and what it does not reach. Placement heeds both.
+    /// What a host's agent says of it: what runs there unprotected, and what it does not reach, which placement heeds;
+    /// and which machine it is, which does not change within a boot.
     pub(super) fn host_noted(&mut self, host: &HostId, note: &HostNote) {
         let Some(record) = self.hosts.get_mut(host) else { return };
+        let mut note = note.as_read_by(self.version);
         if !note.is_news_after(&record.note) {
             return;
         }
+        note.machine = record.note.machine.take().or(note.machine);
         let held = core::mem::replace(&mut record.note, note.clone());
         let (before, after) =
-            (self.index.placer.unprotected_of(&held), self.index.placer.unprotected_of(note));
+            (self.index.placer.unprotected_of(&held), self.index.placer.unprotected_of(&note));
         let [appeared, gone] = [(&after, &before), (&before, &after)]
             .map(|(vms, without)| vms.difference(without).cloned().collect::<Vec<VmId>>());
         for (vms, runs) in [(appeared, true), (gone, false)] {
@@ -33,7 +36,7 @@ impl Ledger {
             let (host, datastore) = (host.clone(), datastore.clone());
             self.event(None, EventKind::DatastoreChanged { host, datastore, trouble: None });
         }
-        self.index.host_noted(host, note);
+        self.index.host_noted(host, &note);
     }
 
     /// What a hypervisor says of a VM beyond whether it runs: recorded and told, and nothing follows from it.

@@ -83,14 +83,15 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn new() -> Self {
+        Self::of_release(ClusterVersion::NEWEST)
+    }
+
+    /// Of a cluster whose replicas' release supports this.
+    pub(crate) fn of_release(supports: ClusterVersion) -> Self {
         let mut log = Self { ledger: Ledger::new([1, 2, 3].map(ReplicaId).into()), index: 0, at: 1000 };
         log.apply(Command::LeaderStarted { term: 1 });
         for replica in 1..=3 {
-            log.apply(Command::ObserverStarted {
-                observer: ReplicaId(replica),
-                session: 1,
-                supports: ClusterVersion::NEWEST,
-            });
+            log.apply(Command::ObserverStarted { observer: ReplicaId(replica), session: 1, supports });
         }
         log.inventory(&["h1", "h2", "h3"], &["v"]);
         for name in ["h1", "h2", "h3"] {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod log;
+mod machines;
 mod reports;
 
 use defib_engine::ledger::{Place, Standing};

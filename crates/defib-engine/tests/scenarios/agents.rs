@@ -129,7 +129,7 @@ impl World {
                 }
             }
             Act::SessionEnds(host) => self.session_ends(&host),
-            Act::Clone(host) => self.clone_speaks(&host),
+            Act::Clone(host, machine) => self.clone_speaks(&host, machine),
             Act::Heal { host } => {
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&host) {
@@ -290,13 +290,14 @@ impl World {
 
     /// Another machine has the host's disk and certificate, and runs nothing. Replicas give it a session when its boot
     /// may speak for the host, and it reports.
-    fn clone_speaks(&mut self, host: &HostId) {
-        self.later(CLONE_TRIES_AGAIN, Act::Clone(host.clone()));
+    fn clone_speaks(&mut self, host: &HostId, machine: Option<String>) {
+        self.later(CLONE_TRIES_AGAIN, Act::Clone(host.clone(), machine.clone()));
         for number in 0..self.replicas.len() {
             let replica = &self.replicas[number];
             let record = replica.controller.ledger().hosts().get(host);
             let Some(record) = record.filter(|_| replica.alive) else { continue };
-            if replica.controller.ledger().other_boot_waits(host, CLONES_BOOT).is_some() {
+            let waits = replica.controller.ledger().other_boot_waits(host, CLONES_BOOT, machine.as_deref());
+            if waits.is_some() {
                 continue;
             }
             let report = AgentReport {
@@ -305,7 +306,7 @@ impl World {
                 epoch: record.epoch,
                 watchdog_armed: false,
                 vms: Vec::new(),
-                note: HostNote::default(),
+                note: HostNote { machine: machine.clone(), ..HostNote::default() },
             };
             let session = replica.session;
             self.tell_replica(1, number, session, Incoming::Input(Box::new(Input::Reported(report))));

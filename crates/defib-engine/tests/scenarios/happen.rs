@@ -113,7 +113,10 @@ impl Scenario {
                     machine.deaf_to.clear();
                     machine.reported.clear();
                 }
-                ("clone", _) => self.world.later(0, Act::Clone(host)),
+                ("clone", _) => {
+                    let elsewhere = rest.get(1) == Some(&"on-another-machine");
+                    self.world.later(0, Act::Clone(host, elsewhere.then(|| "another".into())));
+                }
                 ("bmc", _) => Self::bmc(machine, &rest[1..])?,
                 ("agent", _) => self.agent(&host, &rest[1..])?,
                 ("crash", vm) => {

@@ -219,7 +219,7 @@ impl Machine {
             boot: self.boot(),
             epoch: self.epoch,
             watchdog_armed: self.watchdog,
-            note: HostNote::default(),
+            note: HostNote { machine: Some(format!("machine of {}", self.id)), ..HostNote::default() },
             vms: self
                 .vms
                 .iter()

@@ -103,8 +103,8 @@ pub(crate) enum Act {
         boots: u64,
     },
     SessionEnds(HostId),
-    /// The clone of a host tries to be it.
-    Clone(HostId),
+    /// The clone of a host tries to be it, and says on which machine it runs, or not.
+    Clone(HostId, Option<String>),
     Heal {
         host: HostId,
     },

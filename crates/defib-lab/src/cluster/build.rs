@@ -128,6 +128,7 @@ impl Cluster {
             let neighbour = neighbour(&self.inventory.hosts[name])?;
             let config = directory.join("agent.yaml");
             self.write_agent(name.as_str(), neighbour)?;
+            fs::write(directory.join("machine-uuid"), uuid(number + 1))?;
             let user = directory.join("bmc.user");
             fs::write(&user, format!("defib\nlab-{}-{}\n", self.marker, name))?;
             fs::set_permissions(&user, fs::Permissions::from_mode(0o600))?;

@@ -147,6 +147,7 @@ pub fn agent(
     let _ = writeln!(text, "state-dir: {}", quoted_path(&directory.join("state")));
     let _ = writeln!(text, "run-dir: {}", quoted_path(&directory.join("run")));
     let _ = writeln!(text, "boot-id-file: {}", quoted_path(&directory.join("boot-id")));
+    let _ = writeln!(text, "machine-uuid-file: {}", quoted_path(&directory.join("machine-uuid")));
     text.push_str(&tls(&directory.join("tls")));
     text.push_str("replicas:\n");
     for one in replicas {

@@ -118,6 +118,7 @@ fn cut_reports(vms: &mut [VmReport], note: &mut HostNote) {
     vms.iter_mut().for_each(|report| cut_in_place(&mut report.note.detail));
     note.unreachable.values_mut().for_each(cut_in_place);
     note.unprotected.values_mut().for_each(cut_in_place);
+    note.machine.iter_mut().for_each(cut_in_place);
 }
 
 #[cfg(test)]
@@ -140,6 +141,7 @@ mod tests {
         let note = HostNote {
             unprotected: [(String::from("uuid"), said())].into(),
             unreachable: [(String::from("fast"), said())].into(),
+            machine: Some(said()),
         };
         let report = || VmReport {
             vm: vm.clone(),

@@ -416,8 +416,10 @@ impl World {
 
     fn report(&mut self, host: usize) {
         let local = self.machines[host].clock.local(self.now);
+        let machine = self.plan.hosts[host].machine.clone();
         let Some(agent) = self.agent(host) else { return };
-        let Some(report) = agent.guard.report() else { return };
+        let Some(mut report) = agent.guard.report() else { return };
+        report.note.machine = machine;
         if agent.reported.as_ref() == Some(&report) && local < agent.next_report {
             return;
         }
@@ -432,7 +434,8 @@ impl World {
     }
 
     pub(crate) fn report_to(&mut self, host: usize, replica: usize) {
-        let Some(report) = self.agent(host).and_then(|agent| agent.guard.report()) else { return };
+        let Some(mut report) = self.agent(host).and_then(|agent| agent.guard.report()) else { return };
+        report.note.machine.clone_from(&self.plan.hosts[host].machine);
         self.send_to_replica(host, replica, agent_message::Message::Report((&report).into()));
         self.say_goodbye_again(host, replica);
     }

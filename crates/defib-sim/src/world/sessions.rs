@@ -116,7 +116,8 @@ impl World {
         }
         let id = self.machines[host].id.clone();
         let Some(ledger) = self.replicas[replica].ledger() else { return };
-        let waits = ledger.other_boot_waits(&id, self.machines[host].boot()).is_some();
+        let machine = self.plan.hosts[host].machine.as_deref();
+        let waits = ledger.other_boot_waits(&id, self.machines[host].boot(), machine).is_some();
         let epoch = ledger.hosts().get(&id).map(|record| record.epoch).filter(|_| !waits);
         let Some(epoch) = epoch else {
             // Not in the inventory (yet), or the boot in use is heard.
