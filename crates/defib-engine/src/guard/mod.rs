@@ -100,6 +100,8 @@ pub struct Guard {
     overtaken: bool,
     watchdog_armed: bool,
     longer: Option<(Timing, Instant)>,
+    /// The epoch in which this process held a lease last.
+    leased_in: Option<Epoch>,
     vms: Vms,
 }
 
@@ -162,6 +164,7 @@ impl Guard {
             overtaken: false,
             watchdog_armed: false,
             longer: None,
+            leased_in: None,
             vms: Vms::new(durable.vms, same_boot),
         }
     }
@@ -255,6 +258,7 @@ impl Guard {
         }
         self.stopping |= self.stopping_for_good();
         if let Some((_, since)) = self.lease.held(now) {
+            self.leased_in = Some(self.epoch);
             self.loss = None;
             self.stopping = false;
             self.absent_from = None;
@@ -377,7 +381,8 @@ impl Guard {
         };
         let lease = self.lease.held(now).map(|(until, _)| until);
         let lease = if mutated!(StartWithoutLease) { Some(now.plus(Millis(1000))) } else { lease };
-        Permit { start: lease.filter(|_| stop_all.is_none()), stop_all }
+        let lease_comes = self.leased_in != Some(self.epoch);
+        Permit { start: lease.filter(|_| stop_all.is_none()), stop_all, lease_comes }
     }
 
     fn coverage_end(&self) -> Instant {

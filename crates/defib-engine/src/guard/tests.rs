@@ -149,6 +149,26 @@ fn an_order_of_a_former_epoch_is_refused() {
     assert!(starts(&host.order(3, 1, start(1))), "it was not taken for one that is over");
 }
 
+/// Agents wait for hours until their host is declared, or replicas run: what they are ordered first is theirs.
+#[test]
+fn the_first_order_of_an_epoch_is_not_spoilt_by_having_waited_for_its_lease() {
+    let mut host = Host::new();
+    host.electorate();
+    for _ in 0..10 {
+        host.now += 500;
+        host.step(Input::Woke);
+    }
+    assert_eq!(refusal(&host.order(1, 1, start(1))), Some(Refusal::NoLease));
+    host.lease();
+    assert!(starts(&host.order(1, 1, start(1))), "it comes again, and its lease has come");
+    // Once it had one, and lost it, nobody may wait for it: the order is over, and its VM may go elsewhere.
+    let mut host = Host::running(1, 1, 1);
+    host.now += 4500;
+    assert!(stops(&host.step(Input::Woke)));
+    host.step(Input::StopFinished { vm: vm(), incarnation: Incarnation(1), ok: true });
+    assert!(vouches(&host.order(1, 1, start(2))));
+}
+
 #[test]
 fn what_was_seen_is_remembered_by_the_next_process() {
     let mut host = Host::running(3, 5, 7).restart();

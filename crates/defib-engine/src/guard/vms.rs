@@ -75,6 +75,8 @@ pub(super) struct Permit {
     pub(super) start: Option<Instant>,
     /// Everything must stop, and why.
     pub(super) stop_all: Option<StopReason>,
+    /// In the present epoch no lease was held yet.
+    pub(super) lease_comes: bool,
 }
 
 /// All VMs of a host.
@@ -148,9 +150,11 @@ impl Vms {
             let (detail, reason) = match permit.stop_all {
                 _ if burnt => ("this incarnation was here and is over", StopReason::Stale),
                 Some(StopReason::ShuttingDown) => ("this host shuts down", StopReason::ShuttingDown),
-                Some(_) => ("this host holds no lease", StopReason::LeaseLost),
-                // It may come in the next moment: the first beats of an epoch are not answered yet.
+                // It may come in the next moment: the first beats of an epoch are not answered yet, however long there
+                // was none before.
+                Some(StopReason::LeaseLost) if permit.lease_comes => return Err(Refusal::NoLease),
                 None => return Err(Refusal::NoLease),
+                Some(_) => ("this host holds no lease", StopReason::LeaseLost),
             };
             if !burnt {
                 self.untried.insert(vm.clone(), incarnation);
