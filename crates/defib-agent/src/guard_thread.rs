@@ -444,11 +444,14 @@ impl GuardThread {
             match effect {
                 Effect::Persist(durable) => self.store.write(&durable)?,
                 Effect::StartVm { vm, incarnation, definition, not_after } => {
-                    self.hypervisor.tell(Job::Start(StartOrder { vm, incarnation, definition, not_after }));
+                    let order = StartOrder { vm, incarnation, definition, not_after };
+                    if let Some(failed) = self.hypervisor.tell(Job::Start(order)) {
+                        self.step(failed)?;
+                    }
                 }
                 Effect::StopVm { vm, incarnation, reason } => {
                     tracing::warn!(%vm, %incarnation, %reason, "stop");
-                    self.hypervisor.tell(Job::Stop { vm, incarnation });
+                    let _ = self.hypervisor.tell(Job::Stop { vm, incarnation });
                 }
                 Effect::AskNeighbours { hosts } => {
                     // If the former questions are still being asked, these would be no fresher.

@@ -4,6 +4,7 @@
 //! can say that a VM certainly does not run here; and only when all have listed what they run is the list whole.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::AsFd,
     sync::{
@@ -23,7 +24,10 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::{clock, process::ProcessDriver};
+use crate::{
+    clock,
+    process::{Gone, ProcessDriver},
+};
 
 /// How often a readiness file is looked for while one is awaited.
 const READINESS_MS: u16 = 25;
@@ -31,6 +35,8 @@ const READINESS_MS: u16 = 25;
 const OUTPUT: Millis = Millis(5000);
 /// Jobs that may wait for a driver.
 const QUEUE: usize = 4096;
+/// How long a stop is waited for before its vote says that it is not certain. The guard asks again before that.
+pub(crate) const STOP_TAKES: Millis = Millis(1000);
 
 /// How a driver tells the guard something.
 pub type Tell = Arc<dyn Fn(Input) + Send + Sync>;
@@ -140,13 +146,15 @@ impl DriverHandle {
         (Self { name, tasks, waker: None }, received)
     }
 
-    /// Hands a task over.
-    pub fn tell(&self, task: Task) {
-        if self.tasks.send(task).is_ok()
-            && let Some(waker) = &self.waker
-        {
+    /// Hands a task over, unless so many wait that the driver must be stuck: whoever has lost a lease must not wait for
+    /// it. Whether it was taken.
+    #[must_use]
+    pub fn tell(&self, task: Task) -> bool {
+        let taken = self.tasks.try_send(task).is_ok();
+        if let Some(waker) = &self.waker {
             let _ = waker.write(1);
         }
+        taken
     }
 
     /// Asks it to look, unless it has so much to do that it will anyway.
@@ -170,23 +178,73 @@ impl Hypervisor {
         Self { drivers: drivers.into() }
     }
 
-    /// Hands a job over.
-    pub fn tell(&self, job: Job) {
+    /// Hands a job over, and never waits. What the guard must hear at once, if a driver takes no more starts; a stop that
+    /// it does not take is asked for again.
+    #[must_use]
+    pub fn tell(&self, job: Job) -> Option<Input> {
         match job {
             Job::Start(order) => {
+                let (vm, incarnation) = (order.vm.clone(), order.incarnation);
                 let named = self.drivers.iter().find(|driver| driver.name == order.definition.driver);
-                if let Some(driver) = named.or_else(|| self.drivers.first()) {
-                    driver.tell(Task::Start(order));
-                }
+                let driver = named.or_else(|| self.drivers.first())?;
+                let why = || format!("its driver {} is stuck: {QUEUE} jobs wait for it", driver.name);
+                (!driver.tell(Task::Start(order))).then(|| Input::StartFinished {
+                    vm,
+                    incarnation,
+                    result: Err(why()),
+                })
             }
             Job::Stop { vm, incarnation } => {
                 let votes = Votes::of(self.drivers.len());
                 for driver in self.drivers.iter() {
-                    let (vm, votes) = (vm.clone(), Arc::clone(&votes));
-                    driver.tell(Task::Stop { vm, incarnation, votes });
+                    let task = Task::Stop { vm: vm.clone(), incarnation, votes: Arc::clone(&votes) };
+                    if !driver.tell(task) {
+                        tracing::error!(%vm, driver = driver.name, "stuck, so it takes no stop; it is asked again");
+                    }
                 }
+                None
             }
         }
+    }
+}
+
+/// Those who wait for the ends of VMs. Of one VM only the newest is answered when it is gone: who asked before has
+/// asked again.
+#[derive(Debug, Default)]
+pub(crate) struct Awaited(BTreeMap<VmId, (Incarnation, Arc<Votes>, Instant)>);
+
+impl Awaited {
+    /// Somebody asks for the end of a VM that is not gone yet.
+    pub(crate) fn ask(&mut self, vm: VmId, incarnation: Incarnation, votes: Arc<Votes>, tell: &Tell) {
+        let asked = (incarnation, votes, clock::now());
+        if let Some((former, votes, _)) = self.0.insert(vm.clone(), asked) {
+            votes.give(&vm, former, false, tell);
+        }
+    }
+
+    /// Nothing of a VM is left, up to this incarnation.
+    pub(crate) fn gone(&mut self, vm: &VmId, up_to: Incarnation, tell: &Tell) {
+        if let Some((incarnation, votes, _)) = self.0.remove(vm) {
+            votes.give(vm, incarnation, incarnation <= up_to, tell);
+        }
+    }
+
+    /// It is not certain that a VM does not run.
+    pub(crate) fn refuse(&mut self, vm: &VmId, tell: &Tell) {
+        if let Some((incarnation, votes, _)) = self.0.remove(vm) {
+            votes.give(vm, incarnation, false, tell);
+        }
+    }
+
+    /// Who has waited for too long hears that it is not certain.
+    pub(crate) fn give_up(&mut self, now: Instant, tell: &Tell) {
+        let late: Vec<VmId> = self
+            .0
+            .iter()
+            .filter(|(_, (_, _, asked))| asked.plus(STOP_TAKES) <= now)
+            .map(|(vm, _)| vm.clone())
+            .collect();
+        late.iter().for_each(|vm| self.refuse(vm, tell));
     }
 }
 
@@ -196,6 +254,9 @@ pub struct ProcessThread {
     driver: ProcessDriver,
     tasks: Receiver<Task>,
     waker: Arc<EventFd>,
+    /// Starts that are not begun yet: what must end comes first.
+    starts: VecDeque<StartOrder>,
+    awaited: Awaited,
 }
 
 /// The handle and the thread to be run.
@@ -206,7 +267,8 @@ pub fn prepare(driver: ProcessDriver) -> io::Result<(DriverHandle, ProcessThread
     let (mut handle, tasks) = DriverHandle::new("process");
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
     handle.waker = Some(Arc::clone(&waker));
-    Ok((handle, ProcessThread { driver, tasks, waker }))
+    let (starts, awaited) = (VecDeque::new(), Awaited::default());
+    Ok((handle, ProcessThread { driver, tasks, waker, starts, awaited }))
 }
 
 /// What the hypervisor says of a VM; `None`: it does not run.
@@ -231,14 +293,22 @@ impl ProcessThread {
             }
             loop {
                 match self.tasks.try_recv() {
-                    Ok(task) => self.perform(task, tell),
+                    Ok(task) => self.take(task, tell),
                     Err(crossbeam_channel::TryRecvError::Empty) => break,
                     Err(crossbeam_channel::TryRecvError::Disconnected) => return,
                 }
             }
-            for (vm, incarnation) in self.driver.reap() {
-                tracing::warn!(%vm, %incarnation, "ended by itself");
-                tell(observed(&vm, incarnation, None));
+            for Gone { vm, incarnation, by_itself } in self.driver.look() {
+                if by_itself {
+                    tracing::warn!(%vm, %incarnation, "ended by itself");
+                    tell(observed(&vm, incarnation, None));
+                }
+                // Nothing newer can have been begun while that one was there.
+                self.awaited.gone(&vm, Incarnation(u64::MAX), tell);
+            }
+            self.awaited.give_up(clock::now(), tell);
+            if let Some(order) = self.starts.pop_front() {
+                self.start(order, tell);
             }
             for (vm, incarnation) in self.driver.newly_ready() {
                 tell(observed(&vm, incarnation, Some(Readiness::GuestAgent)));
@@ -248,10 +318,12 @@ impl ProcessThread {
 
     fn wait(&self, next_output: Instant) {
         let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            self.driver.vms().values().map(|running| PollFd::new(running.handle(), PollFlags::POLLIN)),
-        );
-        let timeout = if self.driver.waits_for_readiness() {
+        fds.extend(self.driver.handles().map(|handle| PollFd::new(handle, PollFlags::POLLIN)));
+        let timeout = if !self.starts.is_empty() {
+            PollTimeout::ZERO
+        } else if let Some(pause) = self.driver.look_again() {
+            PollTimeout::from(u16::try_from(pause.0).unwrap_or(u16::MAX))
+        } else if self.driver.waits_for_readiness() {
             PollTimeout::from(READINESS_MS)
         } else if self.driver.vms().is_empty() {
             PollTimeout::NONE
@@ -263,23 +335,36 @@ impl ProcessThread {
         let _ = self.waker.read();
     }
 
-    fn perform(&mut self, task: Task, tell: &Tell) {
+    fn take(&mut self, task: Task, tell: &Tell) {
         match task {
-            Task::Start(StartOrder { vm, incarnation, definition, not_after }) => {
-                let result = in_time(clock::now(), not_after)
-                    .and_then(|()| self.driver.start(&vm, incarnation, &definition));
-                match &result {
-                    Ok(()) => tracing::info!(%vm, %incarnation, "started"),
-                    Err(error) => tracing::warn!(%vm, %incarnation, error, "could not be started"),
-                }
-                tell(Input::StartFinished { vm, incarnation, result });
-            }
+            Task::Start(order) => self.starts.push_back(order),
             Task::Stop { vm, incarnation, votes } => {
-                let certain = self.driver.stop(&vm, incarnation);
-                votes.give(&vm, incarnation, certain, tell);
+                let meant = |order: &StartOrder| order.vm == vm && order.incarnation <= incarnation;
+                for order in self.starts.iter().filter(|order| meant(order)) {
+                    let (vm, incarnation) = (order.vm.clone(), order.incarnation);
+                    let result = Err("it was to stop before it was begun".to_owned());
+                    tell(Input::StartFinished { vm, incarnation, result });
+                }
+                self.starts.retain(|order| !meant(order));
+                if self.driver.stop(&vm, incarnation) {
+                    self.awaited.ask(vm, incarnation, votes, tell);
+                } else {
+                    votes.give(&vm, incarnation, true, tell);
+                }
             }
             Task::Look => {}
         }
+    }
+
+    fn start(&mut self, order: StartOrder, tell: &Tell) {
+        let StartOrder { vm, incarnation, definition, not_after } = order;
+        let result =
+            in_time(clock::now(), not_after).and_then(|()| self.driver.start(&vm, incarnation, &definition));
+        match &result {
+            Ok(()) => tracing::info!(%vm, %incarnation, "started"),
+            Err(error) => tracing::warn!(%vm, %incarnation, error, "could not be started"),
+        }
+        tell(Input::StartFinished { vm, incarnation, result });
     }
 }
 
@@ -310,7 +395,7 @@ mod tests {
         let ((first, first_tasks), (second, second_tasks)) = (DriverHandle::new("x"), DriverHandle::new("y"));
         let hypervisor = Hypervisor::new(vec![first, second]);
         for (one, other, ok) in [(true, true, true), (true, false, false), (false, true, false)] {
-            hypervisor.tell(Job::Stop { vm: vm(), incarnation: Incarnation(1) });
+            assert_eq!(hypervisor.tell(Job::Stop { vm: vm(), incarnation: Incarnation(1) }), None);
             for (tasks, certain) in [(&first_tasks, one), (&second_tasks, other)] {
                 assert!(told.lock().unwrap().is_empty(), "before the last vote");
                 let Ok(Task::Stop { vm, incarnation, votes }) = tasks.try_recv() else { panic!("no stop") };
@@ -323,7 +408,7 @@ mod tests {
             let definition = Definition { driver: driver.into(), arguments: vec![] };
             let not_after = clock::now();
             let order = StartOrder { vm: vm(), incarnation: Incarnation(1), definition, not_after };
-            hypervisor.tell(Job::Start(order));
+            assert_eq!(hypervisor.tell(Job::Start(order)), None);
             assert!(matches!(tasks.try_recv(), Ok(Task::Start(_))), "{driver}");
         }
         let listing = Listing::of(2);
@@ -331,6 +416,48 @@ mod tests {
         assert!(told.lock().unwrap().is_empty());
         listing.done(&tell);
         assert_eq!(*told.lock().unwrap(), [Input::HypervisorListed]);
+    }
+
+    #[test]
+    fn a_driver_that_is_stuck_holds_up_nobody_and_the_start_that_it_does_not_take_is_told() {
+        let (driver, tasks) = DriverHandle::new("x");
+        let hypervisor = Hypervisor::new(vec![driver]);
+        for _ in 0..QUEUE {
+            let _ = hypervisor.tell(Job::Stop { vm: vm(), incarnation: Incarnation(1) });
+        }
+        assert_eq!(hypervisor.tell(Job::Stop { vm: vm(), incarnation: Incarnation(1) }), None);
+        let definition = Definition { driver: "x".into(), arguments: vec![] };
+        let (vm, incarnation) = (vm(), Incarnation(2));
+        let order = StartOrder { vm, incarnation, definition, not_after: clock::now() };
+        let Some(Input::StartFinished { result: Err(why), .. }) = hypervisor.tell(Job::Start(order)) else {
+            panic!("nobody is told")
+        };
+        assert!(why.contains("driver x is stuck"), "{why}");
+        assert_eq!(tasks.len(), QUEUE);
+    }
+
+    #[test]
+    fn of_those_who_wait_for_one_end_the_newest_is_answered_and_none_for_ever() {
+        let told: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let into = Arc::clone(&told);
+        let tell: Tell = Arc::new(move |input| {
+            let Input::StopFinished { ok, .. } = input else { panic!("{input:?}") };
+            into.lock().unwrap().push(ok);
+        });
+        let said = || -> Vec<bool> { std::mem::take(&mut *told.lock().unwrap()) };
+        let mut awaited = Awaited::default();
+        awaited.ask(vm(), Incarnation(1), Votes::of(1), &tell);
+        awaited.ask(vm(), Incarnation(2), Votes::of(1), &tell);
+        assert_eq!(said(), [false]);
+        awaited.gone(&vm(), Incarnation(2), &tell);
+        awaited.gone(&vm(), Incarnation(2), &tell);
+        assert_eq!(said(), [true]);
+        awaited.ask(vm(), Incarnation(3), Votes::of(1), &tell);
+        let now = clock::now();
+        awaited.give_up(Instant(0), &tell);
+        assert!(said().is_empty());
+        awaited.give_up(now.plus(STOP_TAKES), &tell);
+        assert_eq!(said(), [false]);
     }
 
     #[test]

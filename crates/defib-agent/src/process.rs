@@ -7,12 +7,13 @@
 //! outlives its parents and clears its environment can't be found, and is not for this driver.
 #![expect(unsafe_code, reason = "setsid between fork and exec")]
 
+mod ending;
 mod output;
 mod record;
 mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::{
@@ -23,18 +24,20 @@ use std::{
     process::{Command, Stdio},
 };
 
-use defib_model::{HostId, Incarnation, VmId, inventory::Definition};
+use defib_model::{HostId, Incarnation, Millis, VmId, inventory::Definition};
 use nix::{
     errno::Errno,
     sys::{
         signal::{Signal, kill},
-        wait::{WaitPidFlag, waitpid},
+        wait::waitpid,
     },
     unistd::Pid,
 };
 
+pub use self::ending::Gone;
 pub(crate) use self::table::pidfd;
 use self::{
+    ending::Ending,
     record::Record,
     table::{INCARNATION, RUN_DIR, Stat, VM, marks},
 };
@@ -62,26 +65,6 @@ impl Running {
     pub const fn incarnation(&self) -> Incarnation {
         self.record.incarnation
     }
-
-    /// Becomes readable when the VM ends.
-    #[must_use]
-    pub fn handle(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
-    }
-}
-
-/// Adds all that the processes of `found` have started, as far as their parents live.
-fn with_descendants(found: &mut BTreeSet<(i32, u64)>, all: &[Stat]) {
-    loop {
-        let parents: BTreeSet<i32> = found.iter().map(|(pid, _)| *pid).collect();
-        let before = found.len();
-        found.extend(
-            all.iter().filter(|stat| parents.contains(&stat.parent)).map(|stat| (stat.pid, stat.start)),
-        );
-        if found.len() == before {
-            return;
-        }
-    }
 }
 
 /// The VMs of this host.
@@ -94,6 +77,10 @@ pub struct ProcessDriver {
     /// The kernel's, not that of the configuration: numbers of processes count anew with it.
     boot: String,
     vms: BTreeMap<VmId, Running>,
+    /// Those of them that are to end.
+    ending: BTreeMap<VmId, Ending>,
+    /// How long to wait before the next look at them.
+    pause: Millis,
 }
 
 impl ProcessDriver {
@@ -107,13 +94,21 @@ impl ProcessDriver {
         let run_dir = fs::canonicalize(run_dir)?;
         let inherited = INHERITED.iter().map(|name| (*name).to_owned()).chain(environment.iter().cloned());
         let (inherited, boot) = (inherited.collect(), record::kernel_boot()?);
-        let mut driver = Self { host, run_dir, inherited, boot, vms: BTreeMap::new() };
+        let mut driver = Self {
+            host,
+            run_dir,
+            inherited,
+            boot,
+            vms: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            pause: Millis(0),
+        };
         driver.adopt()?;
         Ok(driver)
     }
 
     /// What was recorded as a VM and has a process left is one that runs: if its leader has ended meanwhile,
-    /// [`Self::reap`] ends the rest and tells so.
+    /// [`Self::look`] ends the rest and tells so.
     fn adopt(&mut self) -> io::Result<()> {
         for entry in fs::read_dir(self.run_dir.join("vms"))? {
             let path = entry?.path();
@@ -142,7 +137,7 @@ impl ProcessDriver {
             let first = if record.lives() {
                 record.pid
             } else {
-                self.belongings(vm, record, &Stat::all()).first()?.0
+                self.table(std::iter::once(record)).belongings(vm, record).first()?.0
             };
             // One that has ended meanwhile has none, and then another look is taken.
             if let Ok(handle) = pidfd(Pid::from_raw(first)) {
@@ -173,54 +168,7 @@ impl ProcessDriver {
         }
     }
 
-    /// The processes of a VM by number and start: its session, what carries its marks, and their descendants.
-    fn belongings(&self, vm: &VmId, record: Record, all: &[Stat]) -> BTreeSet<(i32, u64)> {
-        let others: BTreeSet<i32> = self.vms.values().map(|running| running.record.pid).collect();
-        let marked = |stat: &&Stat| {
-            // Reading the environments of all processes takes a while, and what can't be meant need not be read.
-            stat.start >= record.start
-                && !others.contains(&stat.session)
-                && marks(stat.pid, &self.run_dir)
-                    .is_some_and(|(of, incarnation)| of == *vm && incarnation == record.incarnation)
-        };
-        let session = record.session(all);
-        let mut found: BTreeSet<_> =
-            session.chain(all.iter().filter(marked)).map(|stat| (stat.pid, stat.start)).collect();
-        with_descendants(&mut found, all);
-        found
-    }
-
-    /// Kills every process of a VM; `true` when none is left. A process that forks meanwhile is found by the next look.
-    fn end(&self, vm: &VmId, record: Record) -> bool {
-        let leader = Pid::from_raw(record.pid);
-        // Children of processes that end have other parents then, so they are looked for first.
-        let mut known = self.belongings(vm, record, &Stat::all());
-        for _ in 0..200 {
-            // The whole group at once first: that is nearly always all.
-            if known.contains(&(record.pid, record.start)) {
-                let _ = kill(Pid::from_raw(-record.pid), Signal::SIGKILL);
-            }
-            for (pid, start) in &known {
-                if Stat::of(*pid).is_some_and(|stat| stat.start == *start) {
-                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-                }
-            }
-            // Ours to bury, if it was our child.
-            while matches!(waitpid(leader, Some(WaitPidFlag::WNOHANG)), Err(Errno::EINTR)) {}
-            let all = Stat::all();
-            let still = all.iter().map(|stat| (stat.pid, stat.start)).filter(|one| known.contains(one));
-            known = still.chain(self.belongings(vm, record, &all)).collect();
-            if known.is_empty() {
-                let _ = fs::remove_file(self.record_file(vm));
-                return true;
-            }
-            // The kernel takes a moment; a VM's end is waited for, not assumed.
-            let _ = nix::poll::poll(&mut [], 5_u8);
-        }
-        false
-    }
-
-    /// What runs.
+    /// What runs, or is not gone yet.
     #[must_use]
     pub const fn vms(&self) -> &BTreeMap<VmId, Running> {
         &self.vms
@@ -315,39 +263,6 @@ impl ProcessDriver {
         }
     }
 
-    /// Kills a VM and all that it has started, if an incarnation up to `incarnation` runs, and makes sure of it.
-    ///
-    /// Whether it certainly does not run.
-    pub fn stop(&mut self, vm: &VmId, incarnation: Incarnation) -> bool {
-        let Some(running) = self.vms.get(vm).filter(|running| running.incarnation() <= incarnation) else {
-            return true;
-        };
-        let gone = self.end(vm, running.record);
-        if gone {
-            self.vms.remove(vm);
-        }
-        gone
-    }
-
-    /// The VMs whose leader has ended; what is left of them is killed.
-    pub fn reap(&mut self) -> Vec<(VmId, Incarnation)> {
-        let ended: Vec<VmId> = self
-            .vms
-            .iter()
-            .filter(|(_, running)| !running.record.lives())
-            .map(|(vm, _)| vm.clone())
-            .collect();
-        let mut reaped = Vec::new();
-        for vm in ended {
-            if self.vms.get(&vm).is_some_and(|running| self.end(&vm, running.record))
-                && let Some(running) = self.vms.remove(&vm)
-            {
-                reaped.push((vm, running.incarnation()));
-            }
-        }
-        reaped
-    }
-
     fn record_file(&self, vm: &VmId) -> PathBuf {
         self.run_dir.join("vms").join(format!("{vm}.run"))
     }
@@ -372,6 +287,12 @@ impl ProcessDriver {
     /// Shortens what VMs have printed where it has become too long.
     pub fn shorten_output(&self) {
         output::shorten_all(&self.run_dir.join("vms"), output::BYTES_MAX, output::KEPT);
+    }
+
+    /// What becomes readable when something ends of which nobody knows that it is to.
+    pub fn handles(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let staying = self.vms.iter().filter(|(vm, _)| !self.ending.contains_key(*vm));
+        staying.map(|(_, running)| running.handle.as_fd())
     }
 
     /// Whether some VM is not ready yet.

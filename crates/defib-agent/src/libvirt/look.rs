@@ -1,8 +1,8 @@
 //! Calls to libvirt: what runs, and the end of what must. Each may last until libvirtd answers or dies.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, thread};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use defib_model::{Incarnation, VmCondition, VmId, VmNote, inventory::Readiness};
 use virt::{
     connect::Connect,
@@ -14,9 +14,6 @@ use virt::{
 
 use super::{Start, words};
 use crate::domains::mark::{self, Mark};
-
-/// How long a question or a stop is waited for.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A domain of ours that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,9 +54,9 @@ impl Held {
 pub(super) type Listed = (BTreeMap<VmId, Held>, BTreeMap<String, String>);
 
 /// Makes a call, in a thread that may hang alone.
-pub(super) fn limited<T: Send + 'static>(
+pub(super) fn ask<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, String> {
+) -> Result<Receiver<Result<T, String>>, String> {
     let (answer, received) = bounded(1);
     let run = move || {
         let _ = answer.send(call().map_err(|error| error.message().to_owned()));
@@ -68,9 +65,7 @@ pub(super) fn limited<T: Send + 'static>(
         .name("libvirt-call".into())
         .spawn(run)
         .map_err(|error| format!("no thread to ask it: {error}"))?;
-    received
-        .recv_timeout(CALL_PATIENCE)
-        .unwrap_or_else(|_| Err("it takes questions and does not answer".into()))
+    Ok(received)
 }
 
 /// Stops what is ours of an incarnation up to `incarnation`. Whether it certainly does not run.

@@ -7,8 +7,8 @@
 //!
 //! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`. A call itself
 //! lasts until libvirtd answers or dies: whoever gives up a start, as libvirt's keepalives do, knows nothing of a
-//! libvirtd that goes on and makes it. Starts are made by a few threads of their own, because a start may take long
-//! and a stop must not wait for another VM's.
+//! libvirtd that goes on and makes it. Starts are made by a few threads of their own, because a start may take long.
+//! Each stop has a thread of its own, and waits for nothing: neither for a listing nor for another VM that does not end.
 
 mod api;
 mod look;
@@ -16,21 +16,27 @@ mod status;
 mod survey;
 mod words;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, select};
 use defib_engine::guard::Input;
 use defib_model::{Epoch, HostId, Incarnation, Millis, VmCondition, VmId, VmNote};
-use virt::connect::Connect;
+use virt::{connect::Connect, error::Error};
 
 use crate::{
     clock,
     domains::mark,
-    hypervisor::{DriverHandle, Listing, StartOrder, Task, Tell, in_time, observed},
+    hypervisor::{Awaited, DriverHandle, Listing, StartOrder, Task, Tell, Votes, in_time, observed},
     notes::Notes,
 };
 use api::{Happening, What};
-use look::{Held, begin, destroy, limited, list};
+use look::{Held, ask, begin, destroy, list};
 
 /// How often is looked without any event: events may get lost.
 const LOOK_EVERY: Millis = Millis(2000);
@@ -51,6 +57,13 @@ const SETTLED_AFTER: Millis = Millis(3000);
 const HAPPENINGS: usize = 4096;
 /// Starts under way at once.
 const STARTS: usize = 4;
+/// Answers to stops that may wait to be taken.
+const STOPPED: usize = 4096;
+/// How long a question is waited for.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long libvirt may take to stop a domain before its process is killed behind its back: less than is left of a lost
+/// lease's bound when stops begin.
+const STOP_PATIENCE: Millis = Millis(700);
 
 /// Where libvirt is.
 #[derive(Debug, Clone)]
@@ -73,6 +86,20 @@ struct Start {
     uuid: Option<String>,
     mark: String,
     not_after: defib_model::Instant,
+}
+
+/// A stop that is under way.
+struct Stopping {
+    since: defib_model::Instant,
+    /// Its domain was being set up, so it may have appeared after libvirt saw none.
+    comes: bool,
+}
+
+/// How it ended: whether the VM certainly does not run.
+struct Stopped {
+    vm: VmId,
+    incarnation: Incarnation,
+    result: Result<bool, String>,
 }
 
 /// How it ended.
@@ -111,6 +138,14 @@ struct Driver {
     starting: BTreeMap<VmId, Incarnation>,
     starts: Sender<Start>,
     started: Receiver<Started>,
+    /// Stops that libvirt was asked for and has not answered, each in a thread of its own: one domain that does not end
+    /// keeps no other one alive.
+    stopping: BTreeMap<VmId, Stopping>,
+    stopped: (Sender<Stopped>, Receiver<Stopped>),
+    tasks: Receiver<Task>,
+    /// Starts that came while something was waited for.
+    deferred: VecDeque<StartOrder>,
+    awaited: Awaited,
     /// Who looks at what else there is, and when to ask again.
     survey: Sender<Connect>,
     survey_at: defib_model::Instant,
@@ -164,31 +199,38 @@ pub fn start(
         starting: BTreeMap::new(),
         starts,
         started,
+        stopping: BTreeMap::new(),
+        stopped: bounded(STOPPED),
+        tasks,
+        deferred: VecDeque::new(),
+        awaited: Awaited::default(),
         survey,
         survey_at: clock::now(),
     };
-    thread::Builder::new().name("libvirt".into()).spawn(move || driver.run(&tasks))?;
+    thread::Builder::new().name("libvirt".into()).spawn(move || driver.run())?;
     Ok(handle)
 }
 
 impl Driver {
-    fn run(mut self, tasks: &Receiver<Task>) {
+    fn run(mut self) {
         let mut look_at = clock::now();
         loop {
+            while let Some(order) = self.deferred.pop_front() {
+                self.start(&order);
+            }
             let wait = Duration::from_nanos(look_at.nanos_since(clock::now()));
-            match tasks.recv_timeout(wait) {
+            match self.tasks.recv_timeout(wait) {
                 Ok(Task::Start(order)) => self.start(&order),
-                Ok(Task::Stop { vm, incarnation, votes }) => {
-                    let certain = self.stop(&vm, incarnation);
-                    votes.give(&vm, incarnation, certain, &self.tell);
-                }
+                Ok(Task::Stop { vm, incarnation, votes }) => self.stop_wanted(vm, incarnation, votes),
                 Ok(Task::Look) | Err(RecvTimeoutError::Timeout) => {
                     self.keep_connected();
                     while let Ok(started) = self.started.try_recv() {
                         self.ended(started);
                     }
+                    self.stops_ended();
                     self.look();
                     let often = self.connect.is_none()
+                        || !self.stopping.is_empty()
                         || self.listing.is_some()
                         || self.held.values().any(|held| held.awaited || held.missed);
                     look_at = clock::now().plus(if often { LOOK_OFTEN } else { LOOK_EVERY });
@@ -262,7 +304,7 @@ impl Driver {
         self.take_happenings();
         let before = self.held.clone();
         let asked = connect.clone();
-        match limited(move || list(&asked, &before)) {
+        match self.answered(move || list(&asked, &before)) {
             Ok((found, unprotected)) => {
                 if let Some(since) = self.silent_since.take() {
                     let ms = clock::now().nanos_since(since) / 1_000_000;
@@ -392,6 +434,9 @@ impl Driver {
             let other = || format!("incarnation {under_way} is being started");
             return if *under_way == incarnation { Ok(true) } else { Err(other()) };
         }
+        if self.stopping.contains_key(vm) {
+            return Err("an earlier stop of it is still under way".into());
+        }
         let Some(connect) = self.connect.clone() else {
             return Err(format!("libvirt does not answer on this host: {}", self.why_silent));
         };
@@ -440,33 +485,98 @@ impl Driver {
         (self.tell)(Input::StartFinished { vm: vm.clone(), incarnation, result });
     }
 
-    /// Stops an incarnation up to `incarnation`, hard. Whether it certainly does not run.
-    fn stop(&mut self, vm: &VmId, incarnation: Incarnation) -> bool {
-        if self.starting.get(vm).is_some_and(|starting| *starting <= incarnation) {
-            // Its domain may appear at any moment: what there is of it ends now, and the guard asks again.
-            let _ = self.try_stop(vm, incarnation);
-            return false;
+    /// What libvirt answers. What must stop meanwhile does not wait for it.
+    fn answered<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, String> {
+        let answer = ask(call)?;
+        let (tasks, patience) = (self.tasks.clone(), after(CALL_PATIENCE));
+        let no_answer = || Err("it takes questions and does not answer".to_owned());
+        loop {
+            select! {
+                recv(answer) -> answer => return answer.unwrap_or_else(|_| no_answer()),
+                recv(patience) -> _ => return no_answer(),
+                recv(tasks) -> task => match task {
+                    Ok(Task::Start(order)) => self.deferred.push_back(order),
+                    Ok(Task::Stop { vm, incarnation, votes }) => self.stop_wanted(vm, incarnation, votes),
+                    Ok(Task::Look) => {}
+                    Err(_) => return Err("nobody asks any more".into()),
+                },
+            }
         }
-        match self.try_stop(vm, incarnation) {
-            Some(Ok(certain)) => return certain,
-            Some(Err(error)) => self.lost(&error),
-            None => {}
+    }
+
+    fn stop_wanted(&mut self, vm: VmId, incarnation: Incarnation, votes: Arc<Votes>) {
+        let meant = |order: &StartOrder| order.vm == vm && order.incarnation <= incarnation;
+        for order in self.deferred.iter().filter(|order| meant(order)) {
+            self.finished(&vm, order.incarnation, Err("it was to stop before it was begun".into()));
         }
-        // Before the first listing nobody knows what an agent before us has ordered.
+        self.deferred.retain(|order| !meant(order));
+        self.awaited.ask(vm.clone(), incarnation, votes, &self.tell);
+        self.stop(vm, incarnation);
+    }
+
+    /// Stops an incarnation up to `incarnation`, hard.
+    fn stop(&mut self, vm: VmId, incarnation: Incarnation) {
+        let now = clock::now();
+        let comes = self.starting.get(&vm).is_some_and(|starting| *starting <= incarnation);
+        let under_way = self.stopping.get(&vm);
+        let hangs = under_way.is_some_and(|stopping| stopping.since.plus(STOP_PATIENCE) <= now);
+        if under_way.is_some() && !hangs {
+            return;
+        }
+        if !hangs && let Some(connect) = self.connect.clone() {
+            let (wanted, answer, handle) = (vm.clone(), self.stopped.0.clone(), self.handle.clone());
+            let call = move || {
+                let result =
+                    destroy(&connect, &wanted, incarnation).map_err(|error| error.message().to_owned());
+                // The driver is gone, or so many answers wait that it is asked again.
+                let _ = answer.try_send(Stopped { vm: wanted, incarnation, result });
+                handle.nudge();
+            };
+            match thread::Builder::new().name("libvirt-stop".into()).spawn(call) {
+                Ok(_) => return drop(self.stopping.insert(vm, Stopping { since: now, comes })),
+                Err(error) => tracing::error!(%vm, %error, "no thread to ask libvirt for its stop"),
+            }
+        }
+        let certain = self.stop_behind_its_back(&vm, incarnation);
+        self.stop_ended(&vm, incarnation, certain && !comes);
+    }
+
+    /// Before the first listing nobody knows what an agent before us has ordered.
+    fn stop_behind_its_back(&self, vm: &VmId, incarnation: Incarnation) -> bool {
         status::stop(&self.settings.status_dir, vm, incarnation) && self.listing.is_none()
     }
 
-    /// By libvirt; `None`: it is not reached.
-    fn try_stop(&mut self, vm: &VmId, incarnation: Incarnation) -> Option<Result<bool, String>> {
-        let connect = self.connect.clone()?;
-        let wanted = vm.clone();
-        let stopped = limited(move || destroy(&connect, &wanted, incarnation));
-        if matches!(stopped, Ok(true))
-            && self.held.get(vm).is_some_and(|held| held.incarnation <= incarnation)
-        {
-            self.held.remove(vm);
+    fn stops_ended(&mut self) {
+        while let Ok(Stopped { vm, incarnation, result }) = self.stopped.1.try_recv() {
+            let came = self.stopping.remove(&vm).is_none_or(|stopping| stopping.comes);
+            let certain = match result {
+                Ok(certain) => {
+                    if certain && self.held.get(&vm).is_some_and(|held| held.incarnation <= incarnation) {
+                        self.held.remove(&vm);
+                    }
+                    certain
+                }
+                Err(error) => {
+                    self.lost(&error);
+                    self.stop_behind_its_back(&vm, incarnation)
+                }
+            };
+            self.stop_ended(&vm, incarnation, certain && !came);
         }
-        Some(stopped)
+        self.awaited.give_up(clock::now(), &self.tell);
+    }
+
+    /// A stop is over, and what it has come to. Where its domain was being set up, what there was of it has ended, and
+    /// the guard asks again.
+    fn stop_ended(&mut self, vm: &VmId, incarnation: Incarnation, certain: bool) {
+        if certain {
+            self.awaited.gone(vm, incarnation, &self.tell);
+        } else {
+            self.awaited.refuse(vm, &self.tell);
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use crate::{
     process::pidfd,
 };
 
-/// How long a killed process may take to be gone.
-const GONE_WITHIN_MS: u16 = 2000;
+/// How long a killed process is waited for: not for long, because others are to be killed as well. Who asks for the
+/// stop asks again.
+const GONE_WITHIN_MS: u16 = 50;
 
 /// Whether a process is the QEMU of this domain, by how libvirt starts it.
 fn is_domain(pid: i32, vm: &VmId) -> bool {
@@ -47,7 +48,7 @@ pub(super) fn stop(directory: &Path, vm: &VmId, incarnation: Incarnation) -> boo
     for pid in running(vm).into_iter().chain(pid).filter(|pid| is_domain(*pid, vm)) {
         let pid = Pid::from_raw(pid);
         let Ok(handle) = pidfd(pid) else { continue };
-        tracing::warn!(%vm, %incarnation, %pid, "libvirt does not answer: its process is killed");
+        tracing::warn!(%vm, %incarnation, %pid, "libvirt does not end it: its process is killed");
         let _ = kill(pid, Signal::SIGKILL);
         let mut gone = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut gone, PollTimeout::from(GONE_WITHIN_MS));

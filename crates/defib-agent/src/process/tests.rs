@@ -1,4 +1,9 @@
-use super::*;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use super::{record::Record, *};
 
 fn definition(script: &str) -> Definition {
     Definition { driver: "process".into(), arguments: vec!["/bin/sh".into(), "-c".into(), script.into()] }
@@ -20,6 +25,17 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         let _ = nix::poll::poll(&mut [], 5_u8);
     }
     panic!("waited in vain for {what}");
+}
+
+impl ProcessDriver {
+    /// Stops a VM and waits until nothing of it is left. Whether it certainly does not run.
+    fn stopped(&mut self, vm: &VmId, incarnation: Incarnation) -> bool {
+        if !self.stop(vm, incarnation) {
+            return true;
+        }
+        wait_until("its end", || self.look().iter().any(|gone| gone.vm == *vm));
+        !self.vms.contains_key(vm)
+    }
 }
 
 /// Every living process of a session.
@@ -57,7 +73,7 @@ fn a_new_agent_finds_the_vms_of_its_predecessor_and_does_not_touch_them() {
         (second.vms()[&vm("a")].record.pid, second.vms()[&vm("a")].incarnation()),
         (pid, Incarnation(3))
     );
-    assert!(second.stop(&vm("a"), Incarnation(3)));
+    assert!(second.stopped(&vm("a"), Incarnation(3)));
     assert!(members(pid).is_empty());
 }
 
@@ -76,7 +92,7 @@ fn a_vm_does_not_get_the_environment_of_its_agent() {
         assert!(seen.contains(wanted), "{wanted}: {seen}");
     }
     assert!(!seen.contains("CARGO_MANIFEST_DIR"), "{seen}");
-    assert!(driver.stop(&vm("a"), Incarnation(1)));
+    assert!(driver.stopped(&vm("a"), Incarnation(1)));
 }
 
 #[test]
@@ -86,9 +102,9 @@ fn stopping_ends_the_whole_session_and_only_incarnations_that_are_meant() {
     driver.start(&vm("a"), Incarnation(2), &definition("sleep 600 & (sleep 601 &) ; sleep 602")).unwrap();
     let pid = driver.vms()[&vm("a")].record.pid;
     wait_until("grandchildren", || members(pid).len() >= 4);
-    assert!(driver.stop(&vm("a"), Incarnation(1)), "an older one is not meant");
+    assert!(driver.stopped(&vm("a"), Incarnation(1)), "an older one is not meant");
     assert!(driver.vms().contains_key(&vm("a")));
-    assert!(driver.stop(&vm("a"), Incarnation(2)));
+    assert!(driver.stopped(&vm("a"), Incarnation(2)));
     assert!(members(pid).is_empty());
 }
 
@@ -101,7 +117,7 @@ fn an_incarnation_is_started_once_and_another_one_not_beside_it() {
     driver.start(&vm("a"), Incarnation(1), &definition("sleep 600")).unwrap();
     assert_eq!(driver.vms()[&vm("a")].record.pid, pid);
     assert!(driver.start(&vm("a"), Incarnation(2), &definition("sleep 600")).is_err());
-    assert!(driver.stop(&vm("a"), Incarnation(1)));
+    assert!(driver.stopped(&vm("a"), Incarnation(1)));
 }
 
 #[test]
@@ -110,12 +126,13 @@ fn an_end_is_noticed_and_what_it_left_behind_is_killed() {
     let mut driver = driver(dir.path());
     driver.start(&vm("a"), Incarnation(1), &definition("sleep 600 & exit 0")).unwrap();
     let pid = driver.vms()[&vm("a")].record.pid;
-    let mut reaped = Vec::new();
+    let mut gone = Vec::new();
     wait_until("the end", || {
-        reaped = driver.reap();
-        !reaped.is_empty()
+        gone = driver.look();
+        !gone.is_empty()
     });
-    assert_eq!(reaped, [(vm("a"), Incarnation(1))]);
+    assert_eq!(gone, [Gone { vm: vm("a"), incarnation: Incarnation(1), by_itself: true }]);
+    assert_eq!(driver.look_again(), None);
     assert!(members(pid).is_empty());
 }
 
@@ -132,7 +149,7 @@ fn a_guest_tells_its_readiness_by_a_file_of_its_own_incarnation() {
     });
     assert_eq!(ready, [(vm("a"), Incarnation(7))]);
     assert!(driver.newly_ready().is_empty(), "told once");
-    assert!(driver.stop(&vm("a"), Incarnation(7)));
+    assert!(driver.stopped(&vm("a"), Incarnation(7)));
 }
 
 #[test]
@@ -163,7 +180,7 @@ fn a_program_that_clears_its_environment_is_found_by_the_next_agent() {
     drop(first);
     let mut second = driver(dir.path());
     assert_eq!(second.vms()[&vm("a")].record, record);
-    assert!(second.stop(&vm("a"), Incarnation(3)));
+    assert!(second.stopped(&vm("a"), Incarnation(3)));
     assert!(members(record.pid).is_empty());
     assert!(driver(dir.path()).vms().is_empty());
 }
@@ -181,12 +198,12 @@ fn what_is_left_of_a_vm_whose_leader_ended_without_an_agent_is_ended_before_that
         drop(first);
         kill(Pid::from_raw(leader), Signal::SIGKILL).unwrap();
         let mut second = driver(dir.path());
-        let mut reaped = second.reap();
+        let mut gone = second.look();
         wait_until("the end", || {
-            reaped.extend(second.reap());
-            !reaped.is_empty()
+            gone.extend(second.look());
+            !gone.is_empty()
         });
-        assert_eq!(reaped, [(vm("a"), Incarnation(2))], "{script}");
+        assert_eq!(gone, [Gone { vm: vm("a"), incarnation: Incarnation(2), by_itself: true }], "{script}");
         assert_eq!(called(&sleep), [0; 0], "{script}");
         assert!(driver(dir.path()).vms().is_empty());
     }
@@ -207,7 +224,7 @@ fn a_process_of_a_vm_with_a_session_of_its_own_lives_as_long_as_the_vm() {
     assert_eq!(second.vms().len(), 1);
     assert_eq!(second.vms()[&vm("a")].record, record);
     assert!(all(), "a new agent touches nothing");
-    assert!(second.stop(&vm("a"), Incarnation(1)));
+    assert!(second.stopped(&vm("a"), Incarnation(1)));
     assert_eq!((called(&own).len(), called(&inner).len()), (0, 0));
 }
 
@@ -281,10 +298,122 @@ fn a_vm_that_prints_without_end_fills_no_disk_and_the_end_of_it_is_kept() {
         assert_ne!(fs::read(&file).unwrap()[0], 0);
     }
     // What is short enough is left alone.
-    assert!(driver.stop(&vm("a"), Incarnation(1)));
+    assert!(driver.stopped(&vm("a"), Incarnation(1)));
     output::shorten_all(&directory, bytes_max, kept);
     let old = || fs::metadata(directory.join("a.out.old")).unwrap().modified().unwrap();
     let (before, long) = (old(), fs::metadata(directory.join("a.out")).unwrap().len());
     output::shorten_all(&directory, long, kept);
     assert_eq!(old(), before);
+}
+
+/// Whoever has lost a lease has little time, for all its VMs together.
+#[test]
+fn all_vms_that_are_to_end_are_killed_before_the_end_of_any_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut driver = driver(dir.path());
+    let all: Vec<VmId> = (0..20).map(|number| vm(&format!("a{number}"))).collect();
+    for vm in &all {
+        driver.start(vm, Incarnation(1), &definition("sleep 600")).unwrap();
+    }
+    let records: Vec<Record> = driver.vms().values().map(|running| running.record).collect();
+    assert!(all.iter().all(|vm| driver.stop(vm, Incarnation(1))));
+    let gone = driver.look();
+    // Nobody looks again, and yet all of them end.
+    wait_until("the ends", || !records.iter().any(|record| record.lives()));
+    assert_eq!(gone, []);
+    let mut gone = Vec::new();
+    wait_until("all to be gone", || {
+        gone.extend(driver.look());
+        gone.len() == all.len()
+    });
+    assert!(driver.vms().is_empty() && driver.look_again().is_none());
+    assert!(!driver.stop(&all[0], Incarnation(1)), "nothing is left of it");
+}
+
+/// A file system whose server answers nothing: whoever opens a file there can't even be killed, as on a dead NFS.
+struct DeadFileSystem {
+    place: PathBuf,
+    /// Who waits for an answer.
+    asking: Arc<Mutex<BTreeSet<i32>>>,
+    _server: File,
+}
+
+impl DeadFileSystem {
+    /// `None` where this may not be done.
+    fn mount(place: &Path) -> Option<Self> {
+        use std::io::{Read as _, Write as _};
+        use std::os::fd::AsRawFd as _;
+
+        let mut server = OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", server.as_raw_fd());
+        let path = format!("{}\0", place.display());
+        // SAFETY: all four strings end with a zero, and live until the call has returned.
+        let mounted = unsafe {
+            libc::mount(c"dead".as_ptr(), path.as_ptr().cast(), c"fuse".as_ptr(), 0, data.as_ptr().cast())
+        };
+        if mounted != 0 {
+            return None;
+        }
+        let kept = server.try_clone().ok()?;
+        let asking: Arc<Mutex<BTreeSet<i32>>> = Arc::default();
+        let asked = Arc::clone(&asking);
+        std::thread::spawn(move || {
+            let mut request = [0_u8; 1 << 17];
+            // Of what `fuse(4)` asks only the first question is answered: which version, and so on.
+            while let Ok(read) = server.read(&mut request) {
+                if read >= 40 && request[4..8] == 26_u32.to_ne_bytes() {
+                    let mut answer = [0_u8; 80];
+                    answer[..4].copy_from_slice(&80_u32.to_ne_bytes());
+                    answer[8..16].copy_from_slice(&request[8..16]);
+                    answer[16..20].copy_from_slice(&7_u32.to_ne_bytes());
+                    answer[20..24].copy_from_slice(&31_u32.to_ne_bytes());
+                    answer[36..40].copy_from_slice(&(1_u32 << 16).to_ne_bytes());
+                    let _ = server.write(&answer);
+                } else if let Ok(pid) = request[32..36].try_into() {
+                    asked.lock().unwrap().insert(i32::from_ne_bytes(pid));
+                }
+            }
+        });
+        Some(Self { place: place.to_owned(), asking, _server: kept })
+    }
+
+    /// Whoever hangs goes on, and dies.
+    fn unmount(&self) {
+        let path = format!("{}\0", self.place.display());
+        // SAFETY: the string ends with a zero, and lives until the call has returned.
+        unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_FORCE | libc::MNT_DETACH) };
+    }
+}
+
+impl Drop for DeadFileSystem {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+#[test]
+fn a_vm_that_hangs_in_the_kernel_keeps_no_other_one_alive() {
+    let (dir, dead) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(file_system) = DeadFileSystem::mount(dead.path()) else {
+        eprintln!("SKIPPED: only root may mount a file system here");
+        return;
+    };
+    let mut driver = driver(dir.path());
+    let hangs = definition(&format!("exec cat {}/x", dead.path().display()));
+    driver.start(&vm("a"), Incarnation(1), &hangs).unwrap();
+    let pid = driver.vms()[&vm("a")].record.pid;
+    wait_until("it to ask for its file", || file_system.asking.lock().unwrap().contains(&pid));
+    driver.start(&vm("z"), Incarnation(1), &definition("sleep 600")).unwrap();
+    assert!(driver.stop(&vm("a"), Incarnation(1)) && driver.stop(&vm("z"), Incarnation(1)));
+    let mut gone = Vec::new();
+    wait_until("the end of the one that does not hang", || {
+        gone.extend(driver.look().into_iter().map(|gone| gone.vm));
+        gone.contains(&vm("z"))
+    });
+    assert!(driver.vms().contains_key(&vm("a")), "it is not said to be gone while it hangs");
+    file_system.unmount();
+    wait_until("the end of the other", || {
+        gone.extend(driver.look().into_iter().map(|gone| gone.vm));
+        gone.len() == 2
+    });
 }
