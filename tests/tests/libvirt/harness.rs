@@ -247,7 +247,7 @@ impl Driver {
 
     pub(crate) fn order_start_of(&self, name: &str, incarnation: u64, xml: String) {
         let definition = Definition { driver: "libvirt".into(), arguments: vec![xml] };
-        self.hypervisor.tell(Job::Start(StartOrder {
+        self.order(Job::Start(StartOrder {
             vm: vm(name),
             incarnation: Incarnation(incarnation),
             definition,
@@ -256,7 +256,11 @@ impl Driver {
     }
 
     pub(crate) fn order_stop(&self, name: &str, incarnation: u64) {
-        self.hypervisor.tell(Job::Stop { vm: vm(name), incarnation: Incarnation(incarnation) });
+        self.order(Job::Stop { vm: vm(name), incarnation: Incarnation(incarnation) });
+    }
+
+    pub(crate) fn order(&self, job: Job) {
+        assert_eq!(self.hypervisor.tell(job), None, "its driver is stuck");
     }
 }
 

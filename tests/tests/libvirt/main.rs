@@ -87,7 +87,7 @@ async fn a_guest_that_crashes_is_told_and_one_that_cant_start_is_explained() {
         driver: "libvirt".into(),
         arguments: vec![domain(&odd).replace("machine='pc'", "machine='toaster'")],
     };
-    driver.hypervisor.tell(Job::Start(StartOrder {
+    driver.order(Job::Start(StartOrder {
         vm: vm(&odd),
         incarnation: Incarnation(1),
         definition,
@@ -143,10 +143,18 @@ async fn a_libvirtd_that_hangs_leaves_vms_alone_until_one_must_stop_and_then_it_
     let held = host.folder.path().join("held");
     wait_until("the start that is held up", || held.exists()).await;
     kill(host.daemon(), Signal::SIGSTOP).unwrap();
-    driver.order_stop(&doomed, 1);
-    driver.hears(stopped(&doomed, 1, true)).await;
+    // As the guard does, which asks again.
+    wait_until("a certain stop", || {
+        driver.order_stop(&doomed, 1);
+        driver.has(&stopped(&doomed, 1, true))
+    })
+    .await;
     assert_eq!(host.qemu(&doomed), None);
-    // Starts fail instead of hanging, and say why.
+    // Once it is known, starts fail instead of hanging, and say why.
+    wait_until("its silence to be noticed", || {
+        driver.notes.found_since(u64::MAX).is_some_and(|(_, found)| !found.trouble.is_empty())
+    })
+    .await;
     driver.order_start(&refused, 1);
     wait_until("a refusal", || {
         driver.told.lock().unwrap().iter().any(

@@ -536,7 +536,10 @@ impl Driver {
                 handle.nudge();
             };
             match thread::Builder::new().name("libvirt-stop".into()).spawn(call) {
-                Ok(_) => return drop(self.stopping.insert(vm, Stopping { since: now, comes })),
+                Ok(_) => {
+                    self.stopping.insert(vm, Stopping { since: now, comes });
+                    return;
+                }
                 Err(error) => tracing::error!(%vm, %error, "no thread to ask libvirt for its stop"),
             }
         }
