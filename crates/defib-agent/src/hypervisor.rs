@@ -199,7 +199,7 @@ impl Hypervisor {
                 for driver in self.drivers.iter() {
                     let task = Task::Stop { vm: vm.clone(), incarnation, votes: Arc::clone(&votes) };
                     if !driver.tell(task) {
-                        tracing::error!(%vm, driver = driver.name, "stuck, so it takes no stop; it is asked again");
+                        tracing::error!(%vm, driver = driver.name, "stuck: it takes no stop, and is asked again");
                     }
                 }
                 None

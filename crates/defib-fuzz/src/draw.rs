@@ -334,9 +334,7 @@ fn host_note(u: &mut Unstructured<'_>, ledger: &Ledger) -> Result<HostNote> {
     if one_in(u, 8)? {
         note.unreachable.insert("fast".into(), "its pool is not active".into());
     }
-    if one_in(u, 4)? {
-        note.machine = Some(u.choose(&["here", "there"])?.to_string());
-    }
+    note.machine = u.choose(&[None, Some("here"), Some("there")])?.map(str::to_owned);
     Ok(note)
 }
 

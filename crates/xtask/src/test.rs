@@ -55,7 +55,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(steps.finish())
 }
 
-/// What takes by far the longest, though it mostly waits: the targets of this name, above all the one with whole clusters.
+/// What takes by far the longest, though it mostly waits: the targets of this name, above all that with whole clusters.
 const LONGEST: &str = "it";
 
 /// The names of all test targets, in two parts that run beside each other: the longest, and all others. Without those

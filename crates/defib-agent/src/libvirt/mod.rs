@@ -8,7 +8,7 @@
 //! One thread decides, and asks by others that it does not wait for any longer than `CALL_PATIENCE`. A call itself
 //! lasts until libvirtd answers or dies: whoever gives up a start, as libvirt's keepalives do, knows nothing of a
 //! libvirtd that goes on and makes it. Starts are made by a few threads of their own, because a start may take long.
-//! Each stop has a thread of its own, and waits for nothing: neither for a listing nor for another VM that does not end.
+//! Each stop has a thread of its own, and waits for nothing, be it a listing or another VM that does not end.
 
 mod api;
 mod look;
