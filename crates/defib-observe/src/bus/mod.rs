@@ -138,8 +138,8 @@ pub struct BusCounters {
 
 impl BusCounters {
     /// What may become of a record: what the observer says of it, then ours.
-    pub const RESULTS: [&'static str; 7] = {
-        let mut all = ["poison"; 7];
+    pub const RESULTS: [&'static str; 8] = {
+        let mut all = ["poison"; 8];
         let mut at = 0;
         while at < Heed::LABELS.len() {
             all[at] = Heed::LABELS[at];
@@ -149,10 +149,10 @@ impl BusCounters {
         all[Self::PASSED] = "passed";
         all
     };
-    pub(crate) const UNWATCHED: usize = 4;
-    pub(crate) const PASSED: usize = 5;
+    pub(crate) const UNWATCHED: usize = 5;
+    pub(crate) const PASSED: usize = 6;
     /// The place of records that can't be read.
-    pub const POISON: usize = 6;
+    pub const POISON: usize = 7;
 
     pub(crate) fn count(&self, result: usize) {
         if let Some(counter) = self.records.get(result) {

@@ -241,6 +241,7 @@ impl Thread {
             return self.counters.drop_one(Counters::UNORDERED);
         }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        self.observer.tells_time(now, slot, told.boot, Instant(beat.sent_at_ns));
         let Some(ack) = heard.ack() else { return };
         if ack.granted {
             self.counters.granted.fetch_add(1, Ordering::Relaxed);
@@ -272,7 +273,7 @@ impl Thread {
                     }
                 }
                 Told::Beat { host, place, beat } => match self.observer.slot(&host) {
-                    Some(slot) => heed(self.observer.bus_beat(slot, place, &beat)),
+                    Some(slot) => heed(self.observer.bus_beat(now, slot, place, &beat)),
                     None => self.pass(place, BusCounters::UNWATCHED),
                 },
                 Told::PowerGoes { host, place } => match self.observer.slot(&host) {
