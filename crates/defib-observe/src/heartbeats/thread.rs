@@ -284,8 +284,10 @@ impl Thread {
                 Told::Poison(place) => self.pass(place, BusCounters::POISON),
             }
         }
-        let caught_up_at = self.observer.bus_caught_up_at().map_or(0, |at| at.0);
-        counters.caught_up_at.store(caught_up_at, Ordering::Relaxed);
+        // Where no partition is read any more, it is the longer ago.
+        if let Some(at) = self.observer.bus_caught_up_at() {
+            counters.caught_up_at.store(at.0, Ordering::Relaxed);
+        }
         counters.withheld.store(self.observer.bus_withheld(), Ordering::Relaxed);
     }
 
