@@ -16,8 +16,8 @@ from sigma.rule import SigmaRule
 HERE = Path(__file__).parent
 WRITTEN_BY = "made by deploy/siem/sigma/convert.py from the rules beside it"
 # As Splunk counts them, and as Elastic does: severity and risk score.
-# Events come late: after an outage of hours their own time is hours ago. So searches go by when they arrived, and so far
-# back for their own time as a stream may catch up.
+# Events come late: after an outage of hours their own time is hours ago. So searches go by when they arrived, and as
+# far back for their own time as a stream may catch up.
 CATCH_UP = "-30d@d"
 # What arrives is not found at once, by either.
 SETTLES = 1
