@@ -4,6 +4,7 @@
 //! a lease never hangs on it.
 
 use crossbeam_channel::Sender;
+use defib_engine::observer::Beat;
 use defib_model::{BootId, HostId, Instant, Millis};
 use defib_wire::bus::Heartbeat;
 
@@ -17,14 +18,16 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Leaves a beat if it is time. One that is not taken away yet is not waited for.
-    pub(crate) fn beat(&mut self, now: Instant, boot: BootId, sequence: u64) {
+    /// Leaves a beat if it is time. One that is not taken away yet is not waited for. Its number is what the clock of
+    /// the boot shows, as everybody else writes them who speaks for this host: who counted otherwise would be behind.
+    pub(crate) fn beat(&mut self, now: Instant, boot: BootId) {
         if now < self.next {
             return;
         }
         // The pace is kept on the whole; what was missed is not made up for.
         let next = self.next.plus(self.interval);
         self.next = if next > now { next } else { now.plus(self.interval) };
+        let sequence = Beat::sequence_at(now);
         let _ = self.beats.try_send(Heartbeat { host: self.host.clone(), boot, sequence });
     }
 }
@@ -81,19 +84,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beats_leave_at_their_own_pace_and_nobody_waits_for_them() {
+    fn beats_leave_at_their_own_pace_by_the_boots_clock_and_nobody_waits_for_them() {
         let (beats, left) = bounded(2);
         let host = HostId::new("h1").expect("a name");
         let mut bus = Bus { host, interval: Millis(250), next: Instant(0), beats };
         for beat in 1..=10 {
-            bus.beat(Instant::from_millis(10_000 + beat * 100), BootId(7), beat);
+            bus.beat(Instant::from_millis(10_000 + beat * 100), BootId(7));
         }
         let sequences: Vec<u64> = left.try_iter().map(|beat| beat.sequence).collect();
-        assert_eq!(sequences, [1, 4], "the others did not fit");
+        assert_eq!(sequences, [10_100_000, 10_400_000], "the others did not fit");
         for beat in 11..=16 {
-            bus.beat(Instant::from_millis(10_000 + beat * 100), BootId(7), beat);
+            bus.beat(Instant::from_millis(10_000 + beat * 100), BootId(7));
         }
         let sequences: Vec<u64> = left.try_iter().map(|beat| beat.sequence).collect();
-        assert_eq!(sequences, [11, 14], "250 ms apart on the whole, at beats of 100 ms");
+        assert_eq!(sequences, [11_100_000, 11_400_000], "250 ms apart on the whole, at beats of 100 ms");
     }
 }

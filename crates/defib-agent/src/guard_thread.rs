@@ -366,7 +366,7 @@ impl GuardThread {
         self.sequence += 1;
         let sequence = self.sequence;
         if let Some(bus) = self.bus.as_mut().filter(|_| !self.guard.shut_down()) {
-            bus.beat(now, self.guard.boot(), sequence);
+            bus.beat(now, self.guard.boot());
         }
         if self.sessions.is_empty() {
             self.next_beat = now.plus(self.interval);

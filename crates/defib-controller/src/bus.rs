@@ -2,9 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use defib_model::Instant;
+use defib_model::{Instant, Millis};
 use defib_observe::bus::BusCounters;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+/// A bus that is out for less than this needs nobody.
+const TOLD_AFTER: Millis = Millis(10_000);
 
 /// What has become of the bus until `now`.
 pub(crate) fn gather(counters: &BusCounters, now: Instant) {
@@ -19,11 +22,21 @@ pub(crate) fn gather(counters: &BusCounters, now: Instant) {
     counter!("defib_bus_losses_total").absolute(counters.lost.load(Ordering::Relaxed));
     counter!("defib_bus_unanswered_total").absolute(counters.unanswered.load(Ordering::Relaxed));
     counter!("defib_bus_votes_withheld_total").absolute(counters.withheld.load(Ordering::Relaxed));
-    let behind = match counters.caught_up_at.load(Ordering::Relaxed) {
-        0 => 0,
-        at => now.nanos_since(Instant(at)),
-    };
-    gauge!("defib_bus_behind_seconds").set(behind as f64 / 1e9);
+    gauge!("defib_bus_behind_seconds").set(counters.behind(now).0 as f64 / 1e3);
+}
+
+/// What an operator should know of the bus.
+pub(crate) fn attention(counters: &BusCounters, now: Instant) -> Option<String> {
+    let behind = counters.behind(now);
+    if behind < TOLD_AFTER {
+        return None;
+    }
+    let why = counters.trouble().unwrap_or_else(|| "records come faster than they are read".into());
+    Some(format!(
+        "the message bus was not read for {} s, so it speaks for no host that the network does not reach: {why}; look \
+         at the brokers, and at the section bus of this replica's file",
+        behind.0 / 1000
+    ))
 }
 
 /// Names and explains the bus's metrics, and begins them at nothing.
@@ -49,4 +62,27 @@ pub(crate) fn describe() {
     }
     describe_gauge!("defib_bus_behind_seconds", "Time since nothing was left to read from the message bus");
     let _ = gauge!("defib_bus_behind_seconds");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::PoisonError;
+
+    use super::*;
+
+    #[test]
+    fn a_bus_that_never_worked_is_behind_since_its_reader_started_and_is_told() {
+        let counters = BusCounters::default();
+        let now = Instant::from_millis(90_000);
+        assert_eq!((counters.behind(now), attention(&counters, now)), (Millis::ZERO, None), "there is none");
+        counters.read_since.store(Instant::from_millis(5000).0, Ordering::Relaxed);
+        *counters.trouble.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some("brokers know no topic beets".into());
+        assert_eq!(counters.behind(now), Millis(85_000));
+        let told = attention(&counters, now).unwrap();
+        assert!(told.contains("for 85 s") && told.contains("no topic beets"), "{told}");
+        assert_eq!(attention(&counters, Instant::from_millis(14_000)), None, "it may still come");
+        counters.caught_up_at.store(Instant::from_millis(89_000).0, Ordering::Relaxed);
+        assert_eq!((counters.behind(now), attention(&counters, now)), (Millis(1000), None));
+    }
 }

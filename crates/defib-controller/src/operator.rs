@@ -9,8 +9,9 @@ use defib_model::{
     Command, Epoch, EventSeq, HostId, RecoveryId, ReplicaId, SinkId, VmId,
     command::{Operator as Person, ReplicaOrder},
 };
-use defib_observe::documents::{
-    diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml,
+use defib_observe::{
+    bus::BusCounters,
+    documents::{diff, inventory_from_yaml, inventory_to_yaml, policy_from_yaml, policy_to_yaml},
 };
 use defib_pki::Role;
 use defib_rpc::may_be_done;
@@ -55,6 +56,8 @@ pub struct OperatorService {
     pub(crate) channels: Arc<Channels>,
     pub(crate) board: Arc<Board>,
     pub(crate) etcd: Arc<etcd::Board>,
+    /// What is read of a message bus.
+    pub(crate) bus: Arc<BusCounters>,
     /// What this replica's own file lets pass in the clear.
     pub(crate) insecure: Arc<[String]>,
     pub(crate) admission: admission::Answer,

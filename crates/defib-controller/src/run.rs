@@ -218,6 +218,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         channels,
         board: Arc::clone(&board),
         etcd: Arc::clone(&etcd_board),
+        bus: Arc::clone(&heartbeats.counters().bus),
         insecure: exposed,
         admission: admission.clone(),
         agents: Arc::clone(&agents),

@@ -279,9 +279,9 @@ impl Facts {
             EventKind::VmReady { .. } => {
                 Self::new("vm-ready", Informational, C::EntityManagement, (8, "Enable"))
             }
-            EventKind::VmDown { .. } => {
-                Self::new("vm-down", Medium, C::EntityManagement, (11, "Deactivate")).ecs(HOST_END)
-            }
+            EventKind::VmDown { .. } => Self::new("vm-down", Medium, C::EntityManagement, (11, "Deactivate"))
+                .ended(Outcome::Failure, FAILURE)
+                .ecs(HOST_END),
             EventKind::VmConditionChanged { condition: VmCondition::Normal, .. } => {
                 Self::new("vm-condition-changed", Informational, C::EntityManagement, (10, "Activate"))
                     .ecs(HOST_CHANGE)

@@ -300,8 +300,14 @@ impl Pump {
             status.trouble = Some(text);
         });
         let failures = if is_halved { 1 } else { self.failures_in_a_row };
-        error.retry_after.unwrap_or_else(|| pause(self.id.as_str(), failures))
+        rest(self.id.as_str(), failures, error.retry_after)
     }
+}
+
+/// How long to wait. A receiver may ask for more time than we would give it, never for less: "at once" for ever would
+/// be a loop without a pause.
+fn rest(id: &str, failures: u32, asked: Option<Duration>) -> Duration {
+    pause(id, failures).max(asked.unwrap_or_default())
 }
 
 /// Longer with each failure in a row, and a little different for each sink, so that they do not knock together.
@@ -322,5 +328,16 @@ mod tests {
         assert!(pause("a", 5) > pause("a", 3));
         assert!(pause("a", u32::MAX) <= PAUSE_MAX * 126 / 100);
         assert!((1..20).any(|count| pause("a", count) != pause("b", count)));
+    }
+
+    #[test]
+    fn a_receiver_gets_the_time_that_it_asks_for_and_never_less_than_our_own() {
+        for failures in 1..20 {
+            for asked in [None, Some(Duration::ZERO), Some(Duration::from_millis(100))] {
+                assert_eq!(rest("a", failures, asked), pause("a", failures), "{asked:?}");
+            }
+            let minutes = Duration::from_secs(120);
+            assert_eq!(rest("a", failures, Some(minutes)), minutes);
+        }
     }
 }

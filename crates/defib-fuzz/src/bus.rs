@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use arbitrary::Unstructured;
 use defib_bmc::power_goes;
-use defib_engine::observer::{BusBeat, Extent, Heed, HostView, Observer, Partition, Place};
+use defib_engine::observer::{Beat, BusBeat, Extent, Heed, HostView, Observer, Partition, Place};
 use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy, ReplicaId};
 use defib_wire::{
     bus::{BmcEvent, BmcSaid, Heartbeat, RECORD_MAX},
@@ -72,6 +72,23 @@ fn story(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
         ..HostView::default()
     };
     let slots = [1, 2, 3].map(|number| observer.watch(now, &host(number), view.clone()));
+    for slot in slots {
+        // Heard once, so that the clock of its boot is known.
+        let beat = Beat {
+            boot: boots[0],
+            sequence: 1,
+            epoch: Epoch(1),
+            path: 0,
+            lease_held_ms: 0,
+            vm_digest: 0,
+            echo: None,
+            electorate: 0,
+            watchdog: Millis::ZERO,
+            answer_freshness: Millis::ZERO,
+        };
+        let _ = observer.heartbeat(now, slot, &beat);
+        observer.tells_time(now, slot, boots[0], now);
+    }
     let mut counted = BTreeSet::new();
     while !u.is_empty() {
         let slot = *u.choose(&slots)?;
@@ -102,9 +119,11 @@ fn story(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
                 continue;
             }
             _ => {
-                let beat = BusBeat { boot: *u.choose(&boots)?, sequence: u.int_in_range(1..=60)? };
-                if observer.bus_beat(slot, place, &beat) == Heed::Counted {
+                let sequence = if u.ratio(1, 16)? { u64::MAX } else { u.int_in_range(2..=60)? };
+                let beat = BusBeat { boot: *u.choose(&boots)?, sequence };
+                if observer.bus_beat(now, slot, place, &beat) == Heed::Counted {
                     assert_eq!(beat.boot, boots[0], "a beat of another boot counts");
+                    assert!(sequence < u64::MAX, "no clock shows that");
                     assert!(counted.insert((slot, beat.sequence)), "{beat:?} counts twice");
                 }
             }

@@ -231,14 +231,15 @@ impl Target {
         }
     }
 
-    /// Where it leads.
+    /// Where it leads, to be shown to anybody: of a URL scheme, host and port alone, since its path is the secret of
+    /// many a chat's webhook.
     #[must_use]
     pub fn place(&self) -> Cow<'_, str> {
         match self {
             Self::File { path, .. } => path.into(),
             Self::Stdout => "-".into(),
             Self::Syslog { address, .. } => address.into(),
-            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => url.into(),
+            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => origin(url).into(),
             Self::Kafka { brokers, topic, .. } => format!("{}/{topic}", brokers.join(",")).into(),
         }
     }
@@ -400,15 +401,12 @@ impl SinkPolicy {
             (Some(rest), _) => (rest, false),
             (None, Some(rest)) => (rest, true),
             (None, None) => {
-                return Err(format!(
-                    "url: {:?} begins with neither https:// nor http://",
-                    without_secret(url)
-                ));
+                return Err(format!("url: {:?} begins with neither https:// nor http://", origin(url)));
             }
         };
         let authority = rest.split('/').next().unwrap_or_default();
         if authority.is_empty() || authority.contains('@') || url.contains(char::is_whitespace) {
-            return Err(format!("url: {:?} is no address; secrets belong into token", without_secret(url)));
+            return Err(format!("url: {:?} is no address; secrets belong into token", origin(url)));
         }
         if is_plain == has_tls {
             return Err("tls: goes with https, and https needs its authority".into());
@@ -440,12 +438,14 @@ pub fn check_host_and_port(text: &str) -> Result<(), String> {
     }
 }
 
-/// An address to be shown, without what may be secret in it: a password before the host, a token after a `?`.
-fn without_secret(url: &str) -> String {
+/// A URL to be shown, without what may be secret in it: a password before the host, a path, a token after a `?`.
+fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let rest = rest.rsplit_once('@').map_or_else(|| rest.into(), |(_, place)| format!("…@{place}"));
-    if scheme.is_empty() { rest } else { format!("{scheme}://{rest}") }
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let authority =
+        authority.rsplit_once('@').map_or_else(|| authority.into(), |(_, place)| format!("…@{place}"));
+    let path = if path.trim_start_matches('/').is_empty() { "" } else { "/…" };
+    if scheme.is_empty() { format!("{authority}{path}") } else { format!("{scheme}://{authority}{path}") }
 }
 
 /// More than enough to find the others.

@@ -16,6 +16,11 @@ from sigma.rule import SigmaRule
 HERE = Path(__file__).parent
 WRITTEN_BY = "made by deploy/siem/sigma/convert.py from the rules beside it"
 # As Splunk counts them, and as Elastic does: severity and risk score.
+# Events come late: after an outage of hours their own time is hours ago. So searches go by when they arrived, and as
+# far back for their own time as a stream may catch up.
+CATCH_UP = "-30d@d"
+# What arrives is not found at once, by either.
+SETTLES = 1
 LEVELS = {"informational": (1, "low", 21), "low": (2, "low", 21), "medium": (3, "medium", 47), "high": (5, "high", 73)}
 
 
@@ -38,7 +43,8 @@ def converted(backend):
 
 
 def splunk():
-    text = f"# {WRITTEN_BY}. Enable those that you want; every search looks at what came since it ran last.\n"
+    text = f"# {WRITTEN_BY}. Enable those that you want:\n"
+    text += "# every search looks at what arrived since it ran last, however old that is.\n"
     for rule, query in converted(SplunkBackend(pipeline("splunk"))):
         lines = [line.strip() for line in query.splitlines() if line.strip()]
         span = 5 if isinstance(rule, SigmaRule) else rule.timespan.seconds // 60
@@ -49,8 +55,10 @@ search = {" ".join(lines)}
 disabled = 1
 enableSched = 1
 cron_schedule = */5 * * * *
-dispatch.earliest_time = -{span}m@m
-dispatch.latest_time = @m
+dispatch.index_earliest = -{span + SETTLES}m@m
+dispatch.index_latest = -{SETTLES}m@m
+dispatch.earliest_time = {CATCH_UP}
+dispatch.latest_time = +1d@d
 counttype = number of events
 relation = greater than
 quantity = 0
@@ -63,12 +71,13 @@ alert.severity = {LEVELS[rule.level.name.lower()][0]}
 def elastic():
     text = ""
     for rule, query in converted(ESQLBackend(pipeline("ecs"))):
-        span = 6 if isinstance(rule, SigmaRule) else rule.timespan.seconds // 60
+        span = 5 if isinstance(rule, SigmaRule) else rule.timespan.seconds // 60
         _, severity, risk = LEVELS[rule.level.name.lower()]
         text += json.dumps({
             "rule_id": str(rule.id), "name": rule.title, "description": " ".join(rule.description.split()),
             "type": "esql", "language": "esql", "query": " ".join(query.split()), "severity": severity,
-            "risk_score": risk, "interval": "5m", "from": f"now-{span}m", "to": "now", "enabled": False,
+            "risk_score": risk, "interval": "5m", "from": f"now-{span + SETTLES}m", "to": "now", "enabled": False,
+            "timestamp_override": "event.ingested", "timestamp_override_fallback_disabled": False,
             "false_positives": rule.falsepositives, "author": ["Defib"], "references": [], "tags": ["defib"],
         }, sort_keys=True) + "\n"
     return text

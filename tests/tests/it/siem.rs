@@ -63,7 +63,7 @@ async fn what_receivers_are_given_is_taken_by_their_own_checkers() {
     let work = tempfile::tempdir().unwrap();
     let events = of_every_kind(Format::Ocsf, &work.path().join("events"));
     let told = judged(&python, "configuration.py", &[events, work.path().display().to_string()]).await;
-    for part in ["sigma: ", "vector: ", "logstash: ", "splunk: "] {
+    for part in ["sigma: ", "vector: ", "logstash: ", "splunk: ", "alerts: "] {
         assert!(told.lines().any(|line| line.starts_with(part)), "{told}");
     }
 }

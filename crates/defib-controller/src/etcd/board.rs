@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use defib_engine::ledger::Ledger;
@@ -39,12 +40,22 @@ pub(crate) enum Found {
 struct State {
     /// Whether this replica leads and so asks etcd.
     asks: bool,
+    /// Since when it does.
+    asked_since: Option<Instant>,
     /// When a majority of etcd answered last.
     fresh: Option<Instant>,
     trouble: Option<String>,
     found: BTreeMap<DocumentKind, Found>,
     failures: u64,
     writes: u64,
+}
+
+impl State {
+    /// For how long etcd has told nothing: since this replica asks it, where it never did.
+    fn stale(&self, now: Instant) -> Duration {
+        let since = self.fresh.or(self.asked_since).filter(|_| self.asks);
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 /// How it stands with etcd.
@@ -102,11 +113,7 @@ impl Board {
         let Some(state) = self.state() else { return };
         let is_heard = state.asks && state.trouble.is_none() && state.fresh.is_some();
         gauge!("defib_etcd_connected").set(if is_heard { 1.0 } else { 0.0 });
-        let age = state
-            .fresh
-            .filter(|_| state.asks)
-            .map_or(0.0, |fresh| now.saturating_duration_since(fresh).as_secs_f64());
-        gauge!("defib_etcd_stale_seconds").set(age);
+        gauge!("defib_etcd_stale_seconds").set(state.stale(now).as_secs_f64());
         for kind in DocumentKind::ALL {
             let taken = ledger.document(kind).map_or(0, |record| record.at.revision);
             gauge!("defib_etcd_revision", "document" => kind.as_str()).set(taken as f64);
@@ -122,10 +129,11 @@ impl Board {
 #[cfg(feature = "etcd")]
 impl Board {
     /// This replica leads, and asks etcd from now on; or does not any more.
-    pub(super) fn asks(&self, asks: bool) {
+    pub(super) fn asks(&self, asks: bool, now: Instant) {
         if let Some(mut state) = self.state() {
             let (failures, writes) = (state.failures, state.writes);
-            *state = State { asks, failures, writes, ..State::default() };
+            let asked_since = asks.then_some(now);
+            *state = State { asks, asked_since, failures, writes, ..State::default() };
         }
     }
 
@@ -211,7 +219,7 @@ pub(crate) fn describe() {
 
 #[cfg(all(test, feature = "etcd"))]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::collections::BTreeSet;
 
     use defib_model::{
         ClusterTime, Command, Entry, Policy, ReplicaId, UnixMillis,
@@ -240,9 +248,11 @@ mod tests {
         assert_eq!(Board::new(false).tell(&ledger, now), (String::new(), vec![]));
         let board = Board::new(true);
         assert!(board.tell(&ledger, now).0.starts_with("not asked"));
-        board.asks(true);
+        board.asks(true, now);
         assert!(board.failed("no route".into()) && !board.failed("no route".into()));
         assert_eq!(board.tell(&ledger, now).0, "unreachable: no route");
+        let later = now + Duration::from_secs(85);
+        assert_eq!(board.state().unwrap().stale(later), Duration::from_secs(85), "it never answered");
         assert!(board.heard(now) && !board.heard(now), "only the first is news");
         board.found(DocumentKind::Policy, Found::Taken { revision: 7 });
         board.found(DocumentKind::Inventory, Found::NoKey);
@@ -262,7 +272,7 @@ mod tests {
         let (line, attention) = board.tell(&ledger, now);
         assert!(line.contains("policy of revision 8 refused"), "{line}");
         assert_eq!(attention, ["the policy in etcd, of revision 8, is refused: line 3"]);
-        board.asks(false);
+        board.asks(false, now);
         assert_eq!(board.tell(&ledger, now).1, [""; 0]);
     }
 }

@@ -57,13 +57,13 @@ pub(crate) fn start(
 async fn run(worker: Worker, mut pulse: watch::Receiver<Pulse>) {
     loop {
         let Ok(term) = pulse.wait_for(|pulse| pulse.leads).await.map(|pulse| pulse.term) else { return };
-        worker.board.asks(true);
+        worker.board.asks(true, Instant::now());
         let seen = pulse.clone();
         tokio::select! {
             never = worker.lead(term, seen) => match never {},
             lost = pulse.wait_for(|pulse| !pulse.leads || pulse.term != term) => if lost.is_err() { return },
         }
-        worker.board.asks(false);
+        worker.board.asks(false, Instant::now());
     }
 }
 

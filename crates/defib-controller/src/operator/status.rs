@@ -10,6 +10,7 @@ use tonic::Status;
 
 use super::{OperatorService, doubt::Doubt};
 use crate::{
+    bus,
     certificates::{of_replica, wall},
     found, insecure, views,
 };
@@ -33,6 +34,7 @@ impl OperatorService {
             .await?;
         status.attention.extend(self.insecure.iter().cloned());
         status.attention.extend(self.board.attention());
+        status.attention.extend(bus::attention(&self.bus, now));
         status.attention.extend(self.agents.attention(now));
         status.attention.extend(self.certificates.attention(self.me, wall()));
         status.attention.extend(self.members.unknown_founders().iter().map(|founder| {

@@ -14,9 +14,13 @@
 //! all that the bus took before that mark was read. A partition from which nothing comes thus proves nobody's silence:
 //! be the bus dead, be it behind, be it that producers can't reach it. Votes are withheld.
 
+//!
+//! Whoever writes numbers beats by the clock of the host's boot. Hosts tell that clock on paths, where nobody else can
+//! speak for them, so a number that it can't have reached yet is refused: it would make all true ones old.
+
 use alloc::collections::{BTreeMap, VecDeque};
 
-use defib_model::{BootId, Instant, Millis, Opinion};
+use defib_model::{BootId, Instant, Millis, Opinion, Policy};
 
 use super::{Observer, Slot, watched::Watched};
 
@@ -24,6 +28,8 @@ use super::{Observer, Slot, watched::Watched};
 const MARKS_MAX: usize = 256;
 /// For how long an event of a BMC makes an observer ask sooner, and how far apart those are that do.
 const HINTED_FOR: Millis = Millis(10_000);
+/// For how long the beat that was fastest on its way tells a host's clock; then the drift may be larger than that.
+const CLOCK_HOLDS: Millis = Millis(60_000);
 
 /// A partition of a topic, by whatever numbers the shell gives them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +54,8 @@ pub struct Place {
 pub struct BusBeat {
     /// The sender's boot.
     pub boot: BootId,
-    /// As in [`super::Beat::sequence`]: it must be higher than all that was heard of this boot, on any path.
+    /// Microseconds since the boot, by its clock: it must be higher than all that was heard of this boot, by the bus or
+    /// as [`super::Beat::sequence`] on any path, and no higher than that clock can be.
     pub sequence: u64,
 }
 
@@ -63,11 +70,13 @@ pub enum Heed {
     Undated,
     /// It is of another boot than the one in use.
     OtherBoot,
+    /// Its number is higher than the clock of its host can be: it is forged, or its writer counts otherwise.
+    Ahead,
 }
 
 impl Heed {
     /// All of them, in the order of [`Self::index`], as words for metrics.
-    pub const LABELS: [&'static str; 4] = ["counted", "known", "undated", "other-boot"];
+    pub const LABELS: [&'static str; 5] = ["counted", "known", "undated", "other-boot", "ahead"];
 
     /// Its place among [`Self::LABELS`].
     #[must_use]
@@ -77,6 +86,7 @@ impl Heed {
             Self::Known => 1,
             Self::Undated => 2,
             Self::OtherBoot => 3,
+            Self::Ahead => 4,
         }
     }
 }
@@ -98,6 +108,32 @@ pub(super) struct Witness {
     sequence: u64,
     /// The bus took it after this moment.
     heard: Instant,
+}
+
+/// What a host told of its clock, on a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HostClock {
+    boot: BootId,
+    /// By its clock.
+    sent_at: Instant,
+    /// By ours.
+    heard_at: Instant,
+}
+
+impl HostClock {
+    /// What it shows at `now`, or a little more: by how long the beat that told it was on its way.
+    fn at(&self, now: Instant) -> Instant {
+        self.sent_at.plus(now.since(self.heard_at))
+    }
+
+    /// The highest number of a beat that was read until `now`. What is granted beyond the clock is half of what a
+    /// silence lasts: whoever forges such a number is heard by it, and true ones are higher again before the silence
+    /// after it is long enough for a vote.
+    fn sequence_max(&self, now: Instant, policy: &Policy) -> u64 {
+        let passed = now.since(self.heard_at).with_drift(policy.lease.drift_ppm);
+        let latest = self.sent_at.plus(passed).plus(Millis(policy.detection.act_after.0 / 2));
+        latest.0 / 1000
+    }
 }
 
 /// What a partition held when it was asked.
@@ -240,8 +276,22 @@ impl Observer {
         let _ = self.bus_reads(place);
     }
 
-    /// A beat was read.
-    pub fn bus_beat(&mut self, slot: Slot, place: Place, beat: &BusBeat) -> Heed {
+    /// A beat that a host sent on a path, and that was news, tells that the clock of its boot showed `sent_at` then.
+    pub fn tells_time(&mut self, now: Instant, slot: Slot, boot: BootId, sent_at: Instant) {
+        let Some(watched) = self.hosts.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
+        if watched.boot != Some(boot) {
+            return;
+        }
+        let holds = watched.clock.is_some_and(|clock| {
+            clock.boot == boot && now < clock.heard_at.plus(CLOCK_HOLDS) && clock.at(now) >= sent_at
+        });
+        if !holds {
+            watched.clock = Some(HostClock { boot, sent_at, heard_at: now });
+        }
+    }
+
+    /// A beat was read, at `now` or before.
+    pub fn bus_beat(&mut self, now: Instant, slot: Slot, place: Place, beat: &BusBeat) -> Heed {
         let heard = match self.bus_reads(place) {
             Ok(heard) => heard,
             Err(heed) => return heed,
@@ -253,9 +303,20 @@ impl Observer {
             return Heed::OtherBoot;
         }
         let on_paths = if watched.boot == Some(beat.boot) { watched.sequences.iter().max() } else { None };
-        let by_bus = watched.witness.filter(|witness| witness.boot == beat.boot);
-        let known = on_paths.copied().max(by_bus.map(|witness| witness.sequence));
-        if known.is_some_and(|known| beat.sequence <= known) {
+        let by_bus =
+            watched.witness.filter(|witness| witness.boot == beat.boot).map(|witness| witness.sequence);
+        let clock = watched.clock.filter(|clock| clock.boot == beat.boot);
+        let known = match clock.map(|clock| clock.sequence_max(now, &self.policy)) {
+            Some(highest) if beat.sequence > highest => return Heed::Ahead,
+            // What was taken before the clock was known may be beyond it.
+            Some(highest) => {
+                Some(beat.sequence) <= on_paths.copied().max(by_bus.filter(|by_bus| *by_bus <= highest))
+            }
+            // Nobody knows which of two numbers is the true one. What is believed wrongly holds a vote back until the
+            // lease is over that was promised before this replica started.
+            None => Some(beat.sequence) == by_bus,
+        };
+        if known {
             return Heed::Known;
         }
         let (partition, boot, sequence) = (place.partition, beat.boot, beat.sequence);

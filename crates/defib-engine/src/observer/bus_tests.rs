@@ -14,7 +14,7 @@ struct Bus {
 impl Bus {
     fn begin(world: &mut World) -> Self {
         world.observer.bus_begins(LANE, MS(world.now), 100);
-        Self { end: 100, sequence: 1_000_000 }
+        Self { end: 100, sequence: 0 }
     }
 
     fn extent(&self, world: &World) -> Extent {
@@ -25,12 +25,17 @@ impl Bus {
         assert!(!world.observer.bus_holds(LANE, &self.extent(world)));
     }
 
+    /// Numbered as agents do: by the clock of the host's boot.
     fn beat(&mut self, world: &mut World, at: usize) -> Heed {
-        self.sequence += 1;
+        let sequence = (self.sequence + 1).max(MS(world.now).0 / 1000);
+        self.sequence = sequence;
+        self.write(world, at, sequence)
+    }
+
+    fn write(&mut self, world: &mut World, at: usize, sequence: u64) -> Heed {
         let place = Place { partition: LANE, offset: self.end };
         self.end += 1;
-        let beat = BusBeat { boot: BOOT, sequence: self.sequence };
-        world.observer.bus_beat(world.hosts[at].1, place, &beat)
+        world.observer.bus_beat(MS(world.now), world.hosts[at].1, place, &BusBeat { boot: BOOT, sequence })
     }
 
     /// As long, with a mark each 100 ms, and after it beats of the hosts that are named.
@@ -138,7 +143,12 @@ fn what_is_read_late_counts_for_when_it_was_written() {
         let mut read = |at: usize, offset: u64| {
             bus.sequence += 1;
             let beat = BusBeat { boot: BOOT, sequence: bus.sequence };
-            let heed = world.observer.bus_beat(world.hosts[at].1, Place { partition: LANE, offset }, &beat);
+            let heed = world.observer.bus_beat(
+                MS(world.now),
+                world.hosts[at].1,
+                Place { partition: LANE, offset },
+                &beat,
+            );
             assert_eq!(heed, Heed::Counted);
         };
         if own != u64::MAX {
@@ -151,6 +161,67 @@ fn what_is_read_late_counts_for_when_it_was_written() {
 }
 
 #[test]
+fn a_number_that_no_clock_can_have_reached_makes_nobody_deaf_to_the_beats_after_it() {
+    // Nonsense; an hour ahead; and just more than is granted.
+    for ahead in [u64::MAX, 3_600_000_000, 600_000] {
+        let (mut world, mut bus) = cut(3);
+        bus.mark(&mut world);
+        let sequence = (MS(world.now).0 / 1000).saturating_add(ahead);
+        assert_eq!(bus.write(&mut world, 0, sequence), Heed::Ahead, "{ahead}");
+        bus.run(&mut world, 9000, &[0, 1]);
+        assert_eq!(world.opinions_of(0), [(1300, Opinion::Asks)], "{ahead}");
+    }
+}
+
+#[test]
+fn a_number_that_is_as_far_ahead_as_is_granted_gets_nobody_voted_dead() {
+    let (mut world, mut bus) = cut(3);
+    bus.run(&mut world, 1000, &[0, 1]);
+    for _ in 0..3 {
+        bus.mark(&mut world);
+        let ahead = MS(world.now).0 / 1000 + 499_000;
+        assert_eq!(bus.write(&mut world, 0, ahead), Heed::Counted);
+        // It is known until the clock has come so far, which is sooner than a silence lasts.
+        assert_eq!(bus.beat(&mut world, 0), Heed::Known);
+        bus.run(&mut world, 2000, &[0, 1]);
+    }
+    assert_eq!(world.opinions_of(0), [(1300, Opinion::Asks)]);
+}
+
+#[test]
+fn whoever_writes_beside_an_agent_and_stops_makes_nobody_deaf_to_the_agent() {
+    let (mut world, mut bus) = cut(3);
+    // A collector by the same clock, which is a little faster on its way.
+    for _ in 0..10 {
+        bus.mark(&mut world);
+        let sequence = MS(world.now).0 / 1000 + 30_000;
+        assert_eq!(bus.write(&mut world, 0, sequence), Heed::Counted);
+        bus.run(&mut world, 100, &[0, 1]);
+    }
+    bus.run(&mut world, 8000, &[0, 1]);
+    assert_eq!(world.opinions_of(0), [(1300, Opinion::Asks)]);
+}
+
+#[test]
+fn before_a_host_was_heard_on_a_path_no_number_is_the_highest() {
+    let mut world = World::new(3, &Policy::default());
+    world.hosts[0].2 = false;
+    let mut bus = Bus::begin(&mut world);
+    bus.mark(&mut world);
+    assert_eq!(bus.write(&mut world, 0, u64::MAX), Heed::Counted, "nobody knows the host's clock");
+    assert_eq!(bus.write(&mut world, 0, u64::MAX), Heed::Known, "again");
+    assert_eq!(bus.beat(&mut world, 0), Heed::Counted);
+    assert_eq!(bus.write(&mut world, 0, u64::MAX), Heed::Counted);
+    // From its first beat on a path its clock is known, and what was beyond that is forgotten.
+    world.hosts[0].2 = true;
+    world.run(1000, 100);
+    world.hosts[0].2 = false;
+    bus.mark(&mut world);
+    assert_eq!(bus.write(&mut world, 0, u64::MAX), Heed::Ahead);
+    assert_eq!(bus.beat(&mut world, 0), Heed::Counted);
+}
+
+#[test]
 fn replays_count_for_nothing() {
     let (mut world, mut bus) = cut(3);
     bus.run(&mut world, 1000, &[0, 1]);
@@ -158,15 +229,18 @@ fn replays_count_for_nothing() {
     let newest = BusBeat { boot: BOOT, sequence: bus.sequence - 1 };
     // The same records again.
     let place = Place { partition: LANE, offset: bus.end - 2 };
-    assert_eq!(world.observer.bus_beat(slot, place, &newest), Heed::Known);
+    assert_eq!(world.observer.bus_beat(MS(world.now), slot, place, &newest), Heed::Known);
     // Written again, by whoever.
     bus.mark(&mut world);
     let place = Place { partition: LANE, offset: bus.end };
-    assert_eq!(world.observer.bus_beat(slot, place, &newest), Heed::Known);
+    assert_eq!(world.observer.bus_beat(MS(world.now), slot, place, &newest), Heed::Known);
     // What was heard on a path already, though never read.
     let heard = world.sequence;
     let place = Place { partition: LANE, offset: bus.end + 1 };
-    assert_eq!(world.observer.bus_beat(slot, place, &BusBeat { boot: BOOT, sequence: heard }), Heed::Known);
+    assert_eq!(
+        world.observer.bus_beat(MS(world.now), slot, place, &BusBeat { boot: BOOT, sequence: heard }),
+        Heed::Known
+    );
     bus.end += 2;
     bus.run(&mut world, 1500, &[1]);
     assert_eq!(last(&world, 0), Some(Opinion::Dead));
@@ -178,12 +252,20 @@ fn beats_of_another_boot_or_of_an_unknown_time_count_for_nothing() {
     let slot = world.hosts[0].1;
     let beat = BusBeat { boot: BOOT, sequence: 1_000_000 };
     let place = |offset| Place { partition: LANE, offset };
-    assert_eq!(world.observer.bus_beat(slot, place(100), &beat), Heed::Undated, "no reading has begun");
+    assert_eq!(
+        world.observer.bus_beat(MS(world.now), slot, place(100), &beat),
+        Heed::Undated,
+        "no reading has begun"
+    );
     world.observer.bus_begins(LANE, MS(0), 200);
-    assert_eq!(world.observer.bus_beat(slot, place(100), &beat), Heed::Known, "before the reading's begin");
+    assert_eq!(
+        world.observer.bus_beat(MS(world.now), slot, place(100), &beat),
+        Heed::Known,
+        "before the reading's begin"
+    );
     let other = BusBeat { boot: BootId(2), ..beat };
-    assert_eq!(world.observer.bus_beat(slot, place(200), &other), Heed::OtherBoot);
-    assert_eq!(world.observer.bus_beat(slot, place(201), &beat), Heed::Counted);
+    assert_eq!(world.observer.bus_beat(MS(world.now), slot, place(200), &other), Heed::OtherBoot);
+    assert_eq!(world.observer.bus_beat(MS(world.now), slot, place(201), &beat), Heed::Counted);
 }
 
 #[test]
@@ -200,7 +282,7 @@ fn what_is_taken_away_unread_is_no_silence() {
         let beat = BusBeat { boot: BOOT, sequence: u64::MAX };
         let place = Place { partition: LANE, offset: bus.end };
         assert_eq!(
-            world.observer.bus_beat(world.hosts[0].1, place, &beat),
+            world.observer.bus_beat(MS(world.now), world.hosts[0].1, place, &beat),
             Heed::Undated,
             "it was on its way"
         );
@@ -326,6 +408,6 @@ fn marks_are_bounded_and_a_long_lag_is_only_known_less_finely() {
     let slot = world.hosts[0].1;
     let beat = BusBeat { boot: BOOT, sequence: bus.sequence + 1 };
     let place = Place { partition: LANE, offset: bus.end - 1 };
-    assert_eq!(world.observer.bus_beat(slot, place, &beat), Heed::Counted);
+    assert_eq!(world.observer.bus_beat(MS(world.now), slot, place, &beat), Heed::Counted);
     assert!(world.observer.bus_caught_up_at().unwrap() >= MS(world.now - 2));
 }

@@ -75,7 +75,12 @@ impl World {
 
     pub(super) fn beat(&mut self, at: usize, epoch: u64) -> Option<Ack> {
         let beat = Beat { epoch: Epoch(epoch), ..self.beat_of(at) };
-        let ack = self.observer.heartbeat(MS(self.now), self.hosts[at].1, &beat).ack();
+        let (now, slot) = (MS(self.now), self.hosts[at].1);
+        let heard = self.observer.heartbeat(now, slot, &beat);
+        if heard != Heard::Nothing {
+            self.observer.tells_time(now, slot, beat.boot, now);
+        }
+        let ack = heard.ack();
         if let Some(ack) = ack {
             self.stamps[at] = Some(ack.stamp);
         }

@@ -5,7 +5,7 @@ use defib_model::{BootId, Epoch, HostId, Instant, Millis, Opinion, Policy};
 use super::{
     Beat, HostView, PATHS_MAX,
     arrivals::Arrivals,
-    bus::{Hint, Witness},
+    bus::{Hint, HostClock, Witness},
     expiry::Claim,
     hearing::Hearing,
     probes::Probed,
@@ -93,6 +93,8 @@ pub(super) struct Watched {
     pub(super) voted: Option<(Epoch, Instant)>,
     /// What a bus told of it last.
     pub(super) witness: Option<Witness>,
+    /// What it told of the clock of its boot.
+    pub(super) clock: Option<HostClock>,
     /// A vote is withheld for the bus's sake.
     pub(super) withheld_for_bus: bool,
     /// What neighbours' probes tell of it in its present silence.
@@ -131,6 +133,7 @@ impl Watched {
             answer_freshness: Millis::ZERO,
             voted: None,
             witness: None,
+            clock: None,
             withheld_for_bus: false,
             probed: Probed::default(),
             life_told: None,

@@ -45,8 +45,8 @@ impl World {
             let now = self.now;
             for machine in self.machines.values().filter(|machine| machine.agent_runs()) {
                 if !bus.cut.contains(&machine.id) {
-                    // As agents that count from the begin of their boot.
-                    let sequence = Instant::from_millis(now).0 / 1000 + machine.sequence;
+                    // As agents do: by the clock of the boot.
+                    let sequence = Instant::from_millis(now).0 / 1000;
                     let beat = BusBeat { boot: machine.boot(), sequence };
                     bus.records.push(Record::Beat(machine.id.clone(), beat));
                 }
@@ -95,7 +95,7 @@ impl World {
                 continue;
             };
             let _ = match record {
-                Record::Beat(_, beat) => replica.observer.bus_beat(slot, place, beat),
+                Record::Beat(_, beat) => replica.observer.bus_beat(clock, slot, place, beat),
                 Record::PowerLost(_) => replica.observer.bmc_event(clock, slot, place),
             };
         }

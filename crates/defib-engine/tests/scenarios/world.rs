@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use defib_engine::{
     controller::{Controller, Effect, Input, ProbeOrder, Role},
-    observer::{Ack, Beat, Reached},
+    observer::{Ack, Beat, Heard, Reached},
 };
 use defib_model::{
     ClusterVersion, Command, Entry, EventKind, EventSeq, HostId, Incarnation, Instant, Inventory, LogIndex,
@@ -427,7 +427,11 @@ impl World {
             Incoming::Beat { host, beat, sent } => {
                 let Some(slot) = replica.observer.slot(&host) else { return };
                 let from = replica.id;
-                if let Some(ack) = replica.observer.heartbeat(clock, slot, &beat).ack() {
+                let heard = replica.observer.heartbeat(clock, slot, &beat);
+                if heard != Heard::Nothing {
+                    replica.observer.tells_time(clock, slot, beat.boot, Instant::from_millis(sent));
+                }
+                if let Some(ack) = heard.ack() {
                     let Some(boots) = self.machines.get(&host).map(|machine| machine.boots) else { return };
                     let path = beat.path;
                     self.later(1, Act::Ack { host, boots, from, path, sent, ack });

@@ -19,7 +19,7 @@ use crate::facts::Facts;
 /// Grows whenever the same event becomes another text: a verifier can make only those texts again whose number it has.
 /// It stands where formats want a product's version. The release that told an event is not part of it: nothing may
 /// stand in a line that does not follow from the event, or it could be altered and nobody would know.
-pub const MAPPING: u32 = 2;
+pub const MAPPING: u32 = 3;
 
 /// Who tells: what is the same for all events.
 #[derive(Debug, Clone, PartialEq, Eq)]

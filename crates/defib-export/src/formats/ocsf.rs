@@ -43,7 +43,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
         put("device", json!({"type_id": 1, "type": "Server", "uid": name, "name": name, "hostname": name}));
     }
     let finding = || {
-        json!({"uid": told.correlation().unwrap_or_else(|| told.id()), "title": title(facts.kind),
+        json!({"uid": case(told), "title": title(facts.kind),
             "desc": event.kind.to_string(), "types": [facts.kind]})
     };
     match facts.class {
@@ -57,7 +57,7 @@ pub(super) fn render(told: &Told<'_>, facts: &Facts) -> String {
         }
         Class::EntityManagement => put("entity", entity(&event.kind, &subjects)),
         Class::DeviceConfigStateChange => {
-            let (state_id, state) = if is_enabled(&event.kind) { (2, "Enabled") } else { (1, "Disabled") };
+            let (state_id, state) = state(&event.kind);
             put("state_id", state_id.into());
             put("state", state.into());
         }
@@ -138,8 +138,31 @@ fn entity(kind: &EventKind, subjects: &Subjects<'_>) -> Value {
     }
 }
 
-const fn is_enabled(kind: &EventKind) -> bool {
-    matches!(kind, EventKind::HostReadmitted { .. } | EventKind::WatchdogChanged { armed: true, .. })
+/// What a device is switched to; a clock is no switch.
+const fn state(kind: &EventKind) -> (u32, &'static str) {
+    match kind {
+        EventKind::HostReadmitted { .. } | EventKind::WatchdogChanged { armed: true, .. } => (2, "Enabled"),
+        EventKind::ClockSetBack { .. } => (99, "Clock set back"),
+        _ => (1, "Disabled"),
+    }
+}
+
+/// What names a finding, from the event that creates it to the one that closes it. What may come and go outside of a
+/// recovery is named by what it is about, so that the same trouble is the same finding when it comes again.
+fn case(told: &Told<'_>) -> String {
+    let cluster = &told.context.cluster;
+    match &told.event.kind {
+        EventKind::OpinionChanged { observer, host, .. } => format!("{cluster}-opinion-r{observer}-{host}"),
+        EventKind::FencingTested { host, level, method, .. } => {
+            format!("{cluster}-fencing-{host}-{level}-{method}")
+        }
+        EventKind::DatastoreChanged { host, datastore, .. } => {
+            format!("{cluster}-datastore-{host}-{datastore}")
+        }
+        EventKind::UnprotectedChanged { vm, host, .. } => format!("{cluster}-unprotected-{host}-{vm}"),
+        EventKind::ClockCompared { replica, .. } => format!("{cluster}-clock-r{replica}"),
+        _ => told.correlation().unwrap_or_else(|| told.id()),
+    }
 }
 
 fn app(kind: &EventKind, subjects: &Subjects<'_>) -> Value {

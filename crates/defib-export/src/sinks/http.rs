@@ -63,10 +63,10 @@ pub(super) fn sensitive(text: &str) -> Result<HeaderValue, SinkError> {
 /// Splits a URL into what to connect to and what to ask for. The policy has checked it.
 pub(super) fn split(url: &str) -> (String, String) {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    match rest.split_once('/') {
-        Some((authority, path)) => (authority.to_owned(), format!("/{path}")),
-        None => (rest.to_owned(), "/".to_owned()),
-    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let path = path.split('#').next().unwrap_or_default();
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    (authority.to_owned(), path)
 }
 
 impl HttpClient {
@@ -90,9 +90,11 @@ impl HttpClient {
         if status.is_success() {
             return Ok(body);
         }
+        // The path may be the secret of a chat's webhook, and some servers repeat it.
         let said = String::from_utf8_lossy(&body);
+        let said = if post.path.len() > 1 { said.replace(post.path, "/…") } else { said.into_owned() };
         let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
-        let mut error = SinkError::new(format!("{}{} answers {status}: {said}", self.authority, post.path));
+        let mut error = SinkError::new(format!("{} answers {status}: {said}", self.authority));
         error.retry_after = retry_after(&headers);
         if status == StatusCode::PAYLOAD_TOO_LARGE {
             error.too_large = TooLarge::Message;
@@ -195,6 +197,17 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_is_split_where_its_path_or_its_query_begins() {
+        let parts = |url: &str| {
+            let (authority, path) = split(url);
+            format!("{authority} {path}")
+        };
+        assert_eq!(parts("https://a:1/b/c?d#e"), "a:1 /b/c?d");
+        assert_eq!(parts("http://a?d"), "a /?d");
+        assert_eq!(parts("http://[::1]:1"), "[::1]:1 /");
+    }
 
     #[test]
     fn patience_is_asked_for_in_seconds_or_until_a_date_of_the_receivers_clock() {

@@ -198,6 +198,21 @@ async fn a_dead_sink_harms_no_other() {
     .await;
 }
 
+#[tokio::test]
+async fn a_webhooks_path_is_told_nowhere_though_its_server_repeats_it() {
+    async fn refuse(uri: Uri) -> Response {
+        (StatusCode::FORBIDDEN, format!("Cannot POST {uri}")).into_response()
+    }
+    let address = serve(Router::new().fallback(refuse)).await;
+    let to = to_hook(&format!("http://{address}/services/T000/geheim?token=geheim"));
+    assert_eq!(to.place(), format!("http://{address}/…"));
+    let book = Book::of(3);
+    let pumped = Pumped::start("chat", sink(to, Format::Native), &book, 0);
+    pumped.wait_until("the refusal is told", |status| status.trouble.is_some()).await;
+    let trouble = pumped.status.get().trouble.expect("it is told");
+    assert_eq!(trouble, format!("{address} answers 403 Forbidden: Cannot POST /…"));
+}
+
 async fn collect(State(seen): State<Shared>, headers: HeaderMap, body: String) -> Response {
     let mut seen = seen.lock().expect("no test panicked");
     if let Some(answer) = next_answer(&mut seen) {

@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String};
 
-use super::{EventsPolicy, Target};
+use super::{EventsPolicy, Target, origin};
 use crate::address::{check_secure, exposed};
 
 impl EventsPolicy {
@@ -20,9 +20,13 @@ impl Target {
         let has_tls = self.tls().is_some();
         match self {
             // A collector's token is refused without TLS, whatever else is said.
-            Self::File { .. } | Self::Stdout | Self::SplunkHec { .. } => Ok(()),
+            Self::SplunkHec { url, .. } => check_path_alone(url),
+            Self::File { .. } | Self::Stdout => Ok(()),
             Self::Syslog { insecure, .. } => check_secure("address", self.places(), has_tls, *insecure),
-            Self::Webhook { insecure, .. } => check_secure("url", self.places(), has_tls, *insecure),
+            Self::Webhook { url, insecure, .. } => {
+                check_path_alone(url)?;
+                check_secure("url", self.places(), has_tls, *insecure)
+            }
             Self::Kafka { insecure, .. } => check_secure("brokers", self.places(), has_tls, *insecure),
         }
     }
@@ -48,7 +52,19 @@ impl Target {
 /// What a URL is reached at.
 fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or_default()
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
+/// What stands behind a `?` is often a token, and a policy is no place for one: whoever may look reads it.
+fn check_path_alone(url: &str) -> Result<(), String> {
+    match url.find(['?', '#']) {
+        Some(_) => Err(format!(
+            "url: {} has something behind its path, and whoever reads the policy would read it; leave it out, and \
+             name a secret by token: {{ file: … }}, which is sent as Authorization",
+            origin(url)
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -69,7 +85,7 @@ mod tests {
     fn events_leave_the_machine_in_the_clear_only_where_that_is_said_by_name() {
         type Sink = fn(&str) -> serde_json::Value;
         let syslog: Sink = |place| serde_json::json!({"syslog": {"address": place}});
-        let webhook: Sink = |place| serde_json::json!({"webhook": {"url": format!("http://{place}/a?b")}});
+        let webhook: Sink = |place| serde_json::json!({"webhook": {"url": format!("http://{place}/a/b")}});
         let kafka: Sink =
             |place| serde_json::json!({"kafka": {"brokers": ["127.0.0.1:9", place], "topic": "t"}});
         for (kind, field, make) in
@@ -97,6 +113,33 @@ mod tests {
         assert_eq!(vet(both.clone()), Ok(()));
         both["syslog"]["insecure"] = true.into();
         assert!(vet(both).unwrap_err().1.starts_with("siem: insecure: "));
+    }
+
+    #[test]
+    fn a_url_with_a_query_is_refused_and_no_path_is_shown() {
+        let tls = serde_json::json!({"authority": "/ca.pem"});
+        for rest in ["/in?token=geheim", "?token=geheim", "/geheim#geheim"] {
+            let url = format!("https://hooks.example:8443{rest}");
+            for to in [
+                serde_json::json!({"webhook": {"url": url, "tls": tls}}),
+                serde_json::json!({"splunk-hec": {"url": url, "tls": tls, "token": {"env": "HEC"}}}),
+            ] {
+                let (named, told) = vet(to.clone()).unwrap_err();
+                assert_eq!(named, "events.sinks");
+                assert!(told.starts_with("siem: url: https://hooks.example:8443/… has"), "{told}");
+                assert!(told.contains("token: {") && !told.contains("geheim"), "{told}");
+                let target: Target = serde_json::from_value(to).unwrap();
+                assert_eq!(target.place(), "https://hooks.example:8443/…");
+            }
+        }
+        let place = |url: &str| {
+            let to = serde_json::json!({"webhook": {"url": url, "tls": tls}});
+            assert_eq!(vet(to.clone()), Ok(()));
+            serde_json::from_value::<Target>(to).unwrap().place().into_owned()
+        };
+        assert_eq!(place("https://hooks.example/services/T000/geheim"), "https://hooks.example/…");
+        assert_eq!(place("https://hooks.example"), "https://hooks.example");
+        assert_eq!(place("https://[fd00::1]:8443/"), "https://[fd00::1]:8443");
     }
 
     #[test]

@@ -9,12 +9,15 @@ mod dead_letters;
 #[cfg(feature = "kafka")]
 mod reader;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crossbeam_channel::Sender;
 use defib_engine::observer::{BusBeat, Extent, Heed, Partition, Place};
 use defib_kafka::Brokers;
-use defib_model::{HostId, Instant, export::check_topic};
+use defib_model::{HostId, Instant, Millis, export::check_topic};
 #[cfg(feature = "kafka")]
 pub use reader::{BusError, BusReader, PowerGoes, start};
 use serde::{Deserialize, Serialize};
@@ -130,16 +133,20 @@ pub struct BusCounters {
     pub lost: AtomicU64,
     /// Times that brokers did not say where a partition ends.
     pub unanswered: AtomicU64,
-    /// When it was known last that nothing was left to read, by the process's clock in nanoseconds; 0: no bus is read.
+    /// When it was known last that nothing was left to read, by the process's clock in nanoseconds; 0: it never was.
     pub caught_up_at: AtomicU64,
+    /// Since when there is a bus to be read, likewise; 0: there is none.
+    pub read_since: AtomicU64,
+    /// Why it can't be read now.
+    pub trouble: Mutex<Option<String>>,
     /// Votes that were withheld for what the bus told, or could not tell.
     pub withheld: AtomicU64,
 }
 
 impl BusCounters {
     /// What may become of a record: what the observer says of it, then ours.
-    pub const RESULTS: [&'static str; 7] = {
-        let mut all = ["poison"; 7];
+    pub const RESULTS: [&'static str; 8] = {
+        let mut all = ["poison"; 8];
         let mut at = 0;
         while at < Heed::LABELS.len() {
             all[at] = Heed::LABELS[at];
@@ -149,10 +156,38 @@ impl BusCounters {
         all[Self::PASSED] = "passed";
         all
     };
-    pub(crate) const UNWATCHED: usize = 4;
-    pub(crate) const PASSED: usize = 5;
+    pub(crate) const UNWATCHED: usize = 5;
+    pub(crate) const PASSED: usize = 6;
     /// The place of records that can't be read.
-    pub const POISON: usize = 6;
+    pub const POISON: usize = 7;
+
+    /// For how long the bus may have held something that was not read: since the reader started, if it never was.
+    #[must_use]
+    pub fn behind(&self, now: Instant) -> Millis {
+        let since = self.read_since.load(Ordering::Relaxed);
+        if since == 0 {
+            return Millis::ZERO;
+        }
+        now.since(Instant(self.caught_up_at.load(Ordering::Relaxed).max(since)))
+    }
+
+    /// Why it can't be read now.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the last round of asking met; whether it is another case than in the one before: trouble, or none.
+    #[cfg_attr(
+        not(feature = "kafka"),
+        expect(dead_code, reason = "nobody reads in a build without a client")
+    )]
+    pub(crate) fn met(&self, trouble: Option<String>) -> bool {
+        let mut held = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = held.is_some() != trouble.is_some();
+        *held = trouble;
+        is_news
+    }
 
     pub(crate) fn count(&self, result: usize) {
         if let Some(counter) = self.records.get(result) {

@@ -120,6 +120,7 @@ pub fn start(
         .clone()
         .map(|topic| DeadLetters::open(&config.kafka, topic, replica.to_owned(), Arc::clone(&counters)));
     let dead_letters = dead_letters.transpose()?;
+    counters.read_since.store(clock.now().0.max(1), Ordering::Relaxed);
     let stop = Arc::new(AtomicBool::new(false));
     let read_to = Arc::new(Mutex::new(BTreeMap::new()));
     let (answers, answered) = bounded(4096);
@@ -176,41 +177,66 @@ impl Asker {
     fn run(self) {
         let mut partitions = BTreeSet::new();
         let mut round = 0_u32;
+        let mut missing = None;
         while !self.stop.load(Ordering::Relaxed) {
             if partitions.is_empty() || round.is_multiple_of(ROUNDS) {
-                self.look_for(&mut partitions);
+                missing = self.look_for(&mut partitions);
             }
             round = round.wrapping_add(1);
+            let mut trouble = missing.clone();
             for partition in &partitions {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                self.ask(*partition);
+                let met = self.ask(*partition);
+                trouble = trouble.or(met);
             }
+            self.tell(trouble);
             std::thread::park_timeout(ASK_EVERY);
         }
     }
 
-    fn look_for(&self, partitions: &mut BTreeSet<Partition>) {
-        for (number, topic) in &self.topics {
-            match self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN) {
-                Ok(metadata) => {
-                    let found =
-                        metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
-                    partitions.extend(found.map(|one| Partition { topic: *number, number: one.id() }));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, topic, "brokers do not tell what partitions there are");
-                    self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
-                }
+    /// Once, when it begins and when it ends.
+    fn tell(&self, trouble: Option<String>) {
+        let why = trouble.clone();
+        if self.counters.met(trouble) {
+            match why {
+                Some(why) => tracing::warn!(why, "the message bus is not read, so it speaks for no host"),
+                None => tracing::info!("the message bus is read"),
             }
         }
     }
 
-    fn ask(&self, partition: Partition) {
-        let Some((_, topic)) = self.topics.iter().find(|(number, _)| *number == partition.topic) else {
-            return;
-        };
+    /// Takes in what partitions there are; why not all of them can be found.
+    fn look_for(&self, partitions: &mut BTreeSet<Partition>) -> Option<String> {
+        let mut missing = None;
+        for (number, topic) in &self.topics {
+            let why = match self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN) {
+                Ok(metadata) => {
+                    let found =
+                        metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
+                    let found: Vec<_> =
+                        found.map(|one| Partition { topic: *number, number: one.id() }).collect();
+                    let is_there = !found.is_empty();
+                    partitions.extend(found);
+                    if is_there {
+                        continue;
+                    }
+                    let error = metadata.topics().iter().find_map(rdkafka::metadata::MetadataTopic::error);
+                    let said = error.map(|error| format!(" ({:?})", RDKafkaErrorCode::from(error)));
+                    format!("brokers know no topic {topic}{}", said.unwrap_or_default())
+                }
+                Err(error) => format!("brokers do not tell what partitions topic {topic} has: {error}"),
+            };
+            self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+            missing = missing.or(Some(why));
+        }
+        missing
+    }
+
+    /// Asks where a partition ends; why that is not known.
+    fn ask(&self, partition: Partition) -> Option<String> {
+        let (_, topic) = self.topics.iter().find(|(number, _)| *number == partition.topic)?;
         let held = self.read_to.lock().unwrap_or_else(PoisonError::into_inner);
         let read_to = held.get(&partition).copied().unwrap_or(0);
         drop(held);
@@ -221,10 +247,14 @@ impl Asker {
                 let extent = Extent { asked_at, read_to, first: offset(first), end: offset(end) };
                 // If the reader has more to do than the queue holds, it hears of a later answer.
                 let _ = self.answers.try_send((partition, extent));
+                None
             }
             Err(error) => {
-                tracing::debug!(%error, topic, partition = partition.number, "no broker tells where it ends");
                 self.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+                Some(format!(
+                    "no broker tells where partition {} of topic {topic} ends: {error}",
+                    partition.number
+                ))
             }
         }
     }

@@ -241,6 +241,7 @@ impl Thread {
             return self.counters.drop_one(Counters::UNORDERED);
         }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        self.observer.tells_time(now, slot, told.boot, Instant(beat.sent_at_ns));
         let Some(ack) = heard.ack() else { return };
         if ack.granted {
             self.counters.granted.fetch_add(1, Ordering::Relaxed);
@@ -272,7 +273,7 @@ impl Thread {
                     }
                 }
                 Told::Beat { host, place, beat } => match self.observer.slot(&host) {
-                    Some(slot) => heed(self.observer.bus_beat(slot, place, &beat)),
+                    Some(slot) => heed(self.observer.bus_beat(now, slot, place, &beat)),
                     None => self.pass(place, BusCounters::UNWATCHED),
                 },
                 Told::PowerGoes { host, place } => match self.observer.slot(&host) {
@@ -283,8 +284,10 @@ impl Thread {
                 Told::Poison(place) => self.pass(place, BusCounters::POISON),
             }
         }
-        let caught_up_at = self.observer.bus_caught_up_at().map_or(0, |at| at.0);
-        counters.caught_up_at.store(caught_up_at, Ordering::Relaxed);
+        // Where no partition is read any more, it is the longer ago.
+        if let Some(at) = self.observer.bus_caught_up_at() {
+            counters.caught_up_at.store(at.0, Ordering::Relaxed);
+        }
         counters.withheld.store(self.observer.bus_withheld(), Ordering::Relaxed);
     }
 

@@ -4,6 +4,7 @@ configuration.py SIEM EVENTS WORK: EVENTS holds events in OCSF, of every kind. P
 ends with a failure at the first that is wrong.
 """
 
+import configparser
 import json
 import re
 import subprocess
@@ -73,6 +74,7 @@ def logstash(siem):
     """Its grammar; no Logstash runs it."""
     tree = Pipeline.from_file(siem / "logstash/defib.conf").parse()
     assert [part[0] for part in tree] == ["input", "filter", "output"], tree
+    assert "[event][ingested]" in str(tree[1]), "the rules of Elastic go by it"
     output = dict(tree[2][1][0][1])
     assert output["document_id"] == ["%{[event][id]}"] and output["action"] == ["create"], output
     print("logstash: its grammar")
@@ -107,6 +109,31 @@ def splunk(siem, events, work):
     print(f"splunk: its app ({report['summary']['success']} checks), and {len(queries)} searches of its dashboard")
 
 
+def alerts(siem):
+    """They see what comes late: they go by when an event arrived, and miss no minute between two runs."""
+    searches = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+    searches.read(siem / "splunk/defib/default/savedsearches.conf", encoding="utf-8")
+    for name in searches.sections():
+        search = searches[name]
+        every = int(re.fullmatch(r"\*/(\d+) \* \* \* \*", search["cron_schedule"])[1])
+        earliest, latest = (
+            int(re.fullmatch(r"-(\d+)m@m", search[f"dispatch.index_{end}"])[1]) for end in ("earliest", "latest")
+        )
+        assert earliest - latest >= every, f"{name}: it misses what arrived between two runs"
+        days = int(re.fullmatch(r"-(\d+)d@d", search["dispatch.earliest_time"])[1])
+        assert days >= 7, f"{name}: it misses what comes late"
+    template = json.loads((siem / "elastic/index-template.json").read_text(encoding="utf-8"))
+    mapped = template["template"]["mappings"]["properties"]["event"]["properties"]
+    rules = (siem / "elastic/rules.ndjson").read_text(encoding="utf-8").splitlines()
+    for rule in map(json.loads, rules):
+        name, override = rule["name"], rule["timestamp_override"]
+        assert override == "event.ingested" and mapped["ingested"] == {"type": "date"}, name
+        back, every = (int(re.fullmatch(r"(?:now-)?(\d+)m", rule[key])[1]) for key in ("from", "interval"))
+        assert back > every, f"{name}: it misses what arrived between two runs"
+    assert len(rules) == len(searches.sections()) > 5
+    print(f"alerts: {len(rules)} by when an event arrived")
+
+
 def found(record, search):
     """The few words that our searches begin with."""
     rest = search
@@ -133,6 +160,7 @@ def main(siem, events, work):
     vector(siem, events)
     logstash(siem)
     splunk(siem, events, work)
+    alerts(siem)
 
 
 main(*sys.argv[1:])
