@@ -1,8 +1,8 @@
 //! The thread that owns the guard and the heartbeats.
 //!
-//! One beat per interval to every replica on every path; acknowledgements come back on the same sockets. No
-//! allocation per beat. What the guard wants is performed here, in order; a stop for a lost lease is handed to
-//! the VMs' thread before anything that could wait.
+//! One beat per interval to every replica on every path; acknowledgements come back on the same sockets. What the
+//! guard wants is performed here, in order, but for what has to be durable first: the disk is waited for by the
+//! [`writer`](crate::writer), and nothing else waits with it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,12 +19,11 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::{
-    guard::{Effect, Guard, Input, LeaseState, Outcome, Refusal, ResumeHint},
+    guard::{Effect, Guard, Input, LeaseState, ResumeHint},
     observer::{Ack, Beat},
 };
 use defib_model::{
-    EffectId, Epoch, HostId, Incarnation, Instant, Millis, ReplicaId, VmId, command::AgentReport,
-    policy::LeasePolicy,
+    EffectId, Epoch, HostId, Instant, Millis, ReplicaId, command::AgentReport, policy::LeasePolicy,
 };
 use defib_wire::{
     datagram::{DATAGRAM_LEN, Direction, OpeningSession, SealingSession, SessionSecret, peek_session},
@@ -42,12 +41,15 @@ use tokio::sync::mpsc;
 use crate::{
     bus::Bus,
     clock,
-    durable::Store,
     hypervisor::{Hypervisor, Job, StartOrder},
     notes::Notes,
-    sessions::Outbox,
+    sessions::{self, Outbox, millis},
     watchdog::Keeper,
+    writer::{Held, Writer},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Beats whose sending time is remembered, so that their acknowledgement can be counted.
 const SENT: usize = 1024;
@@ -99,6 +101,12 @@ impl GuardHandle {
         }
     }
 
+    /// Wakes the thread.
+    #[must_use]
+    pub fn waker(&self) -> Arc<EventFd> {
+        Arc::clone(&self.waker)
+    }
+
     /// Tells the guard something.
     pub fn input(&self, input: Input) {
         self.say(Said::Input(input));
@@ -112,13 +120,13 @@ pub struct Published {
     pub held_until: AtomicU64,
     /// It has certainly held none since this moment, likewise; 0: it does, or nobody can say.
     pub without_since: AtomicU64,
-    /// The electorate that the guard knows.
+    /// The electorate that the guard knows, durably.
     pub electorate: AtomicU64,
-    /// Highest epoch that was seen.
+    /// Highest epoch that was seen, durably.
     pub epoch: AtomicU64,
     /// When the guard's thread did something last, likewise.
     pub alive_at: AtomicU64,
-    /// The guard shuts down, and neither runs nor starts anything any more.
+    /// The guard shuts down, and neither runs nor starts anything any more, as the next one will know.
     pub shut_down: AtomicBool,
 }
 
@@ -138,7 +146,7 @@ struct Session {
 /// Everything that the thread owns.
 pub struct GuardThread {
     guard: Guard,
-    store: Store,
+    writer: Writer,
     hint_file: PathBuf,
     said: Receiver<Said>,
     waker: Arc<EventFd>,
@@ -191,7 +199,7 @@ impl GuardThread {
     #[must_use]
     pub fn new(
         guard: Guard,
-        store: Store,
+        writer: Writer,
         hint_file: PathBuf,
         handle: &GuardHandle,
         said: Receiver<Said>,
@@ -207,7 +215,7 @@ impl GuardThread {
         let now = clock::now();
         Self {
             guard,
-            store,
+            writer,
             hint_file,
             said,
             waker: Arc::clone(&handle.waker),
@@ -243,17 +251,18 @@ impl GuardThread {
     pub fn run(mut self) -> anyhow::Result<()> {
         loop {
             self.wait();
+            self.settle()?;
             loop {
                 match self.said.try_recv() {
-                    Ok(said) => self.take(said)?,
+                    Ok(said) => self.take(said),
                     Err(crossbeam_channel::TryRecvError::Empty) => break,
                     Err(crossbeam_channel::TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            self.receive()?;
+            self.receive();
             let now = clock::now();
             if self.guard.next_deadline().is_some_and(|due| due <= now) {
-                self.step(Input::Woke)?;
+                self.step(Input::Woke);
             }
             if now >= self.next_beat {
                 self.beat(now);
@@ -286,33 +295,28 @@ impl GuardThread {
         let _ = self.waker.read();
     }
 
-    fn take(&mut self, said: Said) -> anyhow::Result<()> {
+    fn take(&mut self, said: Said) {
         match said {
             Said::Input(input) => self.step(input),
             Said::Order(replica, order) => {
                 self.ordered_by.insert(order.effect.clone(), replica);
-                self.step(Input::Order(order))
+                self.step(Input::Order(order));
             }
             Said::Session { replica, session, secret, endpoints } => {
                 self.open_session(replica, session, &secret, &endpoints);
-                Ok(())
             }
             Said::Interval(interval) => {
                 self.interval = interval.max(Millis(5));
                 self.next_beat = self.next_beat.min(clock::now().plus(self.interval));
-                Ok(())
             }
             Said::ReportWanted(replica) => {
                 if let Some((_, found)) = self.notes.found_since(0) {
                     self.outbox.to(replica, agent_message::Message::Findings(found));
                 }
                 if let Some(report) = self.whole_report() {
-                    self.outbox.to(replica, agent_message::Message::Report((&report).into()));
-                    if let Some(goodbye) = self.goodbye() {
-                        self.outbox.to(replica, goodbye);
-                    }
+                    let messages = self.messages(&report);
+                    self.when_durable(Held::Report { to: Some(replica), messages });
                 }
-                Ok(())
             }
         }
     }
@@ -373,6 +377,7 @@ impl GuardThread {
             return;
         }
         let sent_at = clock::now();
+        let known = *self.writer.known();
         // Neighbours who asked before were told that there is no lease: the claim begins after that.
         let told_held_ms = self.told_held.map_or(0, |since| sent_at.since(since).0);
         self.sent[usize::try_from(sequence).unwrap_or(0) % SENT] = (sequence, sent_at);
@@ -380,20 +385,21 @@ impl GuardThread {
         for (replica, session) in &mut self.sessions {
             for path in &session.paths {
                 let Some(beat) = self.guard.beat(sent_at, *replica, sequence, path.number) else { return };
+                let times = known.or_longer(self.guard.timing());
                 let message = Heartbeat {
                     boot_hi: u64::try_from(beat.boot.0 >> 64).unwrap_or(0),
                     boot_lo: u64::try_from(beat.boot.0 & u128::from(u64::MAX)).unwrap_or(0),
                     sequence,
                     sent_at_ns: sent_at.0,
-                    epoch: beat.epoch.0,
+                    epoch: known.epoch.0,
                     path: u32::from(beat.path),
                     lease_held_ms: millis(beat.lease_held_ms.min(told_held_ms)),
                     vm_digest: beat.vm_digest,
                     flags: 0,
                     echo: beat.echo.map_or(0, |stamp| stamp.0),
-                    electorate: beat.electorate,
-                    watchdog_ms: millis(beat.watchdog.0),
-                    answer_freshness_ms: millis(beat.answer_freshness.0),
+                    electorate: known.electorate,
+                    watchdog_ms: millis(times.watchdog.0),
+                    answer_freshness_ms: millis(times.answer_freshness.0),
                 };
                 let Ok(datagram) = session.sealing.seal(&message, &mut buffer) else { continue };
                 // A datagram that can't be sent is a datagram that is lost.
@@ -404,7 +410,7 @@ impl GuardThread {
         }
     }
 
-    fn receive(&mut self) -> anyhow::Result<()> {
+    fn receive(&mut self) {
         let mut buffer = [0; DATAGRAM_LEN + 1];
         for at in 0..self.sockets.len() {
             // Bounded, so that a flood can't hold up the beats.
@@ -432,25 +438,21 @@ impl GuardThread {
                     lease_ms: u64::from(ack.lease_ms),
                     stamp: Instant(ack.stamp),
                 };
-                self.step(Input::Ack { replica, sent_at, ack })?;
+                self.step(Input::Ack { replica, sent_at, ack });
             }
         }
-        Ok(())
     }
 
-    fn step(&mut self, input: Input) -> anyhow::Result<()> {
-        let effects = self.guard.step(clock::now(), input);
-        for effect in effects {
+    fn step(&mut self, input: Input) {
+        for effect in self.guard.step(clock::now(), input) {
             match effect {
-                Effect::Persist(durable) => self.store.write(&durable)?,
+                Effect::Persist(durable) => self.writer.hand(durable),
                 Effect::StartVm { vm, incarnation, definition, not_after } => {
-                    let order = StartOrder { vm, incarnation, definition, not_after };
-                    if let Some(failed) = self.hypervisor.tell(Job::Start(order)) {
-                        self.step(failed)?;
-                    }
+                    self.when_durable(Held::Start(StartOrder { vm, incarnation, definition, not_after }));
                 }
                 Effect::StopVm { vm, incarnation, reason } => {
                     tracing::warn!(%vm, %incarnation, %reason, "stop");
+                    self.writer.withdraw(&vm, incarnation);
                     let _ = self.hypervisor.tell(Job::Stop { vm, incarnation });
                 }
                 Effect::AskNeighbours { hosts } => {
@@ -458,42 +460,52 @@ impl GuardThread {
                     let _ = self.questions.try_send(hosts);
                 }
                 Effect::Report { effect, vm, incarnation, outcome } => {
-                    self.report_outcome(&effect, &vm, incarnation, outcome);
+                    self.when_durable(Held::Outcome { effect, vm, incarnation, outcome });
                 }
             }
         }
+    }
+
+    fn when_durable(&mut self, held: Held) {
+        if let Some(held) = self.writer.when_durable(held) {
+            self.perform(held);
+        }
+    }
+
+    /// Performs what has waited for the disk.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let ready = self.writer.settle()?;
+        // A driver that starts a VM writes down in which epoch.
+        self.published.epoch.store(self.writer.known().epoch.0, Ordering::Release);
+        ready.into_iter().for_each(|held| self.perform(held));
         Ok(())
     }
 
-    fn report_outcome(&mut self, effect: &EffectId, vm: &VmId, incarnation: Incarnation, outcome: Outcome) {
-        use v1::order_outcome::Outcome as Wire;
-        let outcome = match outcome {
-            Outcome::Started => Wire::Running(v1::Running {}),
-            Outcome::NotRunning { detail, tried } => {
-                Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+    fn perform(&mut self, held: Held) {
+        match held {
+            Held::Start(order) => {
+                if let Some(failed) = self.hypervisor.tell(Job::Start(order)) {
+                    self.step(failed);
+                }
             }
-            Outcome::Refused(refusal) => {
-                let reason = match refusal {
-                    Refusal::StaleEpoch { .. } | Refusal::OtherBoot { .. } => v1::RefusalReason::StaleEpoch,
-                    Refusal::NoLease | Refusal::Left => v1::RefusalReason::NoLease,
-                    Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
-                    Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
-                };
-                Wire::Refused(v1::Refused { reason: reason.into(), detail: refusal.to_string() })
+            Held::Outcome { effect, vm, incarnation, outcome } => {
+                if let Some(replica) = self.ordered_by.remove(&effect) {
+                    let outcome = sessions::outcome(&effect, &vm, incarnation, outcome);
+                    self.outbox.to(replica, agent_message::Message::Outcome(outcome));
+                }
+                // An outcome that reaches nobody is asked for again by the next leader's order.
+                if self.ordered_by.len() > 4096 {
+                    self.ordered_by.clear();
+                }
             }
-        };
-        let message = v1::OrderOutcome {
-            effect: Some(effect.into()),
-            vm: vm.to_string(),
-            incarnation: incarnation.0,
-            outcome: Some(outcome),
-        };
-        if let Some(replica) = self.ordered_by.remove(effect) {
-            self.outbox.to(replica, agent_message::Message::Outcome(message));
-        }
-        // An outcome that reaches nobody is asked for again by the next leader's order.
-        if self.ordered_by.len() > 4096 {
-            self.ordered_by.clear();
+            Held::Report { to, messages } => {
+                for message in messages {
+                    match to {
+                        Some(replica) => self.outbox.to(replica, message),
+                        None => self.outbox.to_all(&message),
+                    }
+                }
+            }
         }
     }
 
@@ -516,14 +528,13 @@ impl GuardThread {
         self.published.held_until.store(held_until, Ordering::Release);
         self.published.without_since.store(without_since, Ordering::Release);
         self.told_held = held.then(|| self.told_held.unwrap_or_else(clock::now));
-        self.published.electorate.store(self.guard.electorate().version, Ordering::Release);
-        self.published.epoch.store(self.guard.epoch().0, Ordering::Release);
+        self.published.electorate.store(self.writer.known().electorate, Ordering::Release);
         self.published.alive_at.store(now.0, Ordering::Release);
-        self.published.shut_down.store(self.guard.shut_down(), Ordering::Release);
+        self.published.shut_down.store(self.writer.known().shut_down(&self.guard), Ordering::Release);
     }
 
     fn tend(&mut self) -> anyhow::Result<()> {
-        if self.guard.shut_down() {
+        if self.writer.known().shut_down(&self.guard) {
             self.keeper.let_go();
             return Ok(());
         }
@@ -532,7 +543,7 @@ impl GuardThread {
         self.keeper.tend(now, self.guard.may_pet(now), self.guard.timing().watchdog.0)?;
         self.notes.set_watchdog_trouble(self.keeper.trouble());
         if self.keeper.is_armed() != armed {
-            self.step(Input::WatchdogArmed(self.keeper.is_armed()))?;
+            self.step(Input::WatchdogArmed(self.keeper.is_armed()));
         }
         Ok(())
     }
@@ -560,6 +571,11 @@ impl GuardThread {
             self.told_found = version;
             self.outbox.to_all(&agent_message::Message::Findings(found));
         }
+        if self.writer.holds_report(None) {
+            // What is new by then follows it.
+            self.next_report = self.next_report.max(now.plus(TEND));
+            return;
+        }
         let Some(report) = self.whole_report() else {
             self.next_report = now.plus(Millis(1000));
             return;
@@ -568,27 +584,19 @@ impl GuardThread {
             return;
         }
         self.next_report = now.plus(REPORT_AGAIN);
-        self.outbox.to_all(&agent_message::Message::Report((&report).into()));
+        let messages = self.messages(&report);
         self.reported = Some(report);
-        if let Some(goodbye) = self.goodbye() {
-            self.outbox.to_all(&goodbye);
-        }
+        self.when_durable(Held::Report { to: None, messages });
     }
 
-    /// What a former process said, and still binds.
-    fn goodbye(&self) -> Option<agent_message::Message> {
-        self.guard.says_goodbye_again().then(|| {
+    /// A report, and what a former process said that still binds.
+    fn messages(&self, report: &AgentReport) -> Vec<agent_message::Message> {
+        let mut messages = vec![agent_message::Message::Report(report.into())];
+        if self.guard.says_goodbye_again() {
             let (boot_id, epoch) = (self.guard.boot().to_string(), self.guard.epoch().0);
-            agent_message::Message::Goodbye(v1::Goodbye {
-                kind: v1::GoodbyeKind::Shutdown.into(),
-                boot_id,
-                epoch,
-            })
-        })
+            let kind = v1::GoodbyeKind::Shutdown.into();
+            messages.push(agent_message::Message::Goodbye(v1::Goodbye { kind, boot_id, epoch }));
+        }
+        messages
     }
-}
-
-/// A span for the wire, which never says more than was asked.
-fn millis(span: u64) -> u32 {
-    u32::try_from(span).unwrap_or(u32::MAX)
 }

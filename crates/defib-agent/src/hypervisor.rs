@@ -178,7 +178,7 @@ impl Hypervisor {
         Self { drivers: drivers.into() }
     }
 
-    /// Hands a job over, and never waits. What the guard must hear at once, if a driver takes no more starts; a stop that
+    /// Hands a job over, and never waits. What the guard must hear at once, if a driver takes no more starts. A stop that
     /// it does not take is asked for again.
     #[must_use]
     pub fn tell(&self, job: Job) -> Option<Input> {
@@ -339,13 +339,7 @@ impl ProcessThread {
         match task {
             Task::Start(order) => self.starts.push_back(order),
             Task::Stop { vm, incarnation, votes } => {
-                let meant = |order: &StartOrder| order.vm == vm && order.incarnation <= incarnation;
-                for order in self.starts.iter().filter(|order| meant(order)) {
-                    let (vm, incarnation) = (order.vm.clone(), order.incarnation);
-                    let result = Err("it was to stop before it was begun".to_owned());
-                    tell(Input::StartFinished { vm, incarnation, result });
-                }
-                self.starts.retain(|order| !meant(order));
+                self.starts.retain(|order| order.vm != vm || order.incarnation > incarnation);
                 if self.driver.stop(&vm, incarnation) {
                     self.awaited.ask(vm, incarnation, votes, tell);
                 } else {

@@ -35,6 +35,7 @@ use crate::{
     process::ProcessDriver,
     sessions::{self, Outbox, SessionConfig},
     watchdog::{self, Keeper},
+    writer::{Known, Writer},
 };
 
 /// How long a shutdown waits for the VMs to end.
@@ -149,7 +150,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let boot = read_boot(&config.boot_id_file)?;
     let listener = bind(config.neighbour.listen).context("neighbour.listen")?;
     let store = Store::open(&config.state_dir)?;
-    let _lock = lock(&config.state_dir)?;
+    let lock = lock(&config.state_dir)?;
     let durable = store.read()?;
     let kept = store.read_places()?;
     let (places, warnings) = Places::settle(kept.clone(), boot, &mut config);
@@ -169,11 +170,18 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
 
     let timing = Timing::from(&Policy::default().lease);
     let epoch = durable.as_ref().map_or(0, |durable| durable.epoch.0);
+    let read = durable.clone();
     let guard =
         Guard::new(guard::Config { host: host.clone(), timing }, durable, hint, boot, crate::clock::now());
     let published = Arc::new(Published::default());
     published.epoch.store(epoch, Ordering::Release);
     let (handle, said) = guard_thread::handle()?;
+    let known = Known::at_start(&guard, read.as_ref());
+    let writer = Writer::start(handle.waker(), known, move |durable| {
+        // Held as long as anything may be written.
+        let _ = &lock;
+        store.write(durable)
+    })?;
     let to_guard = handle.clone();
     let tell: Tell = Arc::new(move |input| to_guard.input(input));
     let (processes, process_thread) = hypervisor::prepare(driver)?;
@@ -210,7 +218,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let keeper = Keeper::new(watchdog::open(&config.watchdog));
     let thread = GuardThread::new(
         guard,
-        store,
+        writer,
         hint_file,
         &handle,
         said,

@@ -6,13 +6,16 @@ use std::{
     time::Duration,
 };
 
-use defib_engine::guard::{Electorate, Input, Neighbour, Order, Timing, Verb};
-use defib_model::{BootId, Epoch, HostId, Incarnation, Millis, ReplicaId, VmId};
+use defib_engine::guard::{Electorate, Input, Neighbour, Order, Outcome, Refusal, Timing, Verb};
+use defib_model::{BootId, EffectId, Epoch, HostId, Incarnation, Millis, ReplicaId, VmId};
 use defib_pki::{PeerIdentity, server_name};
 use defib_rpc::{Connecting, channel};
 use defib_wire::{
     datagram::SessionSecret,
-    v1::{self, agent_control_client::AgentControlClient, agent_message, controller_message, order},
+    v1::{
+        self, agent_control_client::AgentControlClient, agent_message, controller_message, order,
+        order_outcome,
+    },
 };
 use rustls::ClientConfig;
 use tokio::{net::lookup_host, sync::mpsc, time::Instant};
@@ -39,6 +42,11 @@ pub struct Outbox {
 impl Outbox {
     fn senders(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, mpsc::Sender<v1::AgentMessage>>> {
         self.senders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session with a replica begins: from now on it can be written to.
+    pub(crate) fn open(&self, replica: ReplicaId, sender: mpsc::Sender<v1::AgentMessage>) {
+        self.senders().insert(replica, sender);
     }
 
     /// Writes to one replica, if it has a session.
@@ -140,7 +148,7 @@ async fn session(
         let Some(said) = said.message else { continue };
         if let controller_message::Message::Welcome(welcome) = &said {
             welcomed(replica, welcome, guard).await?;
-            outbox.senders().insert(replica, sender.clone());
+            outbox.open(replica, sender.clone());
             guard.say(Said::ReportWanted(replica));
             continue;
         }
@@ -245,4 +253,40 @@ fn to_order(order: v1::Order) -> anyhow::Result<Order> {
     };
     let boot = if order.boot_id.is_empty() { None } else { Some(BootId::parse(&order.boot_id)?) };
     Ok(Order { boot, epoch: Epoch(order.epoch), term: order.term, effect, verb })
+}
+
+/// How an order ended, for the wire.
+pub(crate) fn outcome(
+    effect: &EffectId,
+    vm: &VmId,
+    incarnation: Incarnation,
+    outcome: Outcome,
+) -> v1::OrderOutcome {
+    use order_outcome::Outcome as Wire;
+    let outcome = match outcome {
+        Outcome::Started => Wire::Running(v1::Running {}),
+        Outcome::NotRunning { detail, tried } => {
+            Wire::NotRunning(v1::NotRunning { detail, never_tried: !tried })
+        }
+        Outcome::Refused(refusal) => {
+            let reason = match refusal {
+                Refusal::StaleEpoch { .. } | Refusal::OtherBoot { .. } => v1::RefusalReason::StaleEpoch,
+                Refusal::NoLease | Refusal::Left => v1::RefusalReason::NoLease,
+                Refusal::StaleTerm { .. } => v1::RefusalReason::StaleTerm,
+                Refusal::StaleIncarnation { .. } => v1::RefusalReason::StaleIncarnation,
+            };
+            Wire::Refused(v1::Refused { reason: reason.into(), detail: refusal.to_string() })
+        }
+    };
+    v1::OrderOutcome {
+        effect: Some(effect.into()),
+        vm: vm.to_string(),
+        incarnation: incarnation.0,
+        outcome: Some(outcome),
+    }
+}
+
+/// A span for the wire, which never says more than was asked.
+pub(crate) fn millis(span: u64) -> u32 {
+    u32::try_from(span).unwrap_or(u32::MAX)
 }

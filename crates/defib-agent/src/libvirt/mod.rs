@@ -508,11 +508,7 @@ impl Driver {
     }
 
     fn stop_wanted(&mut self, vm: VmId, incarnation: Incarnation, votes: Arc<Votes>) {
-        let meant = |order: &StartOrder| order.vm == vm && order.incarnation <= incarnation;
-        for order in self.deferred.iter().filter(|order| meant(order)) {
-            self.finished(&vm, order.incarnation, Err("it was to stop before it was begun".into()));
-        }
-        self.deferred.retain(|order| !meant(order));
+        self.deferred.retain(|order| order.vm != vm || order.incarnation > incarnation);
         self.awaited.ask(vm.clone(), incarnation, votes, &self.tell);
         self.stop(vm, incarnation);
     }
