@@ -55,15 +55,14 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(steps.finish())
 }
 
-/// What takes by far the longest, though it mostly waits: the targets of this name, above all that with whole clusters.
-const LONGEST: &str = "it";
-
-/// The names of all test targets, in two parts that run beside each other: the longest, and all others. Without those
-/// that need a feature which is not on.
+/// The names of all test targets, in two parts that run beside each other: those of the package with whole clusters,
+/// which mostly wait, and all others. Of targets with the same name all are in the first. Without those that need a
+/// feature which is not on.
 fn lanes(metadata: &Value, features: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-    let mut names = BTreeSet::new();
+    let (mut clusters, mut others) = (BTreeSet::new(), BTreeSet::new());
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let package_name = package["name"].as_str().unwrap_or_default();
+        let lane = if package_name == "defib-tests" { &mut clusters } else { &mut others };
         let is_on = |feature: &Value| {
             let feature = format!("{package_name}/{}", feature.as_str().unwrap_or_default());
             features.split(',').any(|on| on == feature)
@@ -72,9 +71,10 @@ fn lanes(metadata: &Value, features: &str) -> (BTreeSet<String>, BTreeSet<String
         let tests = targets.filter(|target| target["kind"] == json!(["test"])).filter(|target| {
             target["required-features"].as_array().is_none_or(|required| required.iter().all(is_on))
         });
-        names.extend(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)));
+        lane.extend(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)));
     }
-    names.into_iter().partition(|name| name == LONGEST)
+    others.retain(|name| !clusters.contains(name));
+    (clusters, others)
 }
 
 /// As cargo takes them.
@@ -111,7 +111,7 @@ mod tests {
         let off = lanes(&metadata, "defib-export/kafka");
         assert_eq!(off, (set(&["it"]), set(&["tokens"])));
         let on = lanes(&metadata, "defib-export/kafka,defib-tests/kafka");
-        assert_eq!(on, (set(&["it"]), set(&["kafka", "tokens"])));
-        assert_eq!(named(&on.1), ["--test", "kafka", "--test", "tokens"]);
+        assert_eq!(on, (set(&["it", "kafka"]), set(&["tokens"])));
+        assert_eq!(named(&on.1), ["--test", "tokens"]);
     }
 }
