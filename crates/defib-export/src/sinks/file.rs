@@ -14,6 +14,9 @@ use super::{Line, SinkError};
 pub(super) struct FileSink {
     place: Place,
     open: Option<Open>,
+    /// The last line of a failed batch that stands in a file which was put aside: the batch comes again, the lines up
+    /// to this one must not.
+    passed: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -31,24 +34,36 @@ struct Open {
 
 impl FileSink {
     pub(super) const fn new(path: PathBuf, rotate_bytes: u64, keep: u32) -> Self {
-        Self { place: Place { path, rotate_bytes, keep }, open: None }
+        Self { place: Place { path, rotate_bytes, keep }, open: None, passed: None }
     }
 
     /// When it returns, the lines are on the disk.
     pub(super) async fn deliver(&mut self, lines: &[Line]) -> Result<(), SinkError> {
-        let texts: Vec<String> = lines.iter().map(|line| line.text.clone()).collect();
+        let mut texts: Vec<String> = lines.iter().map(|line| line.text.clone()).collect();
+        if let Some(at) =
+            self.passed.as_ref().and_then(|passed| texts.iter().rposition(|text| text == passed))
+        {
+            texts.drain(..=at);
+        }
         let (place, open) = (self.place.clone(), self.open.take());
-        let written = tokio::task::spawn_blocking(move || place.write(open, &texts)).await;
-        let failed = |error: &dyn std::fmt::Display| {
-            SinkError::new(format!("{} can't be written: {error}", self.place.path.display()))
-        };
+        let written = tokio::task::spawn_blocking(move || {
+            let mut aside = 0;
+            place.write(open, &texts, &mut aside).map_err(|error| (error, texts.drain(..aside).next_back()))
+        })
+        .await;
         match written {
             Ok(Ok(open)) => {
                 self.open = Some(open);
+                self.passed = None;
                 Ok(())
             }
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(error) => Err(failed(&error)),
+            Ok(Err((error, passed))) => {
+                if passed.is_some() {
+                    self.passed = passed;
+                }
+                Err(self.place.failed(&error))
+            }
+            Err(error) => Err(SinkError::new(format!("{}: {error}", self.place.path.display()))),
         }
     }
 
@@ -58,26 +73,40 @@ impl FileSink {
 }
 
 impl Place {
-    fn write(&self, open: Option<Open>, texts: &[String]) -> io::Result<Open> {
+    fn failed(&self, error: &io::Error) -> SinkError {
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                "make room on its file system"
+            }
+            _ => "mend the path, its permissions or the disk",
+        };
+        let path = self.path.display();
+        SinkError::new(format!(
+            "{path} can't be written: {error}; {remedy}: the events are kept, and it is tried again"
+        ))
+    }
+
+    /// Appends `texts`; `aside` is how many of them stand in files that were put aside, also when it fails. Of the
+    /// others nothing stands then.
+    fn write(&self, open: Option<Open>, texts: &[String], aside: &mut usize) -> io::Result<Open> {
         // Others may have moved the file away: then a new one is begun.
         let mut open = match open.filter(|open| self.is_still(&open.file)) {
             Some(open) => open,
             None => self.open()?,
         };
         let mut buffer = String::new();
-        for text in texts {
+        for (at, text) in texts.iter().enumerate() {
             let due = open.bytes.saturating_add((buffer.len() + text.len() + 1) as u64);
             if due > self.rotate_bytes && (open.bytes > 0 || !buffer.is_empty()) {
                 open.append(&mut buffer)?;
-                open.file.sync_data()?;
                 self.rotate()?;
+                *aside = at;
                 open = self.open()?;
             }
             buffer.push_str(text);
             buffer.push('\n');
         }
         open.append(&mut buffer)?;
-        open.file.sync_data()?;
         Ok(open)
     }
 
@@ -128,8 +157,12 @@ impl Place {
 }
 
 impl Open {
+    /// When it returns, all of it is on the disk, or nothing of it is in the file: it comes again from its beginning.
     fn append(&mut self, buffer: &mut String) -> io::Result<()> {
-        self.file.write_all(buffer.as_bytes())?;
+        if let Err(error) = self.file.write_all(buffer.as_bytes()).and_then(|()| self.file.sync_data()) {
+            self.file.set_len(self.bytes)?;
+            return Err(error);
+        }
         self.bytes = self.bytes.saturating_add(buffer.len() as u64);
         buffer.clear();
         Ok(())
@@ -157,5 +190,53 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) if folder != Path::new("") => File::open(folder)?.sync_all(),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigHandler, Signal, signal},
+    };
+
+    use super::*;
+
+    /// A limit on the size of files stands for a disk that is full: the kernel takes a part, then nothing more.
+    #[test]
+    fn of_a_batch_that_does_not_fit_nothing_stands_twice() {
+        const ROOM: u64 = 1 << 20;
+        #[expect(
+            unsafe_code,
+            reason = "the process must be told of the limit instead of being killed for it"
+        )]
+        // SAFETY: the signal is ignored, no handler runs.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.json");
+        let place = Place { path: path.clone(), rotate_bytes: 1 << 30, keep: 1 };
+        let texts: Vec<String> = (0..2048).map(|number| format!("{number:01023}")).collect();
+        let open = place.write(None, &texts[..10], &mut 0).unwrap();
+
+        let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, ROOM, hard).unwrap();
+        let error = place.write(Some(open), &texts[10..], &mut 0).unwrap_err();
+        let again = place.write(None, &texts[10..], &mut 0);
+        // The last line is larger than the room, those before it fill files that are put aside.
+        let turned = Place { path: directory.path().join("turned.json"), rotate_bytes: 200 << 10, keep: 9 };
+        let (mut many, mut aside) = (texts[..250].to_vec(), 0);
+        many.push("x".repeat(2 << 20));
+        let too_large = turned.write(None, &many, &mut aside);
+        setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+        assert!(again.is_err());
+        assert!(too_large.is_err());
+        assert_eq!((aside, fs::metadata(&turned.path).unwrap().len()), (250, 0));
+        let said = place.failed(&error).to_string();
+        assert!(said.contains("events.json") && said.contains("make room"), "{said}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 10 << 10, "nothing of what failed");
+
+        place.write(None, &texts[10..], &mut 0).unwrap();
+        let lines: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+        assert_eq!(lines, texts);
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use defib_export::formats::MAPPING;
 use defib_model::{
     EventSeq,
     export::{Format, SinkTls, Target},
@@ -147,7 +148,7 @@ async fn a_message_has_all_its_parts() {
         "id=\"demo-14-",
         "sequence=\"14\"",
         "cause=\"13\"",
-        "] CEF:0|Defib|Defib|2|fence-failed|",
+        &format!("] CEF:0|Defib|Defib|{MAPPING}|fence-failed|"),
     ] {
         assert!(fence.contains(part), "{part}: {fence}");
     }
