@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 pub enum DurableError {
     /// The file can't be read or written.
     #[error(
-        "{path}: {source}; the agent keeps what it must never forget there: mend the disk or its permissions"
+        "{path} can't be read or written; the agent keeps what it must never forget there: mend the disk or its permissions"
     )]
     Io {
         /// Which file.

@@ -14,7 +14,9 @@ const REBUILD: &str = "stop here; this replica must be rebuilt from its peers: m
 #[non_exhaustive]
 pub enum ConsensusError {
     /// An operation on a file failed. Whether it took effect is unknown, so the process must end.
-    #[error("{operation} of {file} failed; the process must end and be started again")]
+    #[error(
+        "{operation} of {file} failed; mend the path, its permissions or the disk, then start the replica again"
+    )]
     Disk {
         /// The operation, such as `write` or `rename`.
         operation: &'static str,

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use defib_engine::{
@@ -40,6 +41,8 @@ use crate::{
 
 /// Messages that may wait for one agent; more, and its session is ended so that it begins anew.
 const QUEUE: usize = 1024;
+/// How long an agent may take to say who it is: sessions that never begin must not pile up.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a boot must have been turned away for it to be no machine that has just booted, but one beside another.
 const TURNED_AWAY_FOR: Millis = Millis(10_000);
@@ -428,9 +431,10 @@ impl AgentControl for AgentService {
         let host = host_of(&request)?;
         let certificate = request.extensions().get::<Caller>().and_then(|caller| caller.certificate.clone());
         let mut incoming = request.into_inner();
-        let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) =
-            incoming.next().await
-        else {
+        let first = tokio::time::timeout(HELLO_WITHIN, incoming.next()).await.map_err(|_| {
+            Status::deadline_exceeded(format!("a session begins with hello, within {HELLO_WITHIN:?}"))
+        })?;
+        let Some(Ok(v1::AgentMessage { message: Some(agent_message::Message::Hello(hello)) })) = first else {
             return Err(Status::invalid_argument("a session begins with hello"));
         };
         if hello.host != host.as_str() {

@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod operator;
 mod pace;
 mod peers;
+mod prepared;
 mod probes;
 pub mod proposals;
 pub mod run;

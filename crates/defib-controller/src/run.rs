@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use defib_act::Power;
-use defib_bmc::Trust;
 use defib_consensus::{
     driver::{Driver, DriverConfig},
     replica::ReplicaConfig,
@@ -17,8 +16,7 @@ use defib_observe::{
     heartbeats::{Heartbeats, granted, listen as listen_heartbeats},
 };
 use defib_pki::{
-    ClientCertificates, ClientTls, ClusterAuthority, ClusterName, Credentials, PeerIdentity, ServerTls,
-    peer_identity_from_der,
+    ClientCertificates, ClientTls, ClusterName, Credentials, PeerIdentity, ServerTls, peer_identity_from_der,
 };
 use defib_rpc::{Incoming, bind, keep_renewed};
 use defib_wire::v1::{
@@ -40,11 +38,11 @@ use crate::{
     etcd,
     export::{Board, Export},
     fencing_tests, forgeries, insecure,
-    join::Joining,
     members::{Members, peer_addresses},
     metrics::{self, Meter},
     operator::OperatorService,
     peers::{PeerService, Peers},
+    prepared::Prepared,
     sessions::Session,
     webhooks,
 };
@@ -78,19 +76,8 @@ fn peer_tls(credentials: &Credentials, cluster: &ClusterName) -> anyhow::Result<
 /// # Errors
 /// Why it can't start, or can't go on: the process ends, and its supervisor starts it again.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let cluster = config.cluster_name()?;
-    let credentials = Credentials::load(&config.tls, wall())?;
     let me = ReplicaId(config.replica);
-    anyhow::ensure!(
-        *credentials.cluster() == cluster,
-        "the certificate belongs to cluster {}, the configuration to {cluster}",
-        credentials.cluster()
-    );
-    anyhow::ensure!(
-        *credentials.identity() == PeerIdentity::Replica(me),
-        "the certificate is that of {}, but the configuration says replica {me}",
-        credentials.identity()
-    );
+    let Prepared { cluster, credentials, bmc_authority, joining } = Prepared::of(&config)?;
     tokio::spawn(keep_renewed(credentials.clone(), config.tls.clone(), drop)?);
     let signing_key = config.events.key()?;
     let clock = Clock::start();
@@ -154,17 +141,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let certificates = Arc::new(Certificates::new(credentials.clone()));
     let (name, shown) = (config.cluster.clone(), Arc::clone(&certificates));
     let agents = Arc::new(Agents::new(me.0, name, udp, heartbeats.instructor(), shown, clock));
-    let authority = match &config.bmc_authority {
-        Some(path) => {
-            let pem = std::fs::read(path).with_context(|| format!("bmc-authority: {}", path.display()))?;
-            Some(
-                Trust::ca_from_pem(&pem)
-                    .map_err(|why| anyhow::anyhow!("bmc-authority: {}: {why}", path.display()))?,
-            )
-        }
-        None => None,
-    };
-    let power = Arc::new(Power::new(authority, config.fence_agents.clone()));
+    let power = Arc::new(Power::new(bmc_authority, config.fence_agents.clone()));
     let election = config.raft.election();
     let runtime = tokio::runtime::Handle::current();
     let effects = Effects::new(
@@ -236,9 +213,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
             .add_service(OperatorServer::new(operator).max_decoding_message_size(64 << 20)),
         Incoming::accept(control, tls, cluster.clone(), "control"),
     ));
-    if let (Some(listener), Some(section)) = (join, &config.join) {
-        let joining = Arc::new(Joining::new(ClusterAuthority::load(&section.pki_dir)?));
-        let service = AgentService::new(core.clone(), Arc::clone(&agents), Some(joining));
+    if let (Some(listener), Some(joining)) = (join, joining) {
+        let service = AgentService::new(core.clone(), Arc::clone(&agents), Some(Arc::new(joining)));
         let tls = ServerTls::build(&credentials, ClientCertificates::Optional, &[b"h2"])?;
         tokio::spawn(serve(
             Server::builder().add_service(AgentControlServer::new(service)),
@@ -342,20 +318,14 @@ fn start_log(
     Driver::start(driver, sink).with_context(|| format!("data-dir {}", config.data_dir.display()))
 }
 
-/// Checks everything that can be checked without starting: certificates, addresses, the directory.
+/// Checks everything that can be checked without starting: all that the configuration names is read and compared, as
+/// [`run`] does first.
 ///
 /// # Errors
 /// What is wrong and what to do.
 pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
-    let credentials = Credentials::load(&config.tls, wall())?;
-    let mut notes = vec![format!("certificate: {}", credentials.identity())];
-    if *credentials.identity() != PeerIdentity::Replica(ReplicaId(config.replica)) {
-        anyhow::bail!(
-            "tls.certificate is that of {}, not of replica {}",
-            credentials.identity(),
-            config.replica
-        );
-    }
+    let prepared = Prepared::of(config)?;
+    let mut notes = vec![format!("certificate: {}", prepared.credentials.identity())];
     if let Some(key) = config.events.key()? {
         notes.push(format!("events: the chain is signed with key {}", key.public().id()));
     }
@@ -370,7 +340,6 @@ pub fn check(config: &Config) -> anyhow::Result<Vec<String>> {
         notes.push(format!("etcd: {} at {}", etcd.prefix, etcd.endpoints.join(", ")));
     }
     if let Some(join) = &config.join {
-        ClusterAuthority::load(&join.pki_dir)?;
         notes.push(format!("join: tokens are honoured with {}", join.pki_dir.display()));
     }
     let listening: Vec<SocketAddr> = [config.listen.peers, config.listen.control]

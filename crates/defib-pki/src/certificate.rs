@@ -185,7 +185,10 @@ pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Pk
 pub(crate) fn chain_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("is not PEM: {error}"))?;
+        // What the parser says quotes the bytes that it missed, as numbers.
+        .map_err(|_| {
+            "is no whole PEM file: copy it again from where it was made, or have it issued anew".to_owned()
+        })?;
     if chain.is_empty() { Err("holds no certificate".to_owned()) } else { Ok(chain) }
 }
 

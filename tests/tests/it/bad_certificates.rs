@@ -174,3 +174,38 @@ async fn a_certificate_of_another_cluster_or_a_key_that_others_may_read_is_refus
     assert_eq!(rig.json(&["status"]).await["paused"], false);
     rig.assert_calm();
 }
+
+#[tokio::test]
+async fn what_a_replica_can_not_start_with_is_found_by_its_check_and_before_anything_is_written() {
+    let mut rig = Rig::small().await;
+    let text = fs::read_to_string(rig.path("replica-2/replica.yaml")).unwrap();
+    let (data, fresh) = (rig.path("replica-2/data"), rig.path("fresh-data"));
+    let text = text.replace(data.to_str().unwrap(), fresh.to_str().unwrap());
+    let no_pem = rig.write("no.pem", "nothing\n").display().to_string();
+    let join = |directory: &str| format!("join: {{ pki-dir: \"{directory}\" }}\n");
+    let with_join = text.replacen("listen:\n", "listen:\n  join: \"127.0.0.1:1\"\n", 1);
+    for (name, text, wanted) in [
+        (
+            "cluster",
+            text.replacen("cluster: demo", "cluster: other", 1),
+            ["cluster: this file says other", "pki issue"],
+        ),
+        ("replica", text.replacen("replica: 2", "replica: 3", 1), ["replica: this file says 3", "replica/2"]),
+        (
+            "missing",
+            format!("{text}bmc-authority: \"/nowhere/ca.pem\"\n"),
+            ["bmc-authority: /nowhere/ca.pem", "leave it out"],
+        ),
+        ("no-pem", format!("{text}bmc-authority: \"{no_pem}\"\n"), ["no.pem", "leave it out"]),
+        ("join", format!("{with_join}{}", join("/nowhere")), ["join.pki-dir: /nowhere", "defib pki init"]),
+    ] {
+        let config = rig.write(&format!("{name}.yaml"), &text).display().to_string();
+        for command in [&["check-config"][..], &[]] {
+            let all = ["--config", config.as_str()].into_iter().chain(command.iter().copied());
+            let told = run("defibd", all).await.failed(1);
+            assert!(wanted.iter().all(|part| told.contains(part)), "{name}: {told}");
+        }
+    }
+    assert!(!fresh.exists(), "nothing was written");
+    rig.assert_calm();
+}
