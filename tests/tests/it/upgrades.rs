@@ -12,6 +12,8 @@ use crate::{
 };
 
 const HELD: &str = "highest-cluster-version: 1\n";
+/// What a cluster goes on to whose replicas are all of this release.
+const NEW: u32 = ClusterVersion::NEWEST.0;
 
 /// Takes the line that holds a replica back out of its file, or puts it in.
 fn hold(rig: &Rig, id: u64, held: bool) {
@@ -38,7 +40,8 @@ async fn an_older_release_holds_the_cluster_back_until_it_is_upgraded_and_then_c
     })
     .await;
     wait_for_version(&rig, 1).await;
-    rig.wait_for(&["status"], "the cluster is at version 1, and 2 waits for r3 (up to 1)").await;
+    rig.wait_for(&["status"], &format!("the cluster is at version 1, and {NEW} waits for r3 (up to 1)"))
+        .await;
     // What only newer releases could read is not written.
     host(&rig, "h2").admin.tell(&power_off()).await.unwrap();
     rig.cluster.plug_out("h1", false).await.unwrap();
@@ -49,8 +52,8 @@ async fn an_older_release_holds_the_cluster_back_until_it_is_upgraded_and_then_c
     rig.cluster.kill_replica(3);
     hold(&rig, 3, false);
     rig.cluster.restart_replica(3).unwrap();
-    wait_for_version(&rig, 2).await;
-    rig.wait_for(&["events"], "cluster version 2 is in force").await;
+    wait_for_version(&rig, NEW.into()).await;
+    rig.wait_for(&["events"], &format!("cluster version {NEW} is in force")).await;
     rig.wait_for_not(&["status"], "waits for r3").await;
     rig.wait_for(&["events"], "host h2: its BMC tells").await;
     assert!(rig.events().await.iter().any(|event| told(&event.kind)));
@@ -60,7 +63,8 @@ async fn an_older_release_holds_the_cluster_back_until_it_is_upgraded_and_then_c
     hold(&rig, 3, true);
     let config = rig.path("replica-3/replica.yaml").display().to_string();
     let why = run("defibd", ["--config", &config]).await.failed(1);
-    assert!(why.contains("the cluster is at version 2, and this replica supports 1 at most"), "{why}");
+    let wanted = format!("the cluster is at version {NEW}, and this replica supports 1 at most");
+    assert!(why.contains(&wanted), "{why}");
     hold(&rig, 3, false);
     rig.cluster.restart_replica(3).unwrap();
     restore(&rig.cluster, "h1", AMPLE).await.unwrap();

@@ -124,7 +124,7 @@ async fn beat(directory: &Path, kafka: String) -> anyhow::Result<()> {
     options.bus = Some(kafka);
     let mut cluster = Cluster::start(options).await?;
     cluster.settle(AMPLE).await?;
-    wait_for_more(&cluster, "defib_bus_records_total{result=\"known\"}", 30.0).await?;
+    wait_for_more(&cluster, "defib_bus_records_total{result=\"counted\"}", 30.0).await?;
     assert_eq!(cluster.fallen_replicas(), Vec::<String>::new());
     Ok(())
 }

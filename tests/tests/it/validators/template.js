@@ -40,7 +40,10 @@ const check = (value, mapping, path) => {
   }
   if (path !== 'defib' && !path.startsWith('defib.')) asShipped(path, mapping);
 };
+// Set by who receives events, not by us.
+const ingested = 'event.ingested';
 const unused = (mapping, path) => {
+  if (path === ingested) { used.add(path); asShipped(path, mapping); }
   if (path && !used.has(path)) problems.add(`${path} is mapped, and no event has it`);
   for (const key of Object.keys(mapping.properties || {})) unused(mapping.properties[key], path ? `${path}.${key}` : key);
 };
