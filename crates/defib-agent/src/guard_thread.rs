@@ -1,8 +1,7 @@
 //! The thread that owns the guard and the heartbeats.
 //!
 //! One beat per interval to every replica on every path; acknowledgements come back on the same sockets. What the
-//! guard wants is performed here, in order, but for what has to be durable first: the disk is waited for by the
-//! [`writer`](crate::writer), and nothing else waits with it.
+//! guard wants is performed here, in order. What has to be durable first waits alone, in the [`writer`](crate::writer).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -484,9 +483,8 @@ impl GuardThread {
     fn perform(&mut self, held: Held) {
         match held {
             Held::Start(order) => {
-                if let Some(failed) = self.hypervisor.tell(Job::Start(order)) {
-                    self.step(failed);
-                }
+                let failed = self.hypervisor.tell(Job::Start(order));
+                failed.into_iter().for_each(|failed| self.step(failed));
             }
             Held::Outcome { effect, vm, incarnation, outcome } => {
                 if let Some(replica) = self.ordered_by.remove(&effect) {

@@ -178,8 +178,8 @@ impl Hypervisor {
         Self { drivers: drivers.into() }
     }
 
-    /// Hands a job over, and never waits. What the guard must hear at once, if a driver takes no more starts. A stop that
-    /// it does not take is asked for again.
+    /// Hands a job over, and never waits. Returns what the guard must hear at once, if a driver takes no more starts. A
+    /// stop that it does not take is asked for again.
     #[must_use]
     pub fn tell(&self, job: Job) -> Option<Input> {
         match job {
@@ -227,6 +227,11 @@ impl Awaited {
         if let Some((incarnation, votes, _)) = self.0.remove(vm) {
             votes.give(vm, incarnation, incarnation <= up_to, tell);
         }
+    }
+
+    /// Whether somebody waits for the end of this VM.
+    pub(crate) fn waits(&self, vm: &VmId) -> bool {
+        self.0.contains_key(vm)
     }
 
     /// It is not certain that a VM does not run.

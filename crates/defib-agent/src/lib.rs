@@ -2,8 +2,8 @@
 //!
 //! One thread owns the guard ([`defib_engine::guard::Guard`]) and the heartbeat sockets: it decides nothing itself, it
 //! reads the clock, sends, receives, and performs what the guard wants, in order. Another owns the VMs
-//! ([`hypervisor`]), a third one waits for the disk ([`writer`]). Sessions with the replicas and the neighbours' question run on tokio beside them, so that
-//! no slow peer delays a heartbeat or a stop.
+//! ([`hypervisor`]), a third one waits for the disk ([`writer`]). Sessions with the replicas and the neighbours'
+//! question run on tokio beside them, so that no slow peer delays a heartbeat or a stop.
 
 pub mod bus;
 pub mod clock;

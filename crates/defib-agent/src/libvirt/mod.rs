@@ -553,7 +553,9 @@ impl Driver {
             let came = self.stopping.remove(&vm).is_none_or(|stopping| stopping.comes);
             let certain = match result {
                 Ok(certain) => {
-                    if certain && self.held.get(&vm).is_some_and(|held| held.incarnation <= incarnation) {
+                    // Where nobody waits any more, the next look tells that it has ended.
+                    let ended = certain && self.awaited.waits(&vm);
+                    if ended && self.held.get(&vm).is_some_and(|held| held.incarnation <= incarnation) {
                         self.held.remove(&vm);
                     }
                     certain

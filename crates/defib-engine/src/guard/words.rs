@@ -368,10 +368,10 @@ impl Outcome {
     }
 }
 
-/// What a guard wants done, in this order. What follows a `Persist`, in this list or a later one, waits until that is on the
-/// disk, but for stops and questions to neighbours, which are safe whatever is forgotten. When it fails, the shell
-/// performs nothing of what waits for it and ends the process: the next one begins with what is on the disk. Stops for a
-/// lost lease never stand behind one.
+/// What a guard wants done, in this order. What follows a `Persist`, in this list or a later one, waits until that is
+/// on the disk, but for stops and questions to neighbours, which are safe whatever is forgotten. When it fails, the
+/// shell performs nothing of what waits for it and ends the process: the next one begins with what is on the disk.
+/// Stops for a lost lease never stand behind one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Write this crash-safely (write, fsync, rename, fsync of the folder) before what follows, but for stops.

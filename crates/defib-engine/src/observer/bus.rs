@@ -13,7 +13,6 @@
 //! the host lived then, but for what a producer holds back. And when a record behind a mark was read, in order, then
 //! all that the bus took before that mark was read. A partition from which nothing comes thus proves nobody's silence:
 //! be the bus dead, be it behind, be it that producers can't reach it. Votes are withheld.
-
 //!
 //! Whoever writes numbers beats by the clock of the host's boot. Hosts tell that clock on paths, where nobody else can
 //! speak for them, so a number that it can't have reached yet is refused: it would make all true ones old.
