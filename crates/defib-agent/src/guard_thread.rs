@@ -377,6 +377,7 @@ impl GuardThread {
         }
         let sent_at = clock::now();
         let known = *self.writer.known();
+        let times = known.or_longer(self.guard.timing());
         // Neighbours who asked before were told that there is no lease: the claim begins after that.
         let told_held_ms = self.told_held.map_or(0, |since| sent_at.since(since).0);
         self.sent[usize::try_from(sequence).unwrap_or(0) % SENT] = (sequence, sent_at);
@@ -384,7 +385,6 @@ impl GuardThread {
         for (replica, session) in &mut self.sessions {
             for path in &session.paths {
                 let Some(beat) = self.guard.beat(sent_at, *replica, sequence, path.number) else { return };
-                let times = known.or_longer(self.guard.timing());
                 let message = Heartbeat {
                     boot_hi: u64::try_from(beat.boot.0 >> 64).unwrap_or(0),
                     boot_lo: u64::try_from(beat.boot.0 & u128::from(u64::MAX)).unwrap_or(0),

@@ -74,31 +74,29 @@ impl Notes {
 
     /// Why the hypervisor's service answers nothing now; empty: it does. Whether that is another thing than before.
     pub fn set_trouble(&self, why: &str) -> bool {
-        let mut held = self.held();
-        if held.found.trouble == why {
-            return false;
-        }
-        held.found.trouble = why.to_owned();
-        held.found_version += 1;
-        true
+        self.say(|found| &mut found.trouble, why)
     }
 
     /// Why the watchdog that is configured is not armed; empty: it is.
     pub fn set_watchdog_trouble(&self, why: &str) {
-        let mut held = self.held();
-        if held.found.watchdog_trouble != why {
-            held.found.watchdog_trouble = why.to_owned();
-            held.found_version += 1;
-        }
+        self.say(|found| &mut found.watchdog_trouble, why);
     }
 
     /// What is reached without TLS, and what that lets others do.
     pub fn set_insecure(&self, what: &str) {
+        self.say(|found| &mut found.insecure, what);
+    }
+
+    /// Whether that is another thing than before.
+    fn say(&self, about: fn(&mut v1::HostFindings) -> &mut String, words: &str) -> bool {
         let mut held = self.held();
-        if held.found.insecure != what {
-            held.found.insecure = what.to_owned();
-            held.found_version += 1;
+        let said = about(&mut held.found);
+        if said == words {
+            return false;
         }
+        words.clone_into(said);
+        held.found_version += 1;
+        true
     }
 
     /// Which certificate new connections are shown: sessions last for longer than certificates, and whoever holds one

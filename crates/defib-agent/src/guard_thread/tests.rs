@@ -137,6 +137,16 @@ impl Host {
         host
     }
 
+    /// Settled, and then ordered to start a VM while the disk stalls.
+    fn stalled(directory: &FilePath) -> Self {
+        let mut host = Self::settled(directory);
+        host.told();
+        host.gate.change(|disk| disk.stalls = true);
+        host.order_start();
+        host.gate.wait_for(|disk| disk.writing);
+        host
+    }
+
     /// Takes one beat, and grants the lease in answer.
     fn beat(&mut self) -> Heartbeat {
         let mut buffer = [0; DATAGRAM_LEN];
@@ -205,11 +215,7 @@ impl Host {
 #[test]
 fn while_the_disk_stalls_beats_go_on_and_nothing_is_done_that_a_crash_would_forget() {
     let directory = tempfile::tempdir().unwrap();
-    let mut host = Host::settled(directory.path());
-    host.told();
-    host.gate.change(|disk| disk.stalls = true);
-    host.order_start();
-    host.gate.wait_for(|disk| disk.writing);
+    let mut host = Host::stalled(directory.path());
     let alive = host.published.alive_at.load(Ordering::Acquire);
     for beat in host.beats_from_now(50) {
         assert_eq!(beat.epoch, 1, "the next process would know no other");
@@ -236,11 +242,7 @@ fn while_the_disk_stalls_beats_go_on_and_nothing_is_done_that_a_crash_would_forg
 #[test]
 fn a_stop_waits_for_no_disk_and_the_start_that_did_is_never_performed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut host = Host::settled(directory.path());
-    host.told();
-    host.gate.change(|disk| disk.stalls = true);
-    host.order_start();
-    host.gate.wait_for(|disk| disk.writing);
+    let mut host = Host::stalled(directory.path());
     host.order(11, Verb::Burn { vm: vm(), incarnation: Incarnation(3) });
     let Ok(Task::Stop { incarnation, votes, .. }) = host.tasks.recv_timeout(PATIENCE) else {
         panic!("no stop")

@@ -77,9 +77,12 @@ impl Table {
         found
     }
 
-    /// What of these is left.
-    fn left<'a>(&'a self, known: &'a BTreeSet<(i32, u64)>) -> impl Iterator<Item = (i32, u64)> + 'a {
-        self.all.iter().map(|stat| (stat.pid, stat.start)).filter(|one| known.contains(one))
+    /// Kills what is left of a VM; `known` is what was seen of it, and is from now on. Whether nothing is left.
+    fn press(&self, vm: &VmId, record: Record, known: &mut BTreeSet<(i32, u64)>) -> bool {
+        let left = self.all.iter().map(|stat| (stat.pid, stat.start)).filter(|one| known.contains(one));
+        *known = left.chain(self.belongings(vm, record)).collect();
+        kill_all(record, known);
+        known.is_empty()
     }
 }
 
@@ -122,13 +125,10 @@ impl ProcessDriver {
         let mut known = BTreeSet::new();
         for _ in 0..200 {
             bury(record);
-            let table = self.table(std::iter::once(record));
-            known = table.left(&known).chain(table.belongings(vm, record)).collect();
-            if known.is_empty() {
+            if self.table(std::iter::once(record)).press(vm, record, &mut known) {
                 let _ = fs::remove_file(self.record_file(vm));
                 return true;
             }
-            kill_all(record, &known);
             let _ = nix::poll::poll(&mut [], 5_u8);
         }
         false
@@ -172,9 +172,7 @@ impl ProcessDriver {
         // First all are killed, and only then is waited.
         for (vm, record) in all {
             let Some(ending) = self.ending.get_mut(&vm) else { continue };
-            ending.known = table.left(&ending.known).chain(table.belongings(&vm, record)).collect();
-            if !ending.known.is_empty() {
-                kill_all(record, &ending.known);
+            if !table.press(&vm, record, &mut ending.known) {
                 continue;
             }
             let by_itself = ending.by_itself;
