@@ -438,10 +438,17 @@ pub fn check_host_and_port(text: &str) -> Result<(), String> {
     }
 }
 
+/// The parts of a URL: its scheme, or nothing; what to connect to; and what to ask for there, with all that is behind.
+#[must_use]
+pub fn url_parts(url: &str) -> (&str, &str, &str) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    (scheme, authority, path)
+}
+
 /// A URL to be shown, without what may be secret in it: a password before the host, a path, a token after a `?`.
 fn origin(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (scheme, authority, path) = url_parts(url);
     let authority =
         authority.rsplit_once('@').map_or_else(|| authority.into(), |(_, place)| format!("…@{place}"));
     let path = if path.trim_start_matches('/').is_empty() { "" } else { "/…" };

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use defib_model::export::SinkTls;
+use defib_model::export::{SinkTls, url_parts};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -62,8 +62,7 @@ pub(super) fn sensitive(text: &str) -> Result<HeaderValue, SinkError> {
 
 /// Splits a URL into what to connect to and what to ask for. The policy has checked it.
 pub(super) fn split(url: &str) -> (String, String) {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (_, authority, path) = url_parts(url);
     let path = path.split('#').next().unwrap_or_default();
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     (authority.to_owned(), path)

@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String};
 
-use super::{EventsPolicy, Target, origin};
+use super::{EventsPolicy, Target, origin, url_parts};
 use crate::address::{check_secure, exposed};
 
 impl EventsPolicy {
@@ -42,17 +42,11 @@ impl Target {
         let (one, more): (Option<&str>, &[String]) = match self {
             Self::File { .. } | Self::Stdout => (None, &[]),
             Self::Syslog { address, .. } => (Some(address), &[]),
-            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => (Some(authority(url)), &[]),
+            Self::SplunkHec { url, .. } | Self::Webhook { url, .. } => (Some(url_parts(url).1), &[]),
             Self::Kafka { brokers, .. } => (None, brokers),
         };
         one.into_iter().chain(more.iter().map(String::as_str))
     }
-}
-
-/// What a URL is reached at.
-fn authority(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
 /// What stands behind a `?` is often a token, and a policy is no place for one: whoever may look reads it.
