@@ -74,18 +74,7 @@ fn story(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let slots = [1, 2, 3].map(|number| observer.watch(now, &host(number), view.clone()));
     for slot in slots {
         // Heard once, so that the clock of its boot is known.
-        let beat = Beat {
-            boot: boots[0],
-            sequence: 1,
-            epoch: Epoch(1),
-            path: 0,
-            lease_held_ms: 0,
-            vm_digest: 0,
-            echo: None,
-            electorate: 0,
-            watchdog: Millis::ZERO,
-            answer_freshness: Millis::ZERO,
-        };
+        let beat = Beat::bare(boots[0], 1, Epoch(1));
         let _ = observer.heartbeat(now, slot, &beat);
         observer.tells_time(now, slot, boots[0], now);
     }

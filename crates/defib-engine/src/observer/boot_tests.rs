@@ -1,6 +1,6 @@
 use alloc::vec::Vec;
 
-use defib_model::{BootId, Epoch, Millis, Opinion, Policy, ReplicaId};
+use defib_model::{BootId, Epoch, Opinion, Policy, ReplicaId};
 
 use super::{
     Beat, HostView, Observer,
@@ -12,18 +12,7 @@ fn a_late_datagram_of_a_former_boot_counts_for_nothing() {
     let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
     observer.caught_up(MS(0));
     let slot = observer.watch(MS(0), &host("h"), view());
-    let beat = |boot, sequence| Beat {
-        boot: BootId(boot),
-        sequence,
-        epoch: Epoch(1),
-        path: 0,
-        lease_held_ms: 0,
-        vm_digest: 0,
-        echo: None,
-        electorate: 0,
-        watchdog: Millis::ZERO,
-        answer_freshness: Millis::ZERO,
-    };
+    let beat = |boot, sequence| Beat::bare(BootId(boot), sequence, Epoch(1));
     assert!(observer.heartbeat(MS(1), slot, &beat(1, 100)).ack().is_some());
     observer.watch(MS(2), &host("h"), HostView { boot: Some(BootId(2)), ..view() });
     assert!(observer.heartbeat(MS(2), slot, &beat(2, 1)).ack().is_some(), "a new boot counts from 1");

@@ -267,18 +267,7 @@ fn five_percent_loss_at_20_ms_beats_brings_no_vote_in_an_hour() {
 fn a_heartbeat_is_granted_only_by_a_caught_up_observer_and_in_the_current_epoch() {
     let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
     let slot = observer.watch(MS(0), &host("h"), view());
-    let beat = |sequence, epoch| Beat {
-        boot: BootId(1),
-        sequence,
-        epoch: Epoch(epoch),
-        path: 0,
-        lease_held_ms: 0,
-        vm_digest: 0,
-        echo: None,
-        electorate: 0,
-        watchdog: Millis::ZERO,
-        answer_freshness: Millis::ZERO,
-    };
+    let beat = |sequence, epoch| Beat::bare(BootId(1), sequence, Epoch(epoch));
     assert!(!observer.heartbeat(MS(1), slot, &beat(1, 1)).ack().unwrap().granted, "not caught up");
     observer.caught_up(MS(2));
     assert!(observer.heartbeat(MS(3), slot, &beat(2, 1)).ack().unwrap().granted);
@@ -294,18 +283,7 @@ fn a_boot_that_was_not_let_in_is_heard_and_granted_nothing() {
     let mut observer = Observer::new(ReplicaId(1), 1, &Policy::default(), MS(0));
     observer.caught_up(MS(0));
     let slot = observer.watch(MS(0), &host("h"), view());
-    let beat = |boot, sequence, epoch| Beat {
-        boot: BootId(boot),
-        sequence,
-        epoch: Epoch(epoch),
-        path: 0,
-        lease_held_ms: 0,
-        vm_digest: 0,
-        echo: None,
-        electorate: 0,
-        watchdog: Millis::ZERO,
-        answer_freshness: Millis::ZERO,
-    };
+    let beat = |boot, sequence, epoch| Beat::bare(BootId(boot), sequence, Epoch(epoch));
     assert!(observer.heartbeat(MS(1), slot, &beat(1, 1, 1)).ack().unwrap().granted);
     assert!(
         !observer.heartbeat(MS(2), slot, &beat(2, 1, 1)).ack().unwrap().granted,

@@ -34,6 +34,23 @@ pub struct Beat {
 }
 
 impl Beat {
+    /// One that tells that a boot lives in an epoch, and nothing else: neither a lease nor what its sender has heard.
+    #[must_use]
+    pub const fn bare(boot: BootId, sequence: u64, epoch: Epoch) -> Self {
+        Self {
+            boot,
+            sequence,
+            epoch,
+            path: 0,
+            lease_held_ms: 0,
+            vm_digest: 0,
+            echo: None,
+            electorate: 0,
+            watchdog: Millis::ZERO,
+            answer_freshness: Millis::ZERO,
+        }
+    }
+
     /// What a process of an agent that begins at `now`, by the clock of its boot, counts its beats on from: more than
     /// any beat of a former process of the boot had, at less than a beat each microsecond. From 0 it would be taken
     /// for a repetition until it had sent as many as they.

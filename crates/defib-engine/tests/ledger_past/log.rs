@@ -137,6 +137,10 @@ impl Log {
     }
 
     pub(crate) fn report(&mut self, name: &str, boot: BootId, vms: &[VmReport]) {
+        self.report_noting(name, boot, vms, HostNote::default());
+    }
+
+    pub(crate) fn report_noting(&mut self, name: &str, boot: BootId, vms: &[VmReport], note: HostNote) {
         let (host, epoch, vms) = (host(name), self.epoch(name), vms.to_vec());
         self.apply(Command::AgentReported(AgentReport {
             host,
@@ -144,7 +148,7 @@ impl Log {
             epoch,
             watchdog_armed: false,
             vms,
-            note: HostNote::default(),
+            note,
         }));
     }
 

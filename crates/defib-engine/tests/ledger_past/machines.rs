@@ -1,7 +1,7 @@
 //! Which machine a host is: one of another machine is no reboot.
 
 use defib_engine::ledger::Standing;
-use defib_model::{BootId, ClusterVersion, Command, HostNote, Opinion, ReplicaId, command::AgentReport};
+use defib_model::{BootId, ClusterVersion, Command, HostNote, Opinion, ReplicaId};
 
 use crate::log::{A, B, Log, host};
 
@@ -11,16 +11,7 @@ const THERE: Option<&str> = Some("there");
 impl Log {
     fn report_of(&mut self, boot: BootId, machine: Option<&str>) {
         let note = HostNote { machine: machine.map(str::to_owned), ..HostNote::default() };
-        let epoch = self.epoch("h1");
-        let (host, vms) = (host("h1"), Vec::new());
-        self.apply(Command::AgentReported(AgentReport {
-            host,
-            boot,
-            epoch,
-            watchdog_armed: false,
-            vms,
-            note,
-        }));
+        self.report_noting("h1", boot, &[], note);
     }
 
     fn machine(&self) -> Option<&str> {

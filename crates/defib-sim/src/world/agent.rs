@@ -416,10 +416,8 @@ impl World {
 
     fn report(&mut self, host: usize) {
         let local = self.machines[host].clock.local(self.now);
-        let machine = self.plan.hosts[host].machine.clone();
+        let Some(report) = self.report_of(host) else { return };
         let Some(agent) = self.agent(host) else { return };
-        let Some(mut report) = agent.guard.report() else { return };
-        report.note.machine = machine;
         if agent.reported.as_ref() == Some(&report) && local < agent.next_report {
             return;
         }
@@ -433,9 +431,14 @@ impl World {
         }
     }
 
-    pub(crate) fn report_to(&mut self, host: usize, replica: usize) {
-        let Some(mut report) = self.agent(host).and_then(|agent| agent.guard.report()) else { return };
+    fn report_of(&mut self, host: usize) -> Option<AgentReport> {
+        let mut report = self.agent(host)?.guard.report()?;
         report.note.machine.clone_from(&self.plan.hosts[host].machine);
+        Some(report)
+    }
+
+    pub(crate) fn report_to(&mut self, host: usize, replica: usize) {
+        let Some(report) = self.report_of(host) else { return };
         self.send_to_replica(host, replica, agent_message::Message::Report((&report).into()));
         self.say_goodbye_again(host, replica);
     }
