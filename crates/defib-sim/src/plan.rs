@@ -278,8 +278,20 @@ impl Plan {
             safety_ms: if smoke { 10_000 } else { rng.between(20_000, 60_000) },
             liveness_ms: 240_000,
         };
+        if !matches!(profile, Profile::Smoke | Profile::Twins) {
+            name_machines(&mut plan);
+        }
         draw::episodes(&mut plan);
         plan
+    }
+}
+
+/// In half of all worlds most hosts' firmware tells which machine it is. By chance of its own.
+fn name_machines(plan: &mut Plan) {
+    let mut rng = Rng::new(plan.seed, "machines");
+    let told = rng.permille(500);
+    for (number, host) in plan.hosts.iter_mut().enumerate() {
+        host.machine = (told && rng.permille(800)).then(|| format!("machine{number}"));
     }
 }
 

@@ -182,6 +182,8 @@ pub struct Controller {
     words: words::Words,
     published: EventSeq,
     known_hosts: BTreeSet<HostId>,
+    /// By which version it last looked at all reports: a newer one may ask for more of them.
+    cluster_version: ClusterVersion,
     policy_version: u64,
     inventory_version: u64,
     electorate_version: u64,
@@ -221,6 +223,7 @@ impl Controller {
             words: words::Words::default(),
             published,
             known_hosts: BTreeSet::new(),
+            cluster_version: ClusterVersion::OLDEST,
             policy_version: u64::MAX,
             inventory_version: u64::MAX,
             electorate_version: 0,
@@ -402,6 +405,10 @@ impl Controller {
         if whole {
             self.inventory_version = self.ledger.inventory_version();
             effects.push(Effect::InventoryChanged);
+        }
+        if self.cluster_version != self.ledger.version() {
+            self.cluster_version = self.ledger.version();
+            self.look_at.extend(self.reports.keys().cloned());
         }
         let electorate = self.ledger.electorates().last().map_or(0, |electorate| electorate.version);
         if self.electorate_version != electorate {
