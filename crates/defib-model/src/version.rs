@@ -19,8 +19,11 @@ impl ClusterVersion {
     pub const BMC_EVENTS: Self = Self(2);
     /// Which machine a host is stands in the log ([`crate::HostNote::machine`]).
     pub const MACHINES: Self = Self(3);
+    /// That a proof is contradicted belongs to the recovery that relied on it
+    /// ([`crate::EventKind::ProofContradicted`]).
+    pub const CONTRADICTIONS: Self = Self(4);
     /// The newest that this release supports.
-    pub const NEWEST: Self = Self::MACHINES;
+    pub const NEWEST: Self = Self::CONTRADICTIONS;
 
     /// Whether it is the oldest: then it is not written, as releases before versions wrote none.
     #[must_use]

@@ -306,12 +306,13 @@ impl Ledger {
 
     /// A boot wants in that was proven to be over. Told once: it is the BMC that lied, or an impostor.
     fn boot_is_over(&mut self, host: &HostId, boot: BootId) {
+        let told = self.version >= ClusterVersion::CONTRADICTIONS;
         let Some(record) = self.hosts.get_mut(host) else { return };
         match &record.proof {
             Some(proof) if record.standing == Standing::Dead && record.boot == Some(boot) => {
-                let proof = proof.kind().clone();
+                let (proof, recovery) = (proof.kind().clone(), record.recovery.filter(|_| told));
                 if !core::mem::replace(&mut record.contradicted, true) {
-                    self.event(None, EventKind::ProofContradicted { host: host.clone(), boot, proof });
+                    self.event(recovery, EventKind::ProofContradicted { host: host.clone(), boot, proof });
                 }
             }
             Some(_) | None => self.refuse("readmit", format!("boot {boot} of host {host} is over")),

@@ -2,7 +2,7 @@
 
 use defib_engine::{ledger::Place, placement::PlanOptions};
 use defib_model::{
-    Command, EventKind, HostNote, Incarnation, Opinion, VmCondition, VmNote,
+    ClusterVersion, Command, EventKind, HostNote, Incarnation, Opinion, VmCondition, VmNote,
     command::{AgentReport, Placement, VmReport},
     inventory::Definition,
 };
@@ -246,4 +246,20 @@ fn no_vm_is_started_where_its_datastore_is_not_reached() {
     log.run("h1");
     log.notes("h1", gone(&["fast"]));
     assert_eq!(log.place(), Place::Running { host: host("h1") });
+}
+
+#[test]
+fn that_a_proof_is_contradicted_belongs_to_the_recovery_that_relied_on_it() {
+    for (release, told) in [(ClusterVersion::NEWEST, true), (ClusterVersion::MACHINES, false)] {
+        let mut log = Log::of_release(release);
+        log.opinions("h1", Opinion::Dead);
+        log.found_off("h1");
+        let recovery = log.ledger.hosts()[&host("h1")].recovery;
+        assert!(recovery.is_some());
+        log.opinions("h1", Opinion::Alive);
+        log.readmit("h1", A, &[]);
+        let event = log.ledger.events().since(log.ledger.events().head()).last().expect("an event");
+        assert!(matches!(event.kind, EventKind::ProofContradicted { .. }), "{}", event.kind);
+        assert_eq!(event.recovery, recovery.filter(|_| told));
+    }
 }
