@@ -289,7 +289,6 @@ pub(crate) fn liars(plan: &mut Plan, rng: &mut Rng) {
 /// A host has a clone, which comes when all is well or when a leader has just gone, and stays for long. Whoever is
 /// heard is the host; of the clone an operator is told, and that is all. Others die meanwhile, so that much is placed.
 pub(crate) fn twins(plan: &mut Plan, rng: &mut Rng) {
-    // Whoever stands still while its clone asks is taken for one that has rebooted, unless its machine is known.
     let (host, replica) = (rng.index(plan.hosts.len()), rng.index(plan.replicas));
     let twin = plan.hosts.len();
     let mut clone = plan.hosts[host].clone();
@@ -320,6 +319,16 @@ pub(crate) fn twins(plan: &mut Plan, rng: &mut Rng) {
         // The first one dies while its clone lives: then the clone is what is left of the host.
         let dies = at_ms + plan.hosts[twin].boot_ms + rng.between(2000, 6000);
         plan.happens(dies, rng.between(500, 8000), Fault::PowerCut { host });
+    }
+    if !plan.trusts(host) && rng.permille(500) {
+        // Whoever stands still while its clone asks is not dead: its machine is another one. Replicas that do not know
+        // machines can't tell, so all do.
+        for (number, host) in plan.hosts.iter_mut().enumerate() {
+            host.machine = Some(format!("machine{number}"));
+        }
+        plan.older_releases.clear();
+        let stands_still = at_ms + plan.hosts[twin].boot_ms + rng.between(0, 4000);
+        plan.happens(stands_still, rng.between(500, 5000), Fault::AgentPause { host });
     }
 }
 

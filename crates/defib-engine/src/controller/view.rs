@@ -32,6 +32,7 @@ impl Controller {
                 watched: matches!(record.standing, Standing::Active | Standing::Condemned),
                 grantable: record.standing == Standing::Active,
                 boot: record.boot,
+                over: record.newest_over_boots(),
                 condemned: record.standing == Standing::Condemned,
                 dead: record.standing == Standing::Dead,
                 muted_for: record.expected_silent_until.map(|until| until.since(self.ledger.at())),

@@ -162,6 +162,13 @@ impl HostRecord {
         self.over_boots.contains(&boot)
     }
 
+    /// The newest of its boots that are over for certain, the newest first.
+    #[must_use]
+    pub fn newest_over_boots<const N: usize>(&self) -> [Option<BootId>; N] {
+        let mut newest = self.over_boots.iter().rev().copied();
+        core::array::from_fn(|_| newest.next())
+    }
+
     /// Its boot is over for ever.
     pub(crate) fn end_boot(&mut self) {
         if let Some(boot) = self.boot.filter(|boot| !self.is_over(*boot)) {

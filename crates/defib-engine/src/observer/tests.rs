@@ -12,6 +12,7 @@ pub(super) fn view() -> HostView {
         watched: true,
         grantable: true,
         boot: Some(BootId(1)),
+        over: [None; 4],
         condemned: false,
         dead: false,
         muted_for: None,

@@ -11,8 +11,8 @@ use super::{
     probes::Probed,
 };
 
-/// Former boots that are remembered, so that a late datagram of one can't pass for a new boot.
-const FORMER_BOOTS: usize = 4;
+/// How many boots besides the one that is heard are remembered, so that nothing that they said counts twice.
+const OTHER_BOOTS: usize = 4;
 
 /// What it is when observers count hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,9 +66,8 @@ pub(super) struct Watched {
     pub(super) view: HostView,
     pub(super) arrivals: [Arrivals; PATHS_MAX],
     pub(super) boot: Option<BootId>,
-    pub(super) former_boots: [Option<BootId>; FORMER_BOOTS],
-    /// Boots that speak and were not let in, the newest first, and what was heard of each last, by path.
-    other_boots: [Option<(BootId, [u64; PATHS_MAX])>; FORMER_BOOTS],
+    /// Other boots that spoke, the newest first, and what was heard of each last, by path.
+    other_boots: [Option<(BootId, [u64; PATHS_MAX])>; OTHER_BOOTS],
     pub(super) sequences: [u64; PATHS_MAX],
     pub(super) last_heard: Option<Instant>,
     pub(super) muted_until: Option<Instant>,
@@ -114,8 +113,7 @@ impl Watched {
             view,
             arrivals: [Arrivals::new(interval); PATHS_MAX],
             boot: None,
-            former_boots: [None; FORMER_BOOTS],
-            other_boots: [None; FORMER_BOOTS],
+            other_boots: [None; OTHER_BOOTS],
             sequences: [0; PATHS_MAX],
             last_heard: None,
             muted_until: None,
@@ -186,7 +184,7 @@ impl Watched {
 
     /// Whether a beat of a boot that was not let in is new, as [`Self::accepts`] judges those that count.
     pub(super) fn is_news_of_another_boot(&mut self, beat: &Beat) -> bool {
-        if self.former_boots.contains(&Some(beat.boot)) {
+        if self.view.over.contains(&Some(beat.boot)) {
             return false;
         }
         let path = usize::from(beat.path);
@@ -195,8 +193,7 @@ impl Watched {
         } else {
             let is_it = |other: &Option<(BootId, _)>| other.is_some_and(|(boot, _)| boot == beat.boot);
             let at = self.other_boots.iter().position(is_it).unwrap_or_else(|| {
-                self.other_boots.rotate_right(1);
-                self.other_boots[0] = Some((beat.boot, [0; PATHS_MAX]));
+                self.note_other_boot(beat.boot, [0; PATHS_MAX]);
                 0
             });
             self.other_boots[at].as_mut().and_then(|(_, newest)| newest.get_mut(path))
@@ -204,17 +201,24 @@ impl Watched {
         newest.is_some_and(|newest| beat.sequence > core::mem::replace(newest, beat.sequence.max(*newest)))
     }
 
-    /// Whether a beat is new: of the present boot or of one not seen before, and of a higher number on its path.
+    fn note_other_boot(&mut self, boot: BootId, newest: [u64; PATHS_MAX]) {
+        self.other_boots.rotate_right(1);
+        self.other_boots[0] = Some((boot, newest));
+    }
+
+    /// Whether a beat is new: of the boot that is heard or of another one that is not over, and of a higher number on
+    /// its path. Of hosts that are not in use several boots may be heard in turn, if machines bear one name: whichever
+    /// the log lets in then counts.
     pub(super) fn accepts(&mut self, beat: &Beat) -> bool {
         match self.boot {
             Some(boot) if boot == beat.boot => {}
-            Some(_) if self.former_boots.contains(&Some(beat.boot)) && !mutated!(HearFormerBoots) => {
+            Some(_) if self.view.over.contains(&Some(beat.boot)) && !mutated!(HearFormerBoots) => {
                 return false;
             }
             Some(boot) => {
-                self.former_boots.rotate_right(1);
-                self.former_boots[0] = Some(boot);
+                let newest = self.sequences;
                 self.begin_boot(beat.boot);
+                self.note_other_boot(boot, newest);
                 self.hearing = Hearing::default();
             }
             None => self.begin_boot(beat.boot),

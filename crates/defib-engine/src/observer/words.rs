@@ -104,6 +104,9 @@ impl Heard {
     }
 }
 
+/// How many of the boots that are over an observer knows of each host.
+const OVER_BOOTS_SEEN: usize = 4;
+
 /// What the ledger says of a host, as far as an observer must know.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostView {
@@ -116,6 +119,8 @@ pub struct HostView {
     /// The boot that its epoch was given to: no other is granted a lease. What was ordered of a boot that is over
     /// must not be started by the next one, which the log may be about to take as proof that nothing runs.
     pub boot: Option<BootId>,
+    /// Boots that were in use and are over, the newest first: what still comes of one is late.
+    pub over: [Option<BootId>; OVER_BOOTS_SEEN],
     /// A verdict was taken, its death is not proven: votes on its lease count.
     pub condemned: bool,
     /// Its death is proven: whoever hears it again says so, and it counts for nothing else.

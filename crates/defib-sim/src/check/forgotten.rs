@@ -39,7 +39,11 @@ pub(super) fn check(
         if common.excused.contains(&number) || common.host_numbers.get(host) != Some(&number) {
             continue;
         }
-        let well = reachable[number];
+        // A clone that is left over stands in for its host.
+        let mut up = machines.iter().zip(reachable).filter(|(machine, up)| **up && machine.id == *host);
+        let well = up.clone().next().is_some();
+        // Where the one that was in use is gone, what is left is another machine, which proves nothing.
+        let in_use = up.any(|(machine, _)| record.boot == Some(machine.boot()));
         match record.standing {
             Standing::Active if well => {}
             Standing::Dead | Standing::NeverSeen if !well => {}
@@ -47,7 +51,7 @@ pub(super) fn check(
             Standing::Dead if record.quarantined || record.contradicted => {}
             // Who hears less than half of all hosts accuses nobody: it stays suspected, and asked.
             Standing::Active if !well && few && record.recovery.is_some() => {}
-            _ if (!well || wanted_off(ledger, host)) && needs_operator(ledger, host) => {}
+            _ if (!in_use || wanted_off(ledger, host)) && needs_operator(ledger, host) => {}
             standing => {
                 let state = if well { "is well" } else { "is dead" };
                 return Err(("L2", format!("host {host} {state}, but its standing is {standing:?}")));

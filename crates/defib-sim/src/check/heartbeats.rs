@@ -1,17 +1,17 @@
 //! I3 (S13): what is over counts for nothing. A heartbeat counts once, in the order in which it was sent, and no boot
-//! counts any more after a later one was heard.
+//! counts any more after a later one of the same machine was heard.
+
+use std::collections::BTreeMap;
 
 use super::Common;
 use crate::world::Machine;
 
-/// The newest that one life of a replica's observer took of a host: boot, and number by path.
+/// What one life of a replica's observer took of a host: the newest number, by boot and path. A host may have machines
+/// beside its own that bear its name, and boots of each.
 #[derive(Debug, Clone, Default)]
 struct Newest {
     life: u32,
-    boot: u128,
-    numbers: Vec<(u8, u64)>,
-    /// Boots that were heard before this one.
-    former: Vec<u128>,
+    numbers: BTreeMap<u128, BTreeMap<u8, u64>>,
 }
 
 /// A heartbeat as its sender wrote it.
@@ -39,38 +39,25 @@ impl Heartbeats {
     /// An observer takes a heartbeat for a new one.
     pub(super) fn taken(&mut self, common: &mut Common, now: u64, beat: Taken) {
         let newest = &mut self.newest[beat.replica][beat.host];
-        if (newest.life, newest.boot) != (beat.life, beat.boot) {
-            let mut former = std::mem::take(&mut newest.former);
-            if newest.life != beat.life {
-                former.clear();
-            }
-            // Boots of one machine are numbered in their order; a clone's begin elsewhere.
-            let older =
-                Machine::of_boot(beat.boot) == Machine::of_boot(newest.boot) && beat.boot < newest.boot;
-            let late = former.contains(&beat.boot) || (newest.life == beat.life && older);
-            former.push(newest.boot);
-            *newest = Newest { life: beat.life, boot: beat.boot, numbers: Vec::new(), former };
-            if late {
-                let text = format!(
-                    "replica number {} takes a heartbeat of a former boot of host {} for a new one",
-                    beat.replica + 1,
-                    common.hosts[beat.host]
-                );
-                common.violated("I3", now, text);
-            }
+        if newest.life != beat.life {
+            *newest = Newest { life: beat.life, ..Newest::default() };
         }
-        let Some((_, held)) = newest.numbers.iter_mut().find(|(path, _)| *path == beat.path) else {
-            return newest.numbers.push((beat.path, beat.number));
+        let (replica, host) = (beat.replica + 1, &common.hosts[beat.host]);
+        // Boots of one machine are numbered in their order.
+        let machine = Machine::of_boot(beat.boot);
+        let late = newest.numbers.keys().any(|boot| *boot > beat.boot && Machine::of_boot(*boot) == machine);
+        let held = newest.numbers.entry(beat.boot).or_default().entry(beat.path).or_default();
+        let old = beat.number <= *held;
+        let why = match (late, old) {
+            (true, _) => "a later boot of it was heard".to_owned(),
+            (false, true) => format!("{held} was heard"),
+            (false, false) => return *held = beat.number,
         };
-        if beat.number <= *held {
-            let text = format!(
-                "replica number {} takes heartbeat {} of host {} for a new one, after {held}",
-                beat.replica + 1,
-                beat.number,
-                common.hosts[beat.host]
-            );
-            common.violated("I3", now, text);
-        }
-        *held = beat.number;
+        *held = beat.number.max(*held);
+        let text = format!(
+            "replica number {replica} takes heartbeat {} of host {host} for a new one, after {why}",
+            beat.number
+        );
+        common.violated("I3", now, text);
     }
 }

@@ -9,7 +9,7 @@ use defib_engine::{
     controller::{Controller, Effect, Input, PowerQuestion, Role},
     guard::{Order, Verb},
     ledger::Ledger,
-    observer::Observer,
+    observer::{HostView, Observer},
 };
 use defib_model::{
     Entry, LogIndex, Millis, UnixMillis,
@@ -255,18 +255,7 @@ impl World {
         one.history = one.session;
         if forgetful {
             for (host, record) in ledger.hosts() {
-                let view = defib_engine::observer::HostView {
-                    epoch: record.epoch,
-                    watched: false,
-                    grantable: false,
-                    boot: None,
-                    condemned: false,
-                    dead: false,
-                    muted_for: None,
-                    recorded: defib_model::Opinion::Alive,
-                    vote_recorded: false,
-                    sign_recorded: false,
-                };
+                let view = HostView { epoch: record.epoch, ..HostView::default() };
                 one.observer.watch(long_ago, host, view);
             }
             one.observer.caught_up(long_ago);

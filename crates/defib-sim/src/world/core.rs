@@ -22,6 +22,9 @@ use super::{
 };
 use crate::{clock::MS, plan::Profile};
 
+/// Every how many steps of a leader all that agents report is walked.
+const LOOKS_EVERY: u32 = 8;
+
 /// What the loop takes.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -140,8 +143,9 @@ impl World {
         let local = self.replicas[number].clock.local(self.now);
         let Some(run) = self.replicas[number].run() else { return };
         let effects = run.controller.step(local, wall, input);
-        // Every report is walked for it: too dear for the profile that is for speed.
-        let looks = self.plan.profile != Profile::Smoke && run.controller.leads();
+        // Every report is walked for it, which is dear. What is overlooked stays so until somebody speaks again.
+        run.looked = (run.looked + 1) % LOOKS_EVERY;
+        let looks = run.looked == 0 && self.plan.profile != Profile::Smoke && run.controller.leads();
         let overlooked = if looks { run.controller.overlooked() } else { Vec::new() };
         if !overlooked.is_empty() {
             let text = format!("replica {number} overlooks what the agents of {overlooked:?} report");

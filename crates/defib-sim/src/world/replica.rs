@@ -78,6 +78,8 @@ pub(crate) struct Run {
     /// Reads that writes to a BMC wait for: task, method, and when it was asked.
     pub(crate) reads: BTreeMap<u64, (u64, usize, u64)>,
     pub(crate) core_armed: u64,
+    /// Steps since the checker looked at all reports.
+    pub(crate) looked: u32,
     pub(crate) observer_armed: u64,
     pub(crate) beats: BTreeMap<u64, ObserverSession>,
     /// Agents' sessions: host to (number, connection).
@@ -216,6 +218,7 @@ impl World {
             next_probe: 0,
             reads: BTreeMap::new(),
             core_armed: u64::MAX,
+            looked: 0,
             observer_armed: u64::MAX,
             beats: BTreeMap::new(),
             agents: BTreeMap::new(),

@@ -148,6 +148,10 @@ impl World {
         if let Some((_, old)) = former {
             self.connections[old].replica_open = false;
             self.tell_core(replica, Message::Input(Input::AgentLeft(id.clone())));
+            if self.connections[old].host != host {
+                // A clone's: it is told, and asks again.
+                self.later(MS, Act::CheckConnection { connection: old, side: Side::Agent });
+            }
         }
         if let Some(former) = heard_under.filter(|_| !mutants::hear_former_boots()) {
             self.tell_observer(replica, Instruction::EndSession(former));
