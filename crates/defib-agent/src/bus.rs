@@ -37,20 +37,45 @@ pub(crate) use producer::start;
 
 #[cfg(feature = "kafka")]
 mod producer {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
     use anyhow::Context as _;
     use crossbeam_channel::{Receiver, bounded};
-    use defib_kafka::Quiet;
+    use defib_kafka::Access;
     use rdkafka::{
-        config::FromClientConfigAndContext as _,
-        producer::{BaseRecord, ThreadedProducer},
+        ClientContext,
+        config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
+        error::KafkaError,
+        message::DeliveryResult,
+        producer::{BaseRecord, ProducerContext, ThreadedProducer},
     };
 
     use super::{Bus, Heartbeat, HostId, Instant};
     use crate::config::BusConfig;
 
+    /// How often the password is read again while beats are not taken, in microseconds: as beats count.
+    const RENEW_EVERY: u64 = 3_000_000;
+
     /// Starts a client of the brokers, which need not be there yet.
     pub(crate) fn start(config: &BusConfig, host: HostId) -> anyhow::Result<Bus> {
-        let mut settings = defib_kafka::reach(&config.kafka).context("bus.kafka")?;
+        let access = Access::new(&config.kafka).context("bus.kafka")?;
+        let refused = Refused::default();
+        let producer = client(&access, &host, &refused).context("no client for Kafka")?;
+        let (beats, left) = bounded(4);
+        let writer = Writer { host: host.clone(), topic: config.topic.clone(), access, refused, producer };
+        std::thread::Builder::new().name("bus".into()).spawn(move || writer.run(&left))?;
+        Ok(Bus { host, interval: config.interval(), next: Instant(0), beats })
+    }
+
+    fn client(
+        access: &Access,
+        host: &HostId,
+        refused: &Refused,
+    ) -> Result<ThreadedProducer<Refused>, KafkaError> {
+        let mut settings = access.settings();
         settings
             .set("client.id", host.as_str())
             // Replicas read what is committed; more copies make a beat no truer.
@@ -60,19 +85,71 @@ mod producer {
             .set("message.timeout.ms", "1000")
             .set("queue.buffering.max.messages", "64")
             .set("partitioner", "murmur2_random");
-        let producer =
-            ThreadedProducer::from_config_and_context(&settings, Quiet).context("no client for Kafka")?;
-        let (beats, left) = bounded(4);
-        let topic = config.topic.clone();
-        std::thread::Builder::new().name("bus".into()).spawn(move || write(&producer, &topic, &left))?;
-        Ok(Bus { host, interval: config.interval(), next: Instant(0), beats })
+        ThreadedProducer::from_config_and_context(&settings, refused.clone())
     }
 
-    fn write(producer: &ThreadedProducer<Quiet>, topic: &str, left: &Receiver<Heartbeat>) {
-        for beat in left {
-            let key = beat.host.to_string();
-            // One that is not taken is one that is lost, as on the network.
-            let _ = producer.send(BaseRecord::to(topic).key(&key).payload(&beat.to_protobuf()));
+    /// Whether a beat was not taken since somebody looked.
+    #[derive(Clone, Default)]
+    struct Refused(Arc<AtomicBool>);
+
+    impl ClientContext for Refused {
+        fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+            tracing::debug!(facility, message, "librdkafka");
+        }
+
+        fn error(&self, error: KafkaError, reason: &str) {
+            tracing::debug!(%error, reason, "librdkafka");
+        }
+    }
+
+    impl ProducerContext for Refused {
+        type DeliveryOpaque = ();
+
+        fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+            if result.is_err() {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    struct Writer {
+        host: HostId,
+        topic: String,
+        access: Access,
+        refused: Refused,
+        producer: ThreadedProducer<Refused>,
+    }
+
+    impl Writer {
+        fn run(mut self, left: &Receiver<Heartbeat>) {
+            let mut renewal_tried = 0;
+            for beat in left {
+                let key = beat.host.to_string();
+                // One that is not taken is one that is lost, as on the network.
+                let _ =
+                    self.producer.send(BaseRecord::to(&self.topic).key(&key).payload(&beat.to_protobuf()));
+                if beat.sequence.saturating_sub(renewal_tried) >= RENEW_EVERY
+                    && self.refused.0.swap(false, Ordering::Relaxed)
+                {
+                    renewal_tried = beat.sequence;
+                    self.renew();
+                }
+            }
+        }
+
+        /// Brokers that restarted ask for the password of now.
+        fn renew(&mut self) {
+            match self.access.renew() {
+                Ok(false) => {}
+                Ok(true) => match client(&self.access, &self.host, &self.refused) {
+                    Ok(producer) => {
+                        tracing::info!("the message bus gets its beats with another password");
+                        self.producer = producer;
+                    }
+                    Err(error) => tracing::error!(%error, "no client for Kafka"),
+                },
+                Err(error) => tracing::warn!(%error, "the message bus takes no beats"),
+            }
         }
     }
 }

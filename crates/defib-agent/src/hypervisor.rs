@@ -230,6 +230,7 @@ impl Awaited {
     }
 
     /// Whether somebody waits for the end of this VM.
+    #[cfg(feature = "libvirt")]
     pub(crate) fn waits(&self, vm: &VmId) -> bool {
         self.0.contains_key(vm)
     }

@@ -32,7 +32,7 @@ use crate::{
 
 /// How often cursors that moved are proposed: what a new leader delivers again at most, beside what is not settled.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
-/// How many events are read from the loop at once at most.
+/// How many events are read from the loop at once at most: it does nothing else meanwhile.
 const READ_MAX: usize = 500;
 
 /// How long a majority may take to confirm the lead.
@@ -156,14 +156,25 @@ struct FromCore(Core);
 
 impl Source for FromCore {
     async fn read(&self, after: EventSeq, limit: usize) -> Option<Vec<Chained>> {
-        let read = self.0.ask(move |view| {
-            let events = view.controller.ledger().events().chained_since(after.next());
-            events
-                .take(limit.min(READ_MAX))
-                .map(|(previous, event)| (previous.to_owned(), event.clone()))
-                .collect()
-        });
-        read.await.ok()
+        let mut read: Vec<Chained> = Vec::new();
+        loop {
+            let after = read.last().map_or(after, |(_, event)| event.seq);
+            let wanted = (limit - read.len()).min(READ_MAX);
+            let more = self.0.ask(move |view| {
+                let events = view.controller.ledger().events().chained_since(after.next());
+                let copied =
+                    events.take(wanted).map(|(previous, event)| (previous.to_owned(), event.clone()));
+                copied.collect::<Vec<Chained>>()
+            });
+            let more = more.await.ok()?;
+            // What was given up meanwhile is found with the next batch, which begins behind it.
+            let gap = !read.is_empty() && more.first().is_some_and(|(_, event)| event.seq != after.next());
+            let is_all = gap || more.len() < wanted;
+            read.extend(if gap { Vec::new() } else { more });
+            if is_all || read.len() >= limit {
+                return Some(read);
+            }
+        }
     }
 
     async fn may_deliver(&self) -> bool {
@@ -199,6 +210,7 @@ pub struct Export {
     counted: BTreeMap<SinkId, Shared>,
     /// The policy that `served` follows.
     policy: Option<u64>,
+    /// Not since it leads: where leaders change more often than heads are signed, some would never be.
     signed_at: Instant,
 }
 
@@ -224,7 +236,6 @@ impl Export {
     /// Runs until the loop ends.
     pub async fn run(mut self, mut pulse: watch::Receiver<Pulse>) {
         while pulse.wait_for(|pulse| pulse.leads).await.is_ok() {
-            self.signed_at = now();
             self.lead(&mut pulse).await;
             // Whoever leads now goes on from the cursors in the log.
             self.served.clear();

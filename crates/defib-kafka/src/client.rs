@@ -9,6 +9,8 @@ use defib_process::{SecretError, secret};
 
 use crate::Brokers;
 
+const PASSWORD: &str = "sasl.password";
+
 /// Addresses, TLS, who we are, and patience with a connection. The password is read anew with each call.
 ///
 /// # Errors
@@ -36,9 +38,49 @@ pub fn reach(to: &Brokers) -> Result<ClientConfig, SecretError> {
             .set("security.protocol", if to.tls.is_some() { "sasl_ssl" } else { "sasl_plaintext" })
             .set("sasl.mechanism", sasl.mechanism.name())
             .set("sasl.username", &sasl.user)
-            .set("sasl.password", password.as_str());
+            .set(PASSWORD, password.as_str());
     }
     Ok(config)
+}
+
+/// How brokers are reached, by whoever makes its client anew when the password has changed: librdkafka keeps the one
+/// that it was given, and a broker that restarts asks for the one of now.
+pub struct Access {
+    to: Brokers,
+    settings: ClientConfig,
+}
+
+impl Access {
+    /// Reads the password.
+    ///
+    /// # Errors
+    /// When the password can't be read.
+    pub fn new(to: &Brokers) -> Result<Self, SecretError> {
+        Ok(Self { to: to.clone(), settings: reach(to)? })
+    }
+
+    /// What a client of now must be told, beside what is its own.
+    #[must_use]
+    pub fn settings(&self) -> ClientConfig {
+        self.settings.clone()
+    }
+
+    /// Reads the password again; whether it is another one, so that clients must be made anew.
+    ///
+    /// # Errors
+    /// When the password can't be read. The former one counts on.
+    pub fn renew(&mut self) -> Result<bool, SecretError> {
+        let settings = reach(&self.to)?;
+        let changed = settings.get(PASSWORD) != self.settings.get(PASSWORD);
+        self.settings = settings;
+        Ok(changed)
+    }
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("to", &self.to).finish_non_exhaustive()
+    }
 }
 
 /// A client whose complaints are for whoever debugs: what hinders it, it is seen by what it does not deliver.
@@ -61,4 +103,30 @@ impl ProducerContext for Quiet {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use defib_model::export::{KafkaSasl, SaslMechanism, SecretRef};
+
+    use super::*;
+
+    #[test]
+    fn another_password_is_noticed_and_one_that_is_gone_leaves_the_former() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        std::fs::write(&file, "one\n").unwrap();
+        let password = SecretRef::File(file.display().to_string());
+        let sasl = KafkaSasl { mechanism: SaslMechanism::ScramSha512, user: "u".into(), password };
+        let brokers = vec!["127.0.0.1:1".into()];
+        let mut access =
+            Access::new(&Brokers { brokers, tls: None, insecure: false, sasl: Some(sasl) }).unwrap();
+        assert!(!access.renew().unwrap());
+        std::fs::write(&file, "two\n").unwrap();
+        assert!(access.renew().unwrap() && !access.renew().unwrap());
+        std::fs::remove_file(&file).unwrap();
+        access.renew().unwrap_err();
+        assert_eq!(access.settings().get(PASSWORD), Some("two"));
+        assert!(!format!("{access:?}").contains("two"));
+    }
 }

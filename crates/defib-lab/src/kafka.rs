@@ -135,6 +135,25 @@ impl Broker {
         self.taken.get(3).map(ToString::to_string).unwrap_or_default()
     }
 
+    /// Gives a user another password for SCRAM-SHA-512. Connections that are there go on.
+    ///
+    /// # Errors
+    /// When the broker does not take it.
+    pub fn set_password(&self, jars: &Path, user: &str, password: &str) -> anyhow::Result<()> {
+        let scram = format!("SCRAM-SHA-512=[password={password}]");
+        let words = ["--alter", "--entity-type", "users", "--entity-name", user, "--add-config", &scram];
+        let admin = ["kafka.admin.ConfigCommand", "--bootstrap-server"];
+        let done = Command::new("java")
+            .args(java(jars))
+            .args(admin)
+            .arg(self.address())
+            .args(words)
+            .output()
+            .context("java can't be started")?;
+        ensure!(done.status.success(), "no other password: {}", String::from_utf8_lossy(&done.stdout));
+        Ok(())
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process = None;

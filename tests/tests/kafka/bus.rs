@@ -16,7 +16,10 @@ use anyhow::Context as _;
 use defib_bmc::{BmcEvent, EventClass};
 use defib_engine::observer::{HostView, Observer, Proposal};
 use defib_kafka::Brokers;
-use defib_lab::kafka::{Broker, jars};
+use defib_lab::{
+    cluster,
+    kafka::{Broker, jars},
+};
 use defib_model::{BootId, Epoch, HostId, Millis, Opinion, Policy, ReplicaId};
 use defib_observe::{
     bus::{BusConfig, BusCounters, BusReader, start},
@@ -34,7 +37,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
-    message::Headers as _,
+    message::{BorrowedHeaders, Header, Headers as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
 
@@ -245,19 +248,38 @@ pub(crate) fn write(brokers: &str, topic: &str, key: &str, payloads: &[Vec<u8>])
     Ok(())
 }
 
-/// Payloads and reasons of dead letters.
-async fn dead_letters(brokers: &str, count: usize) -> anyhow::Result<Vec<(Vec<u8>, String)>> {
+/// Writes a record that has neither key nor value, and a header.
+fn write_nothing(brokers: &str, topic: &str, header: Header<'_, &str>) -> anyhow::Result<()> {
+    let producer: BaseProducer = settings(brokers).create()?;
+    let record = BaseRecord::<[u8], [u8]>::to(topic).headers(OwnedHeaders::new().insert(header));
+    producer.send(record).map_err(|(error, _)| error)?;
+    producer.flush(Duration::from_secs(30))?;
+    Ok(())
+}
+
+/// A dead letter.
+#[derive(Debug)]
+struct Letter {
+    key: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
+    headers: BTreeMap<String, String>,
+}
+
+async fn dead_letters(brokers: &str, count: usize) -> anyhow::Result<Vec<Letter>> {
     let consumer: BaseConsumer =
         settings(brokers).set("group.id", "test").set("auto.offset.reset", "earliest").create()?;
     consumer.subscribe(&[DEAD])?;
     let mut found = Vec::new();
     wait_until("the dead letters are there", || {
         while let Some(Ok(letter)) = consumer.poll(Duration::from_millis(10)) {
-            let reason = letter.headers().and_then(|all| {
-                let header = all.iter().find(|header| header.key == "defib-reason")?;
-                Some(String::from_utf8_lossy(header.value?).into_owned())
+            let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+            let headers = letter.headers().into_iter().flat_map(BorrowedHeaders::iter);
+            let headers = headers.map(|one| (one.key.to_owned(), one.value.map(text).unwrap_or_default()));
+            found.push(Letter {
+                key: letter.key().map(<[u8]>::to_vec),
+                payload: letter.payload().map(<[u8]>::to_vec),
+                headers: headers.collect(),
             });
-            found.push((letter.payload().unwrap_or_default().to_vec(), reason.unwrap_or_default()));
         }
         found.len() >= count
     })
@@ -279,15 +301,26 @@ async fn a_broker_that_is_killed_poisoned_and_emptied_brings_nobody_a_false_vote
     assert_eq!(replica.said("h0"), Some(Opinion::Asks), "silent for five seconds, but for the bus");
     replica.assert_accuses_nobody();
 
-    // What can't be read is put aside, and hinders nothing.
+    // What can't be read is put aside as it came, and hinders nothing.
     let poison: Vec<Vec<u8>> = vec![b"{\"host\":".to_vec(), b"\xff\xfe".to_vec(), Vec::new()];
     write(&brokers, BEATS, "h0", &poison)?;
-    let letters = dead_letters(&brokers, 3).await?;
-    assert_eq!(letters.len(), 3);
-    assert!(letters.iter().all(|(payload, why)| poison.contains(payload) && !why.is_empty()), "{letters:?}");
+    write_nothing(&brokers, BEATS, Header { key: "collector", value: Some("c7") })?;
+    let letters = dead_letters(&brokers, 4).await?;
+    assert_eq!(letters.len(), 4);
+    for letter in &letters {
+        assert!(!letter.headers["defib-reason"].is_empty(), "{letter:?}");
+        match &letter.payload {
+            Some(payload) => {
+                assert!(poison.contains(payload) && letter.key.as_deref() == Some(b"h0"), "{letter:?}");
+            }
+            None => {
+                assert_eq!((letter.key.as_ref(), letter.headers["collector"].as_str()), (None, "c7"));
+            }
+        }
+    }
     assert_eq!(
         (replica.records("poison"), replica.reader.counters().dead_letters_written.load(Ordering::Relaxed)),
-        (3, 3)
+        (4, 4)
     );
 
     // Old beats, written again, are no news. Who is not in the inventory is nobody's business.
@@ -325,6 +358,17 @@ async fn a_broker_that_is_killed_poisoned_and_emptied_brings_nobody_a_false_vote
     wait_until("the loss is noticed", || replica.reader.counters().lost.load(Ordering::Relaxed) >= 1).await;
     replica.wait_for("counted", 20).await;
     replica.assert_accuses_nobody();
+
+    // One is made anew with fewer partitions: those that are no more are behind in nothing.
+    admin.delete_topics(&[BMCS], &AdminOptions::new()).await?;
+    let single = NewTopic::new(BMCS, 1, TopicReplication::Fixed(1));
+    cluster::wait_until("the former topic is gone", Duration::from_secs(60), || {
+        make_as(&brokers, std::slice::from_ref(&single))
+    })
+    .await?;
+    let caught_up = || replica.reader.counters().caught_up_at.load(Ordering::Relaxed);
+    let then = caught_up() + Millis(10_000).as_nanos();
+    wait_until("nothing is behind", || caught_up() > then).await;
 
     // And a host that is silent everywhere is voted dead, as the bus proves its silence.
     // Not even its old beats hinder that.

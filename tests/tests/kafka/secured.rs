@@ -40,7 +40,7 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
         user: "defib".into(),
         password: "s3cret-enough".into(),
     };
-    let broker = Broker::start(&jars, &place, Some(&secured)).await?;
+    let mut broker = Broker::start(&jars, &place, Some(&secured)).await?;
     fs::write(path("right"), "s3cret-enough\n")?;
     fs::write(path("wrong"), "s3cret-guess\n")?;
     let at = |address: String, mechanism, password: &str, authority: &str, identity: &str| {
@@ -114,17 +114,24 @@ async fn tls_and_passwords_are_checked_on_both_sides() -> anyhow::Result<()> {
         format!("{{ brokers: [\"{}\"], {} }}", broker.secured_address(), access.trim_end_matches(", "))
     };
     make(&broker.address(), &[BUS_TOPIC, DEAD_LETTERS]).await?;
-    beat(&path("cluster"), section("right")).await
+    let mut options = Options::new(path("cluster"), Profile::Fast);
+    options.size = Size { hosts: 4, victim_vms: 1, other_vms: 1 };
+    options.bus = Some(section("right"));
+    beat(options, &mut broker, &jars, &path("right")).await
 }
 
-/// Agents write beats and replicas read them with certificates and as a user, too.
-async fn beat(directory: &Path, kafka: String) -> anyhow::Result<()> {
-    let mut options = Options::new(directory.to_owned(), Profile::Fast);
-    options.size = Size { hosts: 4, victim_vms: 1, other_vms: 1 };
-    options.bus = Some(kafka);
+/// Agents write beats and replicas read them with certificates and as a user, too, also when the password changes.
+async fn beat(options: Options, broker: &mut Broker, jars: &Path, password: &Path) -> anyhow::Result<()> {
     let mut cluster = Cluster::start(options).await?;
     cluster.settle(AMPLE).await?;
-    wait_for_more(&cluster, "defib_bus_records_total{result=\"counted\"}", 30.0).await?;
+    let counted = "defib_bus_records_total{result=\"counted\"}";
+    wait_for_more(&cluster, counted, 30.0).await?;
+    broker.set_password(jars, "defib", "s3cret-of-now")?;
+    fs::write(password, "s3cret-of-now\n")?;
+    broker.kill();
+    broker.restart()?;
+    broker.wait_until_up().await?;
+    wait_for_more(&cluster, counted, 30.0).await?;
     assert_eq!(cluster.fallen_replicas(), Vec::<String>::new());
     Ok(())
 }

@@ -270,6 +270,12 @@ impl Observer {
         false
     }
 
+    /// A partition is no more: its topic was made anew with fewer of them. It tells of nobody any more, and is behind
+    /// in nothing.
+    pub fn bus_ends(&mut self, partition: Partition) {
+        self.bus.readings.remove(&partition);
+    }
+
     /// A record was read that tells nothing, or of nobody who is watched.
     pub fn bus_passes(&mut self, place: Place) {
         let _ = self.bus_reads(place);

@@ -411,3 +411,16 @@ fn marks_are_bounded_and_a_long_lag_is_only_known_less_finely() {
     assert_eq!(world.observer.bus_beat(MS(world.now), slot, place, &beat), Heed::Counted);
     assert!(world.observer.bus_caught_up_at().unwrap() >= MS(world.now - 2));
 }
+
+/// A topic was made anew with fewer partitions.
+#[test]
+fn a_partition_that_is_no_more_is_behind_in_nothing() {
+    let (mut world, mut bus) = cut(3);
+    let gone = Partition { number: LANE.number + 1, ..LANE };
+    world.observer.bus_begins(gone, MS(world.now), 0);
+    let before = MS(world.now);
+    bus.run(&mut world, 5000, &[0]);
+    assert_eq!(world.observer.bus_caught_up_at(), Some(before), "nobody tells where it ends");
+    world.observer.bus_ends(gone);
+    assert!(world.observer.bus_caught_up_at().unwrap() >= MS(world.now - 200));
+}

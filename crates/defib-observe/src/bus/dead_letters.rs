@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use defib_kafka::Brokers;
 use rdkafka::{
-    ClientContext,
+    ClientConfig, ClientContext,
     config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
     error::KafkaError,
-    message::{BorrowedMessage, DeliveryResult, Header, Message as _, OwnedHeaders},
+    message::{BorrowedHeaders, BorrowedMessage, DeliveryResult, Header, Message as _, OwnedHeaders},
     producer::{BaseRecord, ProducerContext, ThreadedProducer},
 };
 
@@ -47,34 +46,50 @@ pub(super) struct DeadLetters {
 
 impl DeadLetters {
     pub(super) fn open(
-        brokers: &Brokers,
+        mut access: ClientConfig,
         topic: String,
         replica: String,
         counters: Arc<BusCounters>,
     ) -> Result<Self, BusError> {
-        let mut config = defib_kafka::reach(brokers)?;
-        config
-            .set("client.id", &replica)
+        let producer = Self::client(&mut access, &replica, &counters)?;
+        Ok(Self { topic, replica, producer, counters })
+    }
+
+    /// Goes on with another password. What waits for a broker is counted as lost.
+    pub(super) fn renew(&mut self, mut access: ClientConfig) -> Result<(), BusError> {
+        self.producer = Self::client(&mut access, &self.replica, &self.counters)?;
+        Ok(())
+    }
+
+    fn client(
+        access: &mut ClientConfig,
+        replica: &str,
+        counters: &Arc<BusCounters>,
+    ) -> Result<ThreadedProducer<Counting>, BusError> {
+        access
+            .set("client.id", replica)
             .set("acks", "all")
             .set("message.timeout.ms", "30000")
             .set("partitioner", "murmur2_random")
+            // What a broker took once it may take again; ours is not the word that refuses it.
+            .set("message.max.bytes", "16777216")
             .set("queue.buffering.max.messages", WAITING_MAX);
-        let context = Counting(Arc::clone(&counters));
-        let producer = ThreadedProducer::from_config_and_context(&config, context)?;
-        Ok(Self { topic, replica, producer, counters })
+        let context = Counting(Arc::clone(counters));
+        Ok(ThreadedProducer::from_config_and_context(access, context)?)
     }
 
     pub(super) fn write(&self, record: &BorrowedMessage<'_>, why: &str) {
         let place = format!("{}/{}/{}", record.topic(), record.partition(), record.offset());
         let header = |key, value| Header { key, value: Some(value) };
-        let headers = OwnedHeaders::new()
+        // Those of whoever wrote it come first; which are ours, their names say.
+        let headers = record.headers().map_or_else(OwnedHeaders::new, BorrowedHeaders::detach);
+        let headers = headers
             .insert(header("defib-reason", why))
             .insert(header("defib-place", &place))
             .insert(header("defib-replica", &self.replica));
-        let letter = BaseRecord::to(&self.topic)
-            .key(record.key().unwrap_or_default())
-            .payload(record.payload().unwrap_or_default())
-            .headers(headers);
+        let mut letter = BaseRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
+        // None is not the same as an empty one.
+        (letter.key, letter.payload) = (record.key(), record.payload());
         if self.producer.send(letter).is_err() {
             self.counters.dead_letters_lost.fetch_add(1, Ordering::Relaxed);
         }

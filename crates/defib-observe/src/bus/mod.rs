@@ -82,6 +82,8 @@ pub enum Told {
         /// Where it ended.
         end: u64,
     },
+    /// There is no such partition any more.
+    Ends(Partition),
     /// What a partition held when it was asked.
     Holds {
         /// Which.

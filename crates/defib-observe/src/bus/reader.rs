@@ -13,8 +13,8 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::observer::{BusBeat, Extent, Partition, Place};
-use defib_kafka::Quiet;
-use defib_model::HostId;
+use defib_kafka::{Access, Quiet};
+use defib_model::{HostId, Instant, Millis};
 use defib_wire::bus::{BmcEvent, BmcSaid, Heartbeat};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long a broker may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How often the password is read again while brokers give no answer.
+const RENEW_EVERY: Millis = Millis(3000);
 /// How many rounds of asking pass before is looked for new partitions.
 const ROUNDS: u32 = 50;
 
@@ -96,20 +98,7 @@ pub fn start(
     counters: Arc<BusCounters>,
     power_goes: PowerGoes,
 ) -> Result<BusReader, BusError> {
-    let mut settings = defib_kafka::reach(&config.kafka)?;
-    settings
-        .set("client.id", replica)
-        // Without a name librdkafka assigns nothing. Nobody joins a group: partitions are assigned by hand, from their
-        // ends.
-        .set("group.id", format!("defib-{replica}"))
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // Never jump without being told to: a jump would look like silence.
-        .set("auto.offset.reset", "error")
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.error.backoff.ms", "100")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("topic.metadata.refresh.interval.ms", "10000");
+    let access = Access::new(&config.kafka)?;
     let topics: Vec<(u8, String)> =
         [(HEARTBEATS, config.heartbeats.clone()), (BMC_EVENTS, config.bmc_events.clone())]
             .into_iter()
@@ -118,34 +107,38 @@ pub fn start(
     let dead_letters = config
         .dead_letters
         .clone()
-        .map(|topic| DeadLetters::open(&config.kafka, topic, replica.to_owned(), Arc::clone(&counters)));
+        .map(|topic| DeadLetters::open(access.settings(), topic, replica.to_owned(), Arc::clone(&counters)));
     let dead_letters = dead_letters.transpose()?;
     counters.read_since.store(clock.now().0.max(1), Ordering::Relaxed);
     let stop = Arc::new(AtomicBool::new(false));
     let read_to = Arc::new(Mutex::new(BTreeMap::new()));
     let (answers, answered) = bounded(4096);
     let (lost, losses) = bounded(4096);
-    let asker = Asker {
-        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
-        topics: topics.clone(),
-        clock,
-        read_to: Arc::clone(&read_to),
-        answers,
-        counters: Arc::clone(&counters),
-        stop: Arc::clone(&stop),
-    };
+    let (renew, renewed) = bounded(1);
     let reader = Reader {
-        consumer: BaseConsumer::from_config_and_context(&settings, Quiet)?,
-        settings,
-        topics,
+        client: Client::new(replica, access.settings())?,
+        topics: topics.clone(),
         observer,
-        read_to,
+        read_to: Arc::clone(&read_to),
         answered,
+        renewed,
         lost,
         losses,
         assigned: BTreeSet::new(),
         dead_letters,
         power_goes,
+        counters: Arc::clone(&counters),
+        stop: Arc::clone(&stop),
+    };
+    let asker = Asker {
+        client: Client::new(replica, access.settings())?,
+        access,
+        renewal_tried: clock.now(),
+        renew,
+        topics,
+        clock,
+        read_to,
+        answers,
         counters: Arc::clone(&counters),
         stop: Arc::clone(&stop),
     };
@@ -163,18 +156,62 @@ pub fn start(
 
 type Positions = Arc<Mutex<BTreeMap<Partition, u64>>>;
 
-struct Asker {
+/// A client that reads, and what it was told.
+struct Client {
+    settings: ClientConfig,
     consumer: BaseConsumer<Quiet>,
+}
+
+impl Client {
+    fn new(replica: &str, mut settings: ClientConfig) -> Result<Self, KafkaError> {
+        settings
+            .set("client.id", replica)
+            // Without a name librdkafka assigns nothing. Nobody joins a group: partitions are assigned by hand, from
+            // their ends.
+            .set("group.id", format!("defib-{replica}"))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // Never jump without being told to: a jump would look like silence.
+            .set("auto.offset.reset", "error")
+            .set("fetch.wait.max.ms", "100")
+            .set("fetch.error.backoff.ms", "100")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("topic.metadata.refresh.interval.ms", "10000");
+        let consumer = BaseConsumer::from_config_and_context(&settings, Quiet)?;
+        Ok(Self { settings, consumer })
+    }
+
+    /// The same one, which has read nothing and is assigned nothing.
+    fn anew(&mut self) -> Result<(), KafkaError> {
+        self.consumer = BaseConsumer::from_config_and_context(&self.settings, Quiet)?;
+        Ok(())
+    }
+
+    /// One with another password.
+    fn renew(&mut self, access: ClientConfig) -> Result<(), KafkaError> {
+        let id = self.settings.get("client.id").unwrap_or_default().to_owned();
+        *self = Self::new(&id, access)?;
+        Ok(())
+    }
+}
+
+struct Asker {
+    client: Client,
+    access: Access,
+    /// When the password was read last.
+    renewal_tried: Instant,
+    renew: Sender<ClientConfig>,
     topics: Vec<(u8, String)>,
     clock: Clock,
     read_to: Positions,
-    answers: Sender<(Partition, Extent)>,
+    /// What a partition holds; `None`: it is no more.
+    answers: Sender<(Partition, Option<Extent>)>,
     counters: Arc<BusCounters>,
     stop: Arc<AtomicBool>,
 }
 
 impl Asker {
-    fn run(self) {
+    fn run(mut self) {
         let mut partitions = BTreeSet::new();
         let mut round = 0_u32;
         let mut missing = None;
@@ -191,8 +228,29 @@ impl Asker {
                 let met = self.ask(*partition);
                 trouble = trouble.or(met);
             }
+            if trouble.is_some() {
+                trouble = self.renew_access().or(trouble);
+            }
             self.tell(trouble);
             std::thread::park_timeout(ASK_EVERY);
+        }
+    }
+
+    /// Brokers that restarted ask for the password of now. Why that can't be read, if so.
+    fn renew_access(&mut self) -> Option<String> {
+        if self.clock.now().since(self.renewal_tried) < RENEW_EVERY {
+            return None;
+        }
+        self.renewal_tried = self.clock.now();
+        match self.access.renew() {
+            Ok(false) => None,
+            Ok(true) => {
+                tracing::info!("the message bus is asked with another password");
+                // The reader takes the newest, be it with the next round.
+                let _ = self.renew.try_send(self.access.settings());
+                self.client.renew(self.access.settings()).err().map(|error| error.to_string())
+            }
+            Err(error) => Some(error.to_string()),
         }
     }
 
@@ -211,15 +269,20 @@ impl Asker {
     fn look_for(&self, partitions: &mut BTreeSet<Partition>) -> Option<String> {
         let mut missing = None;
         for (number, topic) in &self.topics {
-            let why = match self.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN) {
+            let why = match self.client.consumer.fetch_metadata(Some(topic), ANSWER_WITHIN) {
                 Ok(metadata) => {
                     let found =
                         metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
-                    let found: Vec<_> =
+                    let found: BTreeSet<_> =
                         found.map(|one| Partition { topic: *number, number: one.id() }).collect();
-                    let is_there = !found.is_empty();
-                    partitions.extend(found);
-                    if is_there {
+                    if !found.is_empty() {
+                        // One that is not told now is told with the next look.
+                        partitions.retain(|one| {
+                            one.topic != *number
+                                || found.contains(one)
+                                || self.answers.try_send((*one, None)).is_err()
+                        });
+                        partitions.extend(found);
                         continue;
                     }
                     let error = metadata.topics().iter().find_map(rdkafka::metadata::MetadataTopic::error);
@@ -241,12 +304,12 @@ impl Asker {
         let read_to = held.get(&partition).copied().unwrap_or(0);
         drop(held);
         let asked_at = self.clock.now();
-        match self.consumer.fetch_watermarks(topic, partition.number, ANSWER_WITHIN) {
+        match self.client.consumer.fetch_watermarks(topic, partition.number, ANSWER_WITHIN) {
             Ok((first, end)) => {
                 let offset = |number: i64| u64::try_from(number).unwrap_or(0);
                 let extent = Extent { asked_at, read_to, first: offset(first), end: offset(end) };
                 // If the reader has more to do than the queue holds, it hears of a later answer.
-                let _ = self.answers.try_send((partition, extent));
+                let _ = self.answers.try_send((partition, Some(extent)));
                 None
             }
             Err(error) => {
@@ -261,12 +324,12 @@ impl Asker {
 }
 
 struct Reader {
-    settings: ClientConfig,
-    consumer: BaseConsumer<Quiet>,
+    client: Client,
     topics: Vec<(u8, String)>,
     observer: Instructor,
     read_to: Positions,
-    answered: Receiver<(Partition, Extent)>,
+    answered: Receiver<(Partition, Option<Extent>)>,
+    renewed: Receiver<ClientConfig>,
     lost: Sender<Partition>,
     losses: Receiver<Partition>,
     assigned: BTreeSet<Partition>,
@@ -284,7 +347,15 @@ impl Reader {
             if !losses.is_disjoint(&self.assigned) {
                 self.begin_anew();
             }
+            if let Ok(access) = self.renewed.try_recv() {
+                self.renew(access);
+            }
             for (partition, extent) in self.answered.try_iter().collect::<Vec<_>>() {
+                let Some(extent) = extent else {
+                    self.end(partition);
+                    told.push(Told::Ends(partition));
+                    continue;
+                };
                 if self.assigned.contains(&partition) {
                     told.push(Told::Holds { partition, extent });
                 } else if self.begin(partition, &extent) {
@@ -314,11 +385,10 @@ impl Reader {
     /// What was to be read next is gone. The whole client is thrown away: one that knew a topic before it was made anew
     /// fetches nothing of the new one (seen with librdkafka 2.12 and Kafka 4.1).
     fn begin_anew(&mut self) {
-        match BaseConsumer::from_config_and_context(&self.settings, Quiet) {
-            Ok(consumer) => {
+        match self.client.anew() {
+            Ok(()) => {
                 tracing::warn!("records of the bus were taken away unread; reading begins at the end");
                 self.counters.lost.fetch_add(1, Ordering::Relaxed);
-                self.consumer = consumer;
                 self.assigned.clear();
             }
             // It is said again.
@@ -326,13 +396,48 @@ impl Reader {
         }
     }
 
+    /// Goes on where it was, with another password.
+    fn renew(&mut self, access: ClientConfig) {
+        if let Some(letters) = &mut self.dead_letters
+            && let Err(error) = letters.renew(access.clone())
+        {
+            tracing::error!(%error, "no client for dead letters");
+        }
+        if let Err(error) = self.client.renew(access) {
+            return tracing::error!(%error, "no client for Kafka");
+        }
+        let positions = self.positions().clone();
+        for partition in std::mem::take(&mut self.assigned) {
+            if let Some(end) = positions.get(&partition) {
+                self.assign(partition, *end);
+            }
+        }
+    }
+
     fn begin(&mut self, partition: Partition, extent: &Extent) -> bool {
-        let offset = Offset::Offset(i64::try_from(extent.end).unwrap_or(i64::MAX));
+        let begun = self.assign(partition, extent.end);
+        if begun {
+            self.positions().insert(partition, extent.end);
+        }
+        begun
+    }
+
+    fn end(&mut self, partition: Partition) {
+        self.positions().remove(&partition);
+        if self.assigned.remove(&partition) {
+            let list = self.list(partition, Offset::Invalid);
+            if let Err(error) = list.and_then(|list| self.client.consumer.incremental_unassign(&list)) {
+                tracing::debug!(%error, ?partition, "a partition that is no more is still read");
+            }
+        }
+    }
+
+    fn assign(&mut self, partition: Partition, offset: u64) -> bool {
+        let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
         let list = self.list(partition, offset);
-        match list.and_then(|list| self.consumer.incremental_assign(&list)) {
+        match list.and_then(|list| self.client.consumer.incremental_assign(&list)) {
             Ok(()) => {
                 self.assigned.insert(partition);
-                self.positions().insert(partition, extent.end);
                 true
             }
             Err(error) => {
@@ -352,7 +457,7 @@ impl Reader {
         let mut gone = false;
         let mut patience = PATIENCE;
         while told.len() < BATCH {
-            match self.consumer.poll(patience) {
+            match self.client.consumer.poll(patience) {
                 None => break,
                 Some(Ok(record)) => {
                     let Some(place) = self.place(&record) else { continue };

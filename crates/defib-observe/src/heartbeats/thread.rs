@@ -266,6 +266,7 @@ impl Thread {
                 Told::Begins { partition, asked_at, end } => {
                     self.observer.bus_begins(partition, asked_at, end);
                 }
+                Told::Ends(partition) => self.observer.bus_ends(partition),
                 Told::Holds { partition, extent } => {
                     if self.observer.bus_holds(partition, &extent) {
                         // If that queue is full, so is the reader with partitions that it leaves.
