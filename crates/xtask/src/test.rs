@@ -13,6 +13,9 @@ use crate::skipped::Notes;
 use crate::steps::Steps;
 use crate::tools;
 
+/// How many clusters are tested at once at least: they mostly wait.
+const CLUSTERS_AT_ONCE: usize = 3;
+
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let mut steps = Steps::default();
     let mut found = None;
@@ -48,6 +51,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let test = |targets: &[&str]| workspace("test", &features, &[&["--no-fail-fast"], targets].concat());
     let (clusters, others) = lanes(&metadata()?, &features);
     let mut clusters = test(&named(&clusters));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    clusters.env("RUST_TEST_THREADS", cores.max(CLUSTERS_AT_ONCE).to_string());
     let mut others = test(&[&["--lib", "--bins"], &named(&others)[..]].concat());
     steps.together(&mut [("clusters", &mut clusters), ("tests", &mut others)]);
     steps.command("examples", &mut test(&["--doc"]));
