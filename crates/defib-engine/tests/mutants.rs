@@ -21,6 +21,8 @@ mod machines;
 mod operate;
 #[path = "scenarios/play.rs"]
 mod play;
+#[path = "scenarios/replica.rs"]
+mod replica;
 #[path = "scenarios/show.rs"]
 mod show;
 #[path = "scenarios/world.rs"]
@@ -33,11 +35,15 @@ use play::play;
 
 /// What is made, and the scenario that reads otherwise then.
 const CAUGHT: &[(Mutant, &str)] = &[
+    (Mutant::BelieveOldReports, "operators_word_then_return_needs_a_new_report"),
     (Mutant::DeafIsHeard, "deaf_host_is_fenced_when_its_lease_is_over"),
     (Mutant::DeafThoughLeased, "host_deaf_to_one_replica_keeps_its_lease"),
+    (Mutant::DeafWithoutPromise, "deaf_host_that_hears_again_is_left_alone"),
+    (Mutant::BelieveAnyMachine, "clone_on_another_machine_has_to_wait"),
     (Mutant::PlaceOnUnreached, "host_without_a_session_gets_vms_only_if_no_other_fits"),
     (Mutant::LeadOutOfTouch, "leader_without_sessions_hands_the_lead_over"),
     (Mutant::BusForEver, "bus_heard_host_is_fenced_when_its_lease_is_over"),
+    (Mutant::ProbeForEver, "probes_hold_no_vote_back_when_the_lease_is_over"),
 ];
 
 fn text(scenario: &str) -> String {

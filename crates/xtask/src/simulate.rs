@@ -1,9 +1,10 @@
-//! `cargo xtask simulate`: the seeds that once failed, the model checker, and a range of seeds that nobody has seen.
-//! The range is printed with each step, so that whoever sees it fail can run it again.
+//! `cargo xtask simulate`: scenarios with mistakes made on purpose, the seeds that once failed, the model checker, and
+//! a range of seeds that nobody has seen. The range is printed with each step, so that whoever sees it fail can run it
+//! again.
 
 use std::process::{Command, ExitCode};
 
-use crate::cargo::{root, target_directory};
+use crate::cargo::{cargo, root, target_directory};
 use crate::selection::released;
 use crate::steps::Steps;
 use crate::tools;
@@ -37,6 +38,8 @@ pub(crate) fn run(seeds: u64, from: Option<u64>) -> anyhow::Result<ExitCode> {
         command.current_dir(root()).args(arguments);
         command
     };
+    let mistakes = ["test", "--quiet", "-p", "defib-engine", "--features", "mutants", "--test", "mutants"];
+    steps.command("mistakes", &mut cargo(&mistakes));
     steps.command("pinned", &mut program("defib-sim", &["pinned"]));
     steps.command("model", &mut program("defib-model-check", &["--bounds", "quick"]));
     let first = from.unwrap_or_else(of_this_commit);
