@@ -44,20 +44,18 @@ mod producer {
 
     use anyhow::Context as _;
     use crossbeam_channel::{Receiver, bounded};
-    use defib_kafka::Access;
+    use defib_kafka::{Access, Reporting};
     use rdkafka::{
-        ClientContext,
-        config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
+        config::FromClientConfigAndContext as _,
         error::KafkaError,
-        message::DeliveryResult,
-        producer::{BaseRecord, ProducerContext, ThreadedProducer},
+        producer::{BaseRecord, ThreadedProducer},
     };
 
     use super::{Bus, Heartbeat, HostId, Instant};
     use crate::config::BusConfig;
 
-    /// How often the password is read again while beats are not taken, in microseconds: as beats count.
-    const RENEW_EVERY: u64 = 3_000_000;
+    /// Whether a beat was not taken since somebody looked.
+    type Refused = Arc<AtomicBool>;
 
     /// Starts a client of the brokers, which need not be there yet.
     pub(crate) fn start(config: &BusConfig, host: HostId) -> anyhow::Result<Bus> {
@@ -74,7 +72,7 @@ mod producer {
         access: &Access,
         host: &HostId,
         refused: &Refused,
-    ) -> Result<ThreadedProducer<Refused>, KafkaError> {
+    ) -> Result<ThreadedProducer<Reporting>, KafkaError> {
         let mut settings = access.settings();
         settings
             .set("client.id", host.as_str())
@@ -85,31 +83,13 @@ mod producer {
             .set("message.timeout.ms", "1000")
             .set("queue.buffering.max.messages", "64")
             .set("partitioner", "murmur2_random");
-        ThreadedProducer::from_config_and_context(&settings, refused.clone())
-    }
-
-    /// Whether a beat was not taken since somebody looked.
-    #[derive(Clone, Default)]
-    struct Refused(Arc<AtomicBool>);
-
-    impl ClientContext for Refused {
-        fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-            tracing::debug!(facility, message, "librdkafka");
-        }
-
-        fn error(&self, error: KafkaError, reason: &str) {
-            tracing::debug!(%error, reason, "librdkafka");
-        }
-    }
-
-    impl ProducerContext for Refused {
-        type DeliveryOpaque = ();
-
-        fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-            if result.is_err() {
-                self.0.store(true, Ordering::Relaxed);
+        let refused = Arc::clone(refused);
+        let context = Reporting::to(move |is_taken| {
+            if !is_taken {
+                refused.store(true, Ordering::Relaxed);
             }
-        }
+        });
+        ThreadedProducer::from_config_and_context(&settings, context)
     }
 
     struct Writer {
@@ -117,29 +97,26 @@ mod producer {
         topic: String,
         access: Access,
         refused: Refused,
-        producer: ThreadedProducer<Refused>,
+        producer: ThreadedProducer<Reporting>,
     }
 
     impl Writer {
         fn run(mut self, left: &Receiver<Heartbeat>) {
-            let mut renewal_tried = 0;
             for beat in left {
                 let key = beat.host.to_string();
                 // One that is not taken is one that is lost, as on the network.
                 let _ =
                     self.producer.send(BaseRecord::to(&self.topic).key(&key).payload(&beat.to_protobuf()));
-                if beat.sequence.saturating_sub(renewal_tried) >= RENEW_EVERY
-                    && self.refused.0.swap(false, Ordering::Relaxed)
-                {
-                    renewal_tried = beat.sequence;
-                    self.renew();
+                if self.refused.swap(false, Ordering::Relaxed) {
+                    // A beat's number is the clock of the boot, in microseconds.
+                    self.renew(Instant(beat.sequence.saturating_mul(1000)));
                 }
             }
         }
 
         /// Brokers that restarted ask for the password of now.
-        fn renew(&mut self) {
-            match self.access.renew() {
+        fn renew(&mut self, now: Instant) {
+            match self.access.renew(now) {
                 Ok(false) => {}
                 Ok(true) => match client(&self.access, &self.host, &self.refused) {
                     Ok(producer) => {

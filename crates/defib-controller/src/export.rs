@@ -169,8 +169,11 @@ impl Source for FromCore {
             let more = more.await.ok()?;
             // What was given up meanwhile is found with the next batch, which begins behind it.
             let gap = !read.is_empty() && more.first().is_some_and(|(_, event)| event.seq != after.next());
-            let is_all = gap || more.len() < wanted;
-            read.extend(if gap { Vec::new() } else { more });
+            if gap {
+                return Some(read);
+            }
+            let is_all = more.len() < wanted;
+            read.extend(more);
             if is_all || read.len() >= limit {
                 return Some(read);
             }

@@ -5,6 +5,7 @@ use rdkafka::{
     message::DeliveryResult, producer::ProducerContext,
 };
 
+use defib_model::{Instant, Millis};
 use defib_process::{SecretError, secret};
 
 use crate::Brokers;
@@ -48,7 +49,12 @@ pub fn reach(to: &Brokers) -> Result<ClientConfig, SecretError> {
 pub struct Access {
     to: Brokers,
     settings: ClientConfig,
+    /// When the password was read again last.
+    renewed: Option<Instant>,
 }
+
+/// How often a password is read again while brokers give no answer.
+const RENEW_EVERY: Millis = Millis(3000);
 
 impl Access {
     /// Reads the password.
@@ -56,7 +62,7 @@ impl Access {
     /// # Errors
     /// When the password can't be read.
     pub fn new(to: &Brokers) -> Result<Self, SecretError> {
-        Ok(Self { to: to.clone(), settings: reach(to)? })
+        Ok(Self { to: to.clone(), settings: reach(to)?, renewed: None })
     }
 
     /// What a client of now must be told, beside what is its own.
@@ -65,11 +71,16 @@ impl Access {
         self.settings.clone()
     }
 
-    /// Reads the password again; whether it is another one, so that clients must be made anew.
+    /// Reads the password again, unless it did so within the last 3 s: for whoever gets no answer from brokers. Whether
+    /// it is another one, so that clients must be made anew.
     ///
     /// # Errors
     /// When the password can't be read. The former one counts on.
-    pub fn renew(&mut self) -> Result<bool, SecretError> {
+    pub fn renew(&mut self, now: Instant) -> Result<bool, SecretError> {
+        if self.renewed.is_some_and(|at| now.since(at) < RENEW_EVERY) {
+            return Ok(false);
+        }
+        self.renewed = Some(now);
         let settings = reach(&self.to)?;
         let changed = settings.get(PASSWORD) != self.settings.get(PASSWORD);
         self.settings = settings;
@@ -99,10 +110,39 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-impl ProducerContext for Quiet {
+/// As [`Quiet`], for a producer: says of each record whether brokers took it. What it calls must not wait.
+pub struct Reporting(Box<dyn Fn(bool) + Send + Sync>);
+
+impl Reporting {
+    /// Calls `report`.
+    #[must_use]
+    pub fn to(report: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Self(Box::new(report))
+    }
+}
+
+impl std::fmt::Debug for Reporting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporting").finish_non_exhaustive()
+    }
+}
+
+impl ClientContext for Reporting {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Quiet.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reporting {
     type DeliveryOpaque = ();
 
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        self.0(result.is_ok());
+    }
 }
 
 #[cfg(test)]
@@ -121,11 +161,13 @@ mod tests {
         let brokers = vec!["127.0.0.1:1".into()];
         let mut access =
             Access::new(&Brokers { brokers, tls: None, insecure: false, sasl: Some(sasl) }).unwrap();
-        assert!(!access.renew().unwrap());
+        let at = Instant::from_millis;
+        assert!(!access.renew(at(1000)).unwrap());
         std::fs::write(&file, "two\n").unwrap();
-        assert!(access.renew().unwrap() && !access.renew().unwrap());
+        assert!(!access.renew(at(3999)).unwrap(), "it is not read all the time");
+        assert!(access.renew(at(4000)).unwrap() && !access.renew(at(8000)).unwrap());
         std::fs::remove_file(&file).unwrap();
-        access.renew().unwrap_err();
+        access.renew(at(12_000)).unwrap_err();
         assert_eq!(access.settings().get(PASSWORD), Some("two"));
         assert!(!format!("{access:?}").contains("two"));
     }

@@ -5,7 +5,7 @@
 mod client;
 
 #[cfg(feature = "client")]
-pub use client::{Access, Quiet, reach};
+pub use client::{Access, Quiet, Reporting, reach};
 use defib_model::{
     address::{check_secure, exposed},
     export::{KafkaSasl, SinkTls, check_brokers},

@@ -2,7 +2,7 @@
 //! they are looked for.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt::Write as _,
     fs,
     net::SocketAddr,
@@ -99,9 +99,7 @@ impl Broker {
                 words.push(format!("{mechanism}=[name={},password={}]", one.user, one.password).into());
             }
         }
-        let formatted =
-            Command::new("java").args(java(jars)).args(&words).output().context("java can't be started")?;
-        ensure!(formatted.status.success(), "no storage: {}", String::from_utf8_lossy(&formatted.stderr));
+        administer(jars, &words).context("no storage")?;
         let mut arguments = java(jars);
         arguments.extend(["kafka.Kafka".into(), file.into()]);
         let program = Program {
@@ -140,18 +138,10 @@ impl Broker {
     /// # Errors
     /// When the broker does not take it.
     pub fn set_password(&self, jars: &Path, user: &str, password: &str) -> anyhow::Result<()> {
-        let scram = format!("SCRAM-SHA-512=[password={password}]");
-        let words = ["--alter", "--entity-type", "users", "--entity-name", user, "--add-config", &scram];
-        let admin = ["kafka.admin.ConfigCommand", "--bootstrap-server"];
-        let done = Command::new("java")
-            .args(java(jars))
-            .args(admin)
-            .arg(self.address())
-            .args(words)
-            .output()
-            .context("java can't be started")?;
-        ensure!(done.status.success(), "no other password: {}", String::from_utf8_lossy(&done.stdout));
-        Ok(())
+        let (address, scram) = (self.address(), format!("SCRAM-SHA-512=[password={password}]"));
+        let whose = ["--alter", "--entity-type", "users", "--entity-name", user, "--add-config", &scram];
+        let words = [&["kafka.admin.ConfigCommand", "--bootstrap-server", &address][..], &whose].concat();
+        administer(jars, &words).context("no other password")
     }
 
     /// `kill -9`.
@@ -195,6 +185,14 @@ impl Drop for Broker {
         self.process = None;
         ports::release(self.taken.drain(..));
     }
+}
+
+/// Runs a tool of Kafka's to its end.
+fn administer(jars: &Path, words: &[impl AsRef<OsStr>]) -> anyhow::Result<()> {
+    let done = Command::new("java").args(java(jars)).args(words).output().context("java can't be started")?;
+    let told = [done.stdout, done.stderr].concat();
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&told));
+    Ok(())
 }
 
 /// Small and quick to start: it is no server that has to be fast for days.

@@ -184,7 +184,7 @@ impl Watched {
 
     /// Whether a beat of a boot that was not let in is new, as [`Self::accepts`] judges those that count.
     pub(super) fn is_news_of_another_boot(&mut self, beat: &Beat) -> bool {
-        if self.view.over.contains(&Some(beat.boot)) {
+        if self.view.is_over(beat.boot) {
             return false;
         }
         let path = usize::from(beat.path);
@@ -212,7 +212,7 @@ impl Watched {
     pub(super) fn accepts(&mut self, beat: &Beat) -> bool {
         match self.boot {
             Some(boot) if boot == beat.boot => {}
-            Some(_) if self.view.over.contains(&Some(beat.boot)) && !mutated!(HearFormerBoots) => {
+            Some(_) if self.view.is_over(beat.boot) && !mutated!(HearFormerBoots) => {
                 return false;
             }
             Some(boot) => {

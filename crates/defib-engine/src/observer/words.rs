@@ -135,6 +135,14 @@ pub struct HostView {
     pub sign_recorded: bool,
 }
 
+impl HostView {
+    /// Whether a boot was in use and is over.
+    #[must_use]
+    pub fn is_over(&self, boot: BootId) -> bool {
+        self.over.contains(&Some(boot))
+    }
+}
+
 /// What an observer wants: in the log, or of its own replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proposal {

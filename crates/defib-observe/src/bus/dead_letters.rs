@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use defib_kafka::Reporting;
 use rdkafka::{
-    ClientConfig, ClientContext,
-    config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
-    error::KafkaError,
-    message::{BorrowedHeaders, BorrowedMessage, DeliveryResult, Header, Message as _, OwnedHeaders},
-    producer::{BaseRecord, ProducerContext, ThreadedProducer},
+    ClientConfig,
+    config::FromClientConfigAndContext as _,
+    message::{BorrowedHeaders, BorrowedMessage, Header, Message as _, OwnedHeaders},
+    producer::{BaseRecord, ThreadedProducer},
 };
 
 use super::{BusCounters, BusError};
@@ -15,57 +15,35 @@ use super::{BusCounters, BusError};
 /// How many may wait for a broker. A flood of poison must not fill the memory: what does not fit is counted as lost.
 const WAITING_MAX: &str = "1000";
 
-#[derive(Debug, Clone)]
-struct Counting(Arc<BusCounters>);
-
-impl ClientContext for Counting {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, message, "librdkafka");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka");
-    }
-}
-
-impl ProducerContext for Counting {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let counter = if result.is_ok() { &self.0.dead_letters_written } else { &self.0.dead_letters_lost };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 pub(super) struct DeadLetters {
     topic: String,
     replica: String,
-    producer: ThreadedProducer<Counting>,
+    producer: ThreadedProducer<Reporting>,
     counters: Arc<BusCounters>,
 }
 
 impl DeadLetters {
     pub(super) fn open(
-        mut access: ClientConfig,
+        access: ClientConfig,
         topic: String,
         replica: String,
         counters: Arc<BusCounters>,
     ) -> Result<Self, BusError> {
-        let producer = Self::client(&mut access, &replica, &counters)?;
+        let producer = Self::client(access, &replica, &counters)?;
         Ok(Self { topic, replica, producer, counters })
     }
 
     /// Goes on with another password. What waits for a broker is counted as lost.
-    pub(super) fn renew(&mut self, mut access: ClientConfig) -> Result<(), BusError> {
-        self.producer = Self::client(&mut access, &self.replica, &self.counters)?;
+    pub(super) fn renew(&mut self, access: ClientConfig) -> Result<(), BusError> {
+        self.producer = Self::client(access, &self.replica, &self.counters)?;
         Ok(())
     }
 
     fn client(
-        access: &mut ClientConfig,
+        mut access: ClientConfig,
         replica: &str,
         counters: &Arc<BusCounters>,
-    ) -> Result<ThreadedProducer<Counting>, BusError> {
+    ) -> Result<ThreadedProducer<Reporting>, BusError> {
         access
             .set("client.id", replica)
             .set("acks", "all")
@@ -74,8 +52,12 @@ impl DeadLetters {
             // What a broker took once it may take again; ours is not the word that refuses it.
             .set("message.max.bytes", "16777216")
             .set("queue.buffering.max.messages", WAITING_MAX);
-        let context = Counting(Arc::clone(counters));
-        Ok(ThreadedProducer::from_config_and_context(access, context)?)
+        let counters = Arc::clone(counters);
+        let context = Reporting::to(move |is_taken| {
+            let counter = if is_taken { &counters.dead_letters_written } else { &counters.dead_letters_lost };
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        Ok(ThreadedProducer::from_config_and_context(&access, context)?)
     }
 
     pub(super) fn write(&self, record: &BorrowedMessage<'_>, why: &str) {

@@ -14,7 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use defib_engine::observer::{BusBeat, Extent, Partition, Place};
 use defib_kafka::{Access, Quiet};
-use defib_model::{HostId, Instant, Millis};
+use defib_model::HostId;
 use defib_wire::bus::{BmcEvent, BmcSaid, Heartbeat};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
@@ -39,8 +39,6 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long a broker may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// How often the password is read again while brokers give no answer.
-const RENEW_EVERY: Millis = Millis(3000);
 /// How many rounds of asking pass before is looked for new partitions.
 const ROUNDS: u32 = 50;
 
@@ -133,7 +131,6 @@ pub fn start(
     let asker = Asker {
         client: Client::new(replica, access.settings())?,
         access,
-        renewal_tried: clock.now(),
         renew,
         topics,
         clock,
@@ -198,8 +195,6 @@ impl Client {
 struct Asker {
     client: Client,
     access: Access,
-    /// When the password was read last.
-    renewal_tried: Instant,
     renew: Sender<ClientConfig>,
     topics: Vec<(u8, String)>,
     clock: Clock,
@@ -238,11 +233,7 @@ impl Asker {
 
     /// Brokers that restarted ask for the password of now. Why that can't be read, if so.
     fn renew_access(&mut self) -> Option<String> {
-        if self.clock.now().since(self.renewal_tried) < RENEW_EVERY {
-            return None;
-        }
-        self.renewal_tried = self.clock.now();
-        match self.access.renew() {
+        match self.access.renew(self.clock.now()) {
             Ok(false) => None,
             Ok(true) => {
                 tracing::info!("the message bus is asked with another password");
